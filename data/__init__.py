@@ -1,0 +1,1 @@
+"""Annotations, images, augmentation and batches. Imports neither `models` nor `engine`."""

@@ -1,0 +1,55 @@
+"""Category ids of the data set <-> contiguous labels of the network <-> names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """Label k stands for the k-th smallest category id. Stored in every checkpoint.
+
+    COCO's own 80 ids give the official label order by the same rule.
+    """
+
+    category_ids: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.category_ids) != len(self.names):
+            raise ValueError("category_ids and names differ in length")
+        if list(self.category_ids) != sorted(set(self.category_ids)):
+            raise ValueError("category_ids must be unique and ascending")
+
+    @classmethod
+    def from_categories(cls, categories: Sequence[Mapping[str, Any]]) -> ClassMap:
+        """From the `categories` list of a COCO file; ids may start anywhere, have gaps, be in any order."""
+        ordered = sorted(categories, key=lambda category: int(category["id"]))
+        return cls(tuple(int(c["id"]) for c in ordered), tuple(str(c["name"]) for c in ordered))
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> ClassMap:
+        """Inverse of `to_dict`."""
+        return cls(tuple(int(i) for i in state["category_ids"]), tuple(str(n) for n in state["names"]))
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Plain lists, for checkpoints and JSON."""
+        return {"category_ids": list(self.category_ids), "names": list(self.names)}
+
+    def __len__(self) -> int:
+        return len(self.category_ids)
+
+    @property
+    def label_of(self) -> dict[int, int]:
+        """Category id -> label."""
+        return {category_id: label for label, category_id in enumerate(self.category_ids)}
+
+    @property
+    def ids(self) -> Tensor:
+        """int64 [C], label -> category id, for vectorised look-ups."""
+        return torch.tensor(self.category_ids, dtype=torch.int64)

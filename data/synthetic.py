@@ -1,0 +1,357 @@
+"""The embedded default data set: surface-defect images drawn from a `SyntheticConfig`, written once.
+
+Boxes are exact: a defect is laid over a clean surface, and its box encloses the pixels that visibly changed.
+Legend: N image side in pixels, S patch side in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from data.errors import UserError
+from data.synthetic_config import DefectName, SyntheticConfig
+from data.synthetic_draw import DEFECTS, Array, clean_surface
+
+logger = logging.getLogger(__name__)
+
+CLASS_NAMES = ("PERFORACIONES", "RAYONES", "ROTURA", "DEFORMACIONES", "CONTAMINACION", "NORMAL")
+"""Category id k + 1 stands for CLASS_NAMES[k]. NORMAL is a category without boxes."""
+GENERATOR_VERSION = 1
+"""Raise it with every change that alters a pixel: older folders are then refused instead of mixed."""
+MARKER_NAME = "synthetic.json"
+
+_SPLITS = ("train", "val", "test")
+_ATTEMPTS = 20
+_GAP_PX = 2
+
+Key = TypeVar("Key", bound=str)
+
+
+@dataclass(frozen=True)
+class DrawnDefect:
+    """One defect as it was drawn."""
+
+    name: DefectName
+    box_xyxy: tuple[int, int, int, int]
+    """Pixels; the right and bottom edges are exclusive."""
+    contrast: float
+    """Measured as `SyntheticConfig.contrast_range` has it."""
+    mask: npt.NDArray[np.bool_]
+    """[N, N], the visibly changed pixels."""
+
+
+@dataclass(frozen=True)
+class DrawnImage:
+    """One generated image with all that is known about it."""
+
+    image: npt.NDArray[np.uint8]
+    """[N, N, 3] RGB, after blur and noise."""
+    texture: str
+    defects: tuple[DrawnDefect, ...]
+
+
+def _pick(rng: np.random.Generator, weights: Mapping[Key, float]) -> Key:
+    names = sorted(weights)
+    values = np.array([weights[name] for name in names])
+    return names[int(rng.choice(len(names), p=values / values.sum()))]
+
+
+def _pick_count(rng: np.random.Generator, weights: tuple[float, ...]) -> int:
+    values = np.array(weights)
+    return 1 + int(rng.choice(len(values), p=values / values.sum()))
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+def _draw_size_px(rng: np.random.Generator, config: SyntheticConfig) -> float:
+    low, high = (math.log(bound) for bound in config.size_range)
+    size = math.exp(rng.triangular(low, math.log(config.size_mode), high)) if low < high else math.exp(low)
+    return size * config.image_size
+
+
+def _crop(image: Array, left: int, top: int, side: int) -> Array:
+    """A [side, side, 3] patch; beyond the border the edge pixels are repeated."""
+    rows = np.clip(np.arange(top, top + side), 0, image.shape[0] - 1)
+    columns = np.clip(np.arange(left, left + side), 0, image.shape[1] - 1)
+    return image[rows[:, None], columns[None, :]]
+
+
+def _paste(image: Array, patch: Array, left: int, top: int) -> None:
+    """Writes the part of a patch that lies inside the image, in place."""
+    side, size = image.shape[0], patch.shape[0]
+    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + size, side), min(top + size, side)
+    image[y0:y1, x0:x1] = patch[y0 - top : y1 - top, x0 - left : x1 - left]
+
+
+def _apart(box: tuple[int, int, int, int], others: list[DrawnDefect]) -> bool:
+    left, top, right, bottom = box
+    return all(
+        right + _GAP_PX <= other.box_xyxy[0]
+        or other.box_xyxy[2] + _GAP_PX <= left
+        or bottom + _GAP_PX <= other.box_xyxy[1]
+        or other.box_xyxy[3] + _GAP_PX <= top
+        for other in others
+    )
+
+
+def _at_contrast(surface: Array, drawn: Array, contrast: float) -> Array:
+    """Strengthens or weakens a drawn defect so that its strong pixels change by `contrast` of full scale."""
+    change = drawn - surface
+    strength = np.abs(change).max(-1)
+    strong = strength[strength > 0.2 * strength.max()]
+    factor = 255 * contrast / max(float(np.percentile(strong, 95)), 1.0) if strong.size else 0.0
+    return np.clip(surface + change * factor, 0, 255)
+
+
+def _box_of(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Box around the True pixels, right and bottom exclusive."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _add_defect(
+    rng: np.random.Generator,
+    image: Array,
+    name: DefectName,
+    size_px: float,
+    defects: list[DrawnDefect],
+    light_xy: Array,
+    config: SyntheticConfig,
+) -> DrawnDefect | None:
+    """Draws one defect of about `size_px` into `image` (in place), clear of `defects`; None if nothing fitted."""
+    side = config.image_size
+    contrast = _log_uniform(rng, *config.contrast_range)
+    drawn_size, drawn_contrast = size_px, contrast
+    for _ in range(_ATTEMPTS):
+        margin = 0.35 * size_px + 1
+        centre_xy = rng.uniform(margin, side - margin, 2)
+        patch_side = 2 * math.ceil(0.6 * drawn_size + 3)
+        left, top = (int(value) for value in np.round(centre_xy - patch_side / 2))
+        surface = _crop(image, left, top, patch_side)
+        drawn = DEFECTS[name](rng, surface, drawn_size, light_xy, side / 160)
+        drawn = _at_contrast(surface, drawn, drawn_contrast)
+        change = np.abs(drawn - surface).max(-1)
+        mask = change > max(config.visible_levels, 255 * contrast * config.visible_share)
+        if not mask.any():
+            continue
+        x0, y0, x1, y1 = _box_of(mask)
+        box = (left + x0, top + y0, left + x1, top + y1)
+        longer, shorter = max(x1 - x0, y1 - y0), min(x1 - x0, y1 - y0)
+        measured = float(np.percentile(change[mask], 95)) / 255
+        if (
+            config.size_range[0] * side <= longer <= config.size_range[1] * side
+            and shorter >= config.min_box_side * side
+            and config.contrast_range[0] <= measured <= config.contrast_range[1]
+            and min(box) >= 1
+            and max(box) <= side - 1
+            and _apart(box, defects)
+        ):
+            full_mask = np.zeros((side, side), np.bool_)
+            full_mask[box[1] : box[3], box[0] : box[2]] = mask[y0:y1, x0:x1]
+            _paste(image, drawn, left, top)
+            return DrawnDefect(name, box, measured, full_mask)
+        # The next attempt makes up for what thresholds and clipping took away.
+        drawn_size = float(np.clip(drawn_size * size_px / longer, 0.8 * size_px, 1.5 * size_px))
+        drawn_contrast = float(np.clip(drawn_contrast * contrast / measured, 0.7 * contrast, 1.5 * contrast))
+    return None
+
+
+def _add_defects(
+    rng: np.random.Generator, image: Array, light_xy: Array, config: SyntheticConfig
+) -> list[DrawnDefect]:
+    """Draws at least one defect into `image` (in place)."""
+    defects: list[DrawnDefect] = []
+    # Large ones first: they would find no place later.
+    count = _pick_count(rng, config.objects_per_image)
+    for size_px in sorted((_draw_size_px(rng, config) for _ in range(count)), reverse=True):
+        name = _pick(rng, config.class_weights)
+        defect = _add_defect(rng, image, name, size_px, defects, light_xy, config)
+        if defect is not None:
+            defects.append(defect)
+    for _ in range(_ATTEMPTS):
+        if defects:
+            return defects
+        name, size_px = _pick(rng, config.class_weights), _draw_size_px(rng, config)
+        defect = _add_defect(rng, image, name, size_px, defects, light_xy, config)
+        if defect is not None:
+            defects.append(defect)
+    raise UserError(
+        "synthetic: no defect could be drawn that meets size_range, min_box_side and contrast_range on this "
+        f"surface. Found size_range {list(config.size_range)}, contrast_range {list(config.contrast_range)}; "
+        "widen them."
+    )
+
+
+def draw_image(config: SyntheticConfig, split: str, index: int, *, normal: bool) -> DrawnImage:
+    """Draws image `index` of a split, the same for the same (config, split, index, normal)."""
+    rng = np.random.default_rng([config.seed, _SPLITS.index(split), index])
+    side = config.image_size
+    texture = _pick(rng, config.texture_weights)
+    azimuth = rng.uniform(0, 2 * np.pi)
+    light_xy = np.array([math.cos(azimuth), math.sin(azimuth)], np.float32)
+    image = clean_surface(rng, texture, side, light_xy, rng.uniform(*config.light_range))
+    defects = [] if normal else _add_defects(rng, image, light_xy, config)
+    sigma_px = rng.uniform(*config.blur_sigma_px)
+    if sigma_px > 0.2:
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), sigma_px), dtype=np.float32)
+    noise = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(*config.noise_levels)
+    pixels = np.clip(np.round(image + noise), 0, 255).astype(np.uint8)
+    return DrawnImage(pixels, texture, tuple(defects))
+
+
+def _normal_indices(config: SyntheticConfig, split: str, count: int) -> set[int]:
+    """Which images of a split are defect-free: an exact share, spread at random."""
+    rng = np.random.default_rng([config.seed, _SPLITS.index(split)])
+    return set(rng.permutation(count)[: round(config.normal_fraction * count)].tolist())
+
+
+def _write_split(config: SyntheticConfig, split: str, count: int, root: Path) -> None:
+    """Writes images/<split>/ and annotations/instances_<split>.json under `root`."""
+    folder = root / "images" / split
+    folder.mkdir(parents=True)
+    normal = _normal_indices(config, split, count)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    side = config.image_size
+    for index in tqdm(range(count), desc=f"drawing {split}", unit="image", leave=False, disable=None):
+        drawn = draw_image(config, split, index, normal=index in normal)
+        rng = np.random.default_rng([config.seed, _SPLITS.index(split), index, 1])
+        quality = int(rng.integers(config.jpeg_quality[0], config.jpeg_quality[1] + 1))
+        ok, jpeg = cv2.imencode(".jpg", drawn.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+        if not ok:
+            raise RuntimeError(f"OpenCV could not encode image {index} as JPEG")
+        file_name = f"{split}_{index:05d}.jpg"
+        (folder / file_name).write_bytes(jpeg.tobytes())
+        images.append(
+            {"id": index + 1, "file_name": file_name, "width": side, "height": side, "texture": drawn.texture}
+        )
+        for defect in drawn.defects:
+            left, top, right, bottom = defect.box_xyxy
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": CLASS_NAMES.index(defect.name) + 1,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": (right - left) * (bottom - top),
+                    "iscrowd": 0,
+                    "contrast": round(defect.contrast, 3),
+                }
+            )
+    categories = [
+        {"id": k + 1, "name": name, "supercategory": "surface"} for k, name in enumerate(CLASS_NAMES)
+    ]
+    info = {
+        "description": f"generated surface defects, seed {config.seed}",
+        "version": str(GENERATOR_VERSION),
+    }
+    coco = {"info": info, "images": images, "annotations": annotations, "categories": categories}
+    path = root / "annotations" / f"instances_{split}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(coco, indent=1) + "\n", encoding="utf-8", newline="\n")
+
+
+def config_hash(config: SyntheticConfig) -> str:
+    """Identifies the pictures: everything but where they lie, and the generator's version."""
+    content = {"version": GENERATOR_VERSION, **config.model_dump(mode="json", exclude={"root"})}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _split_counts(config: SyntheticConfig) -> dict[str, int]:
+    counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
+    return {split: count for split, count in counts.items() if count}
+
+
+def _check_existing(config: SyntheticConfig) -> None:
+    """Raises UserError unless `config.root` holds exactly this data set."""
+    remedy = (
+        f"Delete the folder {config.root} if you don't need it, or choose another synthetic.root "
+        "(and the loaders' img_folder and ann_file with it)."
+    )
+    marker = config.root / MARKER_NAME
+    if not config.root.is_dir():
+        raise UserError(
+            f"{config.root}: expected a folder for the generated data set, found a file. {remedy}"
+        )
+    if not marker.is_file():
+        raise UserError(
+            f"{config.root}: the folder exists and holds no generated data set ({MARKER_NAME} is missing); "
+            f"nothing was written. {remedy}"
+        )
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))["hash"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{marker}: not readable ({error}). {remedy}") from error
+    if found != config_hash(config):
+        raise UserError(
+            f"{config.root}: holds a data set generated from other settings than the config's section "
+            f"'synthetic' (they are in {MARKER_NAME}). {remedy}"
+        )
+    problems = []
+    for split, count in _split_counts(config).items():
+        folder = config.root / "images" / split
+        present = sum(1 for _ in folder.glob("*.jpg")) if folder.is_dir() else 0
+        if present != count:
+            problems.append(f"{folder}: expected {count} images, found {present}")
+        annotations = config.root / "annotations" / f"instances_{split}.json"
+        if not annotations.is_file():
+            problems.append(f"{annotations}: missing")
+    if problems:
+        raise UserError(f"{config.root}: the generated data set is not complete. {remedy}", problems)
+
+
+def ensure_dataset(config: SyntheticConfig) -> Path:
+    """Makes sure the data set lies under `config.root` and returns that folder.
+
+    Writes it if the folder is absent or empty, reuses it if it was made from the same settings. It is written
+    to a folder beside and renamed at the end, so an interrupted run leaves no half data set under `root`; of
+    several processes doing this at once, one wins and the others use its result.
+
+    Raises:
+        UserError: `root` holds something else (nothing of it is touched), or cannot be written.
+    """
+    root = config.root
+    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+        _check_existing(config)
+        logger.info("Using the generated data set in %s", root)
+        return root
+    logger.info("Drawing %d images into %s", sum(_split_counts(config).values()), root)
+    partial = root.parent / f".{root.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        partial.mkdir(parents=True)
+        for split, count in _split_counts(config).items():
+            _write_split(config, split, count, partial)
+        marker = {"hash": config_hash(config), "version": GENERATOR_VERSION, **config.model_dump(mode="json")}
+        (partial / MARKER_NAME).write_text(
+            json.dumps(marker, indent=1) + "\n", encoding="utf-8", newline="\n"
+        )
+        if root.is_dir() and not any(root.iterdir()):
+            root.rmdir()  # Windows cannot rename onto a folder, not even an empty one.
+        partial.rename(root)
+    except OSError as error:
+        if (root / MARKER_NAME).is_file():
+            _check_existing(config)
+            return root
+        raise UserError(
+            f"{root}: the data set could not be written ({error.strerror or error}). Free some space or "
+            "choose a writable synthetic.root."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root

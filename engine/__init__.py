@@ -1,0 +1,1 @@
+"""Config loading, training, evaluation and everything that needs the whole experiment."""

@@ -1,0 +1,270 @@
+"""Checkpoints on disk: written atomically, read without running any code in them.
+
+A checkpoint is a dict of plain containers, numbers, strings and tensors with at least `model`; ours also hold `ema`,
+`config`, `classes` and the state of the loop (spec 2.4).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data.classes import ClassMap
+from data.errors import UserError
+from engine.config import ExperimentConfig, config_from_dict
+
+log = logging.getLogger(__name__)
+
+_SCALARS = (str, int, float, bool, type(None))
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write `state` to `path` so that a reader finds the old file or the complete new one, never a part.
+
+    Raises:
+        TypeError: `state` holds something that `load_checkpoint` would refuse (names where).
+        UserError: The disk is full or cannot be written; what stood at `path` is still there.
+    """
+    plain = {key: _plain(value, str(key)) for key, value in state.items()}
+    write_atomically(path, lambda file: torch.save(plain, file), what="checkpoint")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy of the containers (tensors are shared), so that what is written is what `weights_only` accepts."""
+    if isinstance(value, Tensor):
+        tensor = value.detach()
+        # torch.save writes whole storages: a slice would drag along the tensor it was cut from.
+        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+    if type(value) in _SCALARS:
+        return value
+    if type(value) in (dict, OrderedDict):
+        for key in value:
+            if type(key) not in (str, int):
+                raise TypeError(f"checkpoint entry {where!r}: key {key!r} is a {type(key).__name__}, not str or int")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, f"{where}[{index}]") for index, item in enumerate(value))
+    raise TypeError(f"checkpoint entry {where!r} is a {type(value).__name__}; only plain values and tensors are stored")
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, what: str) -> None:
+    """Call `write` on a temporary file beside `path`, flush it to the disk, and rename it to `path`.
+
+    Args:
+        path: Target; its folder is created if need be.
+        write: Writes the content.
+        what: What is written, for the message, e.g. "checkpoint".
+
+    Raises:
+        UserError: Any fault of the file system, a full disk above all. The old file survives, the temporary is gone.
+    """
+    # One fixed name: what a killed process left behind is overwritten by the next write instead of piling up.
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        _replace(temporary, path)
+        _fsync_folder(path.parent)
+    except BaseException as error:
+        _remove_quietly(temporary)
+        cause = _os_error(error) if isinstance(error, (OSError, RuntimeError)) else None
+        if cause is None:
+            raise
+        kept = "The file that was there before is untouched." if path.exists() else "No file was written."
+        raise UserError(
+            f"Could not write {what} {path}: {cause.strerror or cause}. {kept} "
+            "Free some space or check the permissions of the folder."
+        ) from error
+
+
+def _os_error(error: BaseException) -> OSError | None:
+    """The OSError behind `error`: torch's zip writer closes its archive after one and then raises on its own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _replace(source: Path, target: Path) -> None:
+    """`os.replace`; Windows refuses while a virus scanner or a reader holds the target, so there it tries again."""
+    for _ in range(20 if os.name == "nt" else 0):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            time.sleep(0.1)
+    os.replace(source, target)
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Make the rename itself durable; Windows cannot open folders and has no need to."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_quietly(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("could not remove the temporary file %s: %s", path, error)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU: ours, an official one, or a safetensors file of bare weights (as `model`).
+
+    Nothing in the file is executed (`weights_only`), and the file is not memory-mapped: Windows could not replace
+    it while it is in use.
+
+    Raises:
+        UserError: The file is missing, damaged, holds more than data, or has no weights under `model` or
+            `ema.module`.
+    """
+    if not path.is_file():
+        raise UserError(_missing_message(path))
+    try:
+        if path.suffix == ".safetensors":
+            return {"model": load_file(path)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"Checkpoint {path}: cannot be read ({error.strerror}); check its permissions.") from error
+    except SafetensorError as error:
+        raise UserError(f"Checkpoint {path}: damaged or not a safetensors file ({error}).") from error
+    except Exception as error:
+        # The unpickler meets arbitrary bytes here and raises a dozen types; all mean that the file is unusable.
+        raise UserError(_unreadable_message(path, error)) from error
+    _require_weights(path, content)
+    return dict(content)
+
+
+def _missing_message(path: Path) -> str:
+    if path.is_dir():
+        found = "it is a folder"
+        folder = path
+    else:
+        found = "no such file"
+        folder = path.parent
+    near = sorted(file.name for file in folder.glob("*.pth")) if folder.is_dir() else []
+    hint = f" {folder} holds: {', '.join(near[:8])}." if near else ""
+    return f"Checkpoint {path}: {found}; expected a .pth file of a training run.{hint}"
+
+
+def _unreadable_message(path: Path, error: Exception) -> str:
+    text = str(error)
+    refused = re.search(r"GLOBAL (\S+)", text)
+    if refused:
+        return (
+            f"Checkpoint {path}: it holds a Python object ({refused[1]}), not only weights. Loading that could run "
+            "foreign code, so nothing was loaded. Ask its author for a file of plain tensors."
+        )
+    # The unpickler's own text is long and advises to switch the protection off.
+    detail = "" if isinstance(error, pickle.UnpicklingError) else f" ({(text.splitlines() or [''])[0][:160]})"
+    return (
+        f"Checkpoint {path}: damaged, cut short or not a checkpoint{detail}. "
+        "Copy or download it again, or use an earlier checkpoint of the run."
+    )
+
+
+def _require_weights(path: Path, content: object) -> None:
+    if not isinstance(content, dict):
+        raise UserError(f"Checkpoint {path}: it holds a {type(content).__name__}; expected a dict with `model`.")
+    ema = content.get("ema")
+    ema_weights = ema.get("module") if isinstance(ema, dict) else None
+    weights = [part for part in (content.get("model"), ema_weights) if part is not None]
+    if not weights:
+        bare = bool(content) and all(isinstance(value, Tensor) for value in content.values())
+        found = (
+            "it holds bare weights. A backbone's weight file belongs into `DINOv3STAs.weights_path` of the config"
+            if bare
+            else f"it holds {', '.join(sorted(map(str, content))[:6]) or 'nothing'}"
+        )
+        raise UserError(f"Checkpoint {path}: no `model` in it; {found}. Expected a checkpoint of a training run.")
+    for part in weights:
+        if not isinstance(part, dict) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in part.items()
+        ):
+            raise UserError(f"Checkpoint {path}: `model` or `ema.module` is not a dict of names to tensors.")
+
+
+def ema_or_model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights to evaluate and to publish: the EMA's where there are any, else the raw ones."""
+    ema = checkpoint.get("ema")
+    if ema and ema.get("module"):
+        return dict(ema["module"])
+    return dict(checkpoint["model"])
+
+
+def checkpoint_config(checkpoint: Mapping[str, Any], path: Path) -> ExperimentConfig:
+    """The config that the checkpoint was trained with.
+
+    Raises:
+        UserError: It holds none (an official file), or one that this version cannot read.
+    """
+    stored = checkpoint.get("config")
+    if not isinstance(stored, dict):
+        raise UserError(f"Checkpoint {path}: no config in it (an official file?); give one with -c CONFIG.")
+    try:
+        return config_from_dict(stored)
+    except UserError as error:
+        raise UserError(f"Checkpoint {path}: its config cannot be used; give one with -c CONFIG. {error}") from error
+
+
+def checkpoint_classes(checkpoint: Mapping[str, Any], path: Path) -> ClassMap | None:
+    """Class names and category ids of the training data; None in an official file, which has none.
+
+    Raises:
+        UserError: They are there but damaged.
+    """
+    stored = checkpoint.get("classes")
+    if stored is None:
+        return None
+    try:
+        return ClassMap.from_dict(stored)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"Checkpoint {path}: its `classes` are damaged ({error}).") from error
+
+
+def require_same_classes(checkpoint: ClassMap | None, data: ClassMap, path: Path) -> None:
+    """The data set's labels must mean what the weights learned: same names in the same order.
+
+    Category ids may differ (another export of the same data): results carry the data set's own.
+
+    Raises:
+        UserError: The names differ.
+    """
+    if checkpoint is None or checkpoint.names == data.names:
+        return
+    raise UserError(
+        f"Checkpoint {path} and the data set disagree on the classes, so its results would carry wrong names. "
+        "Evaluate on data with the classes it was trained on, or train anew (-t starts from these weights).",
+        [f"checkpoint: {len(checkpoint)} classes: {_names(checkpoint)}", f"data set: {len(data)} classes: {_names(data)}"],
+    )
+
+
+def _names(classes: ClassMap) -> str:
+    shown: Sequence[str] = classes.names[:12]
+    return ", ".join(shown) + (", ..." if len(classes) > len(shown) else "")

@@ -1,0 +1,192 @@
+"""What every script at the root shares: exit codes, logging, common arguments, choice of the device."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from data.errors import UserError
+
+log = logging.getLogger(__name__)
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def run_script(main: Callable[[], int | None]) -> int:
+    """Run a script's `main` and turn its outcome into an exit code.
+
+    A `UserError` becomes one message on stderr and exit code 2; Ctrl-C becomes 130; None counts as 0. Anything else
+    is a fault of the program and keeps its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A Windows console may not know a character of a class name; an escape is better than a crash.
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    try:
+        return main() or 0
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")
+        sys.stderr.write(f"error{'' if rank == '0' else f' (process {rank})'}: {error}\n")
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return EXIT_INTERRUPTED
+
+
+class _BarFriendlyHandler(logging.Handler):
+    """Writes to stderr above a running progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def setup_logging(*, is_main: bool = True, level: int = logging.INFO) -> None:
+    """Log to stderr: everything from `level` on in the main process, warnings and worse in the others.
+
+    Only scripts call this. Calling it again replaces the earlier set-up instead of doubling every line.
+    """
+    handler = _BarFriendlyHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if isinstance(old, _BarFriendlyHandler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level if is_main else logging.WARNING)
+
+
+def add_config_argument(parser: argparse.ArgumentParser, *, required: bool, help_text: str) -> None:
+    """`-c/--config FILE`, as `args.config: Path | None`."""
+    parser.add_argument("-c", "--config", type=Path, required=required, metavar="CONFIG", help=help_text)
+
+
+def add_overrides_argument(parser: argparse.ArgumentParser) -> None:
+    """`-u a.b=c d=e`, also given several times, as `args.update: list[str]`."""
+    parser.add_argument(
+        "-u",
+        "--update",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override config values, e.g. -u epoches=10 val_dataloader.total_batch_size=8",
+    )
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """`-d/--device NAME`, as `args.device: str | None`."""
+    parser.add_argument(
+        "-d", "--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)"
+    )
+
+
+def add_amp_argument(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """`--use-amp/--no-use-amp`, as `args.use_amp: bool | None`; None leaves the decision to the config."""
+    parser.add_argument("--use-amp", action=argparse.BooleanOptionalAction, default=None, help=help_text)
+
+
+def resolve_device(name: str | None = None) -> torch.device:
+    """The device to compute on.
+
+    Args:
+        name: `cpu`, `cuda` or `cuda:N`; None or empty takes the first CUDA device, or else the CPU, loudly if there
+            is an NVIDIA card that goes unused.
+
+    Raises:
+        UserError: The name is none of these, or the CUDA device is not there.
+    """
+    if not name:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        unused = unused_card_advice()
+        if unused is not None:
+            log.warning("RUNNING ON THE CPU, many times slower than the GPU of this machine. %s", unused)
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"Device {name!r} is not supported: expected cpu, cuda or cuda:N.")
+    if device.type == "cuda":
+        _require_cuda(name, device.index or 0)
+    return device
+
+
+def _require_cuda(name: str, index: int) -> None:
+    if not torch.cuda.is_available():
+        advice = unused_card_advice() or "No NVIDIA card was found (nvidia-smi lists none); use -d cpu."
+        raise UserError(f"Device {name!r} was asked for, but torch {torch.__version__} cannot use CUDA here. {advice}")
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise UserError(f"Device {name!r} was asked for, but this machine has {count}: cuda:0 to cuda:{count - 1}.")
+
+
+def unused_card_advice() -> str | None:
+    """How to make torch use this machine's NVIDIA card; None where there is no card or torch uses it already."""
+    if torch.cuda.is_available():
+        return None
+    card = _nvidia_card()
+    if card is None:
+        return None
+    if torch.version.cuda is None:
+        return (
+            f"This machine has an NVIDIA card ({card}), but the installed torch {torch.__version__} was built without "
+            "CUDA. Fix: pip uninstall torch torchvision, then install both from pytorch.org's CUDA index with "
+            "pip install torch torchvision --index-url ...; see the selector on pytorch.org for the exact line."
+        )
+    return (
+        f"This machine has an NVIDIA card ({card}), but torch {torch.__version__} (built for CUDA "
+        f"{torch.version.cuda}) cannot use it. Update the NVIDIA driver, or install a torch for an older CUDA (see the "
+        f"selector on pytorch.org); CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')!r}."
+    )
+
+
+def _nvidia_card() -> str | None:
+    """Name of the first NVIDIA card according to its driver's own tool, which Windows installs on PATH too."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    try:
+        answer = subprocess.run(
+            [tool, "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = answer.stdout.strip().splitlines()
+    return lines[0].strip() if answer.returncode == 0 and lines else None
+
+
+def require_output_folder(folder: Path) -> None:
+    """Check before long work that `folder` can be written, without creating anything.
+
+    Raises:
+        UserError: It, or the part of its path that exists, is a file or not writable.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(
+            f"Output folder {folder}: {existing} is a file; rename it or choose another folder with --output-dir."
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            f"Output folder {folder}: {existing} is not writable; check its permissions or choose another folder "
+            "with --output-dir."
+        )
+
+

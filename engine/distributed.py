@@ -1,0 +1,96 @@
+"""torchrun in, one process out: who am I, which device, and sums over processes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data.errors import UserError
+from engine.cli import resolve_device
+
+_TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """This process's place in the run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes files and shows progress."""
+        return self.rank == 0
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over processes, on the device: no host synchronisation."""
+        if self.world_size == 1:
+            return value
+        value = value.clone()
+        dist.all_reduce(value)
+        return value / self.world_size
+
+    def sum_(self, value: Tensor) -> Tensor:
+        """Sum over processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def init_distributed(device: str | None = None) -> Distributed:
+    """Join torchrun's process group if its variables are set, else be the only process.
+
+    A torchrun start that cannot join is fatal: going on alone would turn one run of N processes into N runs.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:1` or None for the best there is. Under torchrun a CUDA process takes the
+            card of its local rank.
+
+    Raises:
+        UserError: Some of torchrun's variables are missing, the group cannot be joined, or CUDA is absent.
+    """
+    present = [name for name in _TORCHRUN_VARIABLES if name in os.environ]
+    if "RANK" not in present and "WORLD_SIZE" not in present:
+        return Distributed(0, 1, 0, resolve_device(device))
+    missing = [name for name in _TORCHRUN_VARIABLES if name not in present]
+    if missing:
+        raise UserError(
+            f"Distributed start: found {', '.join(present)} in the environment but not {', '.join(missing)}. "
+            "Start with `torchrun --nproc_per_node=N train_deimv2.py ...`, or unset these variables."
+        )
+    rank, world_size, local_rank = (int(os.environ[name]) for name in _TORCHRUN_VARIABLES[:3])
+    base = resolve_device(device)
+    place = torch.device("cuda", local_rank) if base.type == "cuda" else base
+    try:
+        if place.type == "cuda":
+            torch.cuda.set_device(place)
+        dist.init_process_group(
+            "nccl" if place.type == "cuda" else "gloo", rank=rank, world_size=world_size, timeout=timedelta(minutes=30)
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"Distributed start: process {rank} of {world_size} could not join the group at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({error}). Check that every node runs the same "
+            "torchrun command with its own --node_rank, that --nproc_per_node is at most the number of GPUs, and that "
+            "the port is open."
+        ) from error
+    return Distributed(rank, world_size, local_rank, place)
+
+
+def cleanup() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,211 @@
+"""What a run tells while it trains: progress bar, log.jsonl, TensorBoard. Only rank 0 has one that speaks."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from data.batch import Batch
+from data.classes import ClassMap
+from engine.evaluate import EvalResult
+from engine.pictures import draw_boxes, grid
+from engine.run_folder import JsonLines
+from models.boxes import cxcywh_to_xyxy
+
+log = logging.getLogger(__name__)
+
+LOG_EVERY_STEPS = 10
+_MAX_PICTURES = 8
+
+
+class Monitor:
+    """Collects losses on the device and reports their mean every `LOG_EVERY_STEPS` steps (one sync each time)."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        classes: ClassMap,
+        total_epochs: int,
+        steps_per_epoch: int,
+        first_step: int,
+        log_every_steps: int,
+        enabled: bool,
+    ) -> None:
+        self.enabled = enabled
+        self._classes = classes
+        self._total_epochs = total_epochs
+        self._steps_per_epoch = steps_per_epoch
+        self._log_every = max(1, min(log_every_steps, LOG_EVERY_STEPS))
+        self._pending: list[tuple[tuple[str, ...], Tensor, Tensor]] = []
+        self._images = 0
+        self._wait_seconds = 0.0
+        self._since = time.perf_counter()
+        self._seconds_per_step = 0.0
+        self._bar: tqdm[Any] | None = None
+        if enabled:
+            self._lines = JsonLines(folder / "log.jsonl", first_step=first_step)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+
+    def start_epoch(self, epoch: int, steps_done: int) -> None:
+        """Open the epoch's progress bar."""
+        self._since = time.perf_counter()
+        if not self.enabled:
+            return
+        self._bar = tqdm(
+            total=self._steps_per_epoch,
+            initial=steps_done,
+            desc=f"epoch {epoch + 1}/{self._total_epochs}",
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        )
+
+    def end_epoch(self, *, epoch: int, step: int) -> None:
+        """Report what is still pending and close the bar."""
+        if self.enabled and self._pending:
+            self._report(epoch, step, {})
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def step(
+        self,
+        *,
+        epoch: int,
+        step: int,
+        losses: Mapping[str, Tensor],
+        grad_norm: Tensor,
+        images: int,
+        wait_seconds: float,
+        learning_rates: Mapping[str, float],
+    ) -> None:
+        """One finished optimiser step; `step` counts from 1, the tensors stay on the device until the report."""
+        if not self.enabled:
+            return
+        self._pending.append((tuple(losses), torch.stack(list(losses.values())), grad_norm.detach()))
+        self._images += images
+        self._wait_seconds += wait_seconds
+        if self._bar is not None:
+            self._bar.update()
+        if step % self._log_every == 0:
+            self._report(epoch, step, learning_rates)
+
+    def _report(self, epoch: int, step: int, learning_rates: Mapping[str, float]) -> None:
+        means = _means(self._pending)
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        self._seconds_per_step = elapsed / len(self._pending)
+        record: dict[str, Any] = {
+            "step": step,
+            "epoch": epoch,
+            "loss": sum(value for key, value in means.items() if key != "grad_norm"),
+            "losses": {key: value for key, value in means.items() if key != "grad_norm"},
+            "grad_norm": means["grad_norm"],
+            "images_per_s": self._images / elapsed,
+            "data_wait_share": min(self._wait_seconds / elapsed, 1.0),
+            "memory_mb": _peak_memory_mb(),
+            "learning_rates": dict(learning_rates),
+        }
+        self._lines.write(record)
+        for key in ("loss", "grad_norm", "images_per_s", "data_wait_share", "memory_mb"):
+            self._board.add_scalar(f"train/{key}", record[key], step)
+        for key, value in record["losses"].items():
+            self._board.add_scalar(f"losses/{key}", value, step)
+        for key, value in learning_rates.items():
+            self._board.add_scalar(f"learning_rate/{key}", value, step)
+        self._show(record, step)
+        self._pending.clear()
+        self._images, self._wait_seconds, self._since = 0, 0.0, time.perf_counter()
+
+    def _show(self, record: Mapping[str, Any], step: int) -> None:
+        if self._bar is None:
+            return
+        left = self._seconds_per_step * (self._total_epochs * self._steps_per_epoch - step)
+        self._bar.set_postfix_str(
+            f"loss {record['loss']:.2f}, {record['images_per_s']:.1f} img/s, {record['memory_mb']:.0f} MB, "
+            f"run ends in {tqdm.format_interval(left)}"
+        )
+
+    def evaluation(self, result: EvalResult, *, epoch: int, step: int, seconds: float) -> None:
+        """AP of one evaluation into the log and TensorBoard."""
+        if not self.enabled:
+            return
+        self._lines.write(
+            {
+                "step": step,
+                "epoch": epoch,
+                "metrics": result.metrics,
+                "per_class": result.per_class,
+                "evaluation_seconds": seconds,
+            }
+        )
+        for key, value in result.metrics.items():
+            if value is not None:
+                self._board.add_scalar(f"val/{key}", value, step)
+        for name, row in result.per_class.items():
+            if row["AP"] is not None:
+                self._board.add_scalar(f"val_per_class/{name}", row["AP"], step)
+        self._since = time.perf_counter()
+
+    def training_images(self, batch: Batch, *, epoch: int, step: int) -> None:
+        """A grid of training images with boxes, as the network sees them."""
+        if not self.enabled:
+            return
+        _, _, height, width = batch.images.shape
+        scale = torch.tensor([width, height, width, height], dtype=torch.float32)
+        pictures = [
+            draw_boxes(
+                image.permute(1, 2, 0).numpy(),
+                (cxcywh_to_xyxy(target["boxes"]) * scale).numpy(),
+                target["labels"].tolist(),
+                self._classes.names,
+            )
+            for image, target in list(zip(batch.images.cpu(), batch.targets, strict=True))[:_MAX_PICTURES]
+        ]
+        self._board.add_image("training_images", grid(pictures), step, dataformats="HWC")
+        log.debug("training images of epoch %d written to TensorBoard", epoch)
+
+    def prediction_images(self, pictures: Sequence[Any], *, step: int) -> None:
+        """Validation predictions beside the ground truth."""
+        if self.enabled and pictures:
+            self._board.add_image("validation_predictions", grid(list(pictures)), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self._bar is not None:
+            self._bar.close()
+        if self.enabled:
+            self._lines.close()
+            self._board.close()
+
+
+def _means(pending: Sequence[tuple[tuple[str, ...], Tensor, Tensor]]) -> dict[str, float]:
+    """Mean of every loss over the pending steps. A key that a step lacks (no boxes, say) counts as 0 there."""
+    flat = torch.cat([torch.cat([values, norm.reshape(1)]) for _, values, norm in pending]).tolist()
+    sums: dict[str, float] = {}
+    position = 0
+    for keys, _, _ in pending:
+        for key in (*keys, "grad_norm"):
+            sums[key] = sums.get(key, 0.0) + flat[position]
+            position += 1
+    return {key: value / len(pending) for key, value in sums.items()}
+
+
+def _peak_memory_mb() -> float:
+    """Peak memory in MB: of the GPU where there is one, else of this process where the platform tells."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource  # POSIX only; Windows reports 0
+    except ImportError:
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

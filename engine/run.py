@@ -1,0 +1,257 @@
+"""One training run: its parts, where it stands, and how it is saved and restored."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.errors import UserError
+from data.loader import DataBundle, EvalLoader, TrainLoader, build_datasets, build_eval_loader, build_train_loader
+from engine.checkpoint import check_classes, load_checkpoint, model_state, save_checkpoint
+from engine.config import ExperimentConfig, config_to_dict, derive_run_length
+from engine.distributed import Distributed
+from engine.ema import ModelEma
+from engine.monitor import Monitor
+from engine.optim import build_optimizer
+from engine.run_folder import prepare_run_folder, write_yaml
+from engine.schedule import FlatCosine
+from engine.selection import Selection
+from models.criterion import DEIMCriterion, build_criterion
+from models.detector import build_detector
+from models.weights import load_backbone_weights, load_for_tuning, load_state_dict_strict
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands; all of it goes into every checkpoint."""
+
+    epoch: int = 0
+    """The epoch in training, 0-based."""
+    batch_in_epoch: int = 0
+    """Micro-batches of that epoch already trained."""
+    step: int = 0
+    """Optimiser steps done."""
+    selection: Selection = Selection()
+    nonfinite_in_a_row: int = 0
+    train_seconds: float = 0.0
+    """Time spent in training steps, evaluation left out."""
+
+
+@dataclass
+class Run:
+    """Everything a run needs; built once by `build_run`."""
+
+    config: ExperimentConfig
+    dist: Distributed
+    folder: Path
+    seed: int
+    data: DataBundle
+    train_loader: TrainLoader
+    val_loader: EvalLoader
+    model: nn.Module
+    """Raw weights."""
+    wrapped: nn.Module
+    """The same model inside DistributedDataParallel where there are several processes."""
+    ema: ModelEma | None
+    criterion: DEIMCriterion
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    amp_dtype: torch.dtype | None
+    schedule: FlatCosine
+    monitor: Monitor
+    position: Position
+
+    @property
+    def judged_model(self) -> nn.Module:
+        """The weights that are evaluated: the EMA's where there is one."""
+        return self.ema.module if self.ema is not None else self.model
+
+
+def build_run(
+    config: ExperimentConfig, dist: Distributed, folder: Path, *, resume: Path | None, tuning: Path | None
+) -> Run:
+    """All parts of a run. Whatever can fail on bad input comes before the first file is written."""
+    seed = config.seed or 0
+    torch.manual_seed(seed)
+    data = build_datasets(config)
+    pin = dist.device.type == "cuda"
+    place = {"rank": dist.rank, "world_size": dist.world_size, "pin_memory": pin}
+    train_loader = build_train_loader(config, data.splits["train"], data.classes, seed=seed, **place)
+    val_loader = build_eval_loader(config, data.splits["val"], data.classes, **place)
+    config, notes = derive_run_length(config, train_loader.steps_per_epoch)
+    for note in (*config.derivation_log, *notes):
+        log.info("derived: %s", note)
+
+    model = build_detector(config)
+    checkpoint = _load_weights(model, config, data, resume=resume, tuning=tuning)
+    model.to(dist.device)
+    if dist.world_size > 1 and dist.device.type == "cuda" and config.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    wrapped = _wrap(model, dist)
+    amp_dtype = choose_amp_dtype(config, dist.device)
+    optimizer = build_optimizer(model, config.optimizer)
+    scaler = torch.amp.GradScaler(dist.device.type, enabled=amp_dtype is torch.float16)
+    ema = (
+        ModelEma(model, decay=config.ema.decay, warmups=config.ema.warmups, start=config.ema.start)
+        if config.use_ema
+        else None
+    )
+    position = Position()
+    if checkpoint is not None:
+        position = _restore(checkpoint, ema, optimizer, scaler, resume)
+
+    if dist.is_main:
+        prepare_run_folder(folder, keep_existing=resume is not None)
+        write_yaml(folder / "config.yaml", config_to_dict(config))
+    dist.barrier()
+    return Run(
+        config=config,
+        dist=dist,
+        folder=folder,
+        seed=seed,
+        data=data,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        model=model,
+        wrapped=wrapped,
+        ema=ema,
+        criterion=build_criterion(config).to(dist.device),
+        optimizer=optimizer,
+        scaler=scaler,
+        amp_dtype=amp_dtype,
+        schedule=FlatCosine(
+            epochs=config.epoches,
+            flat_epoch=config.flat_epoch,
+            no_aug_epoch=config.no_aug_epoch,
+            warmup_steps=config.warmup_iter,
+            steps_per_epoch=train_loader.steps_per_epoch,
+            floor_ratio=config.lr_gamma,
+        ),
+        monitor=Monitor(
+            folder,
+            classes=data.classes,
+            total_epochs=config.epoches,
+            steps_per_epoch=train_loader.steps_per_epoch,
+            first_step=position.step,
+            log_every_steps=config.print_freq,
+            enabled=dist.is_main,
+        ),
+        position=position,
+    )
+
+
+def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
+    """Write a checkpoint of the present state, atomically, on rank 0.
+
+    Args:
+        run: The run.
+        name: File name in the run folder.
+        finished_epoch: The epoch that is complete with this state; None inside or right after an epoch.
+    """
+    if not run.dist.is_main:
+        return
+    position = run.position
+    if finished_epoch is not None:
+        position = replace(position, epoch=finished_epoch + 1, batch_in_epoch=0)
+    state: dict[str, Any] = {
+        "date": datetime.now().isoformat(timespec="seconds"),
+        "last_epoch": position.epoch - 1,
+        "model": run.model.state_dict(),
+        "criterion": {},
+        "postprocessor": {},
+        "optimizer": run.optimizer.state_dict(),
+        "config": config_to_dict(run.config),
+        "classes": run.data.classes.to_dict(),
+        "seed": run.seed,
+        "step": position.step,
+        "batch_in_epoch": position.batch_in_epoch,
+        "selection": position.selection.to_dict(),
+        "nonfinite_in_a_row": position.nonfinite_in_a_row,
+        "train_seconds": position.train_seconds,
+    }
+    if run.ema is not None:
+        state["ema"] = run.ema.state_dict()
+    if run.scaler.is_enabled():
+        state["scaler"] = run.scaler.state_dict()
+    save_checkpoint(run.folder / name, state)
+
+
+def choose_amp_dtype(config: ExperimentConfig, device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the GPU has it, else float16; None without AMP. A CPU trains in float32, and says so."""
+    if not config.use_amp:
+        return None
+    if device.type != "cuda":
+        log.info("use_amp: off on a CPU, training in float32")
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _load_weights(
+    model: nn.Module, config: ExperimentConfig, data: DataBundle, *, resume: Path | None, tuning: Path | None
+) -> dict[str, Any] | None:
+    """Weights into `model`; the whole checkpoint when a run is resumed."""
+    if resume is not None:
+        checkpoint = load_checkpoint(resume)
+        check_classes(checkpoint, data.classes, resume)
+        load_state_dict_strict(model, checkpoint["model"], source=resume)
+        return checkpoint
+    if tuning is not None:
+        report = load_for_tuning(model, model_state(load_checkpoint(tuning)))
+        report.log(tuning)
+        return None
+    load_backbone_weights(model, config)
+    return None
+
+
+def _restore(
+    checkpoint: dict[str, Any],
+    ema: ModelEma | None,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    path: Path | None,
+) -> Position:
+    """Optimiser, EMA, scaler and position from a checkpoint; weights alone cannot be resumed."""
+    missing = [key for key in ("optimizer", "last_epoch") if key not in checkpoint]
+    if missing:
+        raise UserError(
+            f"{path}: holds weights but no training state ({', '.join(missing)} missing), so it cannot be resumed. "
+            f"Start a new run from its weights with -t {path}."
+        )
+    try:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    except ValueError as error:
+        raise UserError(
+            f"{path}: its optimiser state does not fit optimizer.params of this config ({error}). Resume with the "
+            f"config the run was started with, or start a new run with -t {path}."
+        ) from error
+    if ema is not None and "ema" in checkpoint:
+        ema.load_state_dict(checkpoint["ema"])
+    if scaler.is_enabled() and "scaler" in checkpoint:
+        scaler.load_state_dict(checkpoint["scaler"])
+    return Position(
+        epoch=int(checkpoint["last_epoch"]) + 1,
+        batch_in_epoch=int(checkpoint.get("batch_in_epoch", 0)),
+        step=int(checkpoint.get("step", 0)),
+        selection=Selection.from_dict(checkpoint["selection"]) if "selection" in checkpoint else Selection(),
+        nonfinite_in_a_row=int(checkpoint.get("nonfinite_in_a_row", 0)),
+        train_seconds=float(checkpoint.get("train_seconds", 0.0)),
+    )
+
+
+def _wrap(model: nn.Module, dist: Distributed) -> nn.Module:
+    if dist.world_size == 1:
+        return model
+    # Every parameter takes part in every step (boxes or not), so the costly search for unused ones stays off.
+    device_ids = [dist.device.index] if dist.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+

@@ -1,0 +1,371 @@
+"""Training: build the parts, load, fit. The loop reads forward, loss, backward, clip, step, EMA.
+
+Legend: a window is the group of micro-batches that make one optimiser step (`accumulation_steps` of them).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.batch import Batch
+from data.errors import UserError
+from data.industrial_dataset import pixel_mean_std
+from engine.checkpoint import load_checkpoint
+from engine.config import ExperimentConfig
+from engine.distributed import Distributed
+from engine.evaluate import evaluate
+from engine.interrupt import StopSignal
+from engine.optim import set_learning_rates
+from engine.predictions import prediction_pictures, write_prediction_sheets
+from engine.results import write_results
+from engine.run import Position, Run, build_run, save
+from engine.schedule import step_seed
+from engine.selection import decide
+from models.criterion import WindowShare
+from models.detector import normalize_images
+from models.weights import load_state_dict_strict
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    config: ExperimentConfig,
+    dist: Distributed,
+    folder: Path,
+    *,
+    resume: Path | None = None,
+    tuning: Path | None = None,
+) -> None:
+    """Train one experiment and leave its run folder complete.
+
+    Args:
+        config: From `load_config`.
+        dist: This process's place, from `init_distributed`.
+        folder: Run folder; an earlier run in it is moved aside unless `resume` is given.
+        resume: Checkpoint to go on from, exactly.
+        tuning: Checkpoint or weights to start a new run from.
+
+    Raises:
+        UserError: Anything wrong with the input; nothing has been written then.
+        SystemExit: SIGINT (130) or SIGTERM (143), after saving `last.pth`.
+    """
+    with StopSignal() as stop:
+        with stop.at_once():
+            run = build_run(config, dist, folder, resume=resume, tuning=tuning)
+        try:
+            fit(run, stop)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(run.config, error) from error
+        finally:
+            run.monitor.close()
+
+
+def fit(run: Run, stop: StopSignal) -> None:
+    """All epochs: train, evaluate, choose, save."""
+    epochs, stop_epoch = run.config.epoches, run.config.stop_epoch
+    while run.position.epoch < epochs:
+        epoch = run.position.epoch
+        if epoch == stop_epoch and run.position.batch_in_epoch == 0:
+            restart_from_stage_1(run)
+        train_one_epoch(run, epoch, stop)
+        save(run, "last.pth")
+        if _evaluates(run.config, epoch):
+            with stop.at_once():
+                judge_epoch(run, epoch)
+        run.position = replace(run.position, epoch=epoch + 1, batch_in_epoch=0)
+        save(run, "last.pth")
+        if stop.requested(run.dist):
+            raise stop.exit()
+        if _out_of_patience(run.config, run.position):
+            log.info(
+                "early stop: no better AP for %d epochs (epoch %d was the best)",
+                run.config.early_stopping_patience,
+                run.position.selection.top_epoch + 1,
+            )
+            break
+    finish(run)
+
+
+def train_one_epoch(run: Run, epoch: int, stop: StopSignal) -> None:
+    """Train the rest of one epoch from `run.position` on.
+
+    Raises:
+        SystemExit: A stop signal came; `last.pth` holds the position in the epoch.
+        UserError: Too many steps in a row had a loss that is not finite; the weights are as before them.
+    """
+    run.wrapped.train()
+    mean, std = pixel_mean_std(run.config)
+    parameters = [p for p in run.model.parameters() if p.requires_grad]
+    statistics = BatchNormStatistics(run.model)
+    run.train_loader.set_epoch(epoch, first_batch=run.position.batch_in_epoch)
+    run.monitor.start_epoch(epoch, run.position.batch_in_epoch // run.config.accumulation_steps)
+    for window, wait_seconds in timed(windows(run.train_loader, run.config.accumulation_steps)):
+        started = time.perf_counter()
+        step = run.position.step
+        if _shows_images(run.config, run.position):
+            run.monitor.training_images(window[0], epoch=epoch, step=step)
+        torch.manual_seed(step_seed(run.seed, step, run.dist.rank))
+        set_learning_rates(run.optimizer, run.schedule.ratio_before(step))
+        run.optimizer.zero_grad(set_to_none=True)
+        statistics.keep()
+        sums: dict[str, Tensor] = {}
+        for batch, share, is_last in zip(window, window_shares(run, window), last_flags(window), strict=True):
+            batch = batch.to(run.dist.device)
+            with _sync_gradients(run, is_last):
+                with torch.autocast(run.dist.device.type, dtype=run.amp_dtype, enabled=run.amp_dtype is not None):
+                    outputs = run.wrapped(normalize_images(batch.images, mean, std), batch.targets)
+                losses = run.criterion(outputs, batch.targets, epoch=epoch, share=share)
+                run.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+            for key, loss in losses.items():
+                sums[key] = sums[key] + loss.detach() if key in sums else loss.detach()
+        run.scaler.unscale_(run.optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.clip_max_norm or math.inf)
+        loss_finite, update_finite, stopping = agree(run, sums, grad_norm, stop)
+        if update_finite:
+            run.optimizer.step()
+            if run.ema is not None:
+                run.ema.update(run.model)
+        else:
+            statistics.restore()
+        run.scaler.update()
+
+        run.position = replace(
+            run.position,
+            step=step + 1,
+            batch_in_epoch=run.position.batch_in_epoch + len(window),
+            nonfinite_in_a_row=0 if update_finite or loss_finite else run.position.nonfinite_in_a_row + 1,
+            train_seconds=run.position.train_seconds + wait_seconds + time.perf_counter() - started,
+        )
+        if not update_finite:
+            report_nonfinite(run, epoch, sums, grad_norm, loss_finite=loss_finite)
+        run.monitor.step(
+            epoch=epoch,
+            step=step + 1,
+            losses=sums,
+            grad_norm=grad_norm,
+            images=sum(len(batch.targets) for batch in window) * run.dist.world_size,
+            wait_seconds=wait_seconds,
+            learning_rates={f"group_{i}": group["lr"] for i, group in enumerate(run.optimizer.param_groups)},
+        )
+        if stopping:
+            run.monitor.end_epoch(epoch=epoch, step=step + 1)
+            save(run, "last.pth")
+            raise stop.exit()
+    run.monitor.end_epoch(epoch=epoch, step=run.position.step)
+
+
+def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Groups of `size` micro-batches; the last one of an epoch may be shorter."""
+    iterator = iter(batches)
+    while window := list(islice(iterator, size)):
+        yield window
+
+
+def timed(items: Iterable[list[Batch]]) -> Iterator[tuple[list[Batch], float]]:
+    """Each item with the seconds spent waiting for it."""
+    iterator = iter(items)
+    while True:
+        started = time.perf_counter()
+        item = next(iterator, None)
+        if item is None:
+            return
+        yield item, time.perf_counter() - started
+
+
+def last_flags(window: list[Batch]) -> list[bool]:
+    """False for every micro-batch but the last one of the window."""
+    return [False] * (len(window) - 1) + [True]
+
+
+def window_shares(run: Run, window: list[Batch]) -> list[WindowShare | None]:
+    """How the losses of each micro-batch are scaled, so that a window's sum is one large batch's loss."""
+    if run.config.accumulation_steps == 1:
+        return [None]
+    boxes = torch.tensor(float(sum(batch.num_boxes for batch in window)), device=run.dist.device)
+    num_boxes = run.dist.mean(boxes).clamp(min=1.0)
+    images = sum(len(batch.targets) for batch in window)
+    return [WindowShare(num_boxes=num_boxes, image_share=len(batch.targets) / images) for batch in window]
+
+
+def agree(run: Run, sums: dict[str, Tensor], grad_norm: Tensor, stop: StopSignal) -> tuple[bool, bool, bool]:
+    """What all processes do after this step: (loss finite, update usable, stop now).
+
+    One host synchronisation, the only one of the loop itself (the matcher has the other).
+    """
+    loss_bad = ~torch.isfinite(torch.stack(list(sums.values())).sum())
+    update_bad = loss_bad | ~torch.isfinite(grad_norm)
+    stopping = torch.full_like(grad_norm, float(stop.received))
+    flags = run.dist.sum_(torch.stack([loss_bad.to(stopping.dtype), update_bad.to(stopping.dtype), stopping]))
+    loss_bad_anywhere, update_bad_anywhere, stop_anywhere = (value > 0 for value in flags.tolist())
+    return not loss_bad_anywhere, not update_bad_anywhere, stop_anywhere
+
+
+class BatchNormStatistics:
+    """Keeps the running statistics of a step's start: a skipped step must not leave NaN in them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._live = [b for norm in norms for b in norm.buffers()]
+        self._kept = [b.clone() for b in self._live]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Remember the present values."""
+        if self._live:
+            torch._foreach_copy_(self._kept, self._live)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Go back to the remembered values."""
+        if self._live:
+            torch._foreach_copy_(self._live, self._kept)
+
+
+def report_nonfinite(
+    run: Run, epoch: int, sums: dict[str, Tensor], grad_norm: Tensor, *, loss_finite: bool
+) -> None:
+    """Log a skipped step; stop after `max_nonfinite_steps` in a row.
+
+    Raises:
+        UserError: The limit is reached. The weights are those before the first of these steps.
+    """
+    if loss_finite and run.scaler.is_enabled():
+        log.debug("step %d skipped: gradient overflow, the loss scale is lowered", run.position.step)
+        return
+    bad = [key for key, value in sums.items() if not bool(torch.isfinite(value))]
+    found = ", ".join(bad) if bad else f"the gradient norm ({float(grad_norm)})"
+    in_a_row = run.position.nonfinite_in_a_row
+    log.warning("step %d of epoch %d skipped: not finite: %s (%d in a row)", run.position.step, epoch + 1, found, in_a_row)
+    if in_a_row >= run.config.max_nonfinite_steps:
+        save(run, "last.pth")
+        raise UserError(
+            f"Training stopped: the loss was not finite in {in_a_row} steps in a row (last: {found}; epoch {epoch + 1}, "
+            f"step {run.position.step}). The weights are untouched by these steps and saved in {run.folder / 'last.pth'}. "
+            "Lower optimizer.lr, train without --use-amp, or look for broken images with check_data.py."
+        )
+
+
+def judge_epoch(run: Run, epoch: int) -> None:
+    """Evaluate, keep the best checkpoints, restart stage 2 where it failed to improve."""
+    started = time.perf_counter()
+    result = evaluate(
+        run.judged_model,
+        run.val_loader,
+        classes=run.data.classes,
+        split=run.data.splits["val"],
+        config=run.config,
+        device=run.dist.device,
+    )
+    seconds = time.perf_counter() - started
+    ap = result.metrics["AP"]
+    decision = decide(
+        run.position.selection, ap=0.0 if ap is None else ap, epoch=epoch, stop_epoch=run.config.stop_epoch
+    )
+    log.info("epoch %d: AP %s, AP50 %s (best AP %.4f)", epoch + 1, ap, result.metrics["AP50"], decision.selection.top_ap)
+    run.position = replace(run.position, selection=decision.selection)
+    if decision.write_stage1:
+        save(run, "best_stg1.pth", finished_epoch=epoch)
+    if decision.write_best:
+        save(run, "best.pth", finished_epoch=epoch)
+        if run.dist.is_main:
+            write_results(run.folder, result, extra=run_facts(run, epoch))
+    run.monitor.evaluation(result, epoch=epoch, step=run.position.step, seconds=seconds)
+    if run.dist.is_main and (decision.write_best or epoch + 1 == run.config.epoches):
+        pictures = prediction_pictures(run.data.splits["val"], result.predictions, run.data.classes, count=8)
+        run.monitor.prediction_images(pictures, step=run.position.step)
+    if decision.restart:
+        restart_from_stage_1(run)
+
+
+def restart_from_stage_1(run: Run) -> None:
+    """Stage 2 starts from the best of stage 1, with a lower EMA decay after each failure; the epoch goes on."""
+    path = run.folder / "best_stg1.pth"
+    run.dist.barrier()  # rank 0 may still be writing it
+    if not path.is_file():
+        log.info("stage 2: no best_stg1.pth yet, training goes on from the present weights")
+        return
+    checkpoint = load_checkpoint(path)
+    load_state_dict_strict(run.model, checkpoint["model"])
+    run.optimizer.load_state_dict(checkpoint["optimizer"])
+    if "scaler" in checkpoint and run.scaler.is_enabled():
+        run.scaler.load_state_dict(checkpoint["scaler"])
+    restarts = run.position.selection.restarts
+    if run.ema is not None:
+        run.ema.load_state_dict(checkpoint["ema"])
+        ceiling = run.config.train_dataloader.collate_fn.ema_restart_decay
+        run.ema.decay = min(ceiling, run.config.ema.decay) - 1e-4 * restarts
+    log.info("stage 2: restarted from best_stg1.pth (restarts after failures: %d)", restarts)
+
+
+def finish(run: Run) -> None:
+    """Leave pictures of the best model's predictions and say where everything is."""
+    run.dist.barrier()
+    if not run.dist.is_main:
+        return
+    selection = run.position.selection
+    if selection.top_epoch >= 0:
+        write_prediction_sheets(run.folder, run.data.splits["val"], run.data.classes)
+        log.info("best epoch %d: AP %.4f; %s", selection.top_epoch + 1, selection.top_ap, run.folder / "best.pth")
+    log.info("training took %.0f s; results in %s", run.position.train_seconds, run.folder)
+
+
+def run_facts(run: Run, epoch: int) -> dict[str, Any]:
+    """What results.json says of the run beside the metrics."""
+    return {
+        "epoch": epoch + 1,
+        "epochs": run.config.epoches,
+        "seed": run.seed,
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "train_seconds": run.position.train_seconds,
+        "checkpoint": "best.pth",
+    }
+
+
+def out_of_memory(config: ExperimentConfig, error: BaseException) -> UserError:
+    """The remedies, cheapest first."""
+    steps = config.accumulation_steps
+    return UserError(
+        f"Out of memory: {str(error).splitlines()[0]}. Try, in this order:",
+        [
+            "--use-amp, if it is not on",
+            f"-u accumulation_steps={steps * 2} (smaller micro-batches, same total_batch_size)",
+            "-u gradient_checkpointing=True (about 30 % slower)",
+            "-u train_dataloader.collate_fn.base_size_repeat=null (no batches larger than eval_spatial_size)",
+            "a smaller image size or a smaller model (configs/deimv2/deimv2_dinov3_s_coco.yml is the smallest)",
+        ],
+    )
+
+
+def _sync_gradients(run: Run, is_last: bool) -> Any:
+    """Processes exchange gradients once a window, with its last micro-batch."""
+    if isinstance(run.wrapped, DistributedDataParallel) and not is_last:
+        return run.wrapped.no_sync()
+    return nullcontext()
+
+
+def _evaluates(config: ExperimentConfig, epoch: int) -> bool:
+    """Every `eval_interval_epochs` epochs, and at the end of each stage."""
+    done = epoch + 1
+    return done % config.eval_interval_epochs == 0 or done in (config.stop_epoch, config.epoches)
+
+
+def _shows_images(config: ExperimentConfig, position: Position) -> bool:
+    """TensorBoard sees the first batch of every stage of augmentation."""
+    return position.batch_in_epoch == 0 and position.epoch in {0, *config.augmentation_epochs}
+
+
+def _out_of_patience(config: ExperimentConfig, position: Position) -> bool:
+    patience = config.early_stopping_patience
+    return patience is not None and position.epoch - 1 - position.selection.top_epoch >= patience

@@ -1,0 +1,79 @@
+"""Small parts shared by the encoder and the decoder.
+
+Legend: B images, Q tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.errors import UserError
+
+Activation = Callable[[Tensor], Tensor]
+
+_ACTIVATIONS: dict[str, Activation] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+
+def activation(name: str) -> Activation:
+    """The activation a config names. Raises UserError for an unknown name."""
+    if name not in _ACTIVATIONS:
+        raise UserError(f"activation: found {name!r}, expected one of {', '.join(sorted(_ACTIVATIONS))}")
+    return _ACTIVATIONS[name]
+
+
+class Mlp(nn.Module):
+    """Linear layers with an activation between them, none at the end."""
+
+    def __init__(self, widths: Sequence[int], act: Activation) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self._act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., widths[0]] -> [..., widths[-1]]."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = self._act(layer(x))
+        out: Tensor = last(x)
+        return out
+
+    def zero_last(self) -> None:
+        """Make the output 0, whatever the input."""
+        last = self.layers[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention whose position code enters queries and keys only (spec 4.1, 5.2).
+
+    The keys of the state dict are those of `nn.MultiheadAttention`, which cannot share the projection of
+    queries and keys when the values lack the position code.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise UserError(f"hidden_dim {width} is not a multiple of nhead {num_heads}")
+        self._num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: Tensor, position: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """[B, Q, D], position [1 or B, Q, D], allowed bool [Q, Q] (row may see column) -> [B, Q, D]."""
+        batch, tokens, width = x.shape
+        rows = 2 * width
+        qk = F.linear(x + position, self.in_proj_weight[:rows], self.in_proj_bias[:rows])
+        v = F.linear(x, self.in_proj_weight[rows:], self.in_proj_bias[rows:])
+        heads = (batch, tokens, -1, width // self._num_heads)
+        q, k = qk.view(heads).transpose(1, 2).chunk(2, dim=1)
+        out = F.scaled_dot_product_attention(q, k, v.view(heads).transpose(1, 2), attn_mask=allowed)
+        projected: Tensor = self.out_proj(out.transpose(1, 2).reshape(batch, tokens, width))
+        return projected

@@ -1,0 +1,287 @@
+"""Plain vision transformers with rotary position embedding (spec sections 3.1 and 3.2).
+
+Two families share this code: DEIMv2's ViT-Tiny and ViT-Tiny+ (and `vit_custom` of the same structure), and
+DINOv3's ViT-S/16 and ViT-S+/16, which add register ("storage") tokens, layer scale, a key-bias mask, a final
+norm and a random rescaling of the coordinates in training.
+
+Legend: B images, P prefix tokens (class, registers), Hp x Wp patches, N = P + Hp*Wp tokens, D width, d head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from data.errors import UserError
+
+PATCH_SIZE = 16
+"""Side of a patch in pixels; the fusion with the detail branch relies on it."""
+
+_NUM_REGISTERS = 4
+_ROPE_BASE = 100.0
+_MAX_LOG_RESCALE = math.log(2.0)
+
+
+@dataclass(frozen=True)
+class ViTShape:
+    """What distinguishes one ViT from another."""
+
+    width: int
+    num_heads: int
+    depth: int
+    ffn_width: int
+    """Hidden width of the feed-forward part (of one of its two branches if `swiglu`)."""
+    dinov3: bool = False
+    """DINOv3's structure (spec 3.2) instead of ViT-Tiny's (3.1)."""
+    swiglu: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width % (4 * self.num_heads):
+            raise UserError(
+                f"DINOv3STAs: embed_dim {self.width} with num_heads {self.num_heads} gives no head width that is a "
+                f"multiple of 4, which the rotary embedding needs; change embed_dim or num_heads"
+            )
+
+
+DINOV3_SHAPES = {
+    "dinov3_vits16": ViTShape(384, 6, 12, 1536, dinov3=True),
+    "dinov3_vits16plus": ViTShape(384, 6, 12, 1536, dinov3=True, swiglu=True),
+}
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotation angles of the patches from their row and column, each axis normalised by its own length."""
+
+    periods: Tensor
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__()
+        quarter = head_width // 4
+        # Persistent: official files carry these constants, and their stored values are the ones to use (spec 2.1).
+        self.register_buffer("periods", _ROPE_BASE ** (torch.arange(quarter, dtype=torch.float32) / quarter))
+
+    def forward(self, height: int, width: int, rescale: Tensor | None = None) -> Tensor:
+        """Angles, float32 [height*width, d/2]: rows first, then columns; `rescale` [1] multiplies coordinates."""
+        device = self.periods.device
+        rows = torch.arange(0.5, height, device=device) * (2 / height) - 1
+        columns = torch.arange(0.5, width, device=device) * (2 / width) - 1
+        if rescale is not None:
+            rows, columns = rows * rescale, columns * rescale
+        frequency = 2 * math.pi / self.periods.float()
+        row_angles = (rows[:, None] * frequency)[:, None].expand(-1, width, -1)
+        column_angles = (columns[:, None] * frequency)[None].expand(height, -1, -1)
+        return torch.cat([row_angles, column_angles], dim=-1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The rotation of all tokens of an image, ready to use: x * cos + swap_halves(x) * signed_sin."""
+
+    cos: Tensor
+    """float32 [N, 1, 1, d]."""
+    signed_sin: Tensor
+    """float32 [N, 1, 1, d]; the first half carries the minus sign of the rotation."""
+
+    @classmethod
+    def from_angles(cls, angles: Tensor, num_prefix: int) -> Rotation:
+        """`angles` [Hp*Wp, d/2]; prefix tokens get angle 0, which leaves them as they are."""
+        angles = F.pad(angles, (0, 0, num_prefix, 0))
+        cos, sin = angles.cos(), angles.sin()
+        return cls(torch.cat([cos, cos], -1)[:, None, None], torch.cat([-sin, sin], -1)[:, None, None])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rotate [B, N, *, *, d] in float32; the type of `x` is kept."""
+        exact = x.float()
+        rotated = torch.addcmul(exact * self.cos, exact.roll(exact.shape[-1] // 2, dims=-1), self.signed_sin)
+        return rotated.to(x.dtype)
+
+
+class MaskedKeyLinear(nn.Linear):
+    """DINOv3's qkv projection: a mask (1, 0, 1 by thirds) takes the bias of the keys away."""
+
+    bias_mask: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 3 * width)
+        mask = torch.ones(3 * width)
+        mask[width : 2 * width] = 0
+        self.register_buffer("bias_mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias * self.bias_mask)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotated queries and keys."""
+
+    def __init__(self, shape: ViTShape) -> None:
+        super().__init__()
+        self._num_heads = shape.num_heads
+        self.qkv = MaskedKeyLinear(shape.width) if shape.dinov3 else nn.Linear(shape.width, 3 * shape.width)
+        self.proj = nn.Linear(shape.width, shape.width)
+
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self._num_heads, width // self._num_heads)
+        q, k = rotation(qkv[:, :, :2]).permute(2, 0, 3, 1, 4)
+        v = qkv[:, :, 2].transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v)
+        projected: Tensor = self.proj(out.transpose(1, 2).reshape(batch, tokens, width))
+        return projected
+
+
+class GeluFfn(nn.Module):
+    """fc2(GELU(fc1(x))), exact GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class SwigluFfn(nn.Module):
+    """w3(SiLU(w1(x)) * w2(x))."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(width, hidden)
+        self.w2 = nn.Linear(width, hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.w3(F.silu(self.w1(x)) * self.w2(x))
+        return out
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on the way into the residual stream."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), 1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, shape: ViTShape) -> None:
+        super().__init__()
+        eps = 1e-5 if shape.dinov3 else 1e-6
+        self.norm1 = nn.LayerNorm(shape.width, eps=eps)
+        self.attn = Attention(shape)
+        self.ls1 = LayerScale(shape.width) if shape.dinov3 else nn.Identity()
+        self.norm2 = nn.LayerNorm(shape.width, eps=eps)
+        self.mlp = (SwigluFfn if shape.swiglu else GeluFfn)(shape.width, shape.ffn_width)
+        self.ls2 = LayerScale(shape.width) if shape.dinov3 else nn.Identity()
+
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        x = x + self.ls1(self.attn(self.norm1(x), rotation))
+        out: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
+        return out
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches of 16 x 16 pixels -> tokens, row by row."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=PATCH_SIZE, stride=PATCH_SIZE)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, Hp*Wp, D]."""
+        tokens: Tensor = self.proj(images).flatten(2).transpose(1, 2)
+        return tokens
+
+
+class VisionTransformer(nn.Module):
+    """Returns the patch tokens after chosen blocks.
+
+    Args:
+        shape: The structure.
+        returned_blocks: 0-based indices of the blocks to return, ascending.
+        gradient_checkpointing: Recompute each block's activations in the backward pass: less memory, more time.
+    """
+
+    def __init__(
+        self, shape: ViTShape, returned_blocks: Sequence[int], gradient_checkpointing: bool = False
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self._returned_blocks = tuple(returned_blocks)
+        self._gradient_checkpointing = gradient_checkpointing
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
+        if shape.dinov3:
+            self.storage_tokens = nn.Parameter(torch.zeros(1, _NUM_REGISTERS, shape.width))
+            self.mask_token = nn.Parameter(torch.zeros(1, shape.width))
+            self.norm = nn.LayerNorm(shape.width, eps=1e-5)
+        self.patch_embed = PatchEmbed(shape.width)
+        self.rope_embed = RotaryEmbedding(shape.width // shape.num_heads)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        if self.shape.dinov3:
+            nn.init.normal_(self.cls_token, std=0.02)
+            nn.init.normal_(self.storage_tokens, std=0.02)
+        else:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images [B, 3, H, W], sides multiples of 16 -> maps [B, D, Hp, Wp], one per returned block."""
+        height, width = images.shape[-2] // PATCH_SIZE, images.shape[-1] // PATCH_SIZE
+        prefix = self._prefix_tokens(images.shape[0])
+        num_prefix = prefix.shape[1]
+        x = torch.cat([prefix, self.patch_embed(images)], dim=1)
+        rescales = self.shape.dinov3 and self.training
+        rotation = None
+        maps = []
+        for index, block in enumerate(self.blocks[: self._returned_blocks[-1] + 1]):
+            if rotation is None or rescales:
+                rotation = self._rotation(height, width, num_prefix, rescales)
+            x = self._run_block(block, x, rotation)
+            if index in self._returned_blocks:
+                tokens = self.norm(x) if self.shape.dinov3 else x
+                maps.append(tokens[:, num_prefix:].transpose(1, 2).unflatten(2, (height, width)))
+        return maps
+
+    def _prefix_tokens(self, batch: int) -> Tensor:
+        if not self.shape.dinov3:
+            return self.cls_token.expand(batch, -1, -1)
+        # The mask token belongs to DINOv3's pre-training; it takes part with weight 0, so that every parameter
+        # gets a gradient (distributed training insists on it).
+        cls_token = self.cls_token + 0 * self.mask_token
+        return torch.cat([cls_token, self.storage_tokens], dim=1).expand(batch, -1, -1)
+
+    def _rotation(self, height: int, width: int, num_prefix: int, rescales: bool) -> Rotation:
+        rescale = None
+        if rescales:
+            rescale = torch.empty(1, device=self.rope_embed.periods.device)
+            rescale = rescale.uniform_(-_MAX_LOG_RESCALE, _MAX_LOG_RESCALE).exp()
+        return Rotation.from_angles(self.rope_embed(height, width, rescale), num_prefix)
+
+    def _run_block(self, block: nn.Module, x: Tensor, rotation: Rotation) -> Tensor:
+        if self._gradient_checkpointing and self.training and torch.is_grad_enabled():
+            # Nothing random happens inside a block, so its recomputation needs no saved generator state.
+            out: Tensor = checkpoint(block, x, rotation, use_reentrant=False, preserve_rng_state=False)
+        else:
+            out = block(x, rotation)
+        return out

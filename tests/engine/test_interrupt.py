@@ -1,0 +1,63 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from engine.distributed import Distributed
+from engine.interrupt import StopSignal
+
+
+def alone() -> Distributed:
+    import torch
+
+    return Distributed(0, 1, 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_a_request_with_the_shells_exit_code(number: signal.Signals, code: int) -> None:
+    with StopSignal() as stop:
+        assert not stop.requested(alone())
+        signal.raise_signal(number)
+        assert stop.requested(alone())
+        assert stop.exit().code == code
+
+
+def test_a_second_signal_leaves_at_once() -> None:
+    with pytest.raises(SystemExit) as info, StopSignal():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert info.value.code == 130
+
+
+def test_at_once_leaves_inside_and_waits_outside() -> None:
+    with StopSignal() as stop:
+        with pytest.raises(SystemExit), stop.at_once():
+            signal.raise_signal(signal.SIGTERM)
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(SystemExit), stop.at_once():
+            pytest.fail("the request came before")
+
+
+def test_the_earlier_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignal():
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_exit_code_of_a_process() -> None:
+    code = textwrap.dedent(
+        """
+        import signal
+        from engine.interrupt import StopSignal
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            raise stop.exit()
+        """
+    )
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 143

@@ -1,0 +1,47 @@
+"""Imports run one way: data <- models <- engine <- scripts."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FORBIDDEN = {"data": {"models", "engine"}, "models": {"engine"}, "engine": set()}
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
+CONTRACT = {"data.batch", "data.classes", "data.errors"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Full names of the modules a file imports, wherever in the file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def source_files() -> list[Path]:
+    return sorted(path for package in FORBIDDEN for path in (ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    tops = {name.split(".")[0] for name in imported_modules(path)}
+    assert not tops & (FORBIDDEN[package] | SCRIPTS | {"tests"})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "models").rglob("*.py")), ids=lambda path: path.name)
+def test_models_know_only_the_contract_of_data(path: Path) -> None:
+    modules = {name for name in imported_modules(path) if name.split(".")[0] == "data"}
+    foreign = {name for name in modules if name != "data" and not any(name.startswith(c) for c in CONTRACT)}
+    assert not foreign
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_packages_do_not_print(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]

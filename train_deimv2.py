@@ -1,0 +1,72 @@
+"""Train DEIMv2 (or a baseline) from a config: `python train_deimv2.py -c configs/quickstart.yml`."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import yaml
+
+from engine.cli import (
+    add_amp_argument,
+    add_config_argument,
+    add_device_argument,
+    add_overrides_argument,
+    run_script,
+    setup_logging,
+)
+from engine.config import config_to_dict, load_config
+from engine.distributed import cleanup, init_distributed
+from engine.train import test_only, train
+
+log = logging.getLogger("train_deimv2")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_argument(parser, required=True, help_text="YAML config, e.g. configs/neu_det.yml")
+    add_overrides_argument(parser)
+    add_device_argument(parser)
+    add_amp_argument(parser, "mixed precision on a GPU (default: the config's use_amp)")
+    parser.add_argument("--seed", type=int, help="seed of weights, order and augmentation (default: the config's, 0)")
+    parser.add_argument("-r", "--resume", type=Path, metavar="CKPT", help="go on exactly from this checkpoint")
+    parser.add_argument("-t", "--tuning", type=Path, metavar="CKPT", help="start a new run from these weights")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="run folder (default: outputs/<config name>)")
+    parser.add_argument("--test-only", action="store_true", help="evaluate -r CKPT on the validation split and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+    arguments = parser.parse_args()
+    if arguments.resume and arguments.tuning:
+        parser.error("-r resumes a run, -t starts a new one from weights: give one of them")
+    if arguments.test_only and not arguments.resume:
+        parser.error("--test-only needs the checkpoint to evaluate: -r CKPT")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    overrides = list(arguments.update)
+    if arguments.use_amp is not None:
+        overrides.append(f"use_amp={arguments.use_amp}")
+    if arguments.seed is not None:
+        overrides.append(f"seed={arguments.seed}")
+    if arguments.output_dir is not None:
+        overrides.append(f"output_dir={yaml.safe_dump(str(arguments.output_dir)).splitlines()[0]}")
+    setup_logging()
+    config = load_config(arguments.config, overrides)
+    if arguments.dry_run:
+        sys.stdout.write(yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True))
+        return 0
+    dist = init_distributed(arguments.device or config.device)
+    setup_logging(is_main=dist.is_main)
+    try:
+        if arguments.test_only:
+            test_only(config, dist, arguments.resume)
+        else:
+            train(config, dist, Path(config.output_dir), resume=arguments.resume, tuning=arguments.tuning)
+    finally:
+        cleanup()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
