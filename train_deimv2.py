@@ -1,7 +1,7 @@
 """Train DEIMv2 (or a baseline) from a config: `python train_deimv2.py -c configs/quickstart.yml`."""
 
 import argparse
-import logging
+import json
 import sys
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from engine.cli import (
 )
 from engine.config import config_to_dict, load_config
 from engine.distributed import cleanup, init_distributed
-from engine.train import test_only, train
-
-log = logging.getLogger("train_deimv2")
+from engine.evaluation_run import evaluate_checkpoint
+from engine.results import format_results
+from engine.train import train
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,6 +42,11 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def as_yaml(path: Path) -> str:
+    """A path as a quoted YAML scalar, so that no character of it is taken for syntax."""
+    return json.dumps(path.as_posix(), ensure_ascii=False)
+
+
 def main() -> int:
     arguments = parse_arguments()
     overrides = list(arguments.update)
@@ -50,7 +55,9 @@ def main() -> int:
     if arguments.seed is not None:
         overrides.append(f"seed={arguments.seed}")
     if arguments.output_dir is not None:
-        overrides.append(f"output_dir={yaml.safe_dump(str(arguments.output_dir)).splitlines()[0]}")
+        overrides.append(f"output_dir={as_yaml(arguments.output_dir)}")
+    if arguments.tuning is not None:
+        overrides.append(f"tuning={as_yaml(arguments.tuning)}")
     setup_logging()
     config = load_config(arguments.config, overrides)
     if arguments.dry_run:
@@ -60,9 +67,13 @@ def main() -> int:
     setup_logging(is_main=dist.is_main)
     try:
         if arguments.test_only:
-            test_only(config, dist, arguments.resume)
+            result, folder = evaluate_checkpoint(
+                arguments.resume, dist, config_path=arguments.config, overrides=overrides
+            )
+            if dist.is_main:
+                sys.stdout.write(f"{format_results(result)}\n\nWritten to {folder}\n")
         else:
-            train(config, dist, Path(config.output_dir), resume=arguments.resume, tuning=arguments.tuning)
+            train(config, dist, config.output_dir, resume=arguments.resume or config.resume, tuning=config.tuning)
     finally:
         cleanup()
     return 0

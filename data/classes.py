@@ -50,6 +50,11 @@ class ClassMap:
         return {category_id: label for label, category_id in enumerate(self.category_ids)}
 
     @property
+    def normal_label(self) -> int | None:
+        """Label of the class NORMAL (in any case), which stands for "no defect"; None where there is none."""
+        return next((k for k, name in enumerate(self.names) if name.strip().casefold() == "normal"), None)
+
+    @property
     def ids(self) -> Tensor:
         """int64 [C], label -> category id, for vectorised look-ups."""
         return torch.tensor(self.category_ids, dtype=torch.int64)

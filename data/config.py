@@ -12,14 +12,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from data.errors import UserError
 from data.synthetic_config import SyntheticConfig
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=1_000_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PortablePath = Annotated[Path, PlainSerializer(lambda path: path.as_posix(), return_type=str)]
@@ -108,7 +108,7 @@ class ResizeOp(_Section):
 
     type: Literal["Resize"] = "Resize"
     size: tuple[PositiveInt, PositiveInt]
-    """Height and width, pixels."""
+    """Height and width, pixels; multiples of 32."""
 
 
 class ConvertPILImageOp(_Section):
@@ -181,11 +181,6 @@ class TransformsConfig(_Section):
     mosaic_prob: Fraction = 0.0
     """Chance per image of the Mosaic op, while the policy has it on."""
 
-    @field_validator("ops", mode="before")
-    @classmethod
-    def _null_is_empty(cls, value: object) -> object:
-        return () if value is None else value
-
     @property
     def resize(self) -> ResizeOp | None:
         """The Resize op, which fixes the size that leaves the data set."""
@@ -230,9 +225,9 @@ class CollateConfig(_Section):
     stop_epoch: NonNegativeInt | None = None
     """First epoch without multi-scale; null means never."""
     ema_restart_decay: Fraction = 0.9999
-    base_size: Annotated[int, Field(ge=32)] = 640
+    base_size: Annotated[int, Field(ge=32, le=8192)] = 640
     """Side of the square that multi-scale varies around, pixels."""
-    base_size_repeat: PositiveInt | None = None
+    base_size_repeat: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Weight of `base_size` among the sizes; null switches multi-scale off."""
     mixup_prob: Fraction = 0.0
     mixup_epochs: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
@@ -330,7 +325,14 @@ def data_problems(config: DataConfig) -> list[str]:
     problems += _train_problems(config)
     if config.remap_mscoco_category and config.num_classes != 80:
         problems.append(
-            f"remap_mscoco_category: True is for COCO's 80 classes, but num_classes is {config.num_classes}; set it to False"
+            f"remap_mscoco_category: True is for COCO's 80 classes, but num_classes is {config.num_classes}; "
+            "set it to False"
+        )
+    normalizations = {name: loader.dataset.transforms.normalize for name, loader in loaders(config).items()}
+    if len({str(normalization) for normalization in normalizations.values()}) > 1:
+        problems.append(
+            f"{', '.join(f'{name}.dataset.transforms.ops' for name in normalizations)}: Normalize differs between "
+            "the splits (mean, std, or absent in one); the model must see all of them alike"
         )
     return problems
 
@@ -353,9 +355,9 @@ def _transform_problems(path: str, transforms: TransformsConfig) -> list[str]:
         )
     elif len(resizes) != 1:
         problems.append(f"{path}.ops: found {len(resizes)} Resize ops, expected exactly one")
-    for op in resizes:
-        if op.size[0] % 32 or op.size[1] % 32:
-            problems.append(f"{path}.ops: Resize to {list(op.size)}; height and width must be multiples of 32")
+    for resize in resizes:
+        if resize.size[0] % 32 or resize.size[1] % 32:
+            problems.append(f"{path}.ops: Resize to {list(resize.size)}; height and width must be multiples of 32")
     for op in transforms.ops:
         if isinstance(op, MosaicOp) and op.scaling_range[0] > op.scaling_range[1]:
             problems.append(f"{path}.ops: Mosaic scaling_range {list(op.scaling_range)} must rise")
@@ -381,6 +383,14 @@ def _train_problems(config: DataConfig) -> list[str]:
             f"train_dataloader.total_batch_size: {train.total_batch_size} cannot be split into accumulation_steps "
             f"{steps}; choose a multiple of {steps}, or other accumulation_steps"
         )
+    resize = train.dataset.transforms.resize
+    base, repeat = train.collate_fn.base_size, train.collate_fn.base_size_repeat
+    if resize is not None and repeat is not None and resize.size != (base, base):
+        problems.append(
+            f"train_dataloader.collate_fn.base_size: multi-scale resizes to squares around {base} pixels, but the op "
+            f"Resize makes {list(resize.size)}; let both follow eval_spatial_size by stating only that, make them "
+            "equal, or set base_size_repeat to ~"
+        )
     policy = train.dataset.transforms.policy
     if policy is not None and isinstance(policy.epoch, tuple) and list(policy.epoch) != sorted(policy.epoch):
         problems.append(
@@ -389,13 +399,10 @@ def _train_problems(config: DataConfig) -> list[str]:
     for key in ("mixup_epochs", "copyblend_epochs"):
         first, last = getattr(train.collate_fn, key)
         if first > last:
-            problems.append(f"train_dataloader.collate_fn.{key}: [{first}, {last}] must rise (first with, first without)")
+            problems.append(
+                f"train_dataloader.collate_fn.{key}: [{first}, {last}] must rise (first with, first without)"
+            )
     low, high = train.collate_fn.expand_ratios
     if low > high:
         problems.append(f"train_dataloader.collate_fn.expand_ratios: [{low}, {high}] must rise")
-    if train.collate_fn.base_size_repeat is not None and train.collate_fn.base_size % 32:
-        problems.append(
-            f"train_dataloader.collate_fn.base_size: {train.collate_fn.base_size} must be a multiple of 32 for "
-            "multi-scale; change it, or set base_size_repeat to ~"
-        )
     return problems

@@ -17,6 +17,7 @@ from data.errors import UserError
 PixelArray = npt.NDArray[np.uint8]
 
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _EXIF_ORIENTATION = 0x0112
 
@@ -33,11 +34,18 @@ class ImageFacts:
     """EXIF orientation, 1 = upright, 5-8 swap width and height."""
     num_frames: int
 
+    has_palette_alpha: bool
+    """A palette with a transparent entry."""
+
     @property
-    def upright_size_wh(self) -> tuple[int, int]:
-        """Width and height after EXIF rotation: what `decode_image` returns and annotations must use."""
-        width, height = self.size_wh
-        return (height, width) if self.orientation in (5, 6, 7, 8) else (width, height)
+    def is_16_bit(self) -> bool:
+        """Grey with more than 8 bits."""
+        return self.mode in _SIXTEEN_BIT_MODES
+
+    @property
+    def may_have_alpha(self) -> bool:
+        """Whether pixels can be transparent."""
+        return self.has_palette_alpha or self.mode in _ALPHA_MODES
 
 
 def decode_image(path: Path) -> PixelArray:
@@ -50,7 +58,7 @@ def decode_image(path: Path) -> PixelArray:
 
     Raises:
         UserError: The file is missing, damaged, not an image, or of a kind without a defined conversion
-            (float pixels, 32-bit pixels above 65535, Lab).
+            (float pixels, 32-bit pixels above 65535).
     """
     return read_image(path)[0]
 
@@ -64,7 +72,7 @@ def read_image(path: Path) -> tuple[PixelArray, ImageFacts]:
     try:
         with Image.open(path) as image:
             facts = _facts(image)
-            return _to_rgb(image), facts
+            return _to_rgb(image, path), facts
     except UserError:
         raise
     except FileNotFoundError:
@@ -79,28 +87,26 @@ def read_image(path: Path) -> tuple[PixelArray, ImageFacts]:
 def _facts(image: Image.Image) -> ImageFacts:
     orientation = int(image.getexif().get(_EXIF_ORIENTATION, 1) or 1)
     frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))  # MPO: previews of a phone
-    return ImageFacts(image.mode, image.size, orientation, frames)
+    return ImageFacts(image.mode, image.size, orientation, frames, "transparency" in image.info)
 
 
-def _to_rgb(image: Image.Image) -> PixelArray:
+def _to_rgb(image: Image.Image, path: Path) -> PixelArray:
     upright = ImageOps.exif_transpose(image)
     mode = upright.mode
     if mode in _SIXTEEN_BIT_MODES:
-        return _from_16_bit(np.asarray(upright), image)
+        return _from_16_bit(np.asarray(upright), path)
     if mode == "F":
-        raise UserError(
-            f"{image.filename}: float pixels have no defined range. Save the image with 8 or 16 bits."  # type: ignore[attr-defined]
-        )
+        raise UserError(f"{path}: float pixels have no defined range. Save the image with 8 or 16 bits.")
     if mode in _PREMULTIPLIED:
         upright = upright.convert(_PREMULTIPLIED[mode])
     return np.array(upright.convert("RGB"))
 
 
-def _from_16_bit(grey: npt.NDArray[np.generic], image: Image.Image) -> PixelArray:
+def _from_16_bit(grey: npt.NDArray[np.integer], path: Path) -> PixelArray:
     values = grey.astype(np.int64)
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise UserError(
-            f"{image.filename}: pixel values from {values.min()} to {values.max()}, expected 0 to 65535. "  # type: ignore[attr-defined]
+            f"{path}: pixel values from {values.min()} to {values.max()}, expected 0 to 65535. "
             "Save the image with 8 or 16 bits."
         )
     eight_bit = ((values + 128) // 257).astype(np.uint8)

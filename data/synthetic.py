@@ -35,6 +35,8 @@ GENERATOR_VERSION = 1
 MARKER_NAME = "synthetic.json"
 
 _SPLITS = ("train", "val", "test")
+_IMAGE, _JPEG, _NORMAL = 0, 1, 2
+"""What a random stream is for."""
 _ATTEMPTS = 20
 _GAP_PX = 2
 
@@ -62,6 +64,11 @@ class DrawnImage:
     """[N, N, 3] RGB, after blur and noise."""
     texture: str
     defects: tuple[DrawnDefect, ...]
+
+
+def _random_stream(config: SyntheticConfig, split: str, index: int, purpose: int) -> np.random.Generator:
+    # All four numbers always: NumPy pads a shorter key with zeros, and [s, 1] would be [s, 1, 0].
+    return np.random.default_rng([config.seed, _SPLITS.index(split), index, purpose])
 
 
 def _pick(rng: np.random.Generator, weights: Mapping[Key, float]) -> Key:
@@ -110,12 +117,18 @@ def _apart(box: tuple[int, int, int, int], others: list[DrawnDefect]) -> bool:
     )
 
 
+def _percentile_95(values: Array) -> float:
+    """Of a flat, non-empty array (np.percentile takes three times as long)."""
+    k = round(0.95 * (values.size - 1))
+    return float(np.partition(values, k)[k])
+
+
 def _at_contrast(surface: Array, drawn: Array, contrast: float) -> Array:
     """Strengthens or weakens a drawn defect so that its strong pixels change by `contrast` of full scale."""
     change = drawn - surface
     strength = np.abs(change).max(-1)
     strong = strength[strength > 0.2 * strength.max()]
-    factor = 255 * contrast / max(float(np.percentile(strong, 95)), 1.0) if strong.size else 0.0
+    factor = 255 * contrast / max(_percentile_95(strong), 1.0) if strong.size else 0.0
     return np.clip(surface + change * factor, 0, 255)
 
 
@@ -134,14 +147,16 @@ def _add_defect(
     light_xy: Array,
     config: SyntheticConfig,
 ) -> DrawnDefect | None:
-    """Draws one defect of about `size_px` into `image` (in place), clear of `defects`; None if nothing fitted."""
+    """Draws one defect of about `size_px` into `image` (in place), clear of `defects`; None if none fits."""
     side = config.image_size
-    contrast = _log_uniform(rng, *config.contrast_range)
+    least, most = config.contrast_range
+    least = max(least, config.contrast_floor.get(name, 0.0))
+    contrast = _log_uniform(rng, least, most)
     drawn_size, drawn_contrast = size_px, contrast
     for _ in range(_ATTEMPTS):
         margin = 0.35 * size_px + 1
         centre_xy = rng.uniform(margin, side - margin, 2)
-        patch_side = 2 * math.ceil(0.6 * drawn_size + 3)
+        patch_side = math.ceil(1.2 * drawn_size + 6) + int(rng.integers(2))  # even and odd box sides
         left, top = (int(value) for value in np.round(centre_xy - patch_side / 2))
         surface = _crop(image, left, top, patch_side)
         drawn = DEFECTS[name](rng, surface, drawn_size, light_xy, side / 160)
@@ -153,11 +168,11 @@ def _add_defect(
         x0, y0, x1, y1 = _box_of(mask)
         box = (left + x0, top + y0, left + x1, top + y1)
         longer, shorter = max(x1 - x0, y1 - y0), min(x1 - x0, y1 - y0)
-        measured = float(np.percentile(change[mask], 95)) / 255
+        measured = _percentile_95(change[mask]) / 255
         if (
             config.size_range[0] * side <= longer <= config.size_range[1] * side
             and shorter >= config.min_box_side * side
-            and config.contrast_range[0] <= measured <= config.contrast_range[1]
+            and least <= measured <= most
             and min(box) >= 1
             and max(box) <= side - 1
             and _apart(box, defects)
@@ -172,25 +187,21 @@ def _add_defect(
     return None
 
 
-def _add_defects(
-    rng: np.random.Generator, image: Array, light_xy: Array, config: SyntheticConfig
-) -> list[DrawnDefect]:
+def _add_defects(rng: np.random.Generator, image: Array, light_xy: Array, config: SyntheticConfig) -> list[DrawnDefect]:
     """Draws at least one defect into `image` (in place)."""
     defects: list[DrawnDefect] = []
-    # Large ones first: they would find no place later.
     count = _pick_count(rng, config.objects_per_image)
-    for size_px in sorted((_draw_size_px(rng, config) for _ in range(count)), reverse=True):
-        name = _pick(rng, config.class_weights)
-        defect = _add_defect(rng, image, name, size_px, defects, light_xy, config)
-        if defect is not None:
-            defects.append(defect)
+    # Large ones first: they would find no place later.
+    sizes = sorted((_draw_size_px(rng, config) for _ in range(count)), reverse=True)
     for _ in range(_ATTEMPTS):
+        for size_px in sizes:
+            name = _pick(rng, config.class_weights)
+            defect = _add_defect(rng, image, name, size_px, defects, light_xy, config)
+            if defect is not None:
+                defects.append(defect)
         if defects:
             return defects
-        name, size_px = _pick(rng, config.class_weights), _draw_size_px(rng, config)
-        defect = _add_defect(rng, image, name, size_px, defects, light_xy, config)
-        if defect is not None:
-            defects.append(defect)
+        sizes = [_draw_size_px(rng, config)]
     raise UserError(
         "synthetic: no defect could be drawn that meets size_range, min_box_side and contrast_range on this "
         f"surface. Found size_range {list(config.size_range)}, contrast_range {list(config.contrast_range)}; "
@@ -200,7 +211,7 @@ def _add_defects(
 
 def draw_image(config: SyntheticConfig, split: str, index: int, *, normal: bool) -> DrawnImage:
     """Draws image `index` of a split, the same for the same (config, split, index, normal)."""
-    rng = np.random.default_rng([config.seed, _SPLITS.index(split), index])
+    rng = _random_stream(config, split, index, _IMAGE)
     side = config.image_size
     texture = _pick(rng, config.texture_weights)
     azimuth = rng.uniform(0, 2 * np.pi)
@@ -210,15 +221,21 @@ def draw_image(config: SyntheticConfig, split: str, index: int, *, normal: bool)
     sigma_px = rng.uniform(*config.blur_sigma_px)
     if sigma_px > 0.2:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), sigma_px), dtype=np.float32)
-    noise = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(*config.noise_levels)
-    pixels = np.clip(np.round(image + noise), 0, 255).astype(np.uint8)
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
+    noise *= rng.uniform(*config.noise_levels)
+    noise += image
+    pixels = np.clip(np.rint(noise, out=noise), 0, 255, out=noise).astype(np.uint8)
     return DrawnImage(pixels, texture, tuple(defects))
 
 
 def _normal_indices(config: SyntheticConfig, split: str, count: int) -> set[int]:
     """Which images of a split are defect-free: an exact share, spread at random."""
-    rng = np.random.default_rng([config.seed, _SPLITS.index(split)])
+    rng = _random_stream(config, split, 0, _NORMAL)
     return set(rng.permutation(count)[: round(config.normal_fraction * count)].tolist())
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
 def _write_split(config: SyntheticConfig, split: str, count: int, root: Path) -> None:
@@ -231,8 +248,8 @@ def _write_split(config: SyntheticConfig, split: str, count: int, root: Path) ->
     side = config.image_size
     for index in tqdm(range(count), desc=f"drawing {split}", unit="image", leave=False, disable=None):
         drawn = draw_image(config, split, index, normal=index in normal)
-        rng = np.random.default_rng([config.seed, _SPLITS.index(split), index, 1])
-        quality = int(rng.integers(config.jpeg_quality[0], config.jpeg_quality[1] + 1))
+        low, high = config.jpeg_quality
+        quality = int(_random_stream(config, split, index, _JPEG).integers(low, high + 1))
         ok, jpeg = cv2.imencode(".jpg", drawn.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
         if not ok:
             raise RuntimeError(f"OpenCV could not encode image {index} as JPEG")
@@ -254,9 +271,7 @@ def _write_split(config: SyntheticConfig, split: str, count: int, root: Path) ->
                     "contrast": round(defect.contrast, 3),
                 }
             )
-    categories = [
-        {"id": k + 1, "name": name, "supercategory": "surface"} for k, name in enumerate(CLASS_NAMES)
-    ]
+    categories = [{"id": k + 1, "name": name, "supercategory": "surface"} for k, name in enumerate(CLASS_NAMES)]
     info = {
         "description": f"generated surface defects, seed {config.seed}",
         "version": str(GENERATOR_VERSION),
@@ -264,13 +279,16 @@ def _write_split(config: SyntheticConfig, split: str, count: int, root: Path) ->
     coco = {"info": info, "images": images, "annotations": annotations, "categories": categories}
     path = root / "annotations" / f"instances_{split}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(coco, indent=1) + "\n", encoding="utf-8", newline="\n")
+    _write_json(path, coco)
+
+
+def _identity(config: SyntheticConfig) -> dict[str, Any]:
+    return {"generator_version": GENERATOR_VERSION, **config.model_dump(mode="json", exclude={"root"})}
 
 
 def config_hash(config: SyntheticConfig) -> str:
     """Identifies the pictures: everything but where they lie, and the generator's version."""
-    content = {"version": GENERATOR_VERSION, **config.model_dump(mode="json", exclude={"root"})}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()
 
 
 def _split_counts(config: SyntheticConfig) -> dict[str, int]:
@@ -286,22 +304,27 @@ def _check_existing(config: SyntheticConfig) -> None:
     )
     marker = config.root / MARKER_NAME
     if not config.root.is_dir():
-        raise UserError(
-            f"{config.root}: expected a folder for the generated data set, found a file. {remedy}"
-        )
+        raise UserError(f"{config.root}: expected a folder for the generated data set, found a file. {remedy}")
     if not marker.is_file():
         raise UserError(
             f"{config.root}: the folder exists and holds no generated data set ({MARKER_NAME} is missing); "
             f"nothing was written. {remedy}"
         )
     try:
-        found = json.loads(marker.read_text(encoding="utf-8"))["hash"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = dict(json.loads(marker.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{marker}: not readable ({error}). {remedy}") from error
-    if found != config_hash(config):
+    if found.pop("hash", None) != config_hash(config):
+        expected = _identity(config)
+        differences = [
+            f"{key}: the folder was made with {found.get(key)}, the config has {expected.get(key)}"
+            for key in sorted(expected.keys() | found.keys())
+            if found.get(key) != expected.get(key)
+        ]
         raise UserError(
-            f"{config.root}: holds a data set generated from other settings than the config's section "
-            f"'synthetic' (they are in {MARKER_NAME}). {remedy}"
+            f"{config.root}: holds a data set generated from other settings than those of the config's section "
+            f"'synthetic'. {remedy}",
+            differences,
         )
     problems = []
     for split, count in _split_counts(config).items():
@@ -337,10 +360,7 @@ def ensure_dataset(config: SyntheticConfig) -> Path:
         partial.mkdir(parents=True)
         for split, count in _split_counts(config).items():
             _write_split(config, split, count, partial)
-        marker = {"hash": config_hash(config), "version": GENERATOR_VERSION, **config.model_dump(mode="json")}
-        (partial / MARKER_NAME).write_text(
-            json.dumps(marker, indent=1) + "\n", encoding="utf-8", newline="\n"
-        )
+        _write_json(partial / MARKER_NAME, {"hash": config_hash(config), **_identity(config)})
         if root.is_dir() and not any(root.iterdir()):
             root.rmdir()  # Windows cannot rename onto a folder, not even an empty one.
         partial.rename(root)

@@ -44,39 +44,37 @@ class SyntheticConfig(BaseModel):
     """Share of defect-free images (exact up to rounding, spread at random over the split)."""
     objects_per_image: tuple[float, ...] = Field(default=(0.45, 0.3, 0.2, 0.05), min_length=1, max_length=8)
     """Weights of 1, 2, 3, ... defects in an image that has any. Crowded images may hold fewer than drawn."""
-    class_weights: dict[DefectName, float] = Field(
-        default_factory=lambda: {
-            "PERFORACIONES": 1.0,
-            "RAYONES": 1.0,
-            "ROTURA": 1.0,
-            "DEFORMACIONES": 1.0,
-            "CONTAMINACION": 1.0,
-        }
-    )
+    class_weights: dict[DefectName, float] = {
+        "PERFORACIONES": 1.0,
+        "RAYONES": 1.0,
+        "ROTURA": 1.0,
+        "DEFORMACIONES": 1.0,
+        "CONTAMINACION": 1.0,
+    }
     """How often each defect is drawn, relative to the others; an absent one is never drawn."""
-    texture_weights: dict[TextureName, float] = Field(
-        default_factory=lambda: {
-            "brushed_metal": 1.0,
-            "rolled_metal": 1.0,
-            "cast_metal": 1.0,
-            "matte_plastic": 1.0,
-            "speckled_plastic": 1.0,
-            "grained_plastic": 1.0,
-            "orange_peel_paint": 1.0,
-            "smooth_paint": 1.0,
-        }
-    )
+    texture_weights: dict[TextureName, float] = {
+        "brushed_metal": 1.0,
+        "rolled_metal": 1.0,
+        "cast_metal": 1.0,
+        "matte_plastic": 1.0,
+        "speckled_plastic": 1.0,
+        "grained_plastic": 1.0,
+        "orange_peel_paint": 1.0,
+        "smooth_paint": 1.0,
+    }
     """How often each surface is drawn, relative to the others; an absent one is never drawn."""
     size_range: tuple[float, float] = (0.04, 0.5)
     """Longer side of a defect's box, as a fraction of the image side."""
     size_mode: float = 0.2
     """Most frequent size: sizes follow a triangular distribution in log(size) with its peak here."""
-    min_box_side: float = Field(default=0.025, ge=0.0)
+    min_box_side: float = Field(default=0.03, ge=0.0)
     """Shorter side of a defect's box, at least, as a fraction of the image side: a sliver of one or two
     pixels has no box that could be found to IoU 0.5."""
     contrast_range: tuple[float, float] = (0.12, 0.6)
     """Strength of a defect, log-uniform: the 95th percentile over its visible pixels of the change against
     the clean surface (largest channel), as a fraction of full scale, before noise."""
+    contrast_floor: dict[DefectName, float] = {"PERFORACIONES": 0.35, "ROTURA": 0.2}
+    """Least contrast of a class where it is above contrast_range's: an opening is dark, it has no surface."""
     visible_levels: float = Field(default=8.0, gt=0.0)
     """A pixel belongs to a defect if it changed by more than this many grey levels ..."""
     visible_share: float = Field(default=0.2, ge=0.0, lt=1.0)
@@ -109,6 +107,9 @@ class SyntheticConfig(BaseModel):
             faults.append(f"size_mode is {self.size_mode}: expected a value inside size_range")
         if self.min_box_side > self.size_range[0]:
             faults.append(f"min_box_side is {self.min_box_side}: expected at most size_range's low end")
+        for name, floor in self.contrast_floor.items():
+            if not 0.0 <= floor <= self.contrast_range[1]:
+                faults.append(f"contrast_floor.{name} is {floor}: expected at most contrast_range's high end")
         weights = {
             "objects_per_image": self.objects_per_image,
             "class_weights": self.class_weights.values(),

@@ -1,6 +1,6 @@
 """Draws surfaces and surface defects; pure functions of a random generator.
 
-Legend: N image side in pixels, S patch side in pixels. Images are float32 RGB in 0..255, masks float32 in 0..1.
+Legend: N image side, S patch side in pixels. Images are float32 RGB in 0..255, masks float32 in 0..1.
 Lengths that describe a surface are given for a 160-pixel image and scaled by `unit` = N / 160, so that the
 same picture comes out at any resolution.
 """
@@ -69,12 +69,12 @@ STAINS = (
 
 
 def _f32(image: Any) -> Array:
-    """What OpenCV returns, with the dtype it has."""
+    """float32: OpenCV's functions promise less than they return, and NumPy scalars widen what they meet."""
     return np.asarray(image, dtype=np.float32)
 
 
 def _unit_std(field: Array) -> Array:
-    return (field - field.mean()) / (field.std() + 1e-6)
+    return _f32((field - field.mean()) / (field.std() + 1e-6))
 
 
 def _blur(image: Array, sigma_px: float) -> Array:
@@ -94,18 +94,18 @@ def _noise(rng: np.random.Generator, side: int, sigma_px: float = 0.0) -> Array:
     return _unit_std(_f32(fine)[start : start + side, start : start + side])
 
 
-def _streaks(
-    rng: np.random.Generator, side: int, angle_deg: float, length_px: float, width_px: float
-) -> Array:
-    """[side, side], unit standard deviation, correlated over `length_px` along the angle, `width_px` across."""
-    large = math.ceil(1.5 * side)
-    field = rng.standard_normal((large, large), dtype=np.float32)
-    field = _unit_std(_f32(cv2.GaussianBlur(field, (0, 0), sigmaX=length_px, sigmaY=width_px)))
-    matrix = cv2.getRotationMatrix2D((large / 2, large / 2), angle_deg, 1.0)
-    matrix[:, 2] -= (large - side) / 2
-    return _f32(
-        cv2.warpAffine(field, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    )
+def _streaks(rng: np.random.Generator, side: int, angle_deg: float, length_px: float, width_px: float) -> Array:
+    """[side, side], unit standard deviation, correlated over `length_px` along and `width_px` across."""
+    rows = math.ceil(1.5 * side)
+    # Along the streaks a third of their length is sampled finely enough.
+    columns = math.ceil(rows / (length_px / 3)) + 2
+    field = rng.standard_normal((rows, columns), dtype=np.float32)
+    field = _f32(cv2.GaussianBlur(field, (0, 0), sigmaX=3.0, sigmaY=width_px))
+    field = _unit_std(_f32(cv2.resize(field, (rows, rows), interpolation=cv2.INTER_CUBIC)))
+    matrix = cv2.getRotationMatrix2D((rows / 2, rows / 2), angle_deg, 1.0)
+    matrix = np.asarray(matrix, dtype=np.float64) - [[0, 0, (rows - side) / 2]]
+    turned = cv2.warpAffine(field, matrix, (side, side), borderMode=cv2.BORDER_REFLECT)
+    return _f32(turned)
 
 
 def _relief(height: Array, light_xy: Array) -> Array:
@@ -126,25 +126,25 @@ def brushed_metal(rng: np.random.Generator, side: int, light_xy: Array) -> Array
     unit, angle = side / 160, _grain_angle(rng)
     fine = _streaks(rng, side, angle, 18 * unit, 0.5 * unit)
     coarse = _streaks(rng, side, angle, 30 * unit, 2.0 * unit)
-    return 1 + rng.uniform(0.03, 0.06) * fine + 0.02 * coarse
+    return _f32(1 + rng.uniform(0.03, 0.06) * fine + 0.02 * coarse)
 
 
 def rolled_metal(rng: np.random.Generator, side: int, light_xy: Array) -> Array:
     unit, angle = side / 160, _grain_angle(rng)
     bands = _streaks(rng, side, angle, 60 * unit, 7 * unit)
     marks = _streaks(rng, side, angle, 10 * unit, 1.0 * unit)
-    return 1 + rng.uniform(0.03, 0.06) * bands + 0.015 * marks + 0.012 * _noise(rng, side, 0.6 * unit)
+    return _f32(1 + rng.uniform(0.03, 0.06) * bands + 0.015 * marks + 0.012 * _noise(rng, side, 0.6 * unit))
 
 
 def cast_metal(rng: np.random.Generator, side: int, light_xy: Array) -> Array:
     unit = side / 160
     height = _noise(rng, side, 1.0 * unit) + 1.5 * _noise(rng, side, 2.5 * unit)
-    return 1 + rng.uniform(0.04, 0.08) * _relief(height, light_xy) + 0.03 * _noise(rng, side, 14 * unit)
+    return _f32(1 + rng.uniform(0.04, 0.08) * _relief(height, light_xy) + 0.03 * _noise(rng, side, 14 * unit))
 
 
 def matte_plastic(rng: np.random.Generator, side: int, light_xy: Array) -> Array:
     unit = side / 160
-    return 1 + rng.uniform(0.006, 0.02) * _noise(rng, side, 0.6 * unit) + 0.01 * _noise(rng, side, 20 * unit)
+    return _f32(1 + rng.uniform(0.006, 0.02) * _noise(rng, side, 0.6 * unit) + 0.01 * _noise(rng, side, 20 * unit))
 
 
 def speckled_plastic(rng: np.random.Generator, side: int, light_xy: Array) -> Array:
@@ -154,20 +154,20 @@ def speckled_plastic(rng: np.random.Generator, side: int, light_xy: Array) -> Ar
     rows, columns = rng.integers(0, side, (2, count))
     specks[rows, columns] = rng.choice([-1.0, 1.0], count, p=[0.65, 0.35]) * rng.uniform(0.4, 1.0, count)
     specks = _blur(specks, 0.55 * unit)
-    return 1 + rng.uniform(0.15, 0.3) * specks / (np.abs(specks).max() + 1e-6) + 0.008 * _noise(rng, side)
+    return _f32(1 + rng.uniform(0.15, 0.3) * specks / (np.abs(specks).max() + 1e-6) + 0.008 * _noise(rng, side))
 
 
 def grained_plastic(rng: np.random.Generator, side: int, light_xy: Array) -> Array:
     unit = side / 160
     white = _noise(rng, side)
     height = _unit_std(_blur(white, 1.1 * unit)) - _unit_std(_blur(white, 2.4 * unit))
-    return 1 + rng.uniform(0.03, 0.06) * _relief(height, light_xy)
+    return _f32(1 + rng.uniform(0.03, 0.06) * _relief(height, light_xy))
 
 
 def orange_peel_paint(rng: np.random.Generator, side: int, light_xy: Array) -> Array:
     unit = side / 160
     shade = _relief(_noise(rng, side, rng.uniform(2.0, 3.5) * unit), light_xy)
-    return 1 + rng.uniform(0.02, 0.04) * (shade + 0.35 * np.maximum(shade, 0) ** 2)
+    return _f32(1 + rng.uniform(0.02, 0.04) * (shade + 0.35 * np.maximum(shade, 0) ** 2))
 
 
 def smooth_paint(rng: np.random.Generator, side: int, light_xy: Array) -> Array:
@@ -188,8 +188,8 @@ SURFACES: dict[TextureName, tuple[Surface, Sequence[tuple[int, int, int]]]] = {
 
 
 def uneven_light(rng: np.random.Generator, side: int, light_xy: Array, brightness_range: float) -> Array:
-    """Brightness [N, N] with mean 1 and max - min = `brightness_range`: gradient + vignette + spot highlight."""
-    axis = np.linspace(-1, 1, side, dtype=np.float32)
+    """Gradient + vignette + spot highlight, [N, N]: mean 1, max - min = `brightness_range`."""
+    axis = np.linspace(-1, 1, 40, dtype=np.float32)
     x, y = axis[None, :], axis[:, None]
     gradient = x * light_xy[0] + y * light_xy[1]
     vignette = -(x**2 + y**2)
@@ -197,8 +197,8 @@ def uneven_light(rng: np.random.Generator, side: int, light_xy: Array, brightnes
     spot = np.exp(-((x - spot_x) ** 2 + (y - spot_y) ** 2) / (2 * rng.uniform(0.35, 0.6) ** 2))
     weights = rng.dirichlet((1.0, 1.0, 1.0))
     field = weights[0] * gradient + weights[1] * vignette + weights[2] * 2 * spot
-    field = field / (np.ptp(field) + 1e-6)
-    return _f32(1 + brightness_range * (field - field.mean()))
+    field = 1 + brightness_range * (field - field.mean()) / (np.ptp(field) + 1e-6)
+    return _f32(cv2.resize(field.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR))
 
 
 def clean_surface(
@@ -206,10 +206,12 @@ def clean_surface(
 ) -> Array:
     """A defect-free surface under uneven light, [N, N, 3]."""
     draw, colours = SURFACES[texture]
-    colour = np.array(colours[rng.integers(len(colours))], np.float32) * rng.uniform(0.9, 1.08)
-    colour = np.clip(colour + rng.uniform(-8, 8, 3), 40, 225).astype(np.float32)
+    colour = np.array(colours[int(rng.integers(len(colours)))]) * rng.uniform(0.9, 1.08)
+    tint = 2 if texture.endswith("metal") else 8
+    colour = np.clip(colour + rng.uniform(-tint, tint, 3), 40, 208).astype(np.float32)
     brightness = draw(rng, side, light_xy) * uneven_light(rng, side, light_xy, brightness_range)
-    return np.clip(brightness[..., None] * colour, 0, 255)
+    channels = [brightness * float(value) for value in colour]
+    return np.clip(_f32(cv2.merge(channels)), 0, 255)
 
 
 # -------------------------------------------------------------------------------------------- shapes
@@ -218,16 +220,16 @@ def clean_surface(
 def _fit(points: Points, size: float) -> Points:
     """Centres points on their box and scales them so that its longer side is `size`."""
     low, high = points.min(0), points.max(0)
-    return (points - (low + high) / 2) * (size / max(float((high - low).max()), 1e-6))
+    return np.asarray((points - (low + high) / 2) * (size / max(float((high - low).max()), 1e-6)))
 
 
 def _rotate(points: Points, angle: float) -> Points:
     cosine, sine = math.cos(angle), math.sin(angle)
-    return points @ np.array([[cosine, sine], [-sine, cosine]])
+    return np.asarray(points @ np.array([[cosine, sine], [-sine, cosine]]))
 
 
 def _outline(rng: np.random.Generator, wobble: float, harmonics: int, aspect: float) -> Points:
-    """A closed curve [96, 2] around the origin: an ellipse with random harmonics of relative size `wobble`."""
+    """A closed curve [96, 2] around the origin: an ellipse with harmonics of relative size `wobble`."""
     angle = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     radius = np.ones_like(angle)
     for k in range(2, 2 + harmonics):
@@ -237,28 +239,29 @@ def _outline(rng: np.random.Generator, wobble: float, harmonics: int, aspect: fl
     return _rotate(points, rng.uniform(0, np.pi))
 
 
-def _coverage(canvas: npt.NDArray[np.uint8], side: int) -> Array:
-    return _f32(cv2.resize(canvas, (side, side), interpolation=cv2.INTER_AREA)) / 255
+def _paint(polygons: Sequence[Points], lines: Sequence[tuple[Points, Points]], side: int) -> Array:
+    """Antialiased union of polygons [K, 2] and polylines ([K, 2], widths [K - 1]) as coverage [side, side].
 
-
-def _fill(polygons: Sequence[Points], side: int) -> Array:
-    """Antialiased union of polygons given in pixels around the patch centre; [side, side] in 0..1."""
+    Coordinates and widths are pixels, the origin is the patch centre.
+    """
     canvas = np.zeros((side * _SUPERSAMPLING, side * _SUPERSAMPLING), np.uint8)
+
+    def fixed_point(points: Points) -> npt.NDArray[np.int32]:
+        return np.round(((points + side / 2) * _SUPERSAMPLING - 0.5) * 16).astype(np.int32)
+
     for polygon in polygons:
-        fixed = np.round(((polygon + side / 2) * _SUPERSAMPLING - 0.5) * 16).astype(np.int32)
-        cv2.fillPoly(canvas, [fixed], 255, shift=4)
-    return _coverage(canvas, side)
-
-
-def _strokes(lines: Sequence[tuple[Points, Points]], side: int) -> Array:
-    """Antialiased polylines (points [K, 2] around the patch centre, widths [K - 1]); pixels; [side, side]."""
-    canvas = np.zeros((side * _SUPERSAMPLING, side * _SUPERSAMPLING), np.uint8)
+        cv2.fillPoly(canvas, [fixed_point(polygon)], 255, shift=4)
     for points, widths in lines:
-        fixed = np.round(((points + side / 2) * _SUPERSAMPLING - 0.5) * 16).astype(np.int32).tolist()
+        ends = fixed_point(points).tolist()
         thickness = np.maximum(np.round(widths * _SUPERSAMPLING), 1).astype(int).tolist()
-        for start, end, width in zip(fixed[:-1], fixed[1:], thickness, strict=True):
+        for start, end, width in zip(ends[:-1], ends[1:], thickness, strict=True):
             cv2.line(canvas, start, end, 255, width, shift=4)
-    return _coverage(canvas, side)
+    return _f32(cv2.resize(canvas, (side, side), interpolation=cv2.INTER_AREA)) / np.float32(255)
+
+
+def _over(surface: Array, mask: Array, colour: Array | float) -> Array:
+    """Lays a colour ([S, S, 3], [3] or a grey level) over the surface with opacity `mask` [S, S]."""
+    return _f32(surface + mask[..., None] * (colour - surface))
 
 
 def _shift(mask: Array, offset_xy: Array) -> Array:
@@ -273,8 +276,8 @@ def _grid(side: int) -> tuple[Array, Array]:
 
 
 # ------------------------------------------------------------------------------------------- defects
-# Each takes a clean patch [S, S, 3], the longer side of the defect in pixels, the unit vector towards the light
-# and `unit`, and returns the patch with the defect in its middle at natural strength.
+# Each takes a clean patch [S, S, 3], the longer side of the defect in pixels, the unit vector towards the
+# light and `unit`, and returns the patch with the defect in its middle at natural strength.
 
 
 def draw_hole(rng: np.random.Generator, surface: Array, size: float, light_xy: Array, unit: float) -> Array:
@@ -282,27 +285,25 @@ def draw_hole(rng: np.random.Generator, surface: Array, size: float, light_xy: A
     side = surface.shape[0]
     rim = min(max(0.8 * unit, 0.07 * size), 0.2 * size)
     outline = _outline(rng, 0.04, 3, rng.uniform(0.6, 1.0))
-    outer = _fill([_fit(outline, size)], side)
-    opening = _fill([_fit(outline, size - 2 * rim)], side)
+    outer = _paint([_fit(outline, size)], [], side)
+    opening = _paint([_fit(outline, size - 2 * rim)], [], side)
     ring = np.clip(outer - opening, 0, 1)
     # Outward direction of the contour, from a blurred mask; the bevel away from the light faces it.
     fall_y, fall_x = np.gradient(-_blur(outer, max(0.15 * size, 1.0)))
     facing = (fall_x * light_xy[0] + fall_y * light_xy[1]) / (np.hypot(fall_x, fall_y) + 1e-6)
     wall = opening * (1 - _shift(opening, light_xy * (0.16 * size)))
     inside = surface * (0.08 + 0.5 * wall)[..., None]
-    bevel = surface * (1 - 0.45 * facing)[..., None] + 70 * np.maximum(-facing, 0)[..., None]
-    return surface + opening[..., None] * (inside - surface) + ring[..., None] * (bevel - surface)
+    bevel = surface * (1 - 0.45 * facing)[..., None] + 50 * np.maximum(-facing, 0)[..., None]
+    return _over(_over(surface, ring, bevel), opening, inside)
 
 
-def draw_scratch(
-    rng: np.random.Generator, surface: Array, size: float, light_xy: Array, unit: float
-) -> Array:
-    """RAYONES: one to four thin lines, nearly straight and parallel, bright or dark, with a shaded flank."""
+def draw_scratch(rng: np.random.Generator, surface: Array, size: float, light_xy: Array, unit: float) -> Array:
+    """RAYONES: one to four thin lines, nearly straight and parallel, bright or dark, with a flank."""
     side = surface.shape[0]
     count = 1 if size < 18 * unit else int(rng.choice([1, 2, 3, 4], p=[0.5, 0.2, 0.2, 0.1]))
     width = rng.uniform(0.9, 1.3) * unit + 0.012 * size
     steps = np.linspace(0, 1, 13)
-    bend = rng.normal(0, 0.05)
+    bend = rng.normal(0, 0.025)
     lines = []
     for k in range(count):
         start, end = (0.0, 1.0) if k == 0 else (rng.uniform(0, 0.35), rng.uniform(0.65, 1.0))
@@ -312,54 +313,59 @@ def draw_scratch(
     angle = rng.uniform(0, np.pi)
     points = _fit(_rotate(np.concatenate(lines), angle), size - width).reshape(count, -1, 2)
     middle = (steps[:-1] + steps[1:]) / 2
-    taper = 0.55 + 0.45 * np.sin(np.pi * middle)
-    mask = _strokes([(line, width * taper * rng.uniform(0.7, 1.0)) for line in points], side)
+    taper = 0.7 + 0.3 * np.sin(np.pi * middle)
+    mask = _paint([], [(line, width * taper * rng.uniform(0.7, 1.0)) for line in points], side)
     bright = rng.random() < (0.65 if surface.mean() < 190 else 0.2)
     flank = np.clip(_shift(mask, light_xy * (-0.8 * width)) - mask, 0, 1)
-    core = 250.0 if bright else 0.15 * surface
-    edge = 0.6 * surface if bright else surface + 45
-    return surface + mask[..., None] * (core - surface) + 0.5 * flank[..., None] * (edge - surface)
+    core, edge = (250.0, 0.8 * surface) if bright else (0.15 * surface, surface + 22)
+    return _over(_over(surface, flank, edge), mask, core)
 
 
-def _jagged(rng: np.random.Generator, start: Points, end: Points, roughness: float, levels: int) -> Points:
-    """Midpoint displacement: a fractal polyline [2**levels + 1, 2] from start to end."""
+def _jagged(rng: np.random.Generator, start: Points, end: Points, levels: int) -> Points:
+    """Midpoint displacement: a fractal polyline [2**levels + 1, 2], rougher in the small."""
     points = np.stack([start, end])
-    for _ in range(levels):
+    for level in range(levels):
+        roughness = 0.16 + 0.07 * level
         steps = np.diff(points, axis=0)
         normals = np.stack([-steps[:, 1], steps[:, 0]], axis=1)
         offsets = rng.uniform(-roughness, roughness, (len(steps), 1))
-        middles = (points[:-1] + points[1:]) / 2 + offsets * normals
-        merged = np.empty((len(points) + len(middles), 2))
-        merged[::2], merged[1::2] = points, middles
+        merged = np.empty((2 * len(points) - 1, 2))
+        merged[::2], merged[1::2] = points, (points[:-1] + points[1:]) / 2 + offsets * normals
         points = merged
     return points
+
+
+def _gap(rng: np.random.Generator, line: Points, widths: Points) -> Points:
+    """The polygon of a fracture along `line` [K, 2] whose two ragged edges are about `widths` [K] apart."""
+    tangent = np.gradient(line, axis=0)
+    tangent /= np.hypot(tangent[:, :1], tangent[:, 1:]) + 1e-6
+    normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
+    edges = [side * 0.5 * widths * rng.uniform(0.6, 1.4, len(line)) for side in (1, -1)]
+    return np.concatenate([line + edges[0][:, None] * normal, (line + edges[1][:, None] * normal)[::-1]])
 
 
 def draw_crack(rng: np.random.Generator, surface: Array, size: float, light_xy: Array, unit: float) -> Array:
     """ROTURA: a jagged dark fracture that gapes in the middle and branches, with a lit lip."""
     side = surface.shape[0]
-    trunk = _jagged(rng, np.array([0.0, 0.0]), np.array([1.0, 0.0]), 0.38, 4)
+    trunk = _jagged(rng, np.array([0.0, 0.0]), np.array([1.0, 0.0]), 4)
     lines = [trunk]
-    for _ in range(1 if size < 12 * unit else int(rng.integers(2, 5))):
-        root = int(rng.integers(3, len(trunk) - 3))
+    for _ in range(2 if size < 16 * unit else int(rng.integers(3, 6))):
+        root = int(rng.integers(2, len(trunk) - 2))
         turn = rng.choice([-1.0, 1.0]) * rng.uniform(0.5, 1.2)
-        reach = rng.uniform(0.25, 0.5)
+        reach = rng.uniform(0.2, 0.5)
         tip = trunk[root] + reach * np.array([math.cos(turn), math.sin(turn)])
-        lines.append(_jagged(rng, trunk[root], tip, 0.35, 3))
-    gape = rng.uniform(0.05, 0.09) * size + 1.2 * unit
-    fitted = _fit(_rotate(np.concatenate(lines), rng.uniform(0, np.pi)), size - 0.4 * gape)
+        lines.append(_jagged(rng, trunk[root], tip, 3))
+    gape = rng.uniform(0.04, 0.08) * size + 0.8 * unit
+    hair = 0.9 * unit
+    fitted = _fit(_rotate(np.concatenate(lines), rng.uniform(0, np.pi)), size - hair)
     points = np.split(fitted, np.cumsum([len(line) for line in lines])[:-1])
-    strokes = []
+    gaps = []
     for k, line in enumerate(points):
-        t = (np.arange(len(line) - 1) + 0.5) / (len(line) - 1)
-        profile = np.sin(np.pi * t) ** 0.8 if k == 0 else 0.6 * (1 - t)
-        widths = gape * (0.25 + 0.75 * profile) * rng.uniform(0.75, 1.25, len(t))
-        strokes.append((line, widths))
-    mask = _strokes(strokes, side)
-    lip = np.clip(_shift(mask, light_xy * (-0.35 * gape - 0.4 * unit)) - mask, 0, 1)
-    return (
-        surface + mask[..., None] * (0.06 * surface - surface) + 0.5 * lip[..., None] * (60 + 0.1 * surface)
-    )
+        t = np.linspace(0, 1, len(line))
+        gaps.append(_gap(rng, line, gape * (np.sin(np.pi * t) ** 0.7 if k == 0 else 0.6 * (1 - t))))
+    mask = _paint(gaps, [(line, np.full(len(line) - 1, hair)) for line in points], side)
+    lip = np.clip(_shift(mask, light_xy * (-0.3 * gape - 0.4 * unit)) - mask, 0, 1)
+    return _over(_over(surface, lip, 1.05 * surface + 30), mask, 0.06 * surface)
 
 
 def draw_dent(rng: np.random.Generator, surface: Array, size: float, light_xy: Array, unit: float) -> Array:
@@ -383,14 +389,13 @@ def draw_dent(rng: np.random.Generator, surface: Array, size: float, light_xy: A
 
 
 def _stain_mask(rng: np.random.Generator, side: int, size: float, unit: float) -> Array:
-    kind = (
-        "blotch" if size < 14 * unit else rng.choice(["blotch", "splash", "particles"], p=[0.45, 0.3, 0.25])
-    )
+    kinds = ["blotch"] if size < 14 * unit else ["blotch", "blotch", "splash", "particles"]
+    kind = kinds[int(rng.integers(len(kinds)))]
     if kind == "blotch":
-        return _fill([_fit(_outline(rng, 0.2, 7, rng.uniform(0.6, 1.0)), size)], side)
+        return _paint([_fit(_outline(rng, 0.13, 9, rng.uniform(0.6, 1.0)), size)], [], side)
     pieces = []
     if kind == "splash":
-        pieces.append(_outline(rng, 0.22, 8, rng.uniform(0.7, 1.0)))
+        pieces.append(_outline(rng, 0.16, 9, rng.uniform(0.7, 1.0)))
         for _ in range(int(rng.integers(6, 13))):
             angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(1.1, 1.8)
             centre = reach * np.array([math.cos(angle), math.sin(angle)])
@@ -400,7 +405,7 @@ def _stain_mask(rng: np.random.Generator, side: int, size: float, unit: float) -
             centre = rng.normal(0, 1, 2) * (1.0, 0.8)
             pieces.append(centre + rng.uniform(0.12, 0.4) * _outline(rng, 0.25, 6, rng.uniform(0.6, 1.0)))
     fitted = _fit(np.concatenate(pieces), size)
-    return _fill(np.split(fitted, len(pieces)), side)
+    return _paint(np.split(fitted, len(pieces)), [], side)
 
 
 def draw_stain(rng: np.random.Generator, surface: Array, size: float, light_xy: Array, unit: float) -> Array:
@@ -414,7 +419,7 @@ def draw_stain(rng: np.random.Generator, surface: Array, size: float, light_xy: 
     # Liquid dries from the edge inwards and leaves a stronger border.
     border = np.clip(mask - _blur(mask, max(0.06 * size, 0.6)), 0, 1)
     alpha = np.clip(mask * rng.uniform(0.7, 0.9) * mottle + 0.5 * border, 0, 1) * (mask > 0)
-    return surface + alpha[..., None] * (colour - surface)
+    return _over(surface, alpha, colour)
 
 
 DEFECTS: dict[DefectName, Defect] = {

@@ -6,10 +6,12 @@ A checkpoint is a dict of plain containers, numbers, strings and tensors with at
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
 import re
+import sys
 import time
 import warnings
 from collections import OrderedDict
@@ -28,6 +30,7 @@ from engine.config import ExperimentConfig, config_from_dict
 
 log = logging.getLogger(__name__)
 
+_IS_WINDOWS = os.name == "nt"
 _SCALARS = (str, int, float, bool, type(None))
 
 
@@ -73,6 +76,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, what: s
     """
     # One fixed name: what a killed process left behind is overwritten by the next write instead of piling up.
     temporary = path.with_name(path.name + ".tmp")
+    handled_by_caller = sys.exception()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -83,7 +87,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, what: s
         _fsync_folder(path.parent)
     except BaseException as error:
         _remove_quietly(temporary)
-        cause = _os_error(error) if isinstance(error, (OSError, RuntimeError)) else None
+        cause = _os_error(error, handled_by_caller)
         if cause is None:
             raise
         kept = "The file that was there before is untouched." if path.exists() else "No file was written."
@@ -93,19 +97,19 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, what: s
         ) from error
 
 
-def _os_error(error: BaseException) -> OSError | None:
+def _os_error(error: BaseException, unrelated: BaseException | None) -> OSError | None:
     """The OSError behind `error`: torch's zip writer closes its archive after one and then raises on its own."""
     seen: BaseException | None = error
-    while seen is not None:
+    while isinstance(seen, (OSError, RuntimeError)) and seen is not unrelated:
         if isinstance(seen, OSError):
             return seen
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__context__
     return None
 
 
 def _replace(source: Path, target: Path) -> None:
     """`os.replace`; Windows refuses while a virus scanner or a reader holds the target, so there it tries again."""
-    for _ in range(20 if os.name == "nt" else 0):
+    for _ in range(20 if _IS_WINDOWS else 0):
         try:
             os.replace(source, target)
             return
@@ -115,14 +119,15 @@ def _replace(source: Path, target: Path) -> None:
 
 
 def _fsync_folder(folder: Path) -> None:
-    """Make the rename itself durable; Windows cannot open folders and has no need to."""
-    if os.name == "nt":
+    """Make the rename itself durable, where the platform can: Windows and some network drives cannot."""
+    if _IS_WINDOWS:
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):  # the new file is complete and in place whatever happens here
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _remove_quietly(path: Path) -> None:
@@ -192,30 +197,33 @@ def _unreadable_message(path: Path, error: Exception) -> str:
 def _require_weights(path: Path, content: object) -> None:
     if not isinstance(content, dict):
         raise UserError(f"Checkpoint {path}: it holds a {type(content).__name__}; expected a dict with `model`.")
-    ema = content.get("ema")
-    ema_weights = ema.get("module") if isinstance(ema, dict) else None
-    weights = [part for part in (content.get("model"), ema_weights) if part is not None]
-    if not weights:
+    if "model" not in content:
         bare = bool(content) and all(isinstance(value, Tensor) for value in content.values())
         found = (
-            "it holds bare weights. A backbone's weight file belongs into `DINOv3STAs.weights_path` of the config"
+            "it holds bare weights; a backbone's weight file belongs into `DINOv3STAs.weights_path` of the config"
             if bare
             else f"it holds {', '.join(sorted(map(str, content))[:6]) or 'nothing'}"
         )
         raise UserError(f"Checkpoint {path}: no `model` in it; {found}. Expected a checkpoint of a training run.")
-    for part in weights:
-        if not isinstance(part, dict) or not all(
-            isinstance(key, str) and isinstance(value, Tensor) for key, value in part.items()
-        ):
-            raise UserError(f"Checkpoint {path}: `model` or `ema.module` is not a dict of names to tensors.")
+    ema = content.get("ema")
+    parts = {"model": content["model"]}
+    if ema is not None:
+        parts["ema.module"] = ema.get("module") if isinstance(ema, dict) else ema
+    for name, part in parts.items():
+        if not _is_state_dict(part):
+            raise UserError(f"Checkpoint {path}: `{name}` is not a dict of names to tensors; the file is not usable.")
 
 
-def ema_or_model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights to evaluate and to publish: the EMA's where there are any, else the raw ones."""
+def _is_state_dict(part: object) -> bool:
+    return isinstance(part, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in part.items()
+    )
+
+
+def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights to evaluate, to publish and to tune from: the EMA's where there are any, else the raw ones."""
     ema = checkpoint.get("ema")
-    if ema and ema.get("module"):
-        return dict(ema["module"])
-    return dict(checkpoint["model"])
+    return dict(checkpoint["model"] if ema is None else ema["module"])
 
 
 def checkpoint_config(checkpoint: Mapping[str, Any], path: Path) -> ExperimentConfig:
@@ -248,20 +256,22 @@ def checkpoint_classes(checkpoint: Mapping[str, Any], path: Path) -> ClassMap | 
         raise UserError(f"Checkpoint {path}: its `classes` are damaged ({error}).") from error
 
 
-def require_same_classes(checkpoint: ClassMap | None, data: ClassMap, path: Path) -> None:
+def check_classes(checkpoint: Mapping[str, Any], data: ClassMap, path: Path) -> None:
     """The data set's labels must mean what the weights learned: same names in the same order.
 
-    Category ids may differ (another export of the same data): results carry the data set's own.
+    Category ids may differ (another export of the same data): results carry the data set's own. An official file
+    names no classes; there the heads' shapes decide when the weights are loaded.
 
     Raises:
-        UserError: The names differ.
+        UserError: The names differ, in number or in order.
     """
-    if checkpoint is None or checkpoint.names == data.names:
+    learned = checkpoint_classes(checkpoint, path)
+    if learned is None or learned.names == data.names:
         return
     raise UserError(
-        f"Checkpoint {path} and the data set disagree on the classes, so its results would carry wrong names. "
-        "Evaluate on data with the classes it was trained on, or train anew (-t starts from these weights).",
-        [f"checkpoint: {len(checkpoint)} classes: {_names(checkpoint)}", f"data set: {len(data)} classes: {_names(data)}"],
+        f"Checkpoint {path} and the data set disagree on the classes, so its labels would mean something else. "
+        "Use data with the classes it was trained on, or start a new run from its weights with -t.",
+        [f"checkpoint: {len(learned)} classes: {_names(learned)}", f"data set: {len(data)} classes: {_names(data)}"],
     )
 
 

@@ -48,7 +48,10 @@ class _BarFriendlyHandler(logging.Handler):
     """Writes to stderr above a running progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except (OSError, ValueError):  # stderr is closed
+            self.handleError(record)
 
 
 def setup_logging(*, is_main: bool = True, level: int = logging.INFO) -> None:
@@ -188,5 +191,3 @@ def require_output_folder(folder: Path) -> None:
             f"Output folder {folder}: {existing} is not writable; check its permissions or choose another folder "
             "with --output-dir."
         )
-
-

@@ -18,6 +18,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
 from data.classes import ClassMap
+from data.coco import CocoSplit
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -103,6 +104,14 @@ class GroundTruth:
     crowd box counts neither for nor against."""
     classes: ClassMap
 
+    @classmethod
+    def of(cls, split: CocoSplit) -> GroundTruth:
+        """Everything the split holds: crowd boxes too, NORMAL boxes unless they were read as negatives."""
+        content = split.to_coco()
+        return cls(
+            {image["id"]: image["file_name"] for image in content["images"]}, content["annotations"], split.classes
+        )
+
     def fingerprint(self) -> str:
         """sha256 of images, boxes and categories, whatever their order in the file: results with different
         fingerprints were judged on different things and cannot be compared."""
@@ -150,11 +159,6 @@ METRIC_NAMES = (
 )
 
 
-def is_normal(name: str) -> bool:
-    """Whether a class stands for "no defect here" and not for a kind of defect."""
-    return name.strip().casefold() == "normal"
-
-
 def coco_numbers(truth: GroundTruth, detections: Detections) -> CocoNumbers:
     """COCO's twelve numbers, with and without NORMAL, and AP per class.
 
@@ -163,7 +167,7 @@ def coco_numbers(truth: GroundTruth, detections: Detections) -> CocoNumbers:
     precision, recall = _evaluate(truth, detections)
     names = _unique_names(truth.classes)
     counts = Counter(box["category_id"] for box in truth.annotations if not box["iscrowd"])
-    defects = [label for label, name in enumerate(truth.classes.names) if not is_normal(name)]
+    defects = [label for label in range(len(truth.classes)) if label != truth.classes.normal_label]
     return CocoNumbers(
         metrics=_summary(precision, recall),
         metrics_defects=_summary(precision[:, :, defects], recall[:, defects]),

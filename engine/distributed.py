@@ -78,7 +78,10 @@ def init_distributed(device: str | None = None) -> Distributed:
         if place.type == "cuda":
             torch.cuda.set_device(place)
         dist.init_process_group(
-            "nccl" if place.type == "cuda" else "gloo", rank=rank, world_size=world_size, timeout=timedelta(minutes=30)
+            "nccl" if place.type == "cuda" else "gloo",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(minutes=30),
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(

@@ -20,7 +20,7 @@ from data.batch import Batch
 from data.classes import ClassMap
 from data.coco import CocoSplit
 from data.industrial_dataset import pixel_mean_std
-from engine.coco_metrics import ClassResult, CocoNumbers, Detections, GroundTruth, Prediction, coco_numbers
+from engine.coco_metrics import ClassResult, Detections, GroundTruth, Prediction, coco_numbers
 from engine.config import ExperimentConfig
 from models.detector import normalize_images
 from models.postprocess import PostProcessor
@@ -89,8 +89,10 @@ def evaluate(
         amp_dtype: Autocast to this type; None (the spec's way, section 9.4) computes in float32.
 
     Raises:
-        ValueError: The loaders left out images of the split.
+        ValueError: The loaders left out images of the split, or the split has other classes.
     """
+    if classes != split.classes:
+        raise ValueError(f"split {split.name!r} has classes {split.classes}, the network {classes}")
     rank = dist.get_rank() if _is_distributed() else 0
     processor = PostProcessor(num_classes=len(classes), num_top_queries=config.num_top_queries)
     bar = tqdm(
@@ -110,7 +112,7 @@ def evaluate(
     result = None
     if rank == 0:
         merged = _merge([part for part, _ in parts], split)
-        truth = ground_truth(split, classes)
+        truth = GroundTruth.of(split)
         slowest = max(seconds for _, seconds in parts)
         result = _judge(truth, merged.to_detections(classes), split.name, slowest / max(len(truth.images), 1))
     return _share(result)
@@ -160,11 +162,11 @@ def _detect(
     mean, std = pixel_mean_std(config)
     image_ids: list[int] = []
     counts: list[int] = []
-    columns: dict[str, list[Tensor]] = {
-        "scores": [torch.empty(0)],
-        "labels": [torch.empty(0, dtype=torch.int64)],
-        "boxes": [torch.empty(0, 4)],
-    }
+    scores, labels, boxes = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 4)]
+
+    def keep(kept: list[Tensor], parts: list[Tensor]) -> None:
+        kept.append(torch.cat(parts).to("cpu", non_blocking=True))
+
     for batch in batches:
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
@@ -174,12 +176,12 @@ def _detect(
         found = processor(outputs, batch.orig_sizes_wh)
         image_ids += batch.image_ids
         counts += [len(one["scores"]) for one in found]
-        for name, parts in columns.items():
-            parts.append(torch.cat([one[name] for one in found]).to("cpu", non_blocking=True))
+        keep(scores, [one["scores"] for one in found])
+        keep(labels, [one["labels"] for one in found])
+        keep(boxes, [one["boxes"] for one in found])
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    scores, labels, boxes = (torch.cat(parts).numpy() for parts in columns.values())
-    return _Raw(image_ids, counts, scores, labels, boxes)
+    return _Raw(image_ids, counts, *(torch.cat(parts).numpy() for parts in (scores, labels, boxes)))
 
 
 @contextmanager

@@ -34,6 +34,7 @@ class Monitor:
         self,
         folder: Path,
         *,
+        board_folder: Path,
         classes: ClassMap,
         total_epochs: int,
         steps_per_epoch: int,
@@ -54,7 +55,7 @@ class Monitor:
         self._bar: tqdm[Any] | None = None
         if enabled:
             self._lines = JsonLines(folder / "log.jsonl", first_step=first_step)
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+            self._board = SummaryWriter(str(board_folder), purge_step=first_step or None)
 
     def start_epoch(self, epoch: int, steps_done: int) -> None:
         """Open the epoch's progress bar."""
@@ -208,4 +209,5 @@ def _peak_memory_mb() -> float:
         import resource  # POSIX only; Windows reports 0
     except ImportError:
         return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -13,7 +13,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.errors import UserError
-from data.loader import DataBundle, EvalLoader, TrainLoader, build_datasets, build_eval_loader, build_train_loader
+from data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
+from data.splits import DataBundle, build_datasets
+from data.synthetic import ensure_dataset
+from engine.amp import choose_amp_dtype
 from engine.checkpoint import check_classes, load_checkpoint, model_state, save_checkpoint
 from engine.config import ExperimentConfig, config_to_dict, derive_run_length
 from engine.distributed import Distributed
@@ -71,6 +74,12 @@ class Run:
     position: Position
 
     @property
+    def stop_epoch(self) -> int:
+        """First epoch of stage 2, without strong augmentation."""
+        stop = self.config.train_dataloader.collate_fn.stop_epoch
+        return self.config.epoches if stop is None else stop
+
+    @property
     def judged_model(self) -> nn.Module:
         """The weights that are evaluated: the EMA's where there is one."""
         return self.ema.module if self.ema is not None else self.model
@@ -80,15 +89,18 @@ def build_run(
     config: ExperimentConfig, dist: Distributed, folder: Path, *, resume: Path | None, tuning: Path | None
 ) -> Run:
     """All parts of a run. Whatever can fail on bad input comes before the first file is written."""
-    seed = config.seed or 0
+    seed = config.seed
     torch.manual_seed(seed)
+    if config.synthetic is not None and dist.is_main:
+        ensure_dataset(config.synthetic)
+    dist.barrier()
     data = build_datasets(config)
     pin = dist.device.type == "cuda"
     place = {"rank": dist.rank, "world_size": dist.world_size, "pin_memory": pin}
     train_loader = build_train_loader(config, data.splits["train"], data.classes, seed=seed, **place)
     val_loader = build_eval_loader(config, data.splits["val"], data.classes, **place)
-    config, notes = derive_run_length(config, train_loader.steps_per_epoch)
-    for note in (*config.derivation_log, *notes):
+    config, _ = derive_run_length(config, train_loader.steps_per_epoch)
+    for note in config.derivation_log:
         log.info("derived: %s", note)
 
     model = build_detector(config)
@@ -97,9 +109,9 @@ def build_run(
     if dist.world_size > 1 and dist.device.type == "cuda" and config.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     wrapped = _wrap(model, dist)
-    amp_dtype = choose_amp_dtype(config, dist.device)
+    amp_dtype = choose_amp_dtype(config.use_amp, dist.device)
     optimizer = build_optimizer(model, config.optimizer)
-    scaler = torch.amp.GradScaler(dist.device.type, enabled=amp_dtype is torch.float16)
+    scaler = torch.amp.GradScaler(dist.device.type, enabled=amp_dtype is torch.float16 and config.scaler.enabled)
     ema = (
         ModelEma(model, decay=config.ema.decay, warmups=config.ema.warmups, start=config.ema.start)
         if config.use_ema
@@ -138,6 +150,7 @@ def build_run(
         ),
         monitor=Monitor(
             folder,
+            board_folder=config.summary_dir or folder / "tensorboard",
             classes=data.classes,
             total_epochs=config.epoches,
             steps_per_epoch=train_loader.steps_per_epoch,
@@ -185,16 +198,6 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
     save_checkpoint(run.folder / name, state)
 
 
-def choose_amp_dtype(config: ExperimentConfig, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the GPU has it, else float16; None without AMP. A CPU trains in float32, and says so."""
-    if not config.use_amp:
-        return None
-    if device.type != "cuda":
-        log.info("use_amp: off on a CPU, training in float32")
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
 def _load_weights(
     model: nn.Module, config: ExperimentConfig, data: DataBundle, *, resume: Path | None, tuning: Path | None
 ) -> dict[str, Any] | None:
@@ -226,6 +229,7 @@ def _restore(
             f"{path}: holds weights but no training state ({', '.join(missing)} missing), so it cannot be resumed. "
             f"Start a new run from its weights with -t {path}."
         )
+    configured = [group["initial_lr"] for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(checkpoint["optimizer"])
     except ValueError as error:
@@ -233,6 +237,9 @@ def _restore(
             f"{path}: its optimiser state does not fit optimizer.params of this config ({error}). Resume with the "
             f"config the run was started with, or start a new run with -t {path}."
         ) from error
+    resumed = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    if resumed != configured:
+        log.warning("learning rates of the resumed run are kept: %s (the config says %s)", resumed, configured)
     if ema is not None and "ema" in checkpoint:
         ema.load_state_dict(checkpoint["ema"])
     if scaler.is_enabled() and "scaler" in checkpoint:
@@ -253,5 +260,3 @@ def _wrap(model: nn.Module, dist: Distributed) -> nn.Module:
     # Every parameter takes part in every step (boxes or not), so the costly search for unused ones stays off.
     device_ids = [dist.device.index] if dist.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
-
-

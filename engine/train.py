@@ -74,14 +74,13 @@ def train(
 
 def fit(run: Run, stop: StopSignal) -> None:
     """All epochs: train, evaluate, choose, save."""
-    epochs, stop_epoch = run.config.epoches, run.config.stop_epoch
-    while run.position.epoch < epochs:
+    while run.position.epoch < run.config.epoches:
         epoch = run.position.epoch
-        if epoch == stop_epoch and run.position.batch_in_epoch == 0:
+        if epoch == run.stop_epoch and run.position.batch_in_epoch == 0:
             restart_from_stage_1(run)
         train_one_epoch(run, epoch, stop)
         save(run, "last.pth")
-        if _evaluates(run.config, epoch):
+        if _evaluates(run, epoch):
             with stop.at_once():
                 judge_epoch(run, epoch)
         run.position = replace(run.position, epoch=epoch + 1, batch_in_epoch=0)
@@ -233,9 +232,7 @@ class BatchNormStatistics:
             torch._foreach_copy_(self._live, self._kept)
 
 
-def report_nonfinite(
-    run: Run, epoch: int, sums: dict[str, Tensor], grad_norm: Tensor, *, loss_finite: bool
-) -> None:
+def report_nonfinite(run: Run, epoch: int, sums: dict[str, Tensor], grad_norm: Tensor, *, loss_finite: bool) -> None:
     """Log a skipped step; stop after `max_nonfinite_steps` in a row.
 
     Raises:
@@ -247,12 +244,19 @@ def report_nonfinite(
     bad = [key for key, value in sums.items() if not bool(torch.isfinite(value))]
     found = ", ".join(bad) if bad else f"the gradient norm ({float(grad_norm)})"
     in_a_row = run.position.nonfinite_in_a_row
-    log.warning("step %d of epoch %d skipped: not finite: %s (%d in a row)", run.position.step, epoch + 1, found, in_a_row)
+    log.warning(
+        "step %d of epoch %d skipped: not finite: %s (%d in a row)",
+        run.position.step,
+        epoch + 1,
+        found,
+        in_a_row,
+    )
     if in_a_row >= run.config.max_nonfinite_steps:
         save(run, "last.pth")
         raise UserError(
-            f"Training stopped: the loss was not finite in {in_a_row} steps in a row (last: {found}; epoch {epoch + 1}, "
-            f"step {run.position.step}). The weights are untouched by these steps and saved in {run.folder / 'last.pth'}. "
+            f"Training stopped: the loss was not finite in {in_a_row} steps in a row (last: {found}; epoch "
+            f"{epoch + 1}, step {run.position.step}). The weights are untouched by these steps and saved in "
+            f"{run.folder / 'last.pth'}. "
             "Lower optimizer.lr, train without --use-amp, or look for broken images with check_data.py."
         )
 
@@ -270,10 +274,14 @@ def judge_epoch(run: Run, epoch: int) -> None:
     )
     seconds = time.perf_counter() - started
     ap = result.metrics["AP"]
-    decision = decide(
-        run.position.selection, ap=0.0 if ap is None else ap, epoch=epoch, stop_epoch=run.config.stop_epoch
+    decision = decide(run.position.selection, ap=0.0 if ap is None else ap, epoch=epoch, stop_epoch=run.stop_epoch)
+    log.info(
+        "epoch %d: AP %s, AP50 %s (best AP %.4f)",
+        epoch + 1,
+        ap,
+        result.metrics["AP50"],
+        decision.selection.top_ap,
     )
-    log.info("epoch %d: AP %s, AP50 %s (best AP %.4f)", epoch + 1, ap, result.metrics["AP50"], decision.selection.top_ap)
     run.position = replace(run.position, selection=decision.selection)
     if decision.write_stage1:
         save(run, "best_stg1.pth", finished_epoch=epoch)
@@ -285,6 +293,8 @@ def judge_epoch(run: Run, epoch: int) -> None:
     if run.dist.is_main and (decision.write_best or epoch + 1 == run.config.epoches):
         pictures = prediction_pictures(run.data.splits["val"], result.predictions, run.data.classes, count=8)
         run.monitor.prediction_images(pictures, step=run.position.step)
+    if run.dist.is_main and decision.write_best:
+        write_prediction_sheets(run.folder, run.data.splits["val"], result.predictions, run.data.classes)
     if decision.restart:
         restart_from_stage_1(run)
 
@@ -310,13 +320,11 @@ def restart_from_stage_1(run: Run) -> None:
 
 
 def finish(run: Run) -> None:
-    """Leave pictures of the best model's predictions and say where everything is."""
-    run.dist.barrier()
+    """Say where everything is."""
     if not run.dist.is_main:
         return
     selection = run.position.selection
     if selection.top_epoch >= 0:
-        write_prediction_sheets(run.folder, run.data.splits["val"], run.data.classes)
         log.info("best epoch %d: AP %.4f; %s", selection.top_epoch + 1, selection.top_ap, run.folder / "best.pth")
     log.info("training took %.0f s; results in %s", run.position.train_seconds, run.folder)
 
@@ -355,15 +363,18 @@ def _sync_gradients(run: Run, is_last: bool) -> Any:
     return nullcontext()
 
 
-def _evaluates(config: ExperimentConfig, epoch: int) -> bool:
+def _evaluates(run: Run, epoch: int) -> bool:
     """Every `eval_interval_epochs` epochs, and at the end of each stage."""
     done = epoch + 1
-    return done % config.eval_interval_epochs == 0 or done in (config.stop_epoch, config.epoches)
+    return done % run.config.eval_interval_epochs == 0 or done in (run.stop_epoch, run.config.epoches)
 
 
 def _shows_images(config: ExperimentConfig, position: Position) -> bool:
     """TensorBoard sees the first batch of every stage of augmentation."""
-    return position.batch_in_epoch == 0 and position.epoch in {0, *config.augmentation_epochs}
+    policy = config.train_dataloader.dataset.transforms.policy
+    starts = policy.epoch if policy is not None else ()
+    stages = {0, *(starts if isinstance(starts, tuple) else (starts,))}
+    return position.batch_in_epoch == 0 and position.epoch in stages
 
 
 def _out_of_patience(config: ExperimentConfig, position: Position) -> bool:

@@ -22,8 +22,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=1_000_000)]
+Factor = Annotated[float, Field(gt=0, le=1000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PortablePath = Annotated[Path, PlainSerializer(lambda path: path.as_posix(), return_type=str)]
@@ -89,7 +90,7 @@ class BackboneConfig(_Section):
     """Attention heads; read by the `vit_*` names only."""
     depth: PositiveInt = 12
     """Blocks; read by `vit_custom` only (own addition)."""
-    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    mlp_ratio: Factor = 4.0
     """Hidden width of the MLP over `embed_dim`; read by `vit_custom` only (own addition)."""
     patch_size: Literal[16] = 16
     use_sta: bool = True
@@ -129,8 +130,10 @@ class EncoderConfig(_Section):
     """Maps that pass through self-attention."""
     num_encoder_layers: PositiveInt = 1
     pe_temperature: Annotated[float, Field(gt=0)] = 10000.0
-    expansion: Annotated[float, Field(gt=0)] = 1.0
-    depth_mult: Annotated[float, Field(gt=0)] = 1.0
+    expansion: Factor = 1.0
+    """Width of the fusion blocks' inner stages."""
+    depth_mult: Factor = 1.0
+    """Depth of the fusion blocks' inner stages; 1 means three convolutions."""
     act: Literal["silu"] = "silu"
     version: Literal["deim"] = "deim"
     fuse_op: Literal["sum"] = "sum"
@@ -149,7 +152,7 @@ class DecoderConfig(_Section):
     """Sampling points per head on each level."""
     nhead: PositiveInt = 8
     num_layers: PositiveInt = 6
-    dim_feedforward: Annotated[int, Field(ge=2, multiple_of=2)] = 1024
+    dim_feedforward: Annotated[int, Field(ge=2, le=1_000_000, multiple_of=2)] = 1024
     """Width before the gate; the SwiGLU's hidden width is half of it."""
     dropout: NoDropout = 0.0
     activation: Literal["silu"] = "silu"
@@ -166,7 +169,7 @@ class DecoderConfig(_Section):
     aux_loss: Literal[True] = True
     cross_attn_method: Literal["default"] = "default"
     query_select_method: Literal["default"] = "default"
-    reg_max: Annotated[int, Field(ge=4, multiple_of=2)] = 32
+    reg_max: Annotated[int, Field(ge=4, le=1024, multiple_of=2)] = 32
     """Distribution bins less one."""
     reg_scale: int | float = 4
     """Kept as written: official files hold an integer tensor for an integer."""
@@ -180,15 +183,13 @@ class MatcherConfig(_Section):
     """Section `DEIMCriterion.matcher` (spec section 7.1)."""
 
     type: Literal["HungarianMatcher"] = "HungarianMatcher"
-    weight_dict: dict[CostName, NonNegativeFloat] = Field(
-        default_factory=lambda: {"cost_class": 2.0, "cost_bbox": 5.0, "cost_giou": 2.0}
-    )
+    weight_dict: dict[CostName, NonNegativeFloat] = {"cost_class": 2.0, "cost_bbox": 5.0, "cost_giou": 2.0}
     alpha: Fraction = 0.25
     gamma: NonNegativeFloat = 2.0
     change_matcher: bool = False
     iou_order_alpha: NonNegativeFloat = 1.0
     """Exponent of the IoU after the change."""
-    matcher_change_epoch: NonNegativeInt = 10000
+    matcher_change_epoch: NonNegativeInt = 0
     """First epoch of the IoU-ordered cost; read when `change_matcher` is on."""
 
 
@@ -201,7 +202,7 @@ class CriterionConfig(_Section):
     alpha: Fraction = 0.2
     """Official key; the MAL loss does not read it."""
     gamma: NonNegativeFloat = 2.0
-    reg_max: Annotated[int, Field(ge=4, multiple_of=2)] = 32
+    reg_max: Annotated[int, Field(ge=4, le=1024, multiple_of=2)] = 32
     boxes_weight_format: None = None
     mal_alpha: NonNegativeFloat | None = None
     use_uni_set: Literal[True] = True
@@ -271,9 +272,7 @@ def _backbone_problems(config: ModelConfig) -> list[str]:
             "rotary embedding needs a multiple of 4, change embed_dim or num_heads"
         )
     if backbone.name == "vit_custom" and not math.isclose(vit.width * vit.mlp_ratio, round(vit.width * vit.mlp_ratio)):
-        problems.append(
-            f"DINOv3STAs.mlp_ratio: embed_dim {vit.width} x {vit.mlp_ratio} is no whole number of channels"
-        )
+        problems.append(f"DINOv3STAs.mlp_ratio: embed_dim {vit.width} x {vit.mlp_ratio} is no whole number of channels")
     indexes = backbone.interaction_indexes
     if len(indexes) not in (1, 3):
         problems.append(
@@ -310,9 +309,7 @@ def _width_problems(config: ModelConfig) -> list[str]:
         if width % heads:
             problems.append(f"{section}.nhead: {heads} does not divide hidden_dim {width}; choose another head count")
     if encoder.hidden_dim % 4:
-        problems.append(
-            f"HybridEncoder.hidden_dim: {encoder.hidden_dim} must be a multiple of 4 (position embedding)"
-        )
+        problems.append(f"HybridEncoder.hidden_dim: {encoder.hidden_dim} must be a multiple of 4 (position embedding)")
     if encoder.depth_mult * 3 < 0.5 or math.floor(encoder.expansion * encoder.hidden_dim / 2) < 1:
         problems.append(
             f"HybridEncoder.expansion, depth_mult: {encoder.expansion}, {encoder.depth_mult} leave no channels or "

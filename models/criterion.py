@@ -1,9 +1,10 @@
-"""The training losses (spec section 7): MAL on classes, L1 and GIoU on boxes, FGL and DDF on side distributions.
+"""The training losses (spec section 7): MAL for classes, L1 and GIoU for boxes, FGL and DDF for distributions.
 
 Papers: DEIM (Huang et al. 2024) for MAL, D-FINE (Peng et al. 2024) for FGL, DDF and the GO union.
 
-All output sets with the same queries are stacked, so that a step costs a few large operations instead of many
-small ones, and the device is waited for once: when the matching costs come to the host. Nothing here masks NaN.
+All output sets with the same queries are stacked, so that a step costs a few large operations instead of
+many small ones, and the device is waited for once: when the matching costs come to the host. NaN is never
+masked.
 
 Legend: S output sets, K of them with side distributions, B images, Q queries of an image, C classes,
 N boxes of the batch, P pairs, n = reg_max (n + 1 bins).
@@ -22,7 +23,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.batch import Target
 from models.boxes import cxcywh_to_xyxy_clamped, paired_giou, paired_iou
 from models.config import CriterionConfig, ModelConfig
 from models.distribution import box_to_bins, weighting_function
@@ -45,14 +45,14 @@ class WindowShare:
 
 
 @dataclass(frozen=True)
-class _Targets:
-    """All boxes of the batch, one image after the other."""
+class _Boxes:
+    """All ground truth of the batch, one image after the other."""
 
     labels: Tensor
     """int64 [N]"""
-    boxes_cxcywh: Tensor
+    cxcywh: Tensor
     """float32 [N, 4]"""
-    boxes_xyxy: Tensor
+    xyxy: Tensor
     """float32 [N, 4]"""
     per_image: tuple[int, ...]
     """B numbers that add to N."""
@@ -60,7 +60,7 @@ class _Targets:
 
 @dataclass(frozen=True)
 class _OutputSets:
-    """Outputs for the same queries, stacked. Sets with distributions come first, the teacher at their head."""
+    """Outputs for the same queries, stacked. Sets with distributions come first, above all the teacher."""
 
     suffixes: tuple[str, ...]
     """S endings of the loss names."""
@@ -69,7 +69,7 @@ class _OutputSets:
     boxes_cxcywh: Tensor
     """float32 [S, B, Q, 4], not clamped."""
     corners: tuple[Tensor, ...]
-    """K times float32 [B * Q, 4, n + 1]: logits of the distributions, sides left, top, right, bottom."""
+    """K times float32 [B * Q, 4, n + 1]: logits over the bins, sides left, top, right, bottom."""
     ref_cxcywh: Tensor
     """float32 [B * Q, 4]: the boxes that all distributions refine."""
 
@@ -83,11 +83,24 @@ class _DevicePairs:
 
 
 @dataclass(frozen=True)
-class _Balance:
-    """Weights of the matched and of the other queries in DDF."""
+class _Assignment:
+    """Who answers for what among some `_OutputSets`, and what the sums are divided by."""
 
-    matched: float
-    unmatched: float
+    class_pairs: _DevicePairs
+    box_pairs: _DevicePairs
+    class_norm: Tensor | float
+    box_norm: Tensor | float
+
+
+@dataclass(frozen=True)
+class _Distillation:
+    """DDF's settings for some `_OutputSets`."""
+
+    differs: tuple[bool, ...]
+    """K - 1 students: is the distribution different from the teacher's?"""
+    matched_weight: float
+    unmatched_weight: float
+    scale: float
 
 
 class DEIMCriterion(nn.Module):
@@ -97,16 +110,15 @@ class DEIMCriterion(nn.Module):
     every process. The set of keys depends on the process's own data: reduce totals, never stacked values.
     """
 
-    def __init__(self, config: CriterionConfig, num_classes: int) -> None:
+    def __init__(self, config: CriterionConfig) -> None:
         super().__init__()
         self.config = config
-        self.num_classes = num_classes
         self.matcher = HungarianMatcher(config.matcher)
 
     def forward(
         self,
         outputs: Mapping[str, Any],
-        targets: Sequence[Target],
+        targets: Sequence[Mapping[str, Tensor]],
         *,
         epoch: int,
         share: WindowShare | None = None,
@@ -115,7 +127,8 @@ class DEIMCriterion(nn.Module):
 
         Args:
             outputs: the detector's training output (spec section 1).
-            targets: B targets, on the device of the outputs.
+            targets: B mappings with `labels` int64 [N_b] and `boxes` [N_b, 4], cxcywh in [0, 1], on the
+                device of the outputs.
             epoch: selects the matcher's cost.
             share: given under gradient accumulation only.
 
@@ -123,15 +136,275 @@ class DEIMCriterion(nn.Module):
             Loss name (official names and suffixes) -> float32 scalar. Without boxes the denoising losses are
             absent; DDF is absent where student and teacher are identical, as in the first step of training.
         """
-        device = outputs["pred_logits"].device
-        with torch.autocast(device.type, enabled=False):
-            return self._losses(outputs, _gather_targets(targets), epoch, share)
+        with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
+            return self._losses(outputs, _concatenate(targets), epoch, share)
 
     def _losses(
-        self, outputs: Mapping[str, Any], targets: _Targets, epoch: int, share: WindowShare | None
+        self, outputs: Mapping[str, Any], boxes: _Boxes, epoch: int, share: WindowShare | None
     ) -> dict[str, Tensor]:
-        matching = _stack_matching_sets(outputs)
-        denoising = _stack_denoising_sets(outputs) if "dn_outputs" in outputs else None
-        own, is_new = self._match(matching, denoising, targets, epoch)
-        go = go_union(own) if self.config.use_uni_set else own
-        dn = _denoising_pairs(outputs, targets) if denoising is not None else None
+        matching = _matching_sets(outputs)
+        denoising = _denoising_sets(outputs) if "dn_outputs" in outputs else None
+        own, matching_differs, denoising_differs = self._match(matching, denoising, boxes, epoch)
+        shared = go_union(own) if self.config.use_uni_set else own
+        own_pairs, shared_pairs = _to_device([own, shared], boxes.labels.device)
+        num_boxes, num_shared = _normalisers(sum(boxes.per_image), shared.query.shape[1], boxes.labels.device, share)
+        bin_values = weighting_function(self.config.reg_max, outputs["up"], outputs["reg_scale"])
+
+        scale = 1.0 if share is None else share.image_share
+        batch, num_queries = matching.logits.shape[1:3]
+        matched_weight, unmatched_weight = _balance(shared.query.shape[1], batch, num_queries)
+        assignment = _Assignment(
+            own_pairs, shared_pairs, num_boxes, num_shared if self.config.use_uni_set else num_boxes
+        )
+        distillation = _Distillation(matching_differs, matched_weight, unmatched_weight, scale)
+        losses = self._set_losses(matching, boxes, assignment, distillation, bin_values, outputs["reg_scale"])
+        if denoising is None:
+            return losses
+
+        if not any(matching_differs):
+            matched_weight = unmatched_weight = 0.5
+        pairs = _denoising_pairs(outputs["dn_meta"], boxes, denoising.logits.shape[2])
+        norm = num_boxes * outputs["dn_meta"]["dn_num_group"]
+        assignment = _Assignment(pairs, pairs, norm, norm)
+        distillation = _Distillation(denoising_differs, matched_weight, unmatched_weight, scale)
+        return losses | self._set_losses(denoising, boxes, assignment, distillation, bin_values, outputs["reg_scale"])
+
+    def _match(
+        self, matching: _OutputSets, denoising: _OutputSets | None, boxes: _Boxes, epoch: int
+    ) -> tuple[Pairs, tuple[bool, ...], tuple[bool, ...]]:
+        """Match every output set, and see which students differ from their teacher.
+
+        Both need values on the host, which therefore come over in one piece: the only wait for the device.
+        """
+        image_of_box = np.repeat(np.arange(len(boxes.per_image)), boxes.per_image)
+        (image_index,) = _upload([image_of_box], boxes.labels.device)
+        with torch.no_grad():
+            costs = self.matcher.costs(
+                matching.logits, matching.boxes_cxcywh, boxes.labels, boxes.cxcywh, image_index, epoch
+            )
+            students = [_students_differ(sets.corners) for sets in (matching, denoising) if sets is not None]
+            on_host = torch.cat([costs.flatten(), *students]).cpu().numpy()
+        own = assign(on_host[: costs.numel()].reshape(costs.shape), boxes.per_image)
+        differs = tuple(bool(flag) for flag in on_host[costs.numel() :])
+        num_matching = len(matching.corners[1:])
+        return own, differs[:num_matching], differs[num_matching:]
+
+    def _set_losses(
+        self,
+        sets: _OutputSets,
+        boxes: _Boxes,
+        assignment: _Assignment,
+        distillation: _Distillation,
+        bin_values: Tensor,
+        reg_scale: Tensor,
+    ) -> dict[str, Tensor]:
+        """Every loss of the given output sets, weighted and named."""
+        pairs, norm = assignment.box_pairs, assignment.box_norm
+        l1, giou = _box_losses(sets, boxes, pairs)
+        iou = _pair_iou(sets, boxes, pairs)[: len(sets.corners)]
+        losses: dict[str, Sequence[Tensor | None]] = {
+            "loss_mal": (self._mal(sets, boxes, assignment.class_pairs) / assignment.class_norm).unbind(),
+            "loss_bbox": (l1 / norm).unbind(),
+            "loss_giou": (giou / norm).unbind(),
+            "loss_fgl": (_fgl(sets, boxes, pairs, iou, bin_values, reg_scale) / norm).unbind(),
+            "loss_ddf": _ddf(sets, pairs, iou, distillation),
+        }
+        weights: Mapping[Any, float] = self.config.weight_dict
+        named = {}
+        for name, values in losses.items():
+            for suffix, value in zip(sets.suffixes, values, strict=False):  # fewer values: the sets without corners
+                if value is not None:
+                    named[name + suffix] = value * weights[name]
+        return named
+
+    def _mal(self, sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs) -> Tensor:
+        """Matchability-aware loss, summed: [S]. The target of a matched query's class is IoU^gamma."""
+        gamma = self.config.gamma
+        logits = sets.logits.flatten(1, 2)
+        weight = logits.detach().sigmoid() ** gamma
+        if self.config.mal_alpha is not None:
+            weight *= self.config.mal_alpha
+        target = torch.zeros_like(weight)
+        score = _pair_iou(sets, boxes, pairs) ** gamma
+        position = (pairs.query * logits.shape[-1] + boxes.labels[pairs.box]).expand(score.shape)
+        weight.flatten(1).scatter_(1, position, 1.0)
+        target.flatten(1).scatter_(1, position, score)
+        return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum((1, 2))
+
+
+def build_criterion(config: ModelConfig) -> DEIMCriterion:
+    """The criterion that the section `DEIMCriterion` describes."""
+    return DEIMCriterion(config.DEIMCriterion)
+
+
+def _box_losses(sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs) -> tuple[Tensor, Tensor]:
+    """L1 of cxcywh and 1 - GIoU of the paired boxes, summed: [S], [S]."""
+    predicted = _take(sets.boxes_cxcywh.flatten(1, 2), pairs.query)
+    l1 = (predicted - boxes.cxcywh[pairs.box]).abs().sum((1, 2))
+    giou = paired_giou(cxcywh_to_xyxy_clamped(predicted), boxes.xyxy[pairs.box])
+    return l1, (1 - giou).sum(1)
+
+
+def _fgl(
+    sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs, iou: Tensor, bin_values: Tensor, reg_scale: Tensor
+) -> Tensor:
+    """Fine-grained localisation loss, summed: [K]. Cross-entropy with the two bins next to the true distance.
+
+    Args:
+        iou: float32 [K, P], no gradient.
+    """
+    num_sets, num_pairs = iou.shape
+    query = pairs.query[:num_sets]
+    left_bin, left_weight, right_weight = box_to_bins(
+        sets.ref_cxcywh[query], boxes.xyxy[pairs.box[:num_sets]], bin_values, reg_scale
+    )
+    queries = query.expand(num_sets, num_pairs)
+    rows = torch.stack([c.index_select(0, q) for c, q in zip(sets.corners, queries, strict=True)])
+    log_p = rows.log_softmax(-1)
+    bins = torch.stack([left_bin, left_bin + 1], dim=-1).expand(num_sets, num_pairs, 4, 2)
+    weights = torch.stack([left_weight, right_weight], dim=-1) * iou[..., None, None]
+    return -(log_p.gather(-1, bins) * weights).sum((1, 2, 3))
+
+
+def _ddf(sets: _OutputSets, pairs: _DevicePairs, iou: Tensor, distillation: _Distillation) -> list[Tensor | None]:
+    """Decoupled distillation focal loss: K entries, None for the teacher and for students equal to it.
+
+    The mean over matched queries and the mean over the others, combined by the weights of `distillation`, are
+    one weighted sum over all queries, because how many are matched is known on the host.
+
+    Args:
+        iou: float32 [K, P], no gradient; the weight of the matched queries.
+    """
+    losses: list[Tensor | None] = [None] * len(sets.corners)
+    if not any(distillation.differs):
+        return losses
+    teacher_log_p = (sets.corners[0].detach() / DDF_TEMPERATURE).log_softmax(-1)
+    teacher_p = teacher_log_p.exp()
+    confidence = sets.logits[0].detach().sigmoid().amax(-1).flatten()
+
+    num_sides, matched_sides = 4 * confidence.shape[0], 4 * pairs.query.shape[1]
+    both = distillation.matched_weight + distillation.unmatched_weight
+    per_matched = distillation.matched_weight / both / max(matched_sides, 1)
+    per_unmatched = distillation.unmatched_weight / both / max(num_sides - matched_sides, 1)
+    queries = pairs.query[: len(iou)].expand(iou.shape)
+    for k, differs in enumerate(distillation.differs, start=1):
+        if differs:
+            weight = (confidence * per_unmatched).index_copy(0, queries[k], iou[k] * per_matched)
+            log_p = (sets.corners[k] / DDF_TEMPERATURE).log_softmax(-1)
+            divergence = (teacher_p * (teacher_log_p - log_p)).sum((1, 2))
+            losses[k] = (weight * divergence).sum() * (DDF_TEMPERATURE**2 * distillation.scale)
+    return losses
+
+
+def _balance(num_pairs: int, batch: int, num_queries: int) -> tuple[float, float]:
+    """DDF's weights of matched and of other queries: growing with the root of their sides per image."""
+    matched_sides, all_sides = 4 * num_pairs, 4 * batch * num_queries
+    return math.sqrt(matched_sides * 8 / batch), math.sqrt((all_sides - matched_sides) * 8 / batch)
+
+
+def _take(stacked: Tensor, query: Tensor) -> Tensor:
+    """Rows of every set: [S, R, D], int64 [S or 1, P] -> [S, P, D]."""
+    num_sets, num_rows = stacked.shape[:2]
+    rows = query + torch.arange(num_sets, device=query.device)[:, None] * num_rows
+    return stacked.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, stacked.shape[-1])
+
+
+def _pair_iou(sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs) -> Tensor:
+    """IoU of the paired boxes, without gradient: [S, P]."""
+    predicted = _take(sets.boxes_cxcywh.detach().flatten(1, 2), pairs.query)
+    return paired_iou(cxcywh_to_xyxy_clamped(predicted), boxes.xyxy[pairs.box])
+
+
+def _students_differ(corners: Sequence[Tensor]) -> Tensor:
+    """1 where a student's distributions differ from the teacher's (the first), else 0: float32 [K - 1]."""
+    flags = [(student != corners[0]).any() for student in corners[1:]]
+    return torch.stack(flags).float() if flags else corners[0].new_zeros(0)
+
+
+def _concatenate(targets: Sequence[Mapping[str, Tensor]]) -> _Boxes:
+    cxcywh = torch.cat([target["boxes"].reshape(-1, 4) for target in targets]).float()
+    labels = torch.cat([target["labels"] for target in targets])
+    per_image = tuple(target["labels"].shape[0] for target in targets)
+    return _Boxes(labels, cxcywh, cxcywh_to_xyxy_clamped(cxcywh), per_image)
+
+
+def _stack(
+    with_corners: Sequence[tuple[str, Mapping[str, Tensor]]],
+    others: Sequence[tuple[str, Mapping[str, Tensor]]],
+    ref_cxcywh: Tensor,
+) -> _OutputSets:
+    """Bring named output sets into one shape and into float32; `with_corners` starts with the teacher."""
+    every = [*with_corners, *others]
+    return _OutputSets(
+        suffixes=tuple(suffix for suffix, _ in every),
+        logits=torch.stack([output["pred_logits"].float() for _, output in every]),
+        boxes_cxcywh=torch.stack([output["pred_boxes"].float() for _, output in every]),
+        corners=tuple(_sides(output["pred_corners"].float()) for _, output in with_corners),
+        ref_cxcywh=ref_cxcywh.detach().float().flatten(0, 1),
+    )
+
+
+def _sides(corners: Tensor) -> Tensor:
+    """[B, Q, 4 * (n + 1)] -> [B * Q, 4, n + 1]."""
+    batch, num_queries, width = corners.shape
+    return corners.reshape(batch * num_queries, 4, width // 4)
+
+
+def _matching_sets(outputs: Mapping[str, Any]) -> _OutputSets:
+    """Last layer, the layers before it, the pre-head and the encoder's selection."""
+    layers = [("", outputs), *((f"_aux_{i}", aux) for i, aux in enumerate(outputs["aux_outputs"]))]
+    encoder = [(f"_enc_{i}", enc) for i, enc in enumerate(outputs["enc_aux_outputs"])]
+    return _stack(layers, [("_pre", outputs["pre_outputs"]), *encoder], outputs["ref_points"])
+
+
+def _denoising_sets(outputs: Mapping[str, Any]) -> _OutputSets:
+    """The denoising part of all layers, the last (the teacher) first, and of the pre-head."""
+    *layers, teacher = [(f"_dn_{i}", layer) for i, layer in enumerate(outputs["dn_outputs"])]
+    return _stack([teacher, *layers], [("_dn_pre", outputs["dn_pre_outputs"])], outputs["dn_outputs"][0]["ref_points"])
+
+
+def _denoising_pairs(meta: Mapping[str, Any], boxes: _Boxes, num_queries: int) -> _DevicePairs:
+    """The positives of each group answer for the boxes they were made from (spec 7.1): [1, P]."""
+    device, groups = boxes.labels.device, int(meta["dn_num_group"])
+    first_box = np.cumsum([0, *boxes.per_image])
+    box = [np.tile(np.arange(n), groups) + first for n, first in zip(boxes.per_image, first_box, strict=False)]
+    image = np.repeat(np.arange(len(boxes.per_image)), np.multiply(boxes.per_image, groups))
+    box_index, first_query = _upload([np.concatenate(box), image * num_queries], device)
+    positives = torch.cat([positive.flatten() for positive in meta["dn_positive_idx"]])
+    query = positives.to(device, non_blocking=True).long() + first_query
+    return _DevicePairs(query[None], box_index[None])
+
+
+def _upload(arrays: Sequence[IndexArray], device: torch.device) -> list[Tensor]:
+    """Host to device in one transfer that nothing waits for; shapes are kept."""
+    packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
+    if device.type == "cuda":
+        packed = packed.pin_memory()
+    parts = torch.split(packed.to(device, non_blocking=True), [array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+def _to_device(pairs: Sequence[Pairs], device: torch.device) -> list[_DevicePairs]:
+    index = _upload([array for p in pairs for array in (p.query, p.box)], device)
+    return [_DevicePairs(query, box) for query, box in zip(index[::2], index[1::2], strict=True)]
+
+
+def _normalisers(
+    num_boxes: int, num_pairs: int, device: torch.device, share: WindowShare | None
+) -> tuple[Tensor | float, Tensor]:
+    """N_box and N_go (spec 7.3): counts averaged over processes, at least 1.
+
+    One collective call in every process, whatever the counts are. In a window of micro-batches N_go is what
+    the window would have if its other boxes got as many pairs as these.
+    """
+    (counts,) = _upload([np.array([num_boxes, num_pairs], dtype=np.int64)], device)
+    mean = counts.float()
+    world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if world_size > 1:
+        dist.all_reduce(mean)
+        mean /= world_size
+    mean_boxes, mean_pairs = mean.unbind()
+    if share is None:
+        return mean_boxes.clamp(min=1), mean_pairs.clamp(min=1)
+    in_window = mean_pairs * share.num_boxes / mean_boxes.clamp(min=1 / world_size)
+    return share.num_boxes, in_window.clamp(min=1)

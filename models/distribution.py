@@ -67,7 +67,7 @@ def box_to_bins(
 
     Returns:
         Left bin k, int64 [..., 4] in 0..n-1 (the right one is k + 1), and the weights of the left and of the
-        right bin, float [..., 4], which add to 1. Distances beyond the last bins give the nearest bin all weight.
+        right bin, float [..., 4], which add to 1. Beyond the last bins, the nearest bin gets all the weight.
     """
     distance = box_to_distance(ref_cxcywh, boxes_xyxy, reg_scale)
     last_left_bin = bin_values.shape[0] - 2

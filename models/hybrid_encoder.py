@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.layers import Activation, SelfAttention, activation
+from models.config import EncoderConfig
+from models.layers import SelfAttention
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, BatchNorm, activation (or none)."""
+    """Convolution without bias, BatchNorm, SiLU (or nothing)."""
 
     def __init__(
         self,
@@ -26,40 +27,37 @@ class ConvNorm(nn.Module):
         kernel: int,
         stride: int = 1,
         groups: int = 1,
-        act: Activation | None = None,
+        silu: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, groups=groups, bias=False
-        )
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
-        self._act = act
+        self._silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
-        return x if self._act is None else self._act(x)
+        return F.silu(x) if self._silu else x
 
 
 class RepVggBlock(nn.Module):
-    """act(BN(conv3x3(x)) + BN(conv1x1(x))), no identity branch."""
+    """SiLU(BN(conv3x3(x)) + BN(conv1x1(x))), no identity branch."""
 
-    def __init__(self, channels: int, act: Activation) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = ConvNorm(channels, channels, 3)
         self.conv2 = ConvNorm(channels, channels, 1)
-        self._act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._act(self.conv1(x) + self.conv2(x))
+        return F.silu(self.conv1(x) + self.conv2(x))
 
 
 class CspStage(nn.Module):
     """Half of the channels pass a chain of RepVGG blocks, the other half is added to the result."""
 
-    def __init__(self, inputs: int, outputs: int, num_blocks: int, act: Activation) -> None:
+    def __init__(self, inputs: int, outputs: int, num_blocks: int) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(inputs, 2 * outputs, 1, act=act)
-        self.bottlenecks = nn.Sequential(*(RepVggBlock(outputs, act) for _ in range(num_blocks)))
+        self.conv1 = ConvNorm(inputs, 2 * outputs, 1, silu=True)
+        self.bottlenecks = nn.Sequential(*(RepVggBlock(outputs) for _ in range(num_blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
         kept, worked = self.conv1(x).chunk(2, dim=1)
@@ -70,12 +68,12 @@ class CspStage(nn.Module):
 class FuseBlock(nn.Module):
     """Two CSP stages one after the other, all intermediate results concatenated."""
 
-    def __init__(self, width: int, stage_width: int, num_blocks: int, act: Activation) -> None:
+    def __init__(self, width: int, stage_width: int, num_blocks: int) -> None:
         super().__init__()
-        self.cv1 = ConvNorm(width, 2 * width, 1, act=act)
-        self.cv2 = nn.Sequential(CspStage(width, stage_width, num_blocks, act))
-        self.cv3 = nn.Sequential(CspStage(stage_width, stage_width, num_blocks, act))
-        self.cv4 = ConvNorm(2 * (width + stage_width), width, 1, act=act)
+        self.cv1 = ConvNorm(width, 2 * width, 1, silu=True)
+        self.cv2 = nn.Sequential(CspStage(width, stage_width, num_blocks))
+        self.cv3 = nn.Sequential(CspStage(stage_width, stage_width, num_blocks))
+        self.cv4 = ConvNorm(2 * (width + stage_width), width, 1, silu=True)
 
     def forward(self, x: Tensor) -> Tensor:
         split = self.cv1(x)
@@ -100,19 +98,18 @@ class ScDown(nn.Module):
 class AifiLayer(nn.Module):
     """Post-norm transformer layer on a flattened map."""
 
-    def __init__(self, width: int, num_heads: int, ffn_width: int, act: Activation) -> None:
+    def __init__(self, width: int, num_heads: int, ffn_width: int) -> None:
         super().__init__()
         self.self_attn = SelfAttention(width, num_heads)
         self.linear1 = nn.Linear(width, ffn_width)
         self.linear2 = nn.Linear(ffn_width, width)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self._act = act
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """[B, h*w, D], position [1, h*w, D] -> [B, h*w, D]."""
         x = self.norm1(x + self.self_attn(x, position))
-        out: Tensor = self.norm2(x + self.linear2(self._act(self.linear1(x))))
+        out: Tensor = self.norm2(x + self.linear2(F.gelu(self.linear1(x))))
         return out
 
 
@@ -148,3 +145,66 @@ def sine_position_embedding(height: int, width: int, channels: int, temperature:
     row_code = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, width, -1)
     column_code = torch.cat([columns.sin(), columns.cos()], dim=1)[None].expand(height, -1, -1)
     return torch.cat([row_code, column_code], dim=-1).reshape(1, height * width, 4 * quarter)
+
+
+class HybridEncoder(nn.Module):
+    """Mixes the three backbone maps; every map keeps its size and leaves with `hidden_dim` channels."""
+
+    def __init__(self, config: EncoderConfig, gradient_checkpointing: bool = False) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self._width = width
+        self._temperature = config.pe_temperature
+        self._attended_maps = config.use_encoder_idx
+        self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
+        self.input_proj = nn.ModuleList(
+            nn.Identity() if channels == width else ConvNorm(channels, width, 1) for channels in config.in_channels
+        )
+        self.encoder = nn.ModuleList(
+            AifiStack(
+                [AifiLayer(width, config.nhead, config.dim_feedforward) for _ in range(config.num_encoder_layers)],
+                gradient_checkpointing,
+            )
+            for _ in self._attended_maps
+        )
+        steps = len(config.in_channels) - 1
+        fuse = FuseBlock(width, round(config.expansion * width // 2), round(3 * config.depth_mult))
+        self.lateral_convs = _clones(ConvNorm(width, width, 1), steps)
+        self.fpn_blocks = _clones(fuse, steps)
+        self.downsample_convs = _clones(nn.Sequential(ScDown(width)), steps)
+        self.pan_blocks = _clones(fuse, steps)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Backbone maps [B, in_channels[i], h_i, w_i], fine to coarse -> maps [B, D, h_i, w_i]."""
+        maps = [project(x) for project, x in zip(self.input_proj, maps, strict=True)]
+        for stack, index in zip(self.encoder, self._attended_maps, strict=True):
+            maps[index] = self._attend(stack, maps[index])
+        coarse = maps[-1]
+        laterals = []
+        for lateral, fuse, finer in zip(self.lateral_convs, self.fpn_blocks, reversed(maps[:-1]), strict=True):
+            laterals.append(lateral(coarse))
+            coarse = fuse(F.interpolate(laterals[-1], scale_factor=2.0, mode="nearest") + finer)
+        # The way back adds the laterals, not the maps they came from (spec 4.2).
+        outputs = [coarse]
+        for down, fuse, lateral_map in zip(self.downsample_convs, self.pan_blocks, reversed(laterals), strict=True):
+            outputs.append(fuse(down(outputs[-1]) + lateral_map))
+        return outputs
+
+    def _attend(self, stack: nn.Module, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        out: Tensor = stack(x.flatten(2).transpose(1, 2), self._position(height, width, x.device))
+        return out.transpose(1, 2).reshape(x.shape)
+
+    def _position(self, height: int, width: int, device: torch.device) -> Tensor:
+        key = (height, width, device)
+        if key not in self._positions:
+            # Kept for later steps, so it must not become an inference tensor, which no backward pass may use.
+            with torch.inference_mode(False):
+                code = sine_position_embedding(height, width, self._width, self._temperature)
+                self._positions[key] = code.to(device)
+        return self._positions[key]
+
+
+def _clones(module: nn.Module, count: int) -> nn.ModuleList:
+    """Blocks that start with equal weights, as the original's do (spec 4.2)."""
+    return nn.ModuleList(copy.deepcopy(module) for _ in range(count))

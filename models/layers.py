@@ -5,47 +5,30 @@ Legend: B images, Q tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.errors import UserError
-
-Activation = Callable[[Tensor], Tensor]
-
-_ACTIVATIONS: dict[str, Activation] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
-
-
-def activation(name: str) -> Activation:
-    """The activation a config names. Raises UserError for an unknown name."""
-    if name not in _ACTIVATIONS:
-        raise UserError(f"activation: found {name!r}, expected one of {', '.join(sorted(_ACTIVATIONS))}")
-    return _ACTIVATIONS[name]
-
 
 class Mlp(nn.Module):
-    """Linear layers with an activation between them, none at the end."""
+    """Linear layers with SiLU between them, none at the end."""
 
-    def __init__(self, widths: Sequence[int], act: Activation) -> None:
+    def __init__(self, *widths: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        self._act = act
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., widths[0]] -> [..., widths[-1]]."""
         *hidden, last = self.layers
         for layer in hidden:
-            x = self._act(layer(x))
+            x = F.silu(layer(x))
         out: Tensor = last(x)
         return out
 
     def zero_last(self) -> None:
         """Make the output 0, whatever the input."""
-        last = self.layers[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
 
 class SelfAttention(nn.Module):
@@ -57,8 +40,6 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        if width % num_heads:
-            raise UserError(f"hidden_dim {width} is not a multiple of nhead {num_heads}")
         self._num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))

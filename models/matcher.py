@@ -45,7 +45,13 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def costs(
-        self, logits: Tensor, boxes_cxcywh: Tensor, labels: Tensor, targets_cxcywh: Tensor, image_of_box: Tensor, epoch: int
+        self,
+        logits: Tensor,
+        boxes_cxcywh: Tensor,
+        labels: Tensor,
+        targets_cxcywh: Tensor,
+        image_of_box: Tensor,
+        epoch: int,
     ) -> Tensor:
         """The price of every (query, box) pair within its own image; pairs across images are never formed.
 
@@ -115,10 +121,9 @@ def assign(costs: npt.NDArray[np.float32], boxes_per_image: Sequence[int]) -> Pa
     for image, n in enumerate(boxes_per_image):
         pairs_here = slice(first_pair, first_pair + min(num_queries, n))
         for s in range(num_sets if n else 0):
-            rows, columns = linear_sum_assignment(costs[s, first_box : first_box + n])
-            by_query = np.argsort(columns)
-            query[s, pairs_here] = columns[by_query] + image * num_queries
-            box[s, pairs_here] = rows[by_query] + first_box
+            own_query, own_box = linear_sum_assignment(costs[s, first_box : first_box + n].T)
+            query[s, pairs_here] = own_query + image * num_queries
+            box[s, pairs_here] = own_box + first_box
         first_box, first_pair = first_box + n, pairs_here.stop
     return Pairs(query, box)
 

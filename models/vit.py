@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data.errors import UserError
+from models.config import ViTShape
 
 PATCH_SIZE = 16
 """Side of a patch in pixels; the fusion with the detail branch relies on it."""
@@ -26,33 +26,6 @@ PATCH_SIZE = 16
 _NUM_REGISTERS = 4
 _ROPE_BASE = 100.0
 _MAX_LOG_RESCALE = math.log(2.0)
-
-
-@dataclass(frozen=True)
-class ViTShape:
-    """What distinguishes one ViT from another."""
-
-    width: int
-    num_heads: int
-    depth: int
-    ffn_width: int
-    """Hidden width of the feed-forward part (of one of its two branches if `swiglu`)."""
-    dinov3: bool = False
-    """DINOv3's structure (spec 3.2) instead of ViT-Tiny's (3.1)."""
-    swiglu: bool = False
-
-    def __post_init__(self) -> None:
-        if self.width % (4 * self.num_heads):
-            raise UserError(
-                f"DINOv3STAs: embed_dim {self.width} with num_heads {self.num_heads} gives no head width that is a "
-                f"multiple of 4, which the rotary embedding needs; change embed_dim or num_heads"
-            )
-
-
-DINOV3_SHAPES = {
-    "dinov3_vits16": ViTShape(384, 6, 12, 1536, dinov3=True),
-    "dinov3_vits16plus": ViTShape(384, 6, 12, 1536, dinov3=True, swiglu=True),
-}
 
 
 class RotaryEmbedding(nn.Module):
@@ -98,8 +71,8 @@ class Rotation:
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate [B, N, *, *, d] in float32; the type of `x` is kept."""
         exact = x.float()
-        rotated = torch.addcmul(exact * self.cos, exact.roll(exact.shape[-1] // 2, dims=-1), self.signed_sin)
-        return rotated.to(x.dtype)
+        swapped = exact.roll(exact.shape[-1] // 2, dims=-1)
+        return (exact * self.cos + swapped * self.signed_sin).to(x.dtype)
 
 
 class MaskedKeyLinear(nn.Linear):
@@ -120,10 +93,10 @@ class MaskedKeyLinear(nn.Linear):
 class Attention(nn.Module):
     """Multi-head self-attention with rotated queries and keys."""
 
-    def __init__(self, shape: ViTShape) -> None:
+    def __init__(self, shape: ViTShape, dinov3: bool) -> None:
         super().__init__()
-        self._num_heads = shape.num_heads
-        self.qkv = MaskedKeyLinear(shape.width) if shape.dinov3 else nn.Linear(shape.width, 3 * shape.width)
+        self._num_heads = shape.heads
+        self.qkv = MaskedKeyLinear(shape.width) if dinov3 else nn.Linear(shape.width, 3 * shape.width)
         self.proj = nn.Linear(shape.width, shape.width)
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
@@ -178,15 +151,15 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, shape: ViTShape) -> None:
+    def __init__(self, shape: ViTShape, dinov3: bool, swiglu: bool) -> None:
         super().__init__()
-        eps = 1e-5 if shape.dinov3 else 1e-6
+        eps = 1e-5 if dinov3 else 1e-6
         self.norm1 = nn.LayerNorm(shape.width, eps=eps)
-        self.attn = Attention(shape)
-        self.ls1 = LayerScale(shape.width) if shape.dinov3 else nn.Identity()
+        self.attn = Attention(shape, dinov3)
+        self.ls1 = LayerScale(shape.width) if dinov3 else nn.Identity()
         self.norm2 = nn.LayerNorm(shape.width, eps=eps)
-        self.mlp = (SwigluFfn if shape.swiglu else GeluFfn)(shape.width, shape.ffn_width)
-        self.ls2 = LayerScale(shape.width) if shape.dinov3 else nn.Identity()
+        self.mlp = (SwigluFfn if swiglu else GeluFfn)(shape.width, round(shape.width * shape.mlp_ratio))
+        self.ls2 = LayerScale(shape.width) if dinov3 else nn.Identity()
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
@@ -204,34 +177,45 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, Hp*Wp, D]."""
-        tokens: Tensor = self.proj(images).flatten(2).transpose(1, 2)
-        return tokens
+        batch, channels, height, width = images.shape
+        grid = (height // PATCH_SIZE, PATCH_SIZE, width // PATCH_SIZE, PATCH_SIZE)
+        patches = images.reshape(batch, channels, *grid).permute(0, 2, 4, 1, 3, 5)
+        # One matrix product: the same numbers as the convolution, whose backward pass is slower on CPUs.
+        return F.linear(patches.reshape(batch, grid[0] * grid[2], -1), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class VisionTransformer(nn.Module):
     """Returns the patch tokens after chosen blocks.
 
     Args:
-        shape: The structure.
+        shape: Widths and depth.
         returned_blocks: 0-based indices of the blocks to return, ascending.
+        dinov3: DINOv3's structure (spec 3.2) instead of ViT-Tiny's (3.1).
+        swiglu: Gated feed-forward part.
         gradient_checkpointing: Recompute each block's activations in the backward pass: less memory, more time.
     """
 
     def __init__(
-        self, shape: ViTShape, returned_blocks: Sequence[int], gradient_checkpointing: bool = False
+        self,
+        shape: ViTShape,
+        returned_blocks: Sequence[int],
+        *,
+        dinov3: bool = False,
+        swiglu: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.shape = shape
+        self._dinov3 = dinov3
         self._returned_blocks = tuple(returned_blocks)
         self._gradient_checkpointing = gradient_checkpointing
         self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
-        if shape.dinov3:
+        if dinov3:
             self.storage_tokens = nn.Parameter(torch.zeros(1, _NUM_REGISTERS, shape.width))
             self.mask_token = nn.Parameter(torch.zeros(1, shape.width))
             self.norm = nn.LayerNorm(shape.width, eps=1e-5)
         self.patch_embed = PatchEmbed(shape.width)
-        self.rope_embed = RotaryEmbedding(shape.width // shape.num_heads)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
+        self.rope_embed = RotaryEmbedding(shape.width // shape.heads)
+        self.blocks = nn.ModuleList(Block(shape, dinov3, swiglu) for _ in range(shape.depth))
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -239,7 +223,7 @@ class VisionTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        if self.shape.dinov3:
+        if self._dinov3:
             nn.init.normal_(self.cls_token, std=0.02)
             nn.init.normal_(self.storage_tokens, std=0.02)
         else:
@@ -251,7 +235,7 @@ class VisionTransformer(nn.Module):
         prefix = self._prefix_tokens(images.shape[0])
         num_prefix = prefix.shape[1]
         x = torch.cat([prefix, self.patch_embed(images)], dim=1)
-        rescales = self.shape.dinov3 and self.training
+        rescales = self._dinov3 and self.training
         rotation = None
         maps = []
         for index, block in enumerate(self.blocks[: self._returned_blocks[-1] + 1]):
@@ -259,12 +243,12 @@ class VisionTransformer(nn.Module):
                 rotation = self._rotation(height, width, num_prefix, rescales)
             x = self._run_block(block, x, rotation)
             if index in self._returned_blocks:
-                tokens = self.norm(x) if self.shape.dinov3 else x
-                maps.append(tokens[:, num_prefix:].transpose(1, 2).unflatten(2, (height, width)))
+                tokens = self.norm(x) if self._dinov3 else x
+                maps.append(tokens[:, num_prefix:].transpose(1, 2).reshape(x.shape[0], -1, height, width))
         return maps
 
     def _prefix_tokens(self, batch: int) -> Tensor:
-        if not self.shape.dinov3:
+        if not self._dinov3:
             return self.cls_token.expand(batch, -1, -1)
         # The mask token belongs to DINOv3's pre-training; it takes part with weight 0, so that every parameter
         # gets a gradient (distributed training insists on it).

@@ -6,7 +6,13 @@ import torch
 from data.errors import UserError
 from engine.distributed import init_distributed
 
-VARIABLES = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+VARIABLES = {
+    "RANK": "0",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "0",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "1",
+}
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,5 +42,7 @@ def test_a_group_that_cannot_be_joined_is_fatal(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("connection refused")
 
     monkeypatch.setattr("torch.distributed.init_process_group", refuse)
-    with pytest.raises(UserError, match=r"process 0 of 2 could not join the group at localhost:1 \(connection refused\)"):
+    with pytest.raises(
+        UserError, match=r"process 0 of 2 could not join the group at localhost:1 \(connection refused\)"
+    ):
         init_distributed("cpu")

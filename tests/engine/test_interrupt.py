@@ -33,9 +33,8 @@ def test_a_second_signal_leaves_at_once() -> None:
 
 
 def test_at_once_leaves_inside_and_waits_outside() -> None:
-    with StopSignal() as stop:
-        with pytest.raises(SystemExit), stop.at_once():
-            signal.raise_signal(signal.SIGTERM)
+    with StopSignal() as stop, pytest.raises(SystemExit), stop.at_once():
+        signal.raise_signal(signal.SIGTERM)
     with StopSignal() as stop:
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(SystemExit), stop.at_once():

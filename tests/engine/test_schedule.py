@@ -32,10 +32,10 @@ def test_ema_decay_equals_the_reference(case: dict) -> None:
         assert ema_decay(update, case["decay"], case["warmups"]) == pytest.approx(decay, rel=1e-9)
 
 
-@given(
-    epochs=st.integers(2, 200), steps=st.integers(1, 50), warmup=st.integers(0, 500), data=st.data()
-)
-def test_no_step_trains_at_rate_zero_or_above_the_base(epochs: int, steps: int, warmup: int, data: st.DataObject) -> None:
+@given(epochs=st.integers(2, 200), steps=st.integers(1, 50), warmup=st.integers(0, 500), data=st.data())
+def test_no_step_trains_at_rate_zero_or_above_the_base(
+    epochs: int, steps: int, warmup: int, data: st.DataObject
+) -> None:
     no_aug = data.draw(st.integers(0, epochs - 1))
     flat = data.draw(st.integers(0, epochs - no_aug))
     schedule = FlatCosine(epochs, flat, no_aug, warmup, steps, 0.5)

@@ -11,9 +11,7 @@ def run(aps: list[float], stop_epoch: int, first_epoch: int = 0) -> tuple[list[s
     for epoch, ap in enumerate(aps, start=first_epoch):
         decision = decide(selection, ap=ap, epoch=epoch, stop_epoch=stop_epoch)
         selection = decision.selection
-        letters.append(
-            "b" * decision.write_best + "1" * decision.write_stage1 + "r" * decision.restart
-        )
+        letters.append("b" * decision.write_best + "1" * decision.write_stage1 + "r" * decision.restart)
     return letters, selection
 
 

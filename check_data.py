@@ -1,0 +1,49 @@
+"""Check a data set before training: `python check_data.py -c configs/neu_det.yml --show 12`.
+
+Exit code 0: no errors (there may be warnings); 1: errors in the data; 2: bad config or arguments.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from engine.cli import add_config_argument, add_overrides_argument, require_output_folder, run_script, setup_logging
+from engine.config import load_config
+from engine.data_check import check_data, write_training_sheets
+
+_SHOWN_PER_KIND = 50
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_argument(parser, required=True, help_text="YAML config, e.g. configs/neu_det.yml")
+    add_overrides_argument(parser)
+    parser.add_argument(
+        "--show", type=int, default=0, metavar="N", help="also write a picture of N training samples per stage (PNG)"
+    )
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="folder of the pictures (default: output_dir)")
+    parser.add_argument("--all", action="store_true", help=f"list all problems, not {_SHOWN_PER_KIND} of each kind")
+    arguments = parser.parse_args()
+    if arguments.show < 0:
+        parser.error(f"--show {arguments.show}: expected a number of samples, 0 for none")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    setup_logging()
+    config = load_config(arguments.config, arguments.update)
+    folder = arguments.output_dir or config.output_dir
+    if arguments.show:
+        require_output_folder(folder)
+    report, sound = check_data(config, limit_per_kind=None if arguments.all else _SHOWN_PER_KIND)
+    sys.stdout.write(report + "\n")
+    sys.stdout.flush()
+    if arguments.show:
+        for path, text in write_training_sheets(config, folder, arguments.show):
+            sys.stdout.write(f"{path}: {text}\n")
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

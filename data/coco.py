@@ -1,0 +1,321 @@
+"""COCO annotation files: read, checked, packed. No pixel is read here (see `data/image_checks.py`).
+
+Legend: I images, N boxes of a split, n boxes of one image.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from data.classes import ClassMap
+from data.coco_reader import AnnotationReader, BoxEntry, ImageRecord
+from data.image_files import check_image_files
+from data.images import ImageFacts
+from data.problems import Problem
+
+log = logging.getLogger(__name__)
+
+NormalBoxes = Literal["keep", "as_negative"]
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+_WHOLE_IMAGE_SHARE = 0.9
+
+
+@dataclass(frozen=True, eq=False)
+class CocoSplit:
+    """The sound entries of one annotation file; the boxes of all images in common arrays, in order."""
+
+    name: str
+    """train, val or test."""
+    ann_file: Path
+    img_folder: Path
+    classes: ClassMap
+    images: tuple[ImageRecord, ...]
+    boxes_xywh: FloatArray
+    """[N, 4], pixels, as in the file."""
+    labels: IntArray
+    """[N], contiguous."""
+    areas: FloatArray
+    """[N], square pixels, as in the file or computed."""
+    crowd: npt.NDArray[np.bool_]
+    """[N], crowd boxes: never trained on, ignored regions in evaluation."""
+    annotation_ids: IntArray
+    """[N], as in the file, for messages."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def boxes_xyxy(self) -> npt.NDArray[np.float32]:
+        """[N, 4], pixels, clipped to the image."""
+        sizes = np.zeros((len(self.labels), 2))
+        for image in self.images:
+            sizes[image.rows] = image.width, image.height
+        corners = np.concatenate([self.boxes_xywh[:, :2], self.boxes_xywh[:, :2] + self.boxes_xywh[:, 2:]], axis=1)
+        clipped: npt.NDArray[np.float32] = np.clip(corners, 0, np.tile(sizes, 2)).astype(np.float32)
+        return clipped
+
+    def training_rows(self, image: ImageRecord) -> IntArray:
+        """Rows of the image's boxes without the crowd boxes, [n]."""
+        rows = np.arange(image.rows.start, image.rows.stop)
+        return rows[~self.crowd[rows]]
+
+    def boxes_per_class(self) -> list[int]:
+        """[C] boxes that are not crowd boxes."""
+        return [int(n) for n in np.bincount(self.labels[~self.crowd], minlength=len(self.classes))]
+
+    def without_images(self, image_ids: Collection[int]) -> CocoSplit:
+        """The split with some images and their boxes left out."""
+        gone = set(image_ids)
+        kept = [image for image in self.images if image.id not in gone]
+        rows = np.concatenate([np.empty(0, np.int64), *(np.arange(i.rows.start, i.rows.stop) for i in kept)])
+        ends = np.cumsum([image.rows.stop - image.rows.start for image in kept], dtype=np.int64).tolist()
+        starts = [0, *ends[:-1]]
+        return replace(
+            self,
+            images=tuple(replace(i, rows=slice(a, b)) for i, a, b in zip(kept, starts, ends, strict=True)),
+            boxes_xywh=self.boxes_xywh[rows],
+            labels=self.labels[rows],
+            areas=self.areas[rows],
+            crowd=self.crowd[rows],
+            annotation_ids=self.annotation_ids[rows],
+        )
+
+    def to_coco(self) -> dict[str, list[dict[str, Any]]]:
+        """COCO's own form, with the data set's category ids; annotations are numbered anew from 1."""
+        category_ids = [self.classes.category_ids[label] for label in self.labels.tolist()]
+        annotations = [
+            {
+                "id": row + 1,
+                "image_id": image.id,
+                "category_id": category_ids[row],
+                "bbox": self.boxes_xywh[row].tolist(),
+                "area": float(self.areas[row]),
+                "iscrowd": int(self.crowd[row]),
+            }
+            for image in self.images
+            for row in range(image.rows.start, image.rows.stop)
+        ]
+        return {
+            "images": [
+                {"id": i.id, "file_name": i.file_name, "width": i.width, "height": i.height} for i in self.images
+            ],
+            "annotations": annotations,
+            "categories": [
+                {"id": category_id, "name": name}
+                for category_id, name in zip(self.classes.category_ids, self.classes.names, strict=True)
+            ],
+        }
+
+
+def read_split(
+    name: str,
+    ann_file: Path,
+    img_folder: Path,
+    *,
+    normal_boxes: NormalBoxes = "keep",
+    classes: ClassMap | None = None,
+) -> tuple[CocoSplit, list[Problem]]:
+    """Read one annotation file and find all its faults at once.
+
+    Args:
+        name: train, val or test.
+        ann_file: COCO JSON.
+        img_folder: The folder that `file_name` starts from.
+        normal_boxes: `as_negative` drops the boxes of the class NORMAL; the class itself stays.
+        classes: Classes that labels refer to (those of the training split or of a checkpoint); None takes
+            the file's own.
+
+    Returns:
+        The sound entries, and the problems. Never raises on bad content: a useless file gives an empty split.
+    """
+    reader = AnnotationReader(name, ann_file, img_folder)
+    raw = reader.load()
+    categories = reader.categories(raw)
+    if classes is None:
+        classes = ClassMap.from_categories([{"id": key, "name": text} for key, text in categories.items()])
+    else:
+        reader.compare_classes(categories, classes)
+    images = reader.images(raw)
+    table = reader.annotations(raw, images, categories, classes)
+    if normal_boxes == "as_negative":
+        table = _without_normal(table, classes, reader)
+    split = _pack(name, ann_file, img_folder, classes, images, table)
+    return split, reader.problems + _content_warnings(split, normal_boxes)
+
+
+def check_annotations(split: CocoSplit) -> list[Problem]:
+    """The cheap checks that remain after `read_split`: do the image files exist, inside the image folder?"""
+    return check_image_files(str(split.ann_file), split.img_folder, [(i.id, i.file_name) for i in split.images])
+
+
+def check_class_count(split: CocoSplit, num_classes: int) -> list[Problem]:
+    """The config's `num_classes` against the file's categories."""
+    count = len(split.classes)
+    if count == num_classes or count == 0:
+        return []
+    names = ", ".join(f"{i}={n}" for i, n in zip(split.classes.category_ids, split.classes.names, strict=True))
+    return [
+        Problem(
+            "error",
+            str(split.ann_file),
+            "categories",
+            f"the file has {count} categories ({names}), but the config says num_classes: {num_classes}",
+            f"Set num_classes: {count} in the config, or -u num_classes={count}",
+            kind="class count",
+        )
+    ]
+
+
+def check_overlap(splits: Sequence[CocoSplit]) -> list[Problem]:
+    """The same image file in two splits. Copies under other names are found by `check_images`."""
+    problems = []
+    seen: dict[Path, CocoSplit] = {}
+    for split in splits:
+        folder = split.img_folder.resolve()
+        paths = {folder / image.file_name: image for image in split.images}
+        for path, image in paths.items():
+            other = seen.get(path)
+            if other is not None:
+                problems.append(overlap_problem(split, image, other.name, image.file_name, "the same file"))
+        seen.update({path: split for path in paths if path not in seen})
+    return problems
+
+
+def overlap_problem(split: CocoSplit, image: ImageRecord, other: str, other_file: str, how: str) -> Problem:
+    """An image that is in two splits."""
+    return Problem(
+        "error",
+        str(split.ann_file),
+        f"image {image.id} ({image.file_name}) of split {split.name}",
+        f"is also in split {other} ({other_file}; {how}): results on {split.name} would flatter",
+        "Remove it from one split, or set allow_split_overlap: True if this is meant",
+        kind="same image in two splits",
+    )
+
+
+def size_problem(split: CocoSplit, image: ImageRecord, facts: ImageFacts, size_wh: tuple[int, int]) -> Problem | None:
+    """An image whose size is not what the annotations say."""
+    expected = (image.width, image.height)
+    if size_wh == expected:
+        return None
+    found = (
+        f"the image is {size_wh[0]} x {size_wh[1]} pixels, but the annotation file says {expected[0]} x {expected[1]}"
+    )
+    fix = "Correct width and height; if the image was resized after annotation, scale its boxes as well"
+    if facts.size_wh == expected:
+        found += f" (its size before EXIF orientation {facts.orientation} is applied)"
+        fix = "The boxes were drawn on the unrotated image: remove the EXIF orientation from the file, or annotate anew"
+    where = f"image {image.id} ({image.file_name})"
+    return Problem("error", str(split.ann_file), where, found, fix, "size mismatch", True, image.id)
+
+
+def _without_normal(boxes: list[BoxEntry], classes: ClassMap, reader: AnnotationReader) -> list[BoxEntry]:
+    normal = classes.normal_label
+    kept = [box for box in boxes if box.label != normal]
+    if len(kept) < len(boxes):
+        dropped = len(boxes) - len(kept)
+        log.info("%s: normal_boxes: as_negative: %d NORMAL boxes dropped", reader.ann_file, dropped)
+    return kept
+
+
+def _pack(
+    name: str,
+    ann_file: Path,
+    img_folder: Path,
+    classes: ClassMap,
+    images: Mapping[int, ImageRecord],
+    boxes: Sequence[BoxEntry],
+) -> CocoSplit:
+    place = {image_id: index for index, image_id in enumerate(images)}
+    ordered = sorted(boxes, key=lambda box: place[box.image_id])  # stable: the file's order within an image
+    places = np.array([place[box.image_id] for box in ordered], dtype=np.int64)
+    counts = np.bincount(places, minlength=len(images))
+    ends = np.cumsum(counts).tolist()
+    starts = [0, *ends[:-1]]
+    return CocoSplit(
+        name=name,
+        ann_file=ann_file,
+        img_folder=img_folder,
+        classes=classes,
+        images=tuple(
+            replace(image, rows=slice(a, b)) for image, a, b in zip(images.values(), starts, ends, strict=False)
+        ),
+        boxes_xywh=np.array([box.box_xywh for box in ordered], dtype=np.float64).reshape(-1, 4),
+        labels=np.array([box.label for box in ordered], dtype=np.int64),
+        areas=np.array([box.area for box in ordered], dtype=np.float64),
+        crowd=np.array([box.crowd for box in ordered], dtype=np.bool_),
+        annotation_ids=np.array([box.annotation_id for box in ordered], dtype=np.int64),
+    )
+
+
+def _content_warnings(split: CocoSplit, normal_boxes: NormalBoxes) -> list[Problem]:
+    """What is legal but deserves a look."""
+    file, problems = str(split.ann_file), _repeated_boxes(split)
+    crowd_ids = split.annotation_ids[split.crowd].tolist()
+    if crowd_ids:
+        text = f"{len(crowd_ids)} crowd boxes (iscrowd: 1), e.g. annotation {crowd_ids[0]}"
+        fix = "They are not trained on and count neither way in evaluation; split them into single objects"
+        problems.append(Problem("warning", file, "annotations", text, fix, "crowd boxes", True))
+    normal = split.classes.normal_label
+    for label, count in enumerate(split.boxes_per_class()):
+        if count == 0 and len(split) and label != normal:
+            text = f"category {split.classes.category_ids[label]} ({split.classes.names[label]}) has no boxes"
+            fix = "Annotate some, or remove the class" if split.name == "train" else "Its AP will be empty (null)"
+            problems.append(Problem("warning", file, f"split {split.name}", text, fix, "class without boxes", True))
+    if normal is not None and normal_boxes == "keep":
+        problems += _whole_image_normals(split, normal)
+    return problems
+
+
+def _repeated_boxes(split: CocoSplit) -> list[Problem]:
+    problems = []
+    boxes = split.boxes_xywh.round(2).tolist()
+    for image in split.images:
+        first: dict[tuple[float, ...], int] = {}
+        for row in range(image.rows.start, image.rows.stop):
+            key = tuple(boxes[row])
+            earlier = first.setdefault(key, row)
+            if earlier == row:
+                continue
+            a, b = (int(split.annotation_ids[r]) for r in (earlier, row))
+            names = {split.classes.names[split.labels[r]] for r in (earlier, row)}
+            text = f"annotations {a} and {b} have the same box {list(key)} (class {' / '.join(sorted(names))})"
+            where = f"image {image.id} ({image.file_name})"
+            fix = "Remove one of them"
+            problems.append(Problem("warning", str(split.ann_file), where, text, fix, "repeated box", True))
+    return problems
+
+
+def _whole_image_normals(split: CocoSplit, normal: int) -> list[Problem]:
+    whole, total, example = 0, 0, 0
+    for image in split.images:
+        for row in range(image.rows.start, image.rows.stop):
+            if split.labels[row] == normal:
+                total += 1
+                share = split.boxes_xywh[row, 2] * split.boxes_xywh[row, 3] / (image.width * image.height)
+                if share >= _WHOLE_IMAGE_SHARE:
+                    whole, example = whole + 1, int(split.annotation_ids[row])
+    if not whole:
+        return []
+    return [
+        Problem(
+            "warning",
+            str(split.ann_file),
+            f"split {split.name}",
+            f"{whole} of {total} boxes of the class {split.classes.names[normal]} cover the whole image "
+            f"(e.g. annotation {example}): easy AP that flatters the mean",
+            "Set normal_boxes: as_negative to make these images negatives, or read metrics_defects",
+            "whole-image NORMAL boxes",
+            True,
+        )
+    ]

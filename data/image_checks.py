@@ -1,0 +1,254 @@
+"""The full check of a data set: every image is opened once. Sizes, odd pixel formats, copies across splits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from tqdm import tqdm
+
+from data.coco import CocoSplit, overlap_problem, size_problem
+from data.coco_reader import ImageRecord
+from data.errors import UserError
+from data.images import ImageFacts, PixelArray, read_image
+from data.problems import Problem
+
+_HASH_SIDE = 16
+_HASH_BITS = _HASH_SIDE * _HASH_SIDE
+NEAR_DUPLICATE_BITS = 24
+"""Two images look alike when their difference hashes differ in at most so many of 256 bits. On NEU-DET
+recompression (JPEG quality 60) changes 6 bits, resizing 3, brightness 2 (medians), a shift by 1 % about 33; the
+most alike among 360 x 1440 different images differ in 34."""
+_FLAT_LEVELS = 0.5
+"""Standard deviation of the detail, in grey levels, below which an image has nothing to compare."""
+_ORDINARY_MODES = ("RGB", "L", "1")
+_REMARKS = {
+    "16-bit grey": ("16-bit grey images", "Nothing to do: they are divided by 257"),
+    "CMYK": ("CMYK images", "They are converted without a colour profile; save them as RGB to be sure of the colours"),
+    "transparent": (
+        "images with transparent pixels",
+        "Nothing to do if the stored colours are right: alpha is dropped",
+    ),
+    "frames": ("files with several frames", "Only the first frame is used; save frames as single images"),
+    "rotated": ("images with an EXIF rotation", "Nothing to do if the boxes fit the upright image (see --show)"),
+}
+
+
+@dataclass(frozen=True)
+class _Inspection:
+    """What one image file holds."""
+
+    error: str = ""
+    facts: ImageFacts | None = None
+    size_wh: tuple[int, int] = (0, 0)
+    """Upright."""
+    pixel_hash: bytes = b""
+    look: npt.NDArray[np.bool_] | None = None
+    """[256] difference hash; None for a flat image."""
+    transparent: bool = False
+    largest_value: int = 0
+    """Of 16-bit images."""
+
+
+def check_images(
+    splits: Sequence[CocoSplit], *, allow_split_overlap: bool = False, progress: bool = True
+) -> list[Problem]:
+    """Open every image of the splits (in threads) and report what is wrong with them.
+
+    Args:
+        splits: Splits whose files exist; missing ones are reported by `check_annotations` and passed over here.
+        allow_split_overlap: Accept the same image in two splits.
+        progress: Show a bar on stderr.
+    """
+    problems, inspections = [], []
+    total = sum(len(split) for split in splits)
+    with tqdm(total=total, desc="open images", unit="image", disable=not progress, leave=False) as bar:
+        for split in splits:
+            found = []
+            for inspection in _inspect_all(split):
+                found.append(inspection)
+                bar.update()
+            inspections.append(found)
+            problems += _file_problems(split, found) + _remarks(split, found)
+    problems += _copies(splits, inspections, allow_split_overlap)
+    if not allow_split_overlap:
+        problems += _near_duplicates(splits, inspections)
+    return problems
+
+
+def _inspect_all(split: CocoSplit) -> Iterator[_Inspection]:
+    paths = [image.path for image in split.images]
+    with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:  # decoding releases the interpreter lock
+        yield from pool.map(_inspect, paths)
+
+
+def _inspect(path: Path) -> _Inspection:
+    if not path.is_file():
+        return _Inspection()
+    try:
+        pixels, facts = read_image(path)
+    except UserError as error:
+        return _Inspection(error=str(error))
+    height, width = pixels.shape[:2]
+    return _Inspection(
+        facts=facts,
+        size_wh=(width, height),
+        pixel_hash=hashlib.blake2b(f"{width}x{height}".encode() + pixels.tobytes(), digest_size=16).digest(),
+        look=_difference_hash(pixels),
+        transparent=facts.may_have_alpha and _is_transparent(path),
+        largest_value=_largest_value(path) if facts.is_16_bit else 0,
+    )
+
+
+def _difference_hash(pixels: PixelArray) -> npt.NDArray[np.bool_] | None:
+    """Which neighbours on a 16 x 17 grid get brighter from left to right (dHash, N. Krawetz 2013).
+
+    Uneven light is taken away first: on smooth surfaces it would decide all bits.
+    """
+    grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (64, 64), interpolation=cv2.INTER_AREA)
+    detail = grey.astype(np.float32)
+    detail -= cv2.GaussianBlur(detail, (0, 0), 8)
+    if float(detail.std()) < _FLAT_LEVELS:
+        return None
+    small = cv2.resize(detail, (_HASH_SIDE + 1, _HASH_SIDE), interpolation=cv2.INTER_AREA)
+    bits: npt.NDArray[np.bool_] = (small[:, 1:] > small[:, :-1]).ravel()
+    return bits
+
+
+def _is_transparent(path: Path) -> bool:
+    with Image.open(path) as image:
+        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return int(lowest) < 255  # type: ignore[arg-type]
+
+
+def _largest_value(path: Path) -> int:
+    with Image.open(path) as image:
+        return int(np.asarray(image).max(initial=0))
+
+
+def _file_problems(split: CocoSplit, inspections: Sequence[_Inspection]) -> list[Problem]:
+    problems = []
+    for image, inspection in zip(split.images, inspections, strict=True):
+        if inspection.error:
+            where, fix = f"image {image.id} ({image.file_name})", "Replace the file or remove its entry"
+            file, kind = str(split.ann_file), "unreadable image"
+            problems.append(Problem("error", file, where, inspection.error, fix, kind, True, image.id))
+        elif inspection.facts is not None:
+            mismatch = size_problem(split, image, inspection.facts, inspection.size_wh)
+            if mismatch is not None:
+                problems.append(mismatch)
+    return problems
+
+
+def _remarks(split: CocoSplit, inspections: Sequence[_Inspection]) -> list[Problem]:
+    """Odd pixel formats, counted: one line for each."""
+    examples: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    brightest_16_bit = 0
+    for image, inspection in zip(split.images, inspections, strict=True):
+        facts = inspection.facts
+        if facts is None:
+            continue
+        remarks = {
+            "16-bit grey": facts.is_16_bit,
+            "CMYK": facts.mode == "CMYK",
+            "transparent": inspection.transparent,
+            "frames": facts.num_frames > 1,
+            "rotated": facts.orientation != 1,
+        }
+        found = [key for key, applies in remarks.items() if applies]
+        if not found and facts.mode not in _ORDINARY_MODES and not facts.may_have_alpha:
+            found = [facts.mode]
+        for key in found:
+            counts[key] += 1
+            examples.setdefault(key, image.file_name)
+        brightest_16_bit = max(brightest_16_bit, inspection.largest_value)
+    problems = []
+    for key, count in counts.items():
+        what, fix = _REMARKS.get(key, (f"images of mode {key}", "They are converted to RGB; look at them with --show"))
+        if key == "16-bit grey" and brightest_16_bit < 32768:
+            what += f", the brightest value is {brightest_16_bit} of 65535, so that they come out dark"
+            fix = "Stretch the values to the full 16 bits, or save them with 8 bits"
+        text = f"{count} {what}, e.g. {examples[key]}"
+        where = f"split {split.name}"
+        problems.append(Problem("warning", str(split.ann_file), where, text, fix, "pixel format", True))
+    return problems
+
+
+def _copies(
+    splits: Sequence[CocoSplit], inspections: Sequence[Sequence[_Inspection]], allow_split_overlap: bool
+) -> list[Problem]:
+    """Images with equal pixels: errors across splits, warnings within one."""
+    groups: dict[bytes, list[tuple[CocoSplit, ImageRecord]]] = defaultdict(list)
+    for split, found in zip(splits, inspections, strict=True):
+        for image, inspection in zip(split.images, found, strict=True):
+            if inspection.pixel_hash:
+                groups[inspection.pixel_hash].append((split, image))
+    problems = []
+    for group in groups.values():
+        firsts: dict[str, ImageRecord] = {}
+        for split, image in group:
+            if split.name in firsts:
+                where = f"image {image.id} ({image.file_name})"
+                text = f"has the same pixels as {firsts[split.name].file_name} of the same split"
+                file, kind = str(split.ann_file), "same image twice in a split"
+                problems.append(Problem("warning", file, where, text, "Remove one of them", kind, True))
+                continue
+            # The same file in both splits is met by `check_overlap` already.
+            others = {name: other for name, other in firsts.items() if not _same_file(other, image)}
+            if others and not allow_split_overlap:
+                name, other = next(iter(others.items()))
+                problems.append(overlap_problem(split, image, name, other.file_name, "the same pixels"))
+            firsts[split.name] = image
+    return problems
+
+
+def _same_file(a: ImageRecord, b: ImageRecord) -> bool:
+    return a.path.resolve() == b.path.resolve()
+
+
+def _near_duplicates(splits: Sequence[CocoSplit], inspections: Sequence[Sequence[_Inspection]]) -> list[Problem]:
+    """Images of different splits that look alike without being equal."""
+    problems = []
+    for later in range(1, len(splits)):
+        for earlier in range(later):
+            a, b = splits[later], splits[earlier]
+            for i, j, bits in _pairs_alike(inspections[later], inspections[earlier]):
+                where = f"image {a.images[i].id} ({a.images[i].file_name}) of split {a.name}"
+                text = f"looks like {b.images[j].file_name} of split {b.name} ({bits} of {_HASH_BITS} bits differ)"
+                fix, kind = "If it is the same scene, keep both in one split", "near-duplicate across splits"
+                problems.append(Problem("warning", str(a.ann_file), where, text, fix, kind, True))
+    return problems
+
+
+def _pairs_alike(a: Sequence[_Inspection], b: Sequence[_Inspection]) -> Iterator[tuple[int, int, int]]:
+    """Index in a, index in b and number of differing bits of the nearest image in b, where near enough."""
+    index_a = [i for i, inspection in enumerate(a) if inspection.look is not None]
+    index_b = [j for j, inspection in enumerate(b) if inspection.look is not None]
+    if not index_a or not index_b:
+        return
+    # With bits as +1 and -1, the number of differing bits is (256 - dot product) / 2.
+    signs_b = np.stack([_signs(b[j]) for j in index_b])
+    for start in range(0, len(index_a), 256):
+        chunk = index_a[start : start + 256]
+        differing = (_HASH_BITS - np.stack([_signs(a[i]) for i in chunk]) @ signs_b.T) / 2
+        for i, row in zip(chunk, differing, strict=True):
+            for nearest in np.argsort(row, kind="stable")[:2]:  # the second, where the first is an exact copy
+                j = index_b[int(nearest)]
+                if row[nearest] <= NEAR_DUPLICATE_BITS and a[i].pixel_hash != b[j].pixel_hash:
+                    yield i, j, int(row[nearest])
+                    break
+
+
+def _signs(inspection: _Inspection) -> npt.NDArray[np.float32]:
+    assert inspection.look is not None
+    return np.where(inspection.look, np.float32(1), np.float32(-1))

@@ -1,0 +1,112 @@
+"""Do the image files of a split exist, inside the image folder? Folders are listed, no file is opened."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterable
+from pathlib import Path, PureWindowsPath
+
+from data.problems import Problem
+
+
+def check_image_files(file: str, img_folder: Path, images: Iterable[tuple[int, str]]) -> list[Problem]:
+    """Every image must be a file below the image folder, under exactly the name the annotations give.
+
+    Args:
+        file: The annotation file, for the messages.
+        img_folder: The folder that file names start from.
+        images: Image id and file name.
+    """
+    if not img_folder.is_dir():
+        found = "is a file, expected a folder" if img_folder.exists() else "does not exist"
+        fix = "Correct img_folder in the config"
+        return [Problem("error", file, f"image folder {img_folder}", found, fix, kind="image folder")]
+    finder = _Finder(img_folder)
+    problems = []
+    for image_id, name in images:
+        fault = finder.fault(name)
+        if fault is not None:
+            found, fix, kind, is_error = fault
+            where = f"image {image_id} ({name})"
+            if is_error:
+                problem = Problem("error", file, where, found, fix, kind, skippable=True, bad_image_id=image_id)
+            else:
+                problem = Problem("warning", file, where, found, fix, kind, skippable=True)
+            problems.append(problem)
+    return problems
+
+
+_Fault = tuple[str, str, str, bool]
+"""What was found, the fix, the kind, whether it is an error."""
+
+
+class _Finder:
+    """Looks files up in folder listings, each read once: asking per image would be slow on a network."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._real_folder = Path(os.path.realpath(folder))
+        self._listings: dict[str, dict[str, tuple[bool, bool]]] = {}
+        self._inside: dict[str, bool] = {}
+
+    def fault(self, name: str) -> _Fault | None:
+        """What is wrong with a file name, or None."""
+        if PureWindowsPath(name).drive or PureWindowsPath(name).root:
+            fix = f"Write file_name relative to the image folder {self._folder}"
+            return "file_name is an absolute path", fix, "path leaves the image folder", True
+        normal = posixpath.normpath(name.replace(os.sep, "/"))
+        if normal == ".." or normal.startswith("../"):
+            fix = f"Move the image below {self._folder}, or set img_folder to the common folder"
+            return "the path leaves the image folder", fix, "path leaves the image folder", True
+        parent, base = posixpath.split(normal)
+        entry = self._listing(parent).get(base)
+        if entry is None:
+            return self._missing(parent, base, normal)
+        is_file, is_link = entry
+        if not is_file:
+            return "is not a file", "Correct file_name", "missing image", True
+        if not self._is_inside(parent) or (is_link and not self._resolves_inside(normal)):
+            fix = f"Copy the image below {self._folder}, or set img_folder to where it really is"
+            return "is a link that leaves the image folder", fix, "path leaves the image folder", True
+        return None
+
+    def _missing(self, parent: str, base: str, normal: str) -> _Fault:
+        same_but_case = [n for n in self._listing(parent) if n.casefold() == base.casefold()]
+        path = self._folder / normal
+        if same_but_case and path.is_file():  # a file system that ignores case
+            found = f"is called {same_but_case[0]} on disk: found here, but not on Linux"
+            return found, "Use the same upper and lower case in both", "case of file names", False
+        fix, found = "Restore the file, correct file_name or img_folder", f"there is no file {path}"
+        if path.is_file():  # a spelling the listing has otherwise, such as decomposed accents
+            return (
+                f"is listed under another spelling in {path.parent}",
+                "Rename the file",
+                "file names",
+                False,
+            )
+        if same_but_case:
+            fix = f"There is {same_but_case[0]}: upper and lower case differ, which works on Windows but not on Linux"
+        elif "\\" in normal:
+            fix = "Write file_name with / instead of \\"
+        elif parent and base in self._listing(""):
+            fix = f"There is {self._folder / base}: img_folder and file_name both name the folder {parent}"
+        return found, fix, "missing image", True
+
+    def _listing(self, parent: str) -> dict[str, tuple[bool, bool]]:
+        """File name -> (is a file, is a link)."""
+        if parent not in self._listings:
+            try:
+                with os.scandir(self._folder / parent) as entries:
+                    self._listings[parent] = {e.name: (e.is_file(), e.is_symlink()) for e in entries}
+            except OSError:
+                self._listings[parent] = {}
+        return self._listings[parent]
+
+    def _is_inside(self, parent: str) -> bool:
+        if parent not in self._inside:
+            self._inside[parent] = parent == "" or self._resolves_inside(parent)
+        return self._inside[parent]
+
+    def _resolves_inside(self, relative: str) -> bool:
+        return Path(os.path.realpath(self._folder / relative)).is_relative_to(self._real_folder)

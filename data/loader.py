@@ -1,0 +1,412 @@
+"""Batches: the same ones for any number of workers, from any point of an epoch on.
+
+Whole batches are made in one place (a worker, or this process), from keys that carry the epoch. Seeds:
+(seed, epoch, index) per sample, (seed, epoch, batch, rank) per batch, (seed, epoch) for the order.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.batch import Batch
+from data.classes import ClassMap
+from data.coco import CocoSplit
+from data.config import DataConfig, LoaderConfig, loaders
+from data.errors import UserError
+from data.industrial_dataset import BATCH_STREAM, SHUFFLE_STREAM, IndustrialDataset, Sample, SampleKey
+from data.mix import mix_batch
+from data.splits import DataBundle, build_datasets
+
+__all__ = [
+    "DataBundle",
+    "EvalLoader",
+    "SampleKey",
+    "TrainLoader",
+    "build_datasets",
+    "build_eval_loader",
+    "build_train_loader",
+    "collate",
+]
+
+log = logging.getLogger(__name__)
+
+_STALLED_AFTER_SECONDS = 600
+_WORKER_GRACE_SECONDS = 20.0
+_PREFETCHED_BATCHES = 2
+
+Keys = list[SampleKey]
+
+
+def build_train_loader(
+    config: DataConfig,
+    split: CocoSplit,
+    classes: ClassMap,
+    *,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+    num_workers: int | None = None,
+) -> TrainLoader:
+    """The training loader of one process.
+
+    Args:
+        config: The data's part of the config.
+        split: What to train on.
+        classes: As of the split.
+        seed: Decides order and augmentation, with the epoch.
+        rank: Of this process.
+        world_size: Number of processes.
+        pin_memory: For asynchronous copies to a GPU.
+        num_workers: Instead of the config's. The batches are the same for any number.
+
+    Raises:
+        UserError: The batch size cannot be split over processes and accumulation steps, or the split is too small
+            for a single step.
+    """
+    _require_same_classes(split, classes)
+    loader = config.train_dataloader
+    micro_batch = _micro_batch_size(loader, world_size, config.accumulation_steps)
+    order = _EpochOrder(
+        len(split),
+        micro_batch,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        shuffle=loader.shuffle,
+        window=config.accumulation_steps if loader.drop_last else None,
+    )
+    if not len(order):
+        total = micro_batch * world_size * config.accumulation_steps
+        raise UserError(
+            f"{split.ann_file}: {len(split)} images are fewer than one step of {total} (processes x micro-batch x "
+            f"accumulation steps), and drop_last leaves nothing. Set train_dataloader.total_batch_size to at most "
+            f"{len(split)}, or train_dataloader.drop_last: False."
+        )
+    dataset = IndustrialDataset(split, loader, training=True, seed=seed)
+    batches = _Batches(dataset, loader, training=True, seed=seed, rank=rank)
+    workers = loader.num_workers if num_workers is None else num_workers
+    return TrainLoader(batches, order, workers, pin_memory, config.accumulation_steps)
+
+
+def build_eval_loader(
+    config: DataConfig,
+    split: CocoSplit,
+    classes: ClassMap,
+    *,
+    which: Literal["val", "test", "train"] = "val",
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> EvalLoader:
+    """Every image of the split once over all processes, only resized, in the file's order.
+
+    Args:
+        config: The data's part of the config.
+        split: What to read.
+        classes: As of the split.
+        which: Whose loader section to use; `train` takes the training section's folder with val's transforms.
+        rank: Of this process.
+        world_size: Number of processes; the batch size of the config is shared among them.
+        pin_memory: For asynchronous copies to a GPU.
+
+    Raises:
+        UserError: There is no such section.
+    """
+    _require_same_classes(split, classes)
+    sections = loaders(config)
+    key = "val_dataloader" if which == "train" else f"{which}_dataloader"
+    if key not in sections:
+        raise UserError(f"The config has no section {key}. Add it, or choose another split.")
+    loader = sections[key]
+    batch_size = loader.batch_size or max(1, (loader.total_batch_size or 1) // world_size)
+    batches = _Batches(IndustrialDataset(split, loader, training=False), loader, training=False)
+    order = _EvalOrder(len(split), batch_size, rank, world_size)
+    return EvalLoader(batches, order, loader.num_workers, pin_memory)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of one size; B = len(samples)."""
+    return Batch(
+        images=torch.stack([sample.image for sample in samples]),
+        targets=[sample.target for sample in samples],
+        image_ids=[sample.image_id for sample in samples],
+        orig_sizes_wh=torch.tensor([sample.orig_size_wh for sample in samples], dtype=torch.int64),
+    )
+
+
+class _Loader:
+    """A DataLoader of whole batches, with readable errors."""
+
+    def __init__(self, batches: _Batches, order: Sampler[Keys], num_workers: int, pin_memory: bool) -> None:
+        workers: dict[str, Any] = {}
+        if num_workers:
+            workers = {
+                "multiprocessing_context": "spawn",  # fork copies locked mutexes of CUDA and thread pools
+                "persistent_workers": True,
+                "prefetch_factor": _PREFETCHED_BATCHES,
+                "worker_init_fn": _init_worker,
+                "timeout": _STALLED_AFTER_SECONDS,
+            }
+        self._batches = batches
+        self._loader: DataLoader[Any] = DataLoader(
+            batches,
+            sampler=order,
+            batch_size=None,  # the keys of a whole batch go to one worker
+            collate_fn=_unchanged,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # or each epoch would draw from the global one
+            **workers,
+        )
+
+    @property
+    def dataset(self) -> IndustrialDataset:
+        """The samples behind the batches."""
+        return self._batches.dataset
+
+    def __iter__(self) -> Iterator[Batch]:
+        with _children_ignore_interrupts():
+            iterator = iter(self._loader)
+        while True:
+            try:
+                item = next(iterator, None)
+            except RuntimeError as error:
+                raise _readable(error) from error
+            if item is None:
+                return
+            if isinstance(item, UserError):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        """Stop the workers now; iterating again starts new ones."""
+        iterator = self._loader._iterator
+        self._loader._iterator = None
+        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+
+
+class TrainLoader(_Loader):
+    """Shuffled, augmented micro-batches of one process. Same number of batches on every process."""
+
+    def __init__(
+        self, batches: _Batches, order: _EpochOrder, num_workers: int, pin_memory: bool, accumulation_steps: int
+    ) -> None:
+        super().__init__(batches, order, num_workers, pin_memory)
+        self._order = order
+        self._accumulation_steps = accumulation_steps
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose what the next iteration gives.
+
+        Args:
+            epoch: Counted from 0; decides order and augmentation.
+            first_batch: Micro-batches to pass over, for a run that was interrupted within the epoch.
+        """
+        self._order.epoch, self._order.first_batch = epoch, first_batch
+
+    def __len__(self) -> int:
+        """Micro-batches of a whole epoch."""
+        return len(self._order)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of a whole epoch; the last one may have fewer micro-batches."""
+        return math.ceil(len(self) / self._accumulation_steps)
+
+
+class EvalLoader(_Loader):
+    """Every image of this process's share once, in order."""
+
+    def __init__(self, batches: _Batches, order: _EvalOrder, num_workers: int, pin_memory: bool) -> None:
+        super().__init__(batches, order, num_workers, pin_memory)
+        self._order = order
+
+    def __len__(self) -> int:
+        """Batches of this process."""
+        return len(self._order)
+
+
+class _EpochOrder(Sampler[Keys]):
+    """Keys of the micro-batches of one process; the order is a permutation drawn from (seed, epoch)."""
+
+    def __init__(
+        self,
+        num_images: int,
+        micro_batch: int,
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
+        shuffle: bool,
+        window: int | None,
+    ) -> None:
+        """Args: `window`: micro-batches per optimiser step; None keeps the incomplete last step."""
+        self.epoch = 0
+        self.first_batch = 0
+        self._num_images = num_images
+        self._micro_batch = micro_batch
+        self._seed = seed
+        self._rank, self._world_size = rank, world_size
+        self._shuffle = shuffle
+        if window is None:
+            self._images_per_rank = math.ceil(num_images / world_size)
+        else:
+            step = micro_batch * window
+            self._images_per_rank = num_images // (step * world_size) * step
+
+    def __len__(self) -> int:
+        return math.ceil(self._images_per_rank / self._micro_batch)
+
+    def __iter__(self) -> Iterator[Keys]:
+        epoch, first_batch = self.epoch, self.first_batch
+        order = np.arange(self._num_images)
+        if self._shuffle:
+            order = np.random.default_rng([SHUFFLE_STREAM, self._seed, epoch]).permutation(self._num_images)
+        # Repeats the first few where the last step is kept and the processes cannot share it evenly.
+        order = np.resize(order, self._images_per_rank * self._world_size)
+        mine = order[self._rank :: self._world_size].tolist()
+        for batch in range(first_batch, len(self)):
+            indices = mine[batch * self._micro_batch : (batch + 1) * self._micro_batch]
+            yield [SampleKey(epoch, batch, index) for index in indices]
+
+
+class _EvalOrder(Sampler[Keys]):
+    """Every image once over all processes, without padding."""
+
+    def __init__(self, num_images: int, batch_size: int, rank: int, world_size: int) -> None:
+        self._mine = range(rank, num_images, world_size)
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._mine) / self._batch_size)
+
+    def __iter__(self) -> Iterator[Keys]:
+        for batch in range(len(self)):
+            indices = self._mine[batch * self._batch_size : (batch + 1) * self._batch_size]
+            yield [SampleKey(0, batch, index) for index in indices]
+
+
+class _Batches(Dataset[Any]):
+    """Makes a whole batch from its keys, mixed in training."""
+
+    def __init__(
+        self, dataset: IndustrialDataset, loader: LoaderConfig, *, training: bool, seed: int = 0, rank: int = 0
+    ) -> None:
+        self.dataset = dataset
+        self._collate = loader.collate_fn
+        self._training = training
+        self._seed = seed
+        self._rank = rank
+
+    def __getitem__(self, keys: Keys) -> Batch | UserError:
+        """The batch; a UserError comes as a value, because the DataLoader would bury its text in a traceback."""
+        try:
+            with _one_thread():
+                return self._batch(keys)
+        except UserError as error:
+            return error
+
+    def _batch(self, keys: Keys) -> Batch:
+        batch = collate([self.dataset[key] for key in keys])
+        if self._training:
+            first = keys[0]
+            rng = np.random.default_rng([BATCH_STREAM, self._seed, first.epoch, first.batch, self._rank])
+            plan = self.dataset.plan(first.epoch)
+            batch.images, batch.targets = mix_batch(batch.images, batch.targets, plan, self._collate, rng)
+        return batch
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread inside: sums over pixels are the same in this process as in a worker, to the last bit."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _init_worker(worker_id: int) -> None:
+    """In each worker: one thread, and signals that are meant for the main process do not end it."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_later)
+
+
+def _leave_later(number: int, frame: FrameType | None) -> None:
+    """On SIGTERM to the whole process group the main process still finishes its step and saves."""
+    timer = threading.Timer(_WORKER_GRACE_SECONDS, os._exit, [0])
+    timer.daemon = True
+    timer.start()
+
+
+@contextmanager
+def _children_ignore_interrupts() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C from their first moment on, not only once they are initialised."""
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _readable(error: RuntimeError) -> Exception:
+    """The DataLoader's own complaints in the user's words; other errors as they are."""
+    text = str(error)
+    if "DataLoader timed out" in text:
+        return UserError(
+            f"No batch arrived for {_STALLED_AFTER_SECONDS} s: a data worker hangs, perhaps on a network drive. Copy "
+            "the images to a local disk, or try train_dataloader.num_workers: 0 to see where."
+        )
+    if "DataLoader worker" in text and "exited unexpectedly" in text:
+        return UserError(
+            f"A data worker was killed ({text.splitlines()[0]}). If memory ran out, lower num_workers or the batch "
+            "size; in a container, enlarge its shared memory (docker run --shm-size=8g)."
+        )
+    return error
+
+
+def _micro_batch_size(loader: LoaderConfig, world_size: int, accumulation_steps: int) -> int:
+    if loader.batch_size is not None:
+        return loader.batch_size
+    total = loader.total_batch_size or 1
+    parts = world_size * accumulation_steps
+    if total % parts:
+        raise UserError(
+            f"train_dataloader.total_batch_size: {total} cannot be shared by {world_size} processes x "
+            f"{accumulation_steps} accumulation steps. Choose a multiple of {parts}."
+        )
+    return total // parts
+
+
+def _require_same_classes(split: CocoSplit, classes: ClassMap) -> None:
+    if split.classes != classes:
+        raise ValueError(f"split {split.name} was read with other classes than the network's")

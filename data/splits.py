@@ -1,0 +1,135 @@
+"""From the config to checked splits: everything that can be known before the first pixel is read."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data.classes import ClassMap
+from data.coco import CocoSplit, check_annotations, check_class_count, check_overlap, read_split
+from data.config import DataConfig, DatasetConfig, loaders
+from data.errors import UserError
+from data.image_checks import check_images
+from data.problems import Problem, errors_of, problem_lines, warnings_of
+from data.synthetic import ensure_dataset
+
+log = logging.getLogger(__name__)
+
+_SHOWN_PER_KIND = 10
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """The splits of one run and what is known about them."""
+
+    classes: ClassMap
+    splits: dict[str, CocoSplit]
+    problems: list[Problem]
+
+
+def build_datasets(
+    config: DataConfig, splits: Sequence[str] = ("train", "val"), classes: ClassMap | None = None
+) -> DataBundle:
+    """Read the annotation files and run the cheap checks (no image is opened); draw generated data first.
+
+    With `on_bad_data: skip` every image is opened once, so that unreadable ones can be left out.
+
+    Args:
+        config: The data's part of the config.
+        splits: Which of train, val, test; the first one's categories are the classes.
+        classes: Classes of a checkpoint, to be used instead.
+
+    Raises:
+        UserError: The data have errors, all of them listed; or nothing is left after skipping.
+    """
+    found, problems = read_splits(config, splits, classes)
+    if config.on_bad_data == "skip" and all(problem.skippable for problem in errors_of(problems)):
+        opened = check_images(found, allow_split_overlap=True, progress=False)
+        problems += [problem for problem in opened if problem.severity == "error"]
+        bad = {problem.bad_image_id for problem in errors_of(problems)} - {None}
+        found = [split.without_images(_ids_of(split, problems)) if bad else split for split in found]
+        _require_content(found)
+        _log_summary("on_bad_data: skip left out faulty entries", errors_of(problems))
+    else:
+        _require_no_errors(errors_of(problems))
+        _require_content(found)
+    _log_summary("data warnings", warnings_of(problems))
+    return DataBundle(found[0].classes, {split.name: split for split in found}, problems)
+
+
+def read_splits(
+    config: DataConfig, names: Sequence[str], classes: ClassMap | None = None
+) -> tuple[list[CocoSplit], list[Problem]]:
+    """The splits with their sound entries, and all problems that need no image to be opened.
+
+    Raises:
+        UserError: A path holds an environment variable that is not set, there is no such split, or generated
+            data cannot be written.
+    """
+    splits: list[CocoSplit] = []
+    problems: list[Problem] = []
+    for name in names:
+        dataset = _dataset_section(config, name)
+        split, found = read_split(
+            name, dataset.ann_file, dataset.img_folder, normal_boxes=config.normal_boxes, classes=classes
+        )
+        splits.append(split)
+        problems += found + check_class_count(split, config.num_classes) + check_annotations(split)
+        if len(split.classes):
+            classes = split.classes
+    if not config.allow_split_overlap:
+        problems += check_overlap(splits)
+    return splits, list(dict.fromkeys(problems))
+
+
+def _dataset_section(config: DataConfig, name: str) -> DatasetConfig:
+    """The section of a split, its data drawn if they are generated ones."""
+    key, sections = f"{name}_dataloader", loaders(config)
+    if key not in sections:
+        raise UserError(f"The config has no section {key}. Add it, or choose one of {', '.join(sections)}.")
+    dataset = sections[key].dataset
+    dataset.require_paths(f"{key}.dataset")
+    if config.synthetic is not None and dataset.ann_file.is_relative_to(config.synthetic.root):
+        ensure_dataset(config.synthetic)
+    return dataset
+
+
+def _ids_of(split: CocoSplit, problems: Sequence[Problem]) -> set[int]:
+    """Images of a split that have to be left out."""
+    return {
+        problem.bad_image_id
+        for problem in problems
+        if problem.file == str(split.ann_file) and problem.bad_image_id is not None
+    }
+
+
+def _require_no_errors(errors: Sequence[Problem]) -> None:
+    if not errors:
+        return
+    raise UserError(
+        f"The data set has {len(errors)} error{'s' if len(errors) > 1 else ''} (`python check_data.py -c CONFIG` looks "
+        "at the images as well; `on_bad_data: skip` leaves single faulty entries out):",
+        problem_lines(errors, _SHOWN_PER_KIND),
+    )
+
+
+def _require_content(splits: Sequence[CocoSplit]) -> None:
+    for split in splits:
+        if not len(split):
+            raise UserError(
+                f"{split.ann_file}: split {split.name} is empty: it has no usable image. Add images, or correct "
+                f"{split.name}_dataloader.dataset."
+            )
+        if split.name == "train" and not sum(split.boxes_per_class()):
+            raise UserError(
+                f"{split.ann_file}: split train has no usable box at all, so there is nothing to learn. Export the "
+                "annotations again."
+            )
+
+
+def _log_summary(title: str, problems: Sequence[Problem]) -> None:
+    if problems:
+        counts = ", ".join(f"{count} x {kind}" for kind, count in Counter(p.kind for p in problems).items())
+        log.warning("%s: %s (check_data.py lists them); e.g. %s", title, counts, problems[0])

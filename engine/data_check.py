@@ -1,0 +1,123 @@
+"""What `check_data.py` does: all faults of a data set at once, and pictures of what the network will see."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from data.batch import Batch
+from data.coco import CocoSplit
+from data.config import loaders
+from data.image_checks import check_images
+from data.loader import TrainLoader, build_train_loader
+from data.problems import Problem, errors_of, problem_lines, warnings_of
+from data.schedule import describe, epoch_plan, stage_starts
+from data.splits import read_splits
+from engine.config import ExperimentConfig
+from engine.pictures import Picture, draw_boxes, grid, save_png
+from models.boxes import cxcywh_to_xyxy
+
+log = logging.getLogger(__name__)
+
+
+def check_data(config: ExperimentConfig, *, limit_per_kind: int | None, progress: bool = True) -> tuple[str, bool]:
+    """Check every split of the config, images included.
+
+    Args:
+        config: Its data sections are read.
+        limit_per_kind: How many problems of one kind to list; None lists all.
+        progress: Show a bar while images are opened.
+
+    Returns:
+        The report, and whether there are no errors.
+
+    Raises:
+        UserError: The config does not say where the data are, or generated data cannot be written.
+    """
+    names = [key.removesuffix("_dataloader") for key in loaders(config)]
+    splits, problems = read_splits(config, names)
+    problems += check_images(splits, allow_split_overlap=config.allow_split_overlap, progress=progress)
+    problems = list(dict.fromkeys(problems))
+    errors = errors_of(problems)
+    lines = [_summary(split) for split in splits]
+    lines += _section("error", errors, limit_per_kind) + _section("warning", warnings_of(problems), limit_per_kind)
+    if errors and config.on_bad_data == "skip" and all(error.skippable for error in errors):
+        lines.append("on_bad_data: skip: training will leave the faulty entries out.")
+    return "\n".join(lines), not errors
+
+
+def write_training_sheets(config: ExperimentConfig, folder: Path, count: int) -> list[tuple[Path, str]]:
+    """A picture of `count` training samples for every stage of training, boxes and names drawn in.
+
+    Args:
+        config: Data and schedule.
+        folder: Where the PNG files go.
+        count: Samples per sheet.
+
+    Returns:
+        Path and description of each sheet; none if the training split has no usable image.
+
+    Raises:
+        UserError: An image is unreadable, or a picture cannot be written.
+    """
+    splits, problems = read_splits(config, ["train"])
+    bad = {problem.bad_image_id for problem in problems if problem.bad_image_id is not None}
+    split = splits[0].without_images(bad)
+    if not len(split):
+        log.warning("no pictures: the training split has no usable image")
+        return []
+    loader = build_train_loader(config, split, split.classes, seed=config.seed, num_workers=0)
+    section = config.train_dataloader
+    transforms, collate = section.dataset.transforms, section.collate_fn
+    starts = stage_starts(transforms, collate, config.epoches)
+    sheets = []
+    for start, end in zip(starts, [*starts[1:], config.epoches], strict=True):
+        path = folder / f"training_samples_epoch_{start}.png"
+        save_png(path, grid(_training_pictures(loader, split.classes.names, start, count)))
+        text = f"epochs {start} to {end - 1}: {describe(transforms, epoch_plan(transforms, collate, start))}"
+        sheets.append((path, text))
+    return sheets
+
+
+def _training_pictures(loader: TrainLoader, names: Sequence[str], epoch: int, count: int) -> list[Picture]:
+    loader.set_epoch(epoch)
+    pictures: list[Picture] = []
+    for batch in loader:
+        pictures += _batch_pictures(batch, names)
+        if len(pictures) >= count:
+            break
+    return pictures[:count]
+
+
+def _batch_pictures(batch: Batch, names: Sequence[str]) -> list[Picture]:
+    height, width = batch.images.shape[-2:]
+    scale = torch.tensor([width, height, width, height])
+    return [
+        draw_boxes(
+            image.permute(1, 2, 0).numpy(),
+            (cxcywh_to_xyxy(target["boxes"]) * scale).numpy(),
+            target["labels"].tolist(),
+            names,
+        )
+        for image, target in zip(batch.images, batch.targets, strict=True)
+    ]
+
+
+def _section(severity: str, problems: Sequence[Problem], limit_per_kind: int | None) -> list[str]:
+    if not problems:
+        return [f"No {severity}s."]
+    head = f"{len(problems)} {severity}{'s' if len(problems) > 1 else ''}:"
+    return [head, *(f"  {severity}: {line}" for line in problem_lines(problems, limit_per_kind))]
+
+
+def _summary(split: CocoSplit) -> str:
+    counts = split.boxes_per_class()
+    per_class = ", ".join(f"{name} {count}" for name, count in zip(split.classes.names, counts, strict=True))
+    empty = sum(1 for image in split.images if image.rows.start == image.rows.stop)
+    return (
+        f"{split.name}: {len(split)} images ({empty} without boxes), {sum(counts)} boxes"
+        f"{f' ({per_class})' if per_class else ''}; {split.ann_file}"
+    )

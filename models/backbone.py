@@ -1,0 +1,89 @@
+"""Backbone: a ViT for meaning, a convolutional branch for detail, fused at strides 8, 16, 32 (spec section 3).
+
+Legend: B images, D width of the output, H x W pixels (multiples of 32), Hp x Wp patches.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import BackboneConfig
+from models.sta import SpatialTuningAdapter
+from models.vit import VisionTransformer
+
+NUM_MAPS = 3
+
+
+class TinyBackbone(nn.Module):
+    """The ViT one level deeper, where official checkpoints of the S and M sizes have it (spec 2.1)."""
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        super().__init__()
+        self._model = vit
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """As `VisionTransformer.forward`."""
+        maps: list[Tensor] = self._model(images)
+        return maps
+
+
+class DINOv3STAs(nn.Module):
+    """ViT maps of three depths, resized to strides 8, 16, 32, each fused with the detail map of its stride."""
+
+    def __init__(self, config: BackboneConfig, gradient_checkpointing: bool = False) -> None:
+        super().__init__()
+        self._finetune = config.finetune
+        dinov3 = config.name.startswith("dinov3")
+        vit = VisionTransformer(
+            config.vit,
+            config.interaction_indexes,
+            dinov3=dinov3,
+            swiglu=config.name == "dinov3_vits16plus",
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        self.dinov3: nn.Module = vit if dinov3 else TinyBackbone(vit)
+        self.dinov3.requires_grad_(config.finetune)
+        self.sta = SpatialTuningAdapter(config.conv_inplane) if config.use_sta else None
+        details = (0,) * NUM_MAPS if self.sta is None else self.sta.channels
+        width = config.out_channels
+        self.convs = nn.ModuleList(
+            nn.Conv2d(config.vit.width + detail, width, kernel_size=1, bias=False) for detail in details
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in details)
+
+    @property
+    def vit(self) -> VisionTransformer:
+        """The bare ViT: the part that a backbone weight file holds."""
+        vit = self.dinov3._model if isinstance(self.dinov3, TinyBackbone) else self.dinov3
+        assert isinstance(vit, VisionTransformer)
+        return vit
+
+    def train(self, mode: bool = True) -> DINOv3STAs:
+        """As `nn.Module.train`, but a frozen ViT stays in evaluation mode (REF-BUG 28)."""
+        super().train(mode)
+        if not self._finetune:
+            self.dinov3.eval()
+        return self
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images [B, 3, H, W] -> maps [B, D, H/8, W/8], [B, D, H/16, W/16], [B, D, H/32, W/32]."""
+        if self._finetune:
+            semantic = self.dinov3(images)
+        else:
+            with torch.no_grad():
+                semantic = self.dinov3(images)
+        if len(semantic) == 1:
+            semantic = semantic * NUM_MAPS
+        semantic = [_to_stride(x, index) for index, x in enumerate(semantic)]
+        if self.sta is not None:
+            semantic = [torch.cat(pair, dim=1) for pair in zip(semantic, self.sta(images), strict=True)]
+        return [norm(conv(x)) for x, conv, norm in zip(semantic, self.convs, self.norms, strict=True)]
+
+
+def _to_stride(x: Tensor, index: int) -> Tensor:
+    """Bilinear resize of a stride-16 map by 2, 1 or 1/2 (the last is the mean of 2 x 2, sides being even)."""
+    if index == 0:
+        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+    return x if index == 1 else F.avg_pool2d(x, 2)

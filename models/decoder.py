@@ -1,0 +1,412 @@
+"""Query decoder with fine-grained distribution refinement (spec section 5).
+
+Legend: B images, L memory tokens (all maps, row by row, fine to coarse), Q matching queries, G denoising queries,
+T = G + Q queries, D width, C classes, n = `reg_max`, N decoder layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.boxes import inverse_sigmoid
+from models.config import DecoderConfig
+from models.deformable_attention import DeformableAttention, split_heads
+from models.denoising import DenoisingQueries, make_denoising_queries
+from models.distribution import distance_to_box, weighting_function
+from models.hybrid_encoder import ConvNorm
+from models.layers import Mlp, SelfAttention
+
+_PRIOR = 0.01
+"""Initial score of every class."""
+_ANCHOR_SIZE = 0.05
+"""Side of the finest level's anchors; doubles from level to level."""
+_FLOAT16_MAX = 65504.0
+_LQE_TOP_BINS, _LQE_WIDTH = 4, 64
+
+Shapes = tuple[tuple[int, int], ...]
+
+
+class RmsNorm(nn.Module):
+    """x / sqrt(mean(x^2) + 1e-6) * scale, the quotient in float32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = x.float()
+        normed = exact * torch.rsqrt(exact.square().mean(dim=-1, keepdim=True) + 1e-6)
+        return normed.to(x.dtype) * self.scale
+
+
+class PackedSwigluFfn(nn.Module):
+    """w3(silu(a) * b) with [a, b] = w12(x); `hidden` is the width of a and of b."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+        for layer in (self.w12, self.w3):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gated, linear = self.w12(x).chunk(2, dim=-1)
+        out: Tensor = self.w3(F.silu(gated) * linear)
+        return out
+
+
+class Gateway(nn.Module):
+    """Learned mix of the query and what it read; takes the place of the residual sum."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(2 * width, 2 * width)
+        self.norm = RmsNorm(width)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, target: Tensor, read: Tensor) -> Tensor:
+        """[B, T, D], [B, T, D] -> [B, T, D]."""
+        gates = self.gate(torch.cat([target, read], dim=-1)).sigmoid()
+        keep, take = gates.chunk(2, dim=-1)
+        out: Tensor = self.norm(keep * target + take * read)
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among the queries, deformable attention to the maps, gated feed-forward (spec 5.2)."""
+
+    def __init__(self, width: int, num_heads: int, ffn_hidden: int, points_per_level: Sequence[int]) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(width, num_heads)
+        self.norm1 = RmsNorm(width)
+        self.cross_attn = DeformableAttention(width, num_heads, points_per_level)
+        self.gateway = Gateway(width)
+        self.swish_ffn = PackedSwigluFfn(width, ffn_hidden)
+        self.norm3 = RmsNorm(width)
+
+    def forward(
+        self, target: Tensor, position: Tensor, boxes: Tensor, values: Sequence[Tensor], allowed: Tensor | None
+    ) -> Tensor:
+        """[B, T, D], position [B, T, D], boxes [B, T, 4], maps of `split_heads`, mask [T, T] -> [B, T, D]."""
+        target = self.norm1(target + self.self_attn(target, position, allowed))
+        target = self.gateway(target, self.cross_attn(target + position, boxes, values))
+        out: Tensor = self.norm3((target + self.swish_ffn(target)).clamp(-_FLOAT16_MAX, _FLOAT16_MAX))
+        return out
+
+
+class LocationQuality(nn.Module):
+    """Adds to all class logits a number read from the sharpness of the box distributions ("LQE", spec 5.4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reg_conf = Mlp(4 * (_LQE_TOP_BINS + 1), _LQE_WIDTH, 1)
+        self.reg_conf.zero_last()
+
+    def forward(self, scores: Tensor, probabilities: Tensor) -> Tensor:
+        """float32 logits [B, T, C], side distributions [B, T, 4, n + 1] -> logits [B, T, C]."""
+        top = probabilities.topk(_LQE_TOP_BINS, dim=-1).values
+        statistics = torch.cat([top, top.mean(dim=-1, keepdim=True)], dim=-1)
+        quality: Tensor = self.reg_conf(statistics.flatten(-2)).float()
+        return scores + quality
+
+
+class LayerOutput(NamedTuple):
+    """What one decoder layer says; all float32."""
+
+    logits: Tensor
+    """[B, T, C]."""
+    boxes: Tensor
+    """[B, T, 4] cxcywh, not clamped."""
+    corners: Tensor
+    """[B, T, 4 * (n + 1)], logits over the bins, side by side."""
+    references: Tensor
+    """[B, T, 4] cxcywh, the box that the distances are measured from; the same for all layers."""
+
+    def part(self, start: int, end: int) -> LayerOutput:
+        """Queries start..end-1."""
+        return LayerOutput(*(x[:, start:end] for x in self))
+
+
+class BoxesAndLogits(NamedTuple):
+    """An output without distributions; float32 [B, T, C] and [B, T, 4] cxcywh."""
+
+    logits: Tensor
+    boxes: Tensor
+
+    def part(self, start: int, end: int) -> BoxesAndLogits:
+        """Queries start..end-1."""
+        return BoxesAndLogits(self.logits[:, start:end], self.boxes[:, start:end])
+
+
+class TransformerDecoder(nn.Module):
+    """The layers and their quality estimators; `up` and `reg_scale` are the owner's, listed a second time here."""
+
+    def __init__(
+        self, layers: nn.ModuleList, lqe_layers: nn.ModuleList, up: nn.Parameter, reg_scale: nn.Parameter
+    ) -> None:
+        super().__init__()
+        self.layers = layers
+        self.lqe_layers = lqe_layers
+        self.up = up
+        self.reg_scale = reg_scale
+
+
+class Anchors(NamedTuple):
+    """One starting box per memory token."""
+
+    logits: Tensor
+    """float32 [1, L, 4], cxcywh before the sigmoid; +inf where not valid."""
+    valid: Tensor
+    """bool [1, L, 1]."""
+
+
+def make_anchors(shapes: Shapes, eps: float) -> Anchors:
+    """Anchors of maps with sizes (h, w), fine to coarse (spec 5.1); those near the border are not valid."""
+    levels = []
+    for level, (height, width) in enumerate(shapes):
+        y, x = torch.meshgrid(torch.arange(0.5, height), torch.arange(0.5, width), indexing="ij")
+        size = torch.full_like(x, _ANCHOR_SIZE * 2.0**level)
+        levels.append(torch.stack([x / width, y / height, size, size], dim=-1).flatten(0, 1))
+    boxes = torch.cat(levels)[None]
+    valid = ((boxes > eps) & (boxes < 1 - eps)).all(dim=-1, keepdim=True)
+    return Anchors(torch.log(boxes / (1 - boxes)).masked_fill(~valid, math.inf), valid)
+
+
+@dataclass(frozen=True)
+class SelectedQueries:
+    """The memory tokens that become queries."""
+
+    indices: Tensor
+    """int64 [B, Q], positions in the memory, best first."""
+    content: Tensor
+    """[B, Q, D]."""
+    logits: Tensor
+    """float32 [B, Q, C]."""
+    reference_logits: Tensor
+    """float32 [B, Q, 4] cxcywh before the sigmoid."""
+
+
+class DEIMTransformer(nn.Module):
+    """From encoder maps to boxes and logits.
+
+    Args:
+        config: The section of the same name.
+        num_classes: C.
+        eval_spatial_size: (height, width) in pixels, the size for which the state dict holds anchors.
+    """
+
+    anchors: Tensor
+    valid_mask: Tensor
+
+    def __init__(self, config: DecoderConfig, num_classes: int, eval_spatial_size: tuple[int, int]) -> None:
+        super().__init__()
+        width, num_layers = config.hidden_dim, config.num_layers
+        self._config = config
+        self._num_classes = num_classes
+        self._eval_layers = config.eval_idx % num_layers + 1
+        self._anchor_cache: dict[tuple[Shapes, torch.device], Anchors] = {}
+
+        self.up = nn.Parameter(torch.tensor([0.5]), requires_grad=False)
+        self.reg_scale = nn.Parameter(torch.tensor([config.reg_scale]), requires_grad=False)
+        self.input_proj = nn.ModuleList(_input_projection(c, width) for c in config.feat_channels)
+        layer = DecoderLayer(width, config.nhead, config.dim_feedforward // 2, config.num_points)
+        lqe_layers = nn.ModuleList(LocationQuality() for _ in range(num_layers))
+        self.decoder = TransformerDecoder(_clones(layer, num_layers), lqe_layers, self.up, self.reg_scale)
+        self.denoising_class_embed = nn.Embedding(num_classes + 1, width, padding_idx=num_classes)
+        self._build_heads()
+
+        eval_height, eval_width = eval_spatial_size
+        self._eval_shapes: Shapes = tuple((eval_height // s, eval_width // s) for s in config.feat_strides)
+        anchors = make_anchors(self._eval_shapes, config.eps)
+        self.register_buffer("anchors", anchors.logits)
+        self.register_buffer("valid_mask", anchors.valid)
+
+    def _build_heads(self) -> None:
+        width, num_layers = self._config.hidden_dim, self._config.num_layers
+        self.enc_score_head = nn.Linear(width, self._num_classes)
+        self.enc_bbox_head = Mlp(width, width, width, 4)
+        self.query_pos_head = Mlp(4, width, width, width)
+        self.pre_bbox_head = Mlp(width, width, width, 4)
+        score_head = nn.Linear(width, self._num_classes)
+        bbox_head = Mlp(width, width, width, 4 * (self._config.reg_max + 1))
+        for head in (self.enc_score_head, score_head):
+            nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
+        for box_head in (self.enc_bbox_head, self.pre_bbox_head, bbox_head):
+            box_head.zero_last()
+        for parameter in self.query_pos_head.parameters():
+            if parameter.ndim == 2:
+                nn.init.xavier_uniform_(parameter)
+        self.dec_score_head = _clones(score_head, num_layers)
+        self.dec_bbox_head = _clones(bbox_head, num_layers)
+
+    def forward(self, maps: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None) -> dict[str, Any]:
+        """Encoder maps [B, feat_channels[i], h_i, w_i] -> output dict (spec section 1).
+
+        In evaluation: `pred_logits` [B, Q, C] and `pred_boxes` [B, Q, 4]. In training also what the losses need;
+        the `dn_*` entries only if a target has boxes. All tensors are float32.
+        """
+        maps = [project(x) for project, x in zip(self.input_proj, maps, strict=True)]
+        memory = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+        shapes: Shapes = tuple((x.shape[-2], x.shape[-1]) for x in maps)
+        selected = self.select_queries(memory, self._anchors_for(shapes, memory.device))
+        content, reference_logits = selected.content.detach(), selected.reference_logits.detach()
+        denoising = None
+        if self.training:
+            denoising = self._draw_denoising(targets, content.shape[1])
+            content, reference_logits = self._prepend(denoising, content, reference_logits)
+        allowed = None if denoising is None else denoising.allowed
+        values = [split_heads(x, self._config.nhead) for x in maps]
+        layers, pre = self._decode(content, reference_logits, values, allowed)
+        if not self.training:
+            return {"pred_logits": layers[-1].logits, "pred_boxes": layers[-1].boxes}
+        return self._training_outputs(layers, pre, selected, denoising)
+
+    def select_queries(self, memory: Tensor, anchors: Anchors) -> SelectedQueries:
+        """The tokens with the best class score (spec 5.1). memory [B, L, D]."""
+        # All tokens are ranked, outside the graph; only the chosen ones go through the heads with gradients.
+        with torch.autocast(memory.device.type, enabled=False):
+            tokens = memory.detach().float().masked_fill(~anchors.valid, 0)
+            head = self.enc_score_head
+            scores = F.linear(tokens, head.weight.detach(), head.bias.detach()).amax(dim=-1)
+        indices = scores.topk(min(self._config.num_queries, memory.shape[1]), dim=1).indices
+        rows = indices[..., None]
+        content = memory.gather(1, rows.expand(-1, -1, memory.shape[2]))
+        content = content.masked_fill(~anchors.valid[0, :, 0][indices][..., None], 0)
+        reference_logits = self.enc_bbox_head(content).float() + anchors.logits[0][indices]
+        return SelectedQueries(indices, content, self.enc_score_head(content).float(), reference_logits)
+
+    def _anchors_for(self, shapes: Shapes, device: torch.device) -> Anchors:
+        key = (shapes, device)
+        if key not in self._anchor_cache:
+            # Kept for later steps, so they must not become inference tensors, which no backward pass may use.
+            with torch.inference_mode(False):
+                made = make_anchors(shapes, self._config.eps)
+                self._anchor_cache[key] = Anchors(made.logits.to(device), made.valid.to(device))
+        anchors = self._anchor_cache[key]
+        if not self.training and shapes == self._eval_shapes:
+            # A loaded file's stored anchors may differ in the last digits; the original evaluates with those.
+            anchors = anchors._replace(logits=self.anchors)
+        return anchors
+
+    def _draw_denoising(
+        self, targets: Sequence[Mapping[str, Tensor]] | None, num_queries: int
+    ) -> DenoisingQueries | None:
+        return make_denoising_queries(
+            targets or (),
+            num_classes=self._num_classes,
+            num_queries=num_queries,
+            num_denoising=self._config.num_denoising,
+            label_noise_ratio=self._config.label_noise_ratio,
+            box_noise_scale=self._config.box_noise_scale,
+        )
+
+    def _prepend(
+        self, denoising: DenoisingQueries | None, content: Tensor, reference_logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Put the denoising queries first."""
+        if denoising is None:
+            # Distributed training wants a gradient for every parameter, also on a process without boxes.
+            return content + 0 * self.denoising_class_embed.weight.sum(), reference_logits
+        embedded = self.denoising_class_embed(denoising.labels)
+        return (
+            torch.cat([embedded, content], dim=1),
+            torch.cat([denoising.reference_logits, reference_logits], dim=1),
+        )
+
+    def _decode(
+        self, target: Tensor, reference_logits: Tensor, values: Sequence[Tensor], allowed: Tensor | None
+    ) -> tuple[list[LayerOutput], BoxesAndLogits]:
+        """The refinement loop (spec 5.4): outputs of all layers in training, of the evaluated one otherwise."""
+        bins = weighting_function(self._config.reg_max, self.up, self.reg_scale)
+        boxes = reference_logits.sigmoid()
+        position = self.query_pos_head(boxes).clamp(-10, 10)
+        num_layers = len(self.decoder.layers) if self.training else self._eval_layers
+        corners = torch.zeros((), device=target.device)
+        previous = torch.zeros((), device=target.device)
+        outputs: list[LayerOutput] = []
+        for index in range(num_layers):
+            target = self.decoder.layers[index](target, position, boxes, values, allowed)
+            emits = self.training or index == num_layers - 1
+            if emits or index == 0:
+                scores = self.dec_score_head[index](target).float()
+            if index == 0:
+                pre_boxes = (self.pre_bbox_head(target).float() + inverse_sigmoid(boxes)).sigmoid()
+                pre = BoxesAndLogits(scores, pre_boxes)
+                references = pre_boxes.detach()
+            corners = self.dec_bbox_head[index](target + previous).float() + corners
+            probabilities = corners.view(*corners.shape[:2], 4, -1).softmax(dim=-1)
+            refined = distance_to_box(references, (probabilities * bins).sum(dim=-1), self.reg_scale)
+            if emits:
+                logits = self.decoder.lqe_layers[index](scores, probabilities)
+                outputs.append(LayerOutput(logits, refined, corners, references))
+            boxes, previous = refined.detach(), target.detach()
+        return outputs, pre
+
+    def _training_outputs(
+        self,
+        layers: list[LayerOutput],
+        pre: BoxesAndLogits,
+        selected: SelectedQueries,
+        denoising: DenoisingQueries | None,
+    ) -> dict[str, Any]:
+        total = pre.logits.shape[1]
+        first = 0 if denoising is None else denoising.num_queries
+        matching = [layer.part(first, total) for layer in layers]
+        encoder = BoxesAndLogits(selected.logits, selected.reference_logits.sigmoid())
+        outputs = {
+            **_as_dict(matching[-1]),
+            "up": self.up,
+            "reg_scale": self.reg_scale,
+            "aux_outputs": [_with_teacher(layer, matching[-1]) for layer in matching[:-1]],
+            "pre_outputs": _pair_as_dict(pre.part(first, total)),
+            "enc_aux_outputs": [_pair_as_dict(encoder)],
+            "enc_meta": {"class_agnostic": False},
+        }
+        if denoising is not None:
+            noised = [layer.part(0, first) for layer in layers]
+            outputs |= {
+                "dn_outputs": [_with_teacher(layer, noised[-1]) for layer in noised],
+                "dn_pre_outputs": _pair_as_dict(pre.part(0, first)),
+                "dn_meta": denoising.meta,
+            }
+        return outputs
+
+
+def _as_dict(layer: LayerOutput) -> dict[str, Any]:
+    return {
+        "pred_logits": layer.logits,
+        "pred_boxes": layer.boxes,
+        "pred_corners": layer.corners,
+        "ref_points": layer.references,
+    }
+
+
+def _with_teacher(layer: LayerOutput, teacher: LayerOutput) -> dict[str, Any]:
+    return {**_as_dict(layer), "teacher_corners": teacher.corners, "teacher_logits": teacher.logits}
+
+
+def _pair_as_dict(pair: BoxesAndLogits) -> dict[str, Any]:
+    return {"pred_logits": pair.logits, "pred_boxes": pair.boxes}
+
+
+def _clones(module: nn.Module, count: int) -> nn.ModuleList:
+    """Modules that start with equal weights (spec 5.6)."""
+    return nn.ModuleList(copy.deepcopy(module) for _ in range(count))
+
+
+def _input_projection(channels: int, width: int) -> nn.Module:
+    if channels == width:
+        return nn.Identity()
+    projection = ConvNorm(channels, width, 1)
+    nn.init.xavier_uniform_(projection.conv.weight)
+    return projection

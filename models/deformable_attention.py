@@ -1,0 +1,89 @@
+"""Multi-scale deformable attention without value and output projections (spec section 5.3).
+
+Legend: B images, Q queries, D width, M heads, d = D/M head width, P sampling points per head over all levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DeformableAttention(nn.Module):
+    """Each head of each query reads P points around the query's reference box and takes their weighted mean.
+
+    Args:
+        width: D.
+        num_heads: M.
+        points_per_level: Sampling points on each level, fine to coarse.
+    """
+
+    num_points_scale: Tensor
+
+    def __init__(self, width: int, num_heads: int, points_per_level: Sequence[int]) -> None:
+        super().__init__()
+        self._num_heads = num_heads
+        self._points_per_level = tuple(points_per_level)
+        points = sum(self._points_per_level)
+        # Persistent: official files carry this constant, and their stored value is the one to use (spec 2.1).
+        scale = [1 / count for count in self._points_per_level for _ in range(count)]
+        self.register_buffer("num_points_scale", torch.tensor(scale, dtype=torch.float32))
+        self.sampling_offsets = nn.Linear(width, num_heads * points * 2)
+        self.attention_weights = nn.Linear(width, num_heads * points)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Heads look in different directions, the points of a level one after the other outwards (spec 5.6)."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        theta = torch.arange(self._num_heads) * (2 * math.pi / self._num_heads)
+        direction = torch.stack([theta.cos(), theta.sin()], dim=-1)
+        direction = direction / direction.abs().amax(dim=-1, keepdim=True)
+        steps = torch.cat([torch.arange(1, count + 1) for count in self._points_per_level])
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_((direction[:, None] * steps[:, None]).flatten())
+
+    def forward(self, query: Tensor, boxes: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """Read from the maps.
+
+        Args:
+            query: [B, Q, D].
+            boxes: float32 [B, Q, 4] cxcywh, the reference of all levels; may leave [0, 1].
+            values: One float32 map [B*M, d, h, w] per level (`split_heads`).
+
+        Returns:
+            float32 [B, Q, D].
+        """
+        batch, queries, width = query.shape
+        per_head = (batch, queries, self._num_heads, -1)
+        weights = self.attention_weights(query).view(per_head).float().softmax(dim=-1)
+        offsets = self.sampling_offsets(query).float().view(*per_head, 2)
+        centre, size = boxes[:, :, None, None, :2], boxes[:, :, None, None, 2:]
+        # grid_sample counts from -1 to 1 over the map: 2 * location - 1, location = centre + offset * size / 2.
+        grid = torch.addcmul(2 * centre - 1, offsets * self.num_points_scale[:, None], size)
+        # Queries go last: sampling and the sum over the points then run along contiguous memory.
+        grid = grid.permute(0, 2, 3, 1, 4).flatten(0, 1)
+        weights = weights.permute(0, 2, 3, 1).flatten(0, 1)[:, None]
+        levels = zip(
+            values,
+            torch.split(grid, list(self._points_per_level), dim=1),
+            torch.split(weights, list(self._points_per_level), dim=2),
+            strict=True,
+        )
+        read = [
+            (F.grid_sample(value, points, mode="bilinear", padding_mode="zeros", align_corners=False) * share).sum(2)
+            for value, points, share in levels
+        ]
+        out: Tensor = sum(read[1:], start=read[0])
+        return out.view(batch, width, queries).transpose(1, 2)
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Map [B, D, h, w] -> float32 [B*M, d, h, w]; head m takes channels m*d to (m+1)*d."""
+    batch, _, height, width = x.shape
+    return x.float().reshape(batch * num_heads, -1, height, width)

@@ -1,0 +1,60 @@
+"""From the network's output to detections in the original image (spec section 8).
+
+Legend: B images, Q queries, C classes, K detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from models.boxes import cxcywh_to_xyxy
+
+
+class Detections(TypedDict):
+    """Detections of one image, best first."""
+
+    scores: Tensor
+    """float32 [K], in [0, 1]."""
+    labels: Tensor
+    """int64 [K], contiguous labels 0..C-1."""
+    boxes: Tensor
+    """float32 [K, 4], xyxy in pixels of the original image; they may leave it."""
+
+
+class PostProcessor:
+    """The best (query, class) scores of each image; no threshold and no non-maximum suppression.
+
+    Images are stretched to the network's input, so normalised boxes scale straight to the original size.
+    """
+
+    def __init__(self, num_classes: int, num_top_queries: int = 300) -> None:
+        self.num_classes = num_classes
+        self.num_top_queries = num_top_queries
+
+    @torch.no_grad()
+    def __call__(self, outputs: Mapping[str, Tensor], orig_sizes_wh: Tensor) -> list[Detections]:
+        """Pick and scale.
+
+        Args:
+            outputs: `pred_logits` [B, Q, C] and `pred_boxes` [B, Q, 4], cxcywh in [0, 1] of the image.
+            orig_sizes_wh: [B, 2], width and height of the original images in pixels.
+
+        Returns:
+            B detections; K = min(num_top_queries, Q * C). One query may appear with several labels.
+        """
+        logits = outputs["pred_logits"].float()
+        if logits.shape[-1] != self.num_classes:
+            raise ValueError(f"the model has {logits.shape[-1]} classes, PostProcessor expects {self.num_classes}")
+        flat_scores = logits.sigmoid().flatten(1)
+        scores, index = flat_scores.topk(min(self.num_top_queries, flat_scores.shape[1]))
+        query = index.div(self.num_classes, rounding_mode="floor")
+        scale = orig_sizes_wh.to(logits).repeat(1, 2)[:, None]
+        boxes = cxcywh_to_xyxy(outputs["pred_boxes"].float()) * scale
+        boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
+        labels = index % self.num_classes
+        images = zip(scores, labels, boxes, strict=True)
+        return [Detections(scores=s, labels=k, boxes=b) for s, k, b in images]

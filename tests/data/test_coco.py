@@ -1,0 +1,362 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.classes import ClassMap
+from data.coco import CocoSplit, check_annotations, check_class_count, check_overlap, read_split
+from data.problems import Problem, errors_of, warnings_of
+from tests.support.coco_files import CocoFiles
+
+
+def _read(files: CocoFiles, **options: Any) -> tuple[CocoSplit, list[Problem]]:
+    files.save()
+    split, problems = read_split(files.name, files.ann_file, files.img_folder, **options)
+    return split, problems + check_annotations(split)
+
+
+def _only(problems: list[Problem]) -> str:
+    assert len(problems) == 1, [str(problem) for problem in problems]
+    return str(problems[0])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> CocoFiles:
+    return CocoFiles(tmp_path)
+
+
+def test_a_sound_file_has_no_errors(files: CocoFiles) -> None:
+    split, problems = _read(files)
+    assert not errors_of(problems)
+    assert len(split) == 4 and len(split.labels) == 8
+    assert split.classes == ClassMap((1, 2), ("holes", "scratches"))
+    for image in split.images:
+        wanted = [a for a in files.content["annotations"] if a["image_id"] == image.id]
+        assert split.boxes_xywh[image.rows].tolist() == [a["bbox"] for a in wanted]
+        assert split.labels[image.rows].tolist() == [a["category_id"] - 1 for a in wanted]
+        assert split.annotation_ids[image.rows].tolist() == [a["id"] for a in wanted]
+
+
+def test_labels_follow_ascending_ids_with_gaps_in_any_order(tmp_path: Path) -> None:
+    categories = ({"id": 90, "name": "c"}, {"id": 0, "name": "a"}, {"id": 7, "name": "b"})
+    files = CocoFiles(tmp_path, categories=categories)
+    files.content["annotations"].reverse()
+    split, problems = _read(files)
+    assert not errors_of(problems)
+    assert split.classes == ClassMap((0, 7, 90), ("a", "b", "c"))
+    truth = {a["id"]: a["category_id"] for a in files.content["annotations"]}
+    ids = [split.classes.category_ids[label] for label in split.labels.tolist()]
+    assert ids == [truth[annotation_id] for annotation_id in split.annotation_ids.tolist()]
+
+
+def test_to_coco_gives_the_data_sets_own_ids_back(files: CocoFiles) -> None:
+    files.content["annotations"][0]["iscrowd"] = 1
+    split, _ = _read(files)
+    coco = split.to_coco()
+    assert coco["categories"] == files.content["categories"] and coco["images"] == files.content["images"]
+    keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    found = sorted(([a[key] for key in keys] for a in coco["annotations"]), key=str)
+    assert found == sorted(([a[key] for key in keys] for a in files.content["annotations"]), key=str)
+    assert json.loads(json.dumps(coco)) == coco
+
+
+MALFORMED_BOXES: list[tuple[Any, str]] = [
+    ([float("nan"), 1, 5, 5], "bbox is [nan, 1, 5, 5], expected four finite numbers"),
+    ([1, 1, float("inf"), 5], "expected four finite numbers"),
+    ([1, 1, 5], "bbox is [1, 1, 5], expected four finite numbers"),
+    ([1, 1, 5, 5, 5], "expected four finite numbers"),
+    (["1", 1, 5, 5], "bbox is ['1', 1, 5, 5], expected four finite numbers"),
+    ([True, 1, 5, 5], "expected four finite numbers"),
+    ([None, 1, 5, 5], "expected four finite numbers"),
+    ("1 1 5 5", "bbox is '1 1 5 5', expected four finite numbers"),
+    (None, "bbox is None, expected four finite numbers"),
+    ({"x": 1}, "expected four finite numbers"),
+    ([10**400, 1, 5, 5], "expected four finite numbers"),
+    ([1, 1, 0, 5], "bbox [1, 1, 0, 5] has no area (width 0, height 5)"),
+    ([1, 1, 5, -3], "bbox [1, 1, 5, -3] has no area (width 5, height -3)"),
+    ([-1, 1, 5, 5], "bbox [-1, 1, 5, 5] reaches outside the image of 48 x 40 pixels"),
+    ([44, 1, 5, 5], "reaches outside the image of 48 x 40 pixels"),
+    ([1, 36, 5, 5], "reaches outside the image of 48 x 40 pixels"),
+    ([500, 500, 5, 5], "reaches outside the image of 48 x 40 pixels"),
+    ([48.1, 1, 0.2, 5], "reaches outside the image of 48 x 40 pixels"),
+    ([1e300, 1e300, 1e308, 1e308], "reaches outside the image of 48 x 40 pixels"),
+]
+
+
+@pytest.mark.parametrize(("bbox", "message"), MALFORMED_BOXES)
+def test_bad_boxes(files: CocoFiles, bbox: Any, message: str) -> None:
+    files.content["annotations"][3]["bbox"] = bbox
+    split, problems = _read(files)
+    text = _only(errors_of(problems))
+    assert text.startswith(f"{files.ann_file}: annotation 4 (image 2, train_2.png): ")
+    assert message in text
+    assert 4 not in split.annotation_ids and len(split.labels) == 7
+
+
+@pytest.mark.parametrize("bbox", [[0, 0, 48, 40], [-0.3, 0.2, 48.4, 40.1], [47.5, 39, 0.5, 1], [0.0, 1.0, 1e-3, 5.0]])
+def test_boxes_on_the_border_are_clipped(files: CocoFiles, bbox: list[float]) -> None:
+    files.content["annotations"][0]["bbox"] = bbox
+    split, problems = _read(files)
+    assert not errors_of(problems)
+    x0, y0, x1, y1 = split.boxes_xyxy[split.annotation_ids.tolist().index(1)]
+    assert 0 <= x0 < x1 <= 48 and 0 <= y0 < y1 <= 40
+
+
+def test_bad_annotations(files: CocoFiles) -> None:
+    """All at once, each with its place and a fix."""
+    files.add_box(1, [1, 1, 5, 5], 99)
+    files.add_box(1, [1, 1, 5, 5], "1")
+    files.add_box(77, [1, 1, 5, 5], 1)
+    files.add_box(1, [2, 2, 5, 5], 1, iscrowd=5)
+    files.add_box(2, [3, 3, 5, 5], 1)["id"] = 1
+    del files.add_box(2, [4, 4, 5, 5], 1)["id"]
+    del files.add_box(2, [5, 5, 5, 5], 1)["image_id"]
+    files.content["annotations"] += ["text", None]
+    split, problems = _read(files)
+    errors = [str(problem) for problem in errors_of(problems)]
+    expected = [
+        "annotation 9 (image 1, train_1.png): category_id is 99, which is not among the categories [1, 2]. Correct",
+        "annotation 10 (image 1, train_1.png): category_id is '1', which is not among the categories [1, 2]. Correct",
+        "annotation 11: belongs to image 77, which is not in the file. Correct image_id",
+        "annotation 12 (image 1, train_1.png): iscrowd is 5, expected 0 or 1. Correct",
+        "annotation 1 (image 2, train_2.png): the id 1 is used by more than one annotation. Number the annotations anew",
+        "annotations[13] (image 2, train_2.png): id is missing, expected an integer. Number the annotations",
+        "annotation 15: belongs to image missing, which is not in the file",
+        "annotations[15]: id is missing, expected an integer",
+        "annotations[15]: is a text, expected an object",
+        "annotations[16]: id is missing, expected an integer",
+        "annotations[16]: is a null, expected an object",
+    ]
+    assert len(errors) == len(expected)
+    for error, text in zip(errors, expected, strict=True):
+        assert text in error
+    assert all(problem.skippable for problem in problems)
+    assert len(split.labels) == 10  # the eight sound ones and the two whose id alone is at fault
+
+
+def test_bad_image_entries(files: CocoFiles) -> None:
+    images = files.content["images"]
+    images[0]["id"] = "1"
+    images[1]["width"] = 0
+    images[2]["file_name"] = ""
+    images += [dict(images[3]), {**images[3], "id": 50}, "image", {"id": 51, "file_name": "x.png"}]
+    split, problems = _read(files)
+    errors = [str(problem) for problem in errors_of(problems)]
+    expected = [
+        "images[0]: id is '1', expected an integer",
+        "image 2 (train_2.png): width and height are 0 and 40, expected positive integers",
+        "image 3: file_name is '', expected a path below the image folder",
+        "image 4: the id is used twice (for train_4.png and train_4.png). Give each image its own id",
+        "image 50 (train_4.png): the file is listed twice (as image 4 and image 50). Merge the two entries",
+        "images[6]: id is missing, expected an integer",
+        "image 51 (x.png): width and height are missing and missing, expected positive integers",
+    ]
+    # The boxes of a refused image are not reported one by one, those of an id that no image has are.
+    assert [error for error in errors if ": annotation " not in error] != []
+    for text in expected:
+        assert sum(text in error for error in errors) == 1, text
+    assert len([error for error in errors if "belongs to image 1, which is not in the file" in error]) == 2
+    assert len(errors) == len(expected) + 2
+    assert [image.id for image in split.images] == [4]
+
+
+def test_bad_categories(files: CocoFiles) -> None:
+    files.content["categories"] = [
+        {"id": 1, "name": "holes"},
+        {"id": 1, "name": "scratches"},
+        {"id": 2, "name": "Holes "},
+        {"id": -3, "name": "x"},
+        {"id": 4},
+        "dents",
+    ]
+    _, problems = _read(files)
+    text = "\n".join(str(problem) for problem in errors_of(problems) if "annotation " not in problem.where)
+    assert "categories[1]: id 1 is used twice ('holes' and 'scratches')" in text
+    assert "categories[2]: the name 'Holes ' is used twice" in text
+    assert "categories[3]: id is -3, expected an integer >= 0" in text
+    assert "categories[4]: name is missing, expected text" in text
+    assert "categories[5]: id is missing, expected an integer >= 0" in text
+    assert not any(problem.skippable for problem in errors_of(problems) if "categories[" in problem.where)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is no valid JSON (line 1, column 1"),
+        ("{'images': []}", "is no valid JSON (line 1, column 2"),
+        ('{"images": [', "is no valid JSON"),
+        ("[" * 100_000, "is no usable JSON"),
+        ('{"images": ' + "1" * 5000 + "}", "is no usable JSON"),
+        ("[]", "holds a list, expected an object with images, annotations, categories"),
+        ("3", "holds a number, expected an object"),
+        ("{}", "annotations: is missing (the file has: nothing)"),
+        ('{"images": [], "annotations": [], "categories": []}', "images: the list is empty"),
+        ('{"images": {}, "annotations": 3, "categories": "a"}', "images: is a object, expected a list"),
+    ],
+)
+def test_a_useless_file_gives_an_empty_split_and_a_message(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(content, encoding="utf-8")
+    split, problems = read_split("train", path, tmp_path)
+    assert len(split) == 0
+    assert message in "\n".join(str(problem) for problem in errors_of(problems))
+    assert not any(problem.skippable for problem in errors_of(problems))
+
+
+def test_missing_or_unreadable_file(tmp_path: Path) -> None:
+    _, problems = read_split("train", tmp_path / "gone.json", tmp_path)
+    assert "gone.json: file: does not exist. Correct the path, or set train_dataloader.dataset.ann_file" in _only(problems)
+    (tmp_path / "latin.json").write_bytes(b'{"images": "\xe9"}')
+    _, problems = read_split("train", tmp_path / "latin.json", tmp_path)
+    assert "Expected a COCO JSON file in UTF-8" in _only(problems)
+    _, problems = read_split("train", tmp_path, tmp_path)
+    assert "cannot be read" in _only(problems)
+
+
+def test_a_byte_order_mark_is_fine(files: CocoFiles) -> None:
+    files.ann_file.write_text(json.dumps(files.content), encoding="utf-8-sig")
+    assert len(read_split("train", files.ann_file, files.img_folder)[0]) == 4
+
+
+def test_warnings(files: CocoFiles) -> None:
+    first = files.content["annotations"][0]
+    files.add_box(first["image_id"], list(first["bbox"]), first["category_id"])
+    files.content["annotations"][2]["iscrowd"] = 1
+    for entry in files.content["annotations"][:3]:
+        del entry["area"]
+    files.content["annotations"][3]["area"] = float("nan")
+    files.content["categories"].append({"id": 3, "name": "dents"})
+    split, problems = _read(files)
+    assert not errors_of(problems)
+    text = "\n".join(map(str, warnings_of(problems)))
+    assert "annotations: 4 of 9 annotations have no usable area. Nothing to do" in text
+    assert "image 1 (train_1.png): annotations 1 and 9 have the same box" in text
+    assert "annotations: 1 crowd boxes (iscrowd: 1), e.g. annotation 3" in text
+    assert "split train: category 3 (dents) has no boxes" in text
+    assert len(warnings_of(problems)) == 4
+    np.testing.assert_allclose(split.areas[0], first["bbox"][2] * first["bbox"][3])
+    image = split.images[1]
+    assert len(split.training_rows(image)) == 1 and len(split.labels[image.rows]) == 2
+    assert split.boxes_per_class()[2] == 0
+
+
+class TestNormal:
+    CATEGORIES = ({"id": 1, "name": "holes"}, {"id": 4, "name": "Normal"})
+
+    def _files(self, tmp_path: Path) -> CocoFiles:
+        files = CocoFiles(tmp_path, categories=self.CATEGORIES[:1])
+        files.content["categories"] = list(self.CATEGORIES)
+        files.add_box(1, [0, 0, 48, 40], 4)
+        files.add_box(2, [0, 0, 10, 10], 4)
+        return files
+
+    def test_keep_warns_where_boxes_cover_whole_images(self, tmp_path: Path) -> None:
+        split, problems = _read(self._files(tmp_path))
+        text = _only(problems)
+        assert "1 of 2 boxes of the class Normal cover the whole image (e.g. annotation 9)" in text
+        assert "normal_boxes: as_negative" in text and "metrics_defects" in text
+        assert split.boxes_per_class() == [8, 2]
+
+    def test_as_negative_drops_the_boxes_and_keeps_the_class(self, tmp_path: Path) -> None:
+        split, problems = _read(self._files(tmp_path), normal_boxes="as_negative")
+        assert problems == []
+        assert split.classes.names == ("holes", "Normal")
+        assert split.boxes_per_class() == [8, 0]
+        assert {a["category_id"] for a in split.to_coco()["annotations"]} == {1}
+
+    def test_a_normal_class_without_boxes_needs_no_warning(self, tmp_path: Path) -> None:
+        files = CocoFiles(tmp_path, categories=self.CATEGORIES[:1])
+        files.content["categories"] = list(self.CATEGORIES)
+        files.content["annotations"] = [a for a in files.content["annotations"] if a["image_id"] != 3]
+        split, problems = _read(files)
+        assert problems == [] and split.classes.normal_label == 1
+        assert len(split.training_rows(split.images[2])) == 0
+
+
+class TestClasses:
+    def test_count_unlike_the_configs(self, files: CocoFiles) -> None:
+        split, _ = _read(files)
+        assert check_class_count(split, 2) == []
+        text = _only(check_class_count(split, 6))
+        assert "the file has 2 categories (1=holes, 2=scratches), but the config says num_classes: 6" in text
+        assert "Set num_classes: 2" in text
+
+    def test_a_later_split_uses_the_first_ones_labels(self, tmp_path: Path) -> None:
+        known = ClassMap((1, 2, 3), ("holes", "dents", "scratches"))
+        files = CocoFiles(tmp_path, categories=({"id": 3, "name": "scratches"},))
+        split, problems = _read(files, classes=known)
+        assert not errors_of(problems)
+        assert set(split.labels.tolist()) == {2} and split.classes == known
+
+    def test_unknown_or_renamed_categories(self, files: CocoFiles) -> None:
+        _, problems = _read(files, classes=ClassMap((1, 5), ("pits", "other")))
+        text = "\n".join(str(problem) for problem in errors_of(problems))
+        assert "category 1: is called 'holes' here and 'pits' in the training split or checkpoint" in text
+        assert "category 2 (scratches): is unknown to the network" in text
+
+
+class TestOverlap:
+    def test_the_same_file_in_two_splits(self, tmp_path: Path) -> None:
+        train, _ = _read(CocoFiles(tmp_path))
+        other, _ = read_split("val", train.ann_file, tmp_path / "images" / "other" / ".." / "train")
+        found = check_overlap([train, other])
+        assert len(found) == 4 and not found[0].skippable
+        assert "image 1 (train_1.png) of split val: is also in split train (train_1.png; the same file)" in str(found[0])
+        assert "allow_split_overlap: True" in str(found[0])
+
+    def test_different_folders_may_use_the_same_names(self, tmp_path: Path) -> None:
+        train, _ = _read(CocoFiles(tmp_path / "a"))
+        val, _ = read_split("val", train.ann_file, tmp_path / "b")
+        assert check_overlap([train, val]) == []
+
+
+def test_without_images_keeps_boxes_and_images_together(files: CocoFiles) -> None:
+    split, _ = _read(files)
+    rest = split.without_images({1, 3})
+    assert [image.id for image in rest.images] == [2, 4]
+    for image in rest.images:
+        original = next(i for i in split.images if i.id == image.id)
+        assert rest.annotation_ids[image.rows].tolist() == split.annotation_ids[original.rows].tolist()
+        np.testing.assert_array_equal(rest.boxes_xyxy[image.rows], split.boxes_xyxy[original.rows])
+    assert len(rest.labels) == 4
+
+
+@pytest.fixture(scope="module")
+def module_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[CocoFiles, str]:
+    """One data set for all examples of hypothesis, with its content as text."""
+    files = CocoFiles(tmp_path_factory.mktemp("coco"))
+    return files, json.dumps(files.content)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(
+    key=st.sampled_from(["images", "annotations", "categories"]),
+    field=st.sampled_from(["id", "image_id", "category_id", "bbox", "iscrowd", "area", "width", "file_name", "name"]),
+    value=JSON_VALUES,
+    whole=st.booleans(),
+)
+def test_no_content_makes_the_reader_crash(
+    module_files: tuple[CocoFiles, str], key: str, field: str, value: Any, whole: bool
+) -> None:
+    files, content = module_files
+    files.content = json.loads(content)
+    if whole:
+        files.content[key][0] = value
+    else:
+        files.content[key][0][field] = value
+    split, problems = _read(files)
+    assert all(str(problem) for problem in problems)
+    boxes = split.boxes_xyxy
+    assert np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()
+    assert ((split.labels >= 0) & (split.labels < max(len(split.classes), 1))).all()
+    assert (split.areas > 0).all()

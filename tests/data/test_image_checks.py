@@ -1,0 +1,176 @@
+import io
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.coco import CocoSplit, check_annotations, check_overlap, read_split
+from data.image_checks import check_images
+from data.problems import Problem, errors_of, warnings_of
+from tests.support.coco_files import CocoFiles
+
+
+def _split(files: CocoFiles) -> CocoSplit:
+    files.save()
+    return read_split(files.name, files.ann_file, files.img_folder)[0]
+
+
+def _check(*files: CocoFiles, allow_split_overlap: bool = False) -> list[Problem]:
+    return check_images(
+        [_split(one) for one in files], allow_split_overlap=allow_split_overlap, progress=False
+    )
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> CocoFiles:
+    return CocoFiles(tmp_path)
+
+
+@pytest.fixture
+def val(tmp_path: Path) -> CocoFiles:
+    return CocoFiles(tmp_path, "val")
+
+
+def test_sound_images(train: CocoFiles, val: CocoFiles) -> None:
+    assert _check(train, val) == []
+
+
+def test_unreadable_images(train: CocoFiles) -> None:
+    (train.img_folder / "train_1.png").write_bytes(b"nonsense")
+    path = train.img_folder / "train_2.png"
+    path.write_bytes(path.read_bytes()[:-200])
+    (train.img_folder / "train_3.png").unlink()  # reported by the cheap check
+    problems = _check(train)
+    assert [problem.bad_image_id for problem in problems] == [1, 2]
+    assert all("cannot be read as an image" in str(p) and p.severity == "error" and p.skippable for p in problems)
+
+
+def test_size_mismatch(train: CocoFiles) -> None:
+    train.content["images"][2]["width"] = 480
+    (problem,) = _check(train)
+    assert problem.bad_image_id == 3 and problem.severity == "error"
+    assert "image 3 (train_3.png): the image is 48 x 40 pixels, but the annotation file says 480 x 40. " in str(problem)
+
+
+def test_size_mismatch_by_exif_rotation(train: CocoFiles) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = train.img_folder / "train_1.png"
+    Image.open(path).save(path, exif=exif)
+    errors, warnings = errors_of(_check(train)), warnings_of(_check(train))
+    assert "the image is 40 x 48 pixels, but the annotation file says 48 x 40 (its size before EXIF orientation 6" in str(
+        errors[0]
+    )
+    assert "remove the EXIF orientation" in str(errors[0])
+    assert "1 images with an EXIF rotation, e.g. train_1.png" in str(warnings[0])
+    train.content["images"][0].update(width=40, height=48)
+    train.content["annotations"] = [a for a in train.content["annotations"] if a["image_id"] != 1]
+    assert errors_of(_check(train)) == []
+
+
+def test_odd_pixel_formats(train: CocoFiles) -> None:
+    rng = np.random.default_rng(5)
+    rgba = rng.integers(0, 256, (40, 48, 4), dtype=np.uint8)
+    Image.fromarray(rgba).save(train.img_folder / "train_1.png")
+    Image.fromarray(rng.integers(0, 4096, (40, 48), dtype=np.uint16)).save(train.img_folder / "train_2.png")
+    cmyk = Image.fromarray(rgba[..., :3]).convert("CMYK")
+    cmyk.save(train.img_folder / "train_3.jpg")
+    train.content["images"][2]["file_name"] = "train_3.jpg"
+    Image.fromarray(rgba[..., :3]).quantize(8).save(train.img_folder / "train_4.png")
+    problems = _check(train)
+    assert errors_of(problems) == []
+    text = "\n".join(map(str, problems))
+    assert "1 images with transparent pixels, e.g. train_1.png. Nothing to do if the stored colours are right" in text
+    assert "1 16-bit grey images, the brightest value is 409" in text and "come out dark" in text
+    assert "1 CMYK images, e.g. train_3.jpg" in text
+    assert "1 images of mode P, e.g. train_4.png" in text
+    assert len(problems) == 4
+
+
+def test_opaque_alpha_and_full_range_16_bit_are_harmless(train: CocoFiles) -> None:
+    rgb = np.asarray(Image.open(train.img_folder / "train_1.png"))
+    Image.fromarray(rgb).convert("RGBA").save(train.img_folder / "train_1.png")
+    grey = np.random.default_rng(6).integers(0, 65536, (40, 48), dtype=np.uint16)
+    Image.fromarray(grey).save(train.img_folder / "train_2.png")
+    (problem,) = _check(train)
+    assert "1 16-bit grey images, e.g. train_2.png. Nothing to do" in str(problem)
+
+
+def test_the_same_image_in_two_splits(train: CocoFiles, val: CocoFiles) -> None:
+    """By content: renamed, and saved without loss in another format."""
+    shutil.copy(train.img_folder / "train_2.png", val.img_folder / "val_1.png")
+    Image.open(train.img_folder / "train_3.png").save(val.img_folder / "val_2.bmp")
+    val.content["images"][1]["file_name"] = "val_2.bmp"
+    problems = _check(train, val)
+    assert [problem.severity for problem in problems] == ["error", "error"]
+    assert "image 1 (val_1.png) of split val: is also in split train (train_2.png; the same pixels)" in str(problems[0])
+    assert "allow_split_overlap: True" in str(problems[0]) and not problems[0].skippable
+    assert _check(train, val, allow_split_overlap=True) == []
+
+
+def test_the_same_file_is_reported_once(train: CocoFiles) -> None:
+    split = _split(train)
+    again = read_split("val", train.ann_file, train.img_folder)[0]
+    cheap = check_annotations(split) + check_overlap([split, again])
+    assert len(cheap) == 4 and check_images([split, again], progress=False) == []
+
+
+def test_the_same_image_twice_in_a_split_is_a_warning(train: CocoFiles) -> None:
+    shutil.copy(train.img_folder / "train_2.png", train.img_folder / "train_4.png")
+    (problem,) = _check(train)
+    assert problem.severity == "warning"
+    assert "image 4 (train_4.png): has the same pixels as train_2.png of the same split" in str(problem)
+
+
+class TestNearDuplicates:
+    @pytest.fixture(autouse=True)
+    def _large_images(self, tmp_path: Path) -> None:
+        self.train = CocoFiles(tmp_path, size_wh=(160, 120), num_images=3)
+        self.val = CocoFiles(tmp_path, "val", size_wh=(160, 120), num_images=3)
+        self.original = Image.open(self.train.img_folder / "train_2.png").convert("RGB")
+
+    def _replace(self, image: Image.Image) -> list[Problem]:
+        image.save(self.val.img_folder / "val_3.png")
+        return _check(self.train, self.val)
+
+    def test_recompressed(self) -> None:
+        buffer = io.BytesIO()
+        self.original.save(buffer, "JPEG", quality=70)
+        (problem,) = self._replace(Image.open(buffer).convert("RGB"))
+        assert problem.severity == "warning"
+        assert "image 3 (val_3.png) of split val: looks like train_2.png of split train (" in str(problem)
+        assert "of 256 bits differ)" in str(problem)
+        assert _check(self.train, self.val, allow_split_overlap=True) == []
+
+    def test_brighter(self) -> None:
+        (problem,) = self._replace(Image.eval(self.original, lambda value: int(value * 0.8 + 30)))
+        assert "looks like train_2.png" in str(problem)
+
+    def test_resized(self) -> None:
+        small = self.original.resize((120, 90), Image.Resampling.BILINEAR)
+        assert "looks like train_2.png" in str(self._replace(small.resize((160, 120), Image.Resampling.BILINEAR))[0])
+
+    def test_another_crop_is_not(self) -> None:
+        assert self._replace(self.original.transform((160, 120), Image.Transform.AFFINE, (1, 0, 40, 0, 1, 25))) == []
+
+    def test_flat_images_are_not_compared(self) -> None:
+        Image.new("RGB", (160, 120), (90, 90, 90)).save(self.train.img_folder / "train_1.png")
+        assert self._replace(Image.new("RGB", (160, 120), (91, 90, 90))) == []
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif("NEU_DET_ROOT" not in os.environ, reason="NEU_DET_ROOT is not set")
+def test_neu_det_has_no_errors_and_one_known_copy() -> None:
+    root = Path(os.environ["NEU_DET_ROOT"])
+    train, problems = read_split("train", root / "annotations/instances_train.json", root / "images/train")
+    val, more = read_split(
+        "val", root / "annotations/instances_val.json", root / "images/val", classes=train.classes
+    )
+    assert problems + more + check_annotations(train) + check_annotations(val) + check_overlap([train, val]) == []
+    (problem,) = check_images([train, val], progress=False)
+    assert problem.severity == "warning"
+    assert "patches_105.jpg): has the same pixels as patches_101.jpg" in str(problem)
+    assert (len(train), len(val), len(train.labels) + len(val.labels)) == (1440, 360, 4186)

@@ -1,0 +1,157 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.errors import UserError
+from data.images import decode_image, read_image, resize_antialiased
+
+RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+def _saved(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def test_rgb_comes_in_as_it_is(tmp_path: Path) -> None:
+    pixels = decode_image(_saved(tmp_path / "a.png", Image.fromarray(RGB)))
+    assert pixels.dtype == np.uint8 and pixels.flags.writeable
+    np.testing.assert_array_equal(pixels, RGB)
+
+
+def test_8_bit_grey_is_repeated(tmp_path: Path) -> None:
+    pixels = decode_image(_saved(tmp_path / "a.png", Image.fromarray(RGB[..., 0])))
+    np.testing.assert_array_equal(pixels, np.repeat(RGB[..., :1], 3, axis=2))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_grey_is_divided_by_257(tmp_path: Path, suffix: str) -> None:
+    grey = np.array([[0, 128, 129, 257, 30000, 65535]], dtype=np.uint16)
+    pixels = decode_image(_saved(tmp_path / f"a{suffix}", Image.fromarray(grey)))
+    assert pixels[0, :, 0].tolist() == [0, 0, 1, 1, 117, 255]
+    assert (pixels == pixels[..., :1]).all()
+
+
+def test_big_endian_16_bit_tiff(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    values = struct.pack(">2H", 0, 65535)
+    tags = [(256, 3, 2), (257, 3, 1), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (278, 3, 1), (279, 4, 4)]
+    entries = b"".join(
+        struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value))
+        for tag, kind, value in tags
+    )
+    header = b"MM\0*" + struct.pack(">I", 12) + values
+    path.write_bytes(header + struct.pack(">H", len(tags)) + entries + b"\0\0\0\0")
+    assert read_image(path)[1].mode == "I;16B"
+    assert decode_image(path)[0, :, 0].tolist() == [0, 255]
+
+
+def test_32_bit_values_beyond_16_bits_are_refused(tmp_path: Path) -> None:
+    path = _saved(tmp_path / "a.tif", Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
+    with pytest.raises(UserError, match="from 0 to 70000, expected 0 to 65535"):
+        decode_image(path)
+
+
+def test_float_pixels_are_refused(tmp_path: Path) -> None:
+    path = _saved(tmp_path / "a.tif", Image.fromarray(np.ones((2, 2), dtype=np.float32)))
+    with pytest.raises(UserError, match="float pixels have no defined range"):
+        decode_image(path)
+
+
+def test_alpha_is_dropped(tmp_path: Path) -> None:
+    alpha = np.full((5, 7, 1), 100, dtype=np.uint8)
+    path = _saved(tmp_path / "a.png", Image.fromarray(np.concatenate([RGB, alpha], axis=2)))
+    np.testing.assert_array_equal(decode_image(path), RGB)
+    grey = _saved(tmp_path / "b.png", Image.fromarray(RGB[..., 0]).convert("LA"))
+    np.testing.assert_array_equal(decode_image(grey), np.repeat(RGB[..., :1], 3, axis=2))
+
+
+def test_palette(tmp_path: Path) -> None:
+    image = Image.fromarray(RGB).quantize(16)
+    expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(decode_image(_saved(tmp_path / "a.png", image)), expected)
+    pixels = decode_image(_saved(tmp_path / "b.png", image, transparency=0))
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_black_and_white(tmp_path: Path) -> None:
+    pixels = decode_image(_saved(tmp_path / "a.png", Image.fromarray(RGB[..., 0] > 127)))
+    np.testing.assert_array_equal(pixels[..., 0], np.where(RGB[..., 0] > 127, 255, 0))
+
+
+def test_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
+    flat = np.zeros((16, 16, 3), dtype=np.uint8)
+    flat[:] = (200, 40, 90)
+    path = _saved(tmp_path / "a.jpg", Image.fromarray(flat).convert("CMYK"), quality=100)
+    assert read_image(path)[1].mode == "CMYK"
+    assert np.abs(decode_image(path).astype(int) - flat).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
+    upright = np.zeros((6, 9, 3), dtype=np.uint8)
+    upright[0, 0] = (255, 0, 0)
+    undo = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = _saved(tmp_path / "a.png", Image.fromarray(np.ascontiguousarray(undo[orientation])), exif=exif)
+    pixels, facts = read_image(path)
+    np.testing.assert_array_equal(pixels, upright)
+    assert facts.orientation == orientation
+    assert facts.size_wh == ((6, 9) if orientation >= 5 else (9, 6))
+
+
+def test_first_of_several_frames(tmp_path: Path) -> None:
+    frames = [Image.fromarray(np.full((4, 4), value, dtype=np.uint8)) for value in (10, 200)]
+    path = _saved(tmp_path / "a.tif", frames[0], save_all=True, append_images=frames[1:])
+    pixels, facts = read_image(path)
+    assert facts.num_frames == 2 and (pixels == 10).all()
+
+
+def _truncated_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()[:3000]
+
+
+def _hostile_png() -> bytes:
+    """A header that promises far more pixels than any camera."""
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", _truncated_png(), _hostile_png()])
+def test_a_damaged_file_is_a_user_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.png"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.png: cannot be read as an image .* Replace the file"):
+        decode_image(path)
+
+
+def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.png: the image file does not exist"):
+        decode_image(tmp_path / "gone.png")
+
+
+def test_resize_is_pillows_antialiased_bilinear() -> None:
+    image = np.random.default_rng(2).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize((32, 64), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(resize_antialiased(image, (64, 32)), expected)
+    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    assert np.ptp(resize_antialiased(stripes, (16, 16))[:, 2:-2]) < 20  # plain bilinear would keep the stripes

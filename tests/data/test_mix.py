@@ -1,0 +1,260 @@
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from data.batch import Target
+from data.config import CollateConfig, MosaicOp
+from data.mix import copyblend, mix_batch, mixup, mosaic, resize_batch, with_area
+from data.schedule import EpochPlan
+from data.transforms import LabelledImage, labelled_image
+
+RNG = np.random.default_rng
+BLEND = CollateConfig(area_threshold=100, num_objects=3, with_expand=True)
+STILL = MosaicOp(output_size=40, rotation_range=0, translation_range=(0, 0), scaling_range=(1, 1))
+
+
+def _target(boxes_xyxy: Any, labels: Any, size_wh: tuple[int, int]) -> Target:
+    boxes = torch.tensor(boxes_xyxy, dtype=torch.float32).reshape(-1, 4)
+    size = torch.tensor([*size_wh, *size_wh], dtype=torch.float32)
+    boxes_cxcywh = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1) / size
+    target = Target(labels=torch.tensor(labels, dtype=torch.int64), boxes=boxes_cxcywh, area=torch.empty(0))
+    return with_area(target, (size_wh[1], size_wh[0]))
+
+
+def _batch(seed: int = 0, counts: tuple[int, ...] = (2, 0, 3), size_wh: tuple[int, int] = (64, 48)) -> tuple[Tensor, list[Target]]:
+    rng = RNG(seed)
+    images = torch.from_numpy(rng.integers(0, 256, (len(counts), 3, size_wh[1], size_wh[0]), dtype=np.uint8))
+    targets, label = [], 0
+    for count in counts:
+        low = rng.integers(0, 30, (count, 2))
+        boxes = np.concatenate([low, low + rng.integers(11, 18, (count, 2))], axis=1)
+        targets.append(_target(boxes, range(label, label + count), size_wh))
+        label += count
+    return images, targets
+
+
+def _corners_px(target: Target, size_wh: tuple[int, int]) -> Any:
+    boxes = target["boxes"].double().numpy()
+    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1) * (*size_wh, *size_wh)
+
+
+class TestMosaic:
+    def _sources(self) -> list[LabelledImage]:
+        sizes = [(40, 40), (80, 40), (40, 60), (20, 20)]
+        sources = []
+        for index, (width, height) in enumerate(sizes):
+            pixels = np.full((height, width, 3), 50 * (index + 1), dtype=np.uint8)
+            sources.append(labelled_image(pixels, [(0, 0, width, height)], [index]))
+        return sources
+
+    def test_places(self) -> None:
+        """Each tile at the top left of its quadrant; the shorter side scaled to output_size."""
+        result = mosaic(self._sources(), STILL, RNG(0))
+        assert result.size_hw == (120, 160) and result.labels.tolist() == [0, 1, 2, 3]
+        np.testing.assert_allclose(
+            result.boxes_xyxy, [(0, 0, 40, 40), (80, 0, 160, 40), (0, 60, 40, 120), (80, 60, 120, 100)], atol=1e-9
+        )
+        for (x0, y0, x1, y1), label in zip(result.boxes_xyxy.astype(int), result.labels, strict=True):
+            assert (result.image[:, y0:y1, x0:x1] == 50 * (label + 1)).all()
+        assert (result.image[:, :60, 40:80] == 0).all()
+
+    def test_fill(self) -> None:
+        result = mosaic(self._sources(), STILL.model_copy(update={"fill_value": 9}), RNG(0))
+        assert (result.image[:, :60, 40:80] == 9).all()
+
+    def test_inputs_are_not_changed(self) -> None:
+        sources = self._sources()
+        before = copy.deepcopy(sources)
+        mosaic(sources, MosaicOp(output_size=20), RNG(0))
+        for source, old in zip(sources, before, strict=True):
+            assert torch.equal(source.image, old.image)
+            np.testing.assert_array_equal(source.boxes_xyxy, old.boxes_xyxy)
+
+    @pytest.mark.parametrize("seed", range(40))
+    def test_boxes_are_hulls_of_the_turned_pixels(self, seed: int) -> None:
+        pixels = np.zeros((50, 50, 3), dtype=np.uint8)
+        pixels[12:40, 15:35] = 255
+        blank = labelled_image(np.zeros((50, 50, 3), dtype=np.uint8), [], [])
+        op = MosaicOp(output_size=50, rotation_range=10, translation_range=(0.1, 0.1), scaling_range=(0.5, 1.5))
+        result = mosaic([labelled_image(pixels, [(15, 12, 35, 40)], [0]), blank, blank, blank], op, RNG(seed))
+        bright = result.image[0].numpy() > 0
+        x0, y0, x1, y1 = result.boxes_xyxy[0]
+        if not bright.any():
+            assert min(x1 - x0, y1 - y0) < 1
+            return
+        rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
+        found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        border = np.array([0, 0, 100, 100])
+        # At the border the hull may be larger than what is left of the turned rectangle.
+        inner = (result.boxes_xyxy[0] > 0.5) & (result.boxes_xyxy[0] < 99.5) if (found == border).any() else np.full(4, True)
+        assert (found[:2] >= [x0 - 1, y0 - 1]).all() and (found[2:] <= [x1 + 1, y1 + 1]).all()
+        if inner.all():
+            np.testing.assert_allclose(result.boxes_xyxy[0], found, atol=1.01)
+
+
+class TestMixup:
+    def test_blend_with_the_image_before(self) -> None:
+        images, targets = _batch()
+        mixed, joined = mixup(images, targets, RNG(3))
+        weight = round(RNG(3).uniform(0.45, 0.55), 6)
+        expected = images.double() * weight + images.roll(1, 0).double() * (1 - weight)
+        assert mixed.dtype == torch.uint8 and (mixed.double() - expected).abs().max() <= 0.5 + 1e-4
+        assert [target["labels"].tolist() for target in joined] == [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4]]
+        torch.testing.assert_close(joined[0]["boxes"], torch.cat([targets[0]["boxes"], targets[2]["boxes"]]))
+
+    @given(seed=st.integers(0, 10**6), counts=st.lists(st.integers(0, 3), min_size=2, max_size=4))
+    def test_what_is_conserved(self, seed: int, counts: list[int]) -> None:
+        images, targets = _batch(seed, tuple(counts))
+        before = copy.deepcopy((images, targets))
+        mixed, joined = mixup(images, targets, RNG(seed))
+        assert sum(len(t["labels"]) for t in joined) == 2 * sum(counts)
+        assert all(len(t["labels"]) == len(t["boxes"]) == len(t["area"]) for t in joined)
+        # Every image is used once with the weight and once with its rest: only rounding changes the sum.
+        assert abs(mixed.double().mean() - images.double().mean()) < 0.1
+        assert torch.equal(images, before[0])
+        for target, old in zip(targets, before[1], strict=True):
+            assert all(torch.equal(target[key], old[key]) for key in ("labels", "boxes", "area"))  # type: ignore[literal-required]
+
+    def test_a_single_image_stays(self) -> None:
+        images, targets = _batch(counts=(2,))
+        mixed, joined = mixup(images, targets, RNG(0))
+        assert torch.equal(mixed, images) and len(joined[0]["labels"]) == 2
+
+
+class TestCopyblend:
+    @given(seed=st.integers(0, 10**6), counts=st.lists(st.integers(0, 3), min_size=1, max_size=4), expand=st.booleans())
+    def test_invariants(self, seed: int, counts: list[int], expand: bool) -> None:
+        images, targets = _batch(seed, tuple(counts))
+        before = copy.deepcopy((images, targets))
+        config = BLEND.model_copy(update={"with_expand": expand})
+        mixed, joined = copyblend(images, targets, config, RNG(seed))
+        pool = sum(counts)
+        assert torch.equal(images, before[0])
+        for old, target, new in zip(before[1], targets, joined, strict=True):
+            own = len(old["labels"])
+            assert all(torch.equal(target[key], old[key]) for key in ("labels", "boxes", "area"))  # type: ignore[literal-required]
+            assert len(new["labels"]) == own + min(3, pool) == len(new["boxes"]) == len(new["area"])
+            torch.testing.assert_close(new["boxes"][:own], old["boxes"])
+            corners = _corners_px(new, (64, 48))
+            assert (corners >= -1e-3).all() and (corners <= np.array([64, 48, 64, 48]) + 1e-3).all()
+            np.testing.assert_allclose(corners[own:], corners[own:].round(), atol=1e-4)  # whole pixels
+            torch.testing.assert_close(new["area"], with_area(new, (48, 64))["area"])
+            assert len(set(new["labels"][own:].tolist())) == min(3, pool)  # distinct entries
+        assert mixed.dtype == torch.uint8 and mixed.shape == images.shape
+
+    @pytest.mark.parametrize("seed", range(20))
+    @pytest.mark.parametrize("expand", [False, True])
+    def test_pixels(self, seed: int, expand: bool) -> None:
+        """A bright object on black: half bright in its new box, everything else as before."""
+        images = torch.zeros(2, 3, 48, 64, dtype=torch.uint8)
+        images[0, :, 10:30, 20:50] = 200
+        targets = [_target([(20, 10, 50, 30)], [5], (64, 48)), _target([], [], (64, 48))]
+        config = CollateConfig(num_objects=1, with_expand=expand)
+        mixed, joined = copyblend(images, targets, config, RNG(seed))
+        assert joined[1]["labels"].tolist() == [5] and joined[1]["area"].tolist() == [600]
+        x0, y0, x1, y1 = _corners_px(joined[1], (64, 48))[0].round().astype(int)
+        assert (x1 - x0, y1 - y0) == (30, 20)
+        weight = round(RNG(seed).uniform(0.45, 0.55), 6)
+        expected = torch.zeros(48, 64)
+        expected[y0:y1, x0:x1] = 200 * (1 - weight)
+        assert (mixed[1].double() - expected).abs().max() <= 0.51
+
+    def test_margins_bring_the_surroundings_along(self) -> None:
+        images = torch.full((2, 3, 48, 64), 100, dtype=torch.uint8)
+        images[1] = 0
+        targets = [_target([(20, 15, 40, 35)], [0], (64, 48)), _target([], [], (64, 48))]
+        config = CollateConfig(num_objects=1, with_expand=True, expand_ratios=(0.2, 0.2), copyblend_type="paste")
+        for seed in range(30):
+            mixed, joined = copyblend(images, targets, config, RNG(seed))
+            x0, y0, x1, y1 = _corners_px(joined[1], (64, 48))[0].round().astype(int)
+            expected = torch.zeros(48, 64, dtype=torch.uint8)
+            expected[max(y0 - 4, 0) : y1 + 4, max(x0 - 4, 0) : x1 + 4] = 100
+            assert (mixed[1] == expected).all()
+
+    def test_paste_overwrites(self) -> None:
+        images, targets = _batch(counts=(1, 0))
+        config = CollateConfig(num_objects=1, copyblend_type="paste")
+        mixed, joined = copyblend(images, targets, config, RNG(0))
+        sx, sy, _, _ = _corners_px(targets[0], (64, 48))[0].round().astype(int)
+        x0, y0, x1, y1 = _corners_px(joined[1], (64, 48))[0].round().astype(int)
+        patch = images[0][:, sy : sy + y1 - y0, sx : sx + x1 - x0]
+        assert torch.equal(mixed[1][:, y0:y1, x0:x1], patch)
+
+    def test_small_objects_are_not_copied(self) -> None:
+        images, targets = _batch(counts=(3, 2))
+        mixed, joined = copyblend(images, targets, CollateConfig(area_threshold=10_000), RNG(0))
+        assert torch.equal(mixed, images) and [len(t["labels"]) for t in joined] == [3, 2]
+
+    def test_random_number_of_objects(self) -> None:
+        images, targets = _batch(counts=(3, 2))
+        config = CollateConfig(num_objects=3, random_num_objects=True)
+        added = {len(copyblend(images, targets, config, RNG(seed))[1][0]["labels"]) - 3 for seed in range(30)}
+        assert added == {1, 2, 3}
+
+    def test_an_object_as_large_as_the_image(self) -> None:
+        images = torch.randint(0, 256, (2, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        targets = [_target([(0, 0, 64, 48)], [1], (64, 48)), _target([], [], (64, 48))]
+        _, joined = copyblend(images, targets, BLEND, RNG(0))
+        torch.testing.assert_close(joined[1]["boxes"], torch.tensor([[0.5, 0.5, 1.0, 1.0]]))
+
+    def test_an_object_below_one_pixel_is_passed_over(self) -> None:
+        images = torch.zeros(1, 3, 48, 64, dtype=torch.uint8)
+        targets = [_target([(10.2, 10.2, 10.7, 40)], [1], (64, 48))]
+        _, joined = copyblend(images, targets, CollateConfig(area_threshold=1), RNG(0))
+        assert len(joined[0]["labels"]) == 1
+
+
+class TestMultiScale:
+    def test_nearest_and_areas(self) -> None:
+        images, targets = _batch()
+        resized, moved = resize_batch(images, targets, (96, 128))
+        assert torch.equal(resized, images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+        for old, new in zip(targets, moved, strict=True):
+            torch.testing.assert_close(new["area"], old["area"] * 4)
+            assert torch.equal(new["boxes"], old["boxes"])
+
+    def test_the_same_size_costs_nothing(self) -> None:
+        images, targets = _batch()
+        assert resize_batch(images, targets, (48, 64))[0] is images
+
+
+def _plan(**changes: Any) -> EpochPlan:
+    values: dict[str, Any] = {
+        "mosaic_prob": 0.0,
+        "off": frozenset(),
+        "off_with_mosaic": frozenset(),
+        "mixup_prob": 0.0,
+        "copyblend_prob": 0.0,
+        "sides": (),
+    }
+    return EpochPlan(**{**values, **changes})
+
+
+class TestMixBatch:
+    def test_at_most_one_of_mixup_and_copyblend(self) -> None:
+        images, targets = _batch(counts=(1, 1, 1, 1))
+        config, counts = CollateConfig(num_objects=3), {1: 0, 2: 0, 4: 0}
+        plan = _plan(mixup_prob=0.5, copyblend_prob=0.5)
+        for seed in range(400):
+            _, mixed = mix_batch(images, targets, plan, config, RNG(seed))
+            counts[len(mixed[0]["labels"])] += 1
+        # Spec 10.4: MixUp 50 %, CopyBlend 25 %, none 25 %.
+        assert abs(counts[2] - 200) < 45 and abs(counts[4] - 100) < 40 and abs(counts[1] - 100) < 40
+
+    def test_off(self) -> None:
+        images, targets = _batch()
+        same, unchanged = mix_batch(images, targets, _plan(), BLEND, RNG(0))
+        assert same is images and unchanged == targets
+
+    def test_sides_of_square_and_other_images(self) -> None:
+        config = CollateConfig(base_size=64)
+        for size_wh, expected in (((64, 64), (96, 96)), ((128, 64), (96, 192)), ((64, 32), (64, 96))):
+            images, targets = _batch(size_wh=size_wh, counts=(0, 0))
+            resized, _ = mix_batch(images, targets, _plan(sides=(96,)), config, RNG(0))
+            assert tuple(resized.shape[-2:]) == expected

@@ -1,0 +1,322 @@
+"""The generated data set: what it promises about boxes, sizes, contrasts, counts and files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pydantic import ValidationError
+
+from data.errors import UserError
+from data.synthetic import CLASS_NAMES, MARKER_NAME, DrawnImage, draw_image, ensure_dataset
+from data.synthetic_config import SyntheticConfig
+from data.synthetic_draw import DEFECTS, SURFACES, clean_surface
+
+IMAGES = 150
+
+
+def tiny(root: Path, **changes: Any) -> SyntheticConfig:
+    return SyntheticConfig(**{"root": root, "num_train": 20, "num_val": 6, **changes})
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[DrawnImage]:
+    return [draw_image(SyntheticConfig(), "train", k, normal=False) for k in range(IMAGES)]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure_dataset(tiny(tmp_path_factory.mktemp("synthetic") / "quickstart"))
+
+
+# ---------------------------------------------------------------------------------------- the pictures
+
+
+def test_box_encloses_the_visible_pixels_exactly(drawn: list[DrawnImage]) -> None:
+    for image in drawn:
+        for defect in image.defects:
+            rows, columns = np.nonzero(defect.mask)
+            tight = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+            assert defect.box_xyxy == tight
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_box_holds_nearly_all_that_was_changed(name: str) -> None:
+    """Independent of the generator's mask: the same image with and without its defects."""
+    config = SyntheticConfig(
+        class_weights={name: 1.0},
+        noise_levels=(0, 0),
+        blur_sigma_px=(0, 0),
+        objects_per_image=(1.0,),
+        contrast_range=(0.4, 0.6),
+    )
+    for index in range(8):
+        clean = draw_image(config, "train", index, normal=True).image.astype(int)
+        image = draw_image(config, "train", index, normal=False)
+        left, top, right, bottom = image.defects[0].box_xyxy
+        changed = np.abs(image.image.astype(int) - clean).max(-1)
+        # Only what is too faint to see (at most visible_share of the contrast) may lie outside the box.
+        outside = changed.copy()
+        outside[top:bottom, left:right] = 0
+        assert outside.max() <= 0.2 * 0.6 * 255 + 1
+        rows, columns = np.nonzero(changed > 0.2 * image.defects[0].contrast * 255 * 1.3)
+        assert abs(columns.min() - left) <= 2 and abs(columns.max() + 1 - right) <= 2
+        assert abs(rows.min() - top) <= 2 and abs(rows.max() + 1 - bottom) <= 2
+
+
+def test_sizes_keep_to_the_range_and_cover_it(drawn: list[DrawnImage]) -> None:
+    boxes = np.array([d.box_xyxy for image in drawn for d in image.defects])
+    sides = np.sort(boxes[:, 2:] - boxes[:, :2], axis=1) / 160
+    assert sides[:, 1].min() >= 0.04 and sides[:, 1].max() <= 0.5
+    assert sides[:, 0].min() >= 0.03
+    assert np.quantile(sides[:, 1], 0.05) < 0.08 and np.quantile(sides[:, 1], 0.95) > 0.3
+    assert boxes.min() >= 0 and boxes.max() <= 160
+
+
+def test_contrasts_keep_to_the_range_and_to_the_floor_of_the_class(drawn: list[DrawnImage]) -> None:
+    config = SyntheticConfig()
+    for image in drawn:
+        for defect in image.defects:
+            floor = max(config.contrast_range[0], config.contrast_floor.get(defect.name, 0))
+            assert floor <= defect.contrast <= config.contrast_range[1]
+    contrasts = [d.contrast for image in drawn for d in image.defects]
+    assert np.quantile(contrasts, 0.1) < 0.18 and np.quantile(contrasts, 0.9) > 0.45
+
+
+def test_defects_of_an_image_lie_apart(drawn: list[DrawnImage]) -> None:
+    for image in drawn:
+        covered = np.zeros((160, 160), int)
+        for d in image.defects:
+            covered[d.box_xyxy[1] : d.box_xyxy[3], d.box_xyxy[0] : d.box_xyxy[2]] += 1
+        assert covered.max() == 1
+
+
+def test_counts_follow_the_weights(drawn: list[DrawnImage]) -> None:
+    counts = Counter(len(image.defects) for image in drawn)
+    assert set(counts) <= {1, 2, 3, 4}
+    assert counts[1] / IMAGES == pytest.approx(0.45, abs=0.12)
+    classes = Counter(d.name for image in drawn for d in image.defects)
+    assert set(classes) == set(CLASS_NAMES[:-1])
+    assert min(classes.values()) > 0.6 * max(classes.values())
+    assert set(image.texture for image in drawn) == set(SURFACES)
+
+
+def test_a_weight_of_zero_is_never_drawn() -> None:
+    config = SyntheticConfig(
+        class_weights={"ROTURA": 1, "RAYONES": 0}, texture_weights={"cast_metal": 1}, objects_per_image=(0, 1)
+    )
+    images = [draw_image(config, "val", k, normal=False) for k in range(8)]
+    assert {d.name for image in images for d in image.defects} == {"ROTURA"}
+    assert {image.texture for image in images} == {"cast_metal"}
+    assert max(len(image.defects) for image in images) == 2
+
+
+@pytest.mark.parametrize("side", [64, 97, 320])
+def test_other_image_sizes(side: int) -> None:
+    config = SyntheticConfig(image_size=side)
+    for index in range(4):
+        image = draw_image(config, "train", index, normal=False)
+        assert image.image.shape == (side, side, 3) and image.image.dtype == np.uint8
+        assert image.defects
+
+
+@pytest.mark.parametrize("texture", SURFACES)
+def test_surfaces_are_neither_flat_nor_burnt_out(texture: Any) -> None:
+    light = np.array([1.0, 0.0], np.float32)
+    for seed in range(4):
+        surface = clean_surface(np.random.default_rng(seed), texture, 160, light, 0.3)
+        assert surface.shape == (160, 160, 3) and surface.dtype == np.float32
+        assert surface.std(axis=(0, 1)).max() > 1
+        assert (surface.mean(-1) > 250).mean() < 0.1 and (surface.mean(-1) < 20).mean() < 0.1
+
+
+def test_the_dent_is_lit_from_one_side_and_the_hole_is_dark() -> None:
+    surface = np.full((80, 80, 3), 150, np.float32)
+    light = np.array([1.0, 0.0], np.float32)
+    dent = DEFECTS["DEFORMACIONES"](np.random.default_rng(0), surface, 50, light, 1.0).mean(-1) - 150
+    assert dent[:, :40].mean() * dent[:, 40:].mean() < 0
+    hole = DEFECTS["PERFORACIONES"](np.random.default_rng(0), surface, 50, light, 1.0).mean(-1)
+    assert hole[36:44, 30:40].mean() < 40
+
+
+def test_an_impossible_request_is_a_clear_error() -> None:
+    config = SyntheticConfig(contrast_range=(0.9, 0.9), contrast_floor={}, texture_weights={"cast_metal": 1})
+    with pytest.raises(UserError, match=r"contrast_range \[0.9, 0.9\]; widen them"):
+        draw_image(config, "train", 0, normal=False)
+
+
+# ------------------------------------------------------------------------------------------- the files
+
+
+def test_same_seed_same_bytes_and_another_seed_others(written: Path, tmp_path: Path) -> None:
+    again = ensure_dataset(tiny(tmp_path / "again"))
+    assert files_of(again) == files_of(written)
+    other = ensure_dataset(tiny(tmp_path / "other", seed=1))
+    first, second = (
+        {name: content for name, content in files_of(root).items() if name.endswith(".jpg")}
+        for root in (written, other)
+    )
+    assert first.keys() == second.keys()
+    assert all(first[name] != second[name] for name in first)
+
+
+def test_an_image_does_not_depend_on_those_before_it() -> None:
+    config = SyntheticConfig()
+    alone = draw_image(config, "train", 7, normal=False)
+    after_others = [draw_image(config, "train", k, normal=False) for k in range(8)][7]
+    assert np.array_equal(alone.image, after_others.image)
+    assert not np.array_equal(alone.image, draw_image(config, "val", 7, normal=False).image)
+
+
+def test_the_global_random_state_is_left_alone() -> None:
+    np.random.seed(5)
+    expected = np.random.random(3)
+    np.random.seed(5)
+    draw_image(SyntheticConfig(), "train", 0, normal=False)
+    assert np.array_equal(np.random.random(3), expected)
+
+
+@pytest.mark.parametrize(("split", "count", "normal"), [("train", 20, 3), ("val", 6, 1)])
+def test_valid_coco_files(written: Path, split: str, count: int, normal: int) -> None:
+    coco = COCO(str(written / "annotations" / f"instances_{split}.json"))
+    assert [(c["id"], c["name"]) for c in coco.dataset["categories"]] == list(enumerate(CLASS_NAMES, start=1))
+    assert len(coco.imgs) == count
+    for image in coco.imgs.values():
+        pixels = cv2.imread(str(written / "images" / split / image["file_name"]))
+        assert pixels.shape == (image["height"], image["width"], 3)
+    for annotation in coco.anns.values():
+        x, y, width, height = annotation["bbox"]
+        assert annotation["area"] == width * height > 0 and annotation["iscrowd"] == 0
+        assert x >= 0 and y >= 0 and x + width <= 160 and y + height <= 160
+        assert 1 <= annotation["category_id"] <= 5
+    without = [k for k in coco.imgs if not coco.getAnnIds(imgIds=k)]
+    assert len(without) == normal
+
+
+def test_nothing_but_the_data_set_is_left(written: Path) -> None:
+    assert sorted(p.name for p in written.iterdir()) == ["annotations", "images", MARKER_NAME]
+    assert sorted(p.name for p in (written / "images").iterdir()) == ["train", "val"]
+    assert list(written.parent.iterdir()) == [written]
+
+
+def test_a_test_split_on_request(tmp_path: Path) -> None:
+    root = ensure_dataset(tiny(tmp_path / "q", num_train=1, num_val=1, num_test=2))
+    assert len(list((root / "images" / "test").glob("*.jpg"))) == 2
+    assert (root / "annotations" / "instances_test.json").is_file()
+
+
+def test_the_same_settings_reuse_the_folder(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.synthetic._write_split", lambda *_: pytest.fail("written again"))
+    assert ensure_dataset(tiny(written)) == written
+
+
+def test_other_settings_are_refused_and_named(written: Path) -> None:
+    before = files_of(written)
+    with pytest.raises(UserError, match="generated from other settings") as error:
+        ensure_dataset(tiny(written, seed=3, num_val=7))
+    text = str(error.value)
+    assert str(written) in text and "Delete the folder" in text and "synthetic.root" in text
+    assert "seed: the folder was made with 0, the config has 3" in text
+    assert "num_val: the folder was made with 6, the config has 7" in text
+    assert "num_train" not in text
+    assert files_of(written) == before
+
+
+def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep", encoding="utf-8")
+    with pytest.raises(UserError, match="holds no generated data set .* nothing was written"):
+        ensure_dataset(tiny(tmp_path))
+    assert files_of(tmp_path) == {"mine.txt": b"keep"}
+
+
+def test_a_file_in_the_way_and_a_broken_marker(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(UserError, match="expected a folder .* found a file"):
+        ensure_dataset(tiny(tmp_path / "file"))
+    with pytest.raises(UserError, match="could not be written"):
+        ensure_dataset(tiny(tmp_path / "file" / "below"))
+    (tmp_path / "q").mkdir()
+    for content in ("{", "3"):
+        (tmp_path / "q" / MARKER_NAME).write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match="not readable"):
+            ensure_dataset(tiny(tmp_path / "q"))
+
+
+def test_missing_files_are_all_reported(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "q", num_train=2, num_val=1)
+    root = ensure_dataset(config)
+    (root / "images" / "train" / "train_00000.jpg").unlink()
+    (root / "annotations" / "instances_val.json").unlink()
+    with pytest.raises(UserError, match="not complete") as error:
+        ensure_dataset(config)
+    assert len(error.value.problems) == 2
+    assert "expected 2 images, found 1" in error.value.problems[0]
+    assert "instances_val.json: missing" in error.value.problems[1]
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data.synthetic.draw_image", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ensure_dataset(tiny(tmp_path / "q"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_filled_and_the_loser_of_a_race_uses_the_winners_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(tmp_path / "q", num_train=1, num_val=1)
+    config.root.mkdir()
+    real_rename = Path.rename
+
+    def rename_after_another_process(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", real_rename)
+        ensure_dataset(config)
+        return real_rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_after_another_process)
+    assert ensure_dataset(config) == config.root
+    assert list(tmp_path.iterdir()) == [config.root]
+    assert (config.root / MARKER_NAME).is_file()
+
+
+# ------------------------------------------------------------------------------------------ the config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size_range": (0.5, 0.04)}, "size_range is"),
+        ({"size_mode": 0.9}, "size_mode is 0.9"),
+        ({"contrast_range": (0.0, 0.5)}, "contrast_range is"),
+        ({"contrast_floor": {"ROTURA": 0.9}}, "contrast_floor.ROTURA is 0.9"),
+        ({"min_box_side": 0.2}, "min_box_side is 0.2"),
+        ({"jpeg_quality": (0, 100)}, "jpeg_quality is"),
+        ({"objects_per_image": (0.0,)}, "objects_per_image: expected weights"),
+        ({"objects_per_image": ()}, "objects_per_image"),
+        ({"texture_weights": {"cast_metal": -1.0, "smooth_paint": 2.0}}, "texture_weights: expected weights"),
+        ({"class_weights": {"NORMAL": 1.0}}, "class_weights"),
+        ({"normal_fraction": 1.5}, "normal_fraction"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_impossible_settings_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SyntheticConfig(**change)
+
+
+def test_the_config_survives_json() -> None:
+    config = SyntheticConfig(seed=3, contrast_range=(0.2, 0.3), contrast_floor={})
+    assert SyntheticConfig(**json.loads(config.model_dump_json())) == config

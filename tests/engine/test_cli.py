@@ -1,0 +1,182 @@
+"""What the scripts share: exit codes, messages, arguments, choice of the device."""
+
+import argparse
+import logging
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.errors import UserError
+from engine import cli
+
+
+def _fail(error: BaseException) -> Any:
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_run_script_passes_the_exit_code_on(returned: int | None, code: int) -> None:
+    assert cli.run_script(lambda: returned) == code
+
+
+def test_user_error_is_one_message_and_exit_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert cli.run_script(_fail(UserError("config x.yml: two faults", ["first", "second"]))) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: config x.yml: two faults\n  - first\n  - second\n"
+    assert captured.out == ""
+
+
+def test_user_error_of_another_process_names_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    cli.run_script(_fail(UserError("no")))
+    assert capsys.readouterr().err == "error (process 3): no\n"
+
+
+def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run_script(_fail(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_faults_of_the_program_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        cli.run_script(_fail(ZeroDivisionError()))
+
+
+def test_arguments_collect_overrides_and_leave_amp_open() -> None:
+    parser = argparse.ArgumentParser()
+    cli.add_config_argument(parser, required=False, help_text="config")
+    cli.add_overrides_argument(parser)
+    cli.add_device_argument(parser)
+    cli.add_amp_argument(parser, "mixed precision")
+    args = parser.parse_args(["-u", "a=1", "b.c=2", "-c", "x.yml", "-u", "d=3", "-d", "cpu"])
+    assert (args.update, args.config, args.device, args.use_amp) == (
+        ["a=1", "b.c=2", "d=3"],
+        Path("x.yml"),
+        "cpu",
+        None,
+    )
+    assert parser.parse_args(["--no-use-amp"]).use_amp is False
+    assert parser.parse_args([]).update == []
+
+
+@pytest.fixture
+def logging_as_it_was() -> Any:
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
+def test_logging_goes_to_stderr_once_and_other_processes_only_warn(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = logging.getLogger("engine.test")
+    cli.setup_logging()
+    cli.setup_logging()
+    log.info("hello")
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("INFO hello") == 1
+    cli.setup_logging(is_main=False)
+    log.info("hidden")
+    log.warning("shown")
+    captured = capsys.readouterr()
+    assert "hidden" not in captured.err and "WARNING shown" in captured.err
+
+
+def _without_cuda(monkeypatch: pytest.MonkeyPatch, *, card: str | None, built_for: str | None) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    monkeypatch.setattr(cli, "_nvidia_card", lambda: card)
+
+
+def test_cpu_needs_nothing() -> None:
+    assert cli.resolve_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["tpu", "mps", "cuda:x", "meta", "cuda:-1"])
+def test_unknown_device_names_the_choices(name: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}' is not supported: expected cpu, cuda or cuda:N"):
+        cli.resolve_device(name)
+
+
+def test_cuda_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_cuda(monkeypatch, card=None, built_for=None)
+    with pytest.raises(UserError, match=r"'cuda:0' was asked for.*No NVIDIA card was found.*use -d cpu"):
+        cli.resolve_device("cuda:0")
+
+
+def test_cuda_with_a_torch_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_cuda(monkeypatch, card="RTX 3060", built_for=None)
+    with pytest.raises(UserError, match=r"RTX 3060.*built without CUDA.*pip install.*pytorch\.org"):
+        cli.resolve_device("cuda")
+
+
+def test_cuda_with_too_old_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_cuda(monkeypatch, card="RTX 3060", built_for="13.0")
+    with pytest.raises(UserError, match=r"built for CUDA 13\.0\) cannot use it\. Update the NVIDIA driver"):
+        cli.resolve_device("cuda")
+
+
+def test_card_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert cli.resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert cli.resolve_device() == torch.device("cuda")
+    with pytest.raises(UserError, match="'cuda:2' was asked for, but this machine has 2: cuda:0 to cuda:1"):
+        cli.resolve_device("cuda:2")
+
+
+def test_an_unused_card_is_said_loudly(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    _without_cuda(monkeypatch, card="RTX 3060", built_for=None)
+    assert cli.resolve_device("") == torch.device("cpu")
+    assert "RUNNING ON THE CPU" in caplog.text and "RTX 3060" in caplog.text
+    caplog.clear()
+    _without_cuda(monkeypatch, card=None, built_for=None)
+    assert cli.resolve_device(None) == torch.device("cpu")
+    assert caplog.text == ""
+
+
+def test_card_is_read_from_the_driver_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(returncode: int, text: str) -> None:
+        done = subprocess.CompletedProcess([], returncode, stdout=text)
+        monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
+
+    monkeypatch.setattr(cli.shutil, "which", lambda name: "nvidia-smi")
+    answer(0, "NVIDIA GeForce RTX 3060\nNVIDIA T4\n")
+    assert cli._nvidia_card() == "NVIDIA GeForce RTX 3060"
+    answer(9, "NVIDIA-SMI has failed\n")
+    assert cli._nvidia_card() is None
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(subprocess, "run", broken)
+    assert cli._nvidia_card() is None
+    monkeypatch.setattr(cli.shutil, "which", lambda name: None)
+    assert cli._nvidia_card() is None
+
+
+def test_output_folder_is_checked_without_being_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli.require_output_folder(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    file = tmp_path / "file"
+    file.write_text("", encoding="utf-8")
+    for folder in (file, file / "below"):
+        with pytest.raises(UserError, match="file is a file; rename it or choose another folder with --output-dir"):
+            cli.require_output_folder(folder)
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="not writable; check its permissions"):
+        cli.require_output_folder(tmp_path / "new")

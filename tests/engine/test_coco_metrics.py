@@ -1,0 +1,142 @@
+"""COCO's numbers: equal to pycocotools, and right at the edges."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.classes import ClassMap
+from engine.coco_metrics import METRIC_NAMES, Detections, GroundTruth, coco_numbers
+from tests.support.coco_reference import CLASSES, TOLERANCE, assert_equal, random_case, reference_stats
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("crowds", [0.0, 0.3])
+def test_equal_to_pycocotools(seed: int, crowds: float) -> None:
+    truth, detections = random_case(seed, crowds=crowds)
+    numbers = coco_numbers(truth, detections)
+    results = [dict(one) for one in detections.to_coco()]
+    assert_equal(numbers.metrics, reference_stats(truth, results))
+    assert_equal(numbers.metrics_defects, reference_stats(truth, results, [0, 4, 9, 20]))
+    for name, category_id in zip(CLASSES.names, CLASSES.category_ids, strict=True):
+        expected = reference_stats(truth, results, [category_id])
+        row = numbers.per_class[name]
+        assert row["AP"] == (None if expected[0] is None else pytest.approx(expected[0], abs=TOLERANCE))
+        assert row["AP50"] == (None if expected[1] is None else pytest.approx(expected[1], abs=TOLERANCE))
+        boxes = [box for box in truth.annotations if box["category_id"] == category_id and not box["iscrowd"]]
+        assert row["num_gt"] == len(boxes)
+    assert numbers.per_class["never seen"] == {"AP": None, "AP50": None, "num_gt": 0}
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), num_images=st.integers(1, 4), crowds=st.sampled_from([0.0, 0.5, 1.0]))
+def test_equal_to_pycocotools_in_tiny_cases(seed: int, num_images: int, crowds: float) -> None:
+    truth, detections = random_case(seed, num_images=num_images, crowds=crowds)
+    results = [dict(one) for one in detections.to_coco()]
+    assert_equal(coco_numbers(truth, detections).metrics, reference_stats(truth, results))
+
+
+def test_more_than_a_hundred_detections_of_an_image() -> None:
+    truth, _ = random_case(0, num_images=3, crowds=0.0)
+    rng = np.random.default_rng(1)
+    image_ids = np.repeat(np.array(list(truth.images)), 300)
+    corners = np.sort(rng.uniform(0, 300, (900, 2, 2)), axis=1).reshape(900, 4)
+    detections = Detections.from_xyxy(image_ids, np.full(900, 4), rng.random(900), corners)
+    numbers = coco_numbers(truth, detections)
+    assert_equal(numbers.metrics, reference_stats(truth, [dict(one) for one in detections.to_coco()]))
+
+
+def test_rounding_for_the_file_does_not_change_the_numbers() -> None:
+    truth, detections = random_case(5, num_images=40)
+    rng = np.random.default_rng(0)
+    corners = np.concatenate(
+        [detections.boxes_xywh[:, :2], detections.boxes_xywh[:, :2] + detections.boxes_xywh[:, 2:]], 1
+    )
+    corners = (corners + rng.normal(0, 0.01, corners.shape)).astype(np.float32)
+    scores = (1 / (1 + np.exp(-rng.normal(-2, 2, len(detections))))).astype(np.float32)
+    exact = [
+        {"image_id": int(i), "category_id": int(c), "bbox": [*b[:2], *(b[2:] - b[:2])], "score": float(s)}
+        for i, c, b, s in zip(
+            detections.image_ids, detections.category_ids, corners.astype(np.float64), scores, strict=True
+        )
+    ]
+    rounded = Detections.from_xyxy(detections.image_ids, detections.category_ids, scores, corners)
+    assert_equal(coco_numbers(truth, rounded).metrics, reference_stats(truth, exact))
+    read_back = json.loads(json.dumps(rounded.to_coco()))
+    assert coco_numbers(truth, rounded).metrics == dict(
+        zip(
+            METRIC_NAMES,
+            [pytest.approx(v, abs=TOLERANCE) for v in reference_stats(truth, read_back)],
+            strict=True,
+        )
+    )
+
+
+def test_no_detections_and_no_ground_truth() -> None:
+    truth, detections = random_case(1, crowds=0.0)
+    nothing_found = coco_numbers(truth, Detections.empty())
+    assert nothing_found.metrics["AP"] == 0.0 and nothing_found.metrics["AR_100"] == 0.0
+    nothing_there = coco_numbers(dataclasses.replace(truth, annotations=[]), detections)
+    assert set(nothing_there.metrics.values()) == {None}
+    assert set(nothing_there.metrics_defects.values()) == {None}
+    assert nothing_there.per_class["hole"] == {"AP": None, "AP50": None, "num_gt": 0}
+
+
+def test_normal_alone_leaves_no_defects_to_judge() -> None:
+    truth = GroundTruth(
+        {1: "a.png"},
+        [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 50, 50], "area": 2500, "iscrowd": 0}],
+        ClassMap((3,), ("Normal",)),
+    )
+    numbers = coco_numbers(truth, Detections.from_xyxy(*_one(1, 3, 0.5, [0, 0, 50, 50])))
+    assert numbers.metrics["AP"] == 1.0
+    assert set(numbers.metrics_defects.values()) == {None}
+
+
+def test_without_normal_both_tables_agree() -> None:
+    classes = ClassMap((1, 2), ("hole", "hole"))
+    truth = GroundTruth(
+        {1: "a.png"},
+        [{"image_id": 1, "category_id": 2, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}],
+        classes,
+    )
+    numbers = coco_numbers(truth, Detections.from_xyxy(*_one(1, 2, 0.5, [0, 0, 9, 9])))
+    assert numbers.metrics == numbers.metrics_defects
+    assert list(numbers.per_class) == ["hole (id 1)", "hole (id 2)"], "classes of one name are kept apart"
+
+
+def _one(image_id: int, category_id: int, score: float, corners: list[float]) -> tuple[Any, Any, Any, Any]:
+    return np.array([image_id]), np.array([category_id]), np.array([score]), np.array([corners])
+
+
+def test_result_format() -> None:
+    detections = Detections.from_xyxy(*_one(7, 3, 0.123456789123, [10.00004, 20, 30.00006, 45.5]))
+    assert detections.to_coco() == [
+        {"image_id": 7, "category_id": 3, "bbox": [10.0, 20.0, 20.0, 25.5], "score": 0.123456789}
+    ]
+    assert len(Detections.empty()) == 0 and Detections.empty().to_coco() == []
+
+
+def test_fingerprint_follows_content_not_order() -> None:
+    truth, _ = random_case(2)
+    shuffled = dataclasses.replace(
+        truth,
+        images=dict(reversed(truth.images.items())),
+        annotations=[dict(reversed(box.items())) for box in reversed(truth.annotations)],
+    )
+    assert truth.fingerprint() == shuffled.fingerprint()
+    assert len(truth.fingerprint()) == 64
+    moved = [dict(box) for box in truth.annotations]
+    moved[0]["bbox"] = [value + 0.5 for value in moved[0]["bbox"]]
+    variants = [
+        dataclasses.replace(truth, annotations=moved),
+        dataclasses.replace(truth, annotations=truth.annotations[1:]),
+        dataclasses.replace(truth, images={**truth.images, 1000: "more.jpg"}),
+        dataclasses.replace(truth, images={image_id: f"x{name}" for image_id, name in truth.images.items()}),
+        dataclasses.replace(truth, classes=ClassMap(CLASSES.category_ids, ("a", "b", "c", "d", "e"))),
+    ]
+    assert len({truth.fingerprint(), *(variant.fingerprint() for variant in variants)}) == 6

@@ -1,0 +1,373 @@
+"""Loading a whole config: what is accepted, what is refused and with which words."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from data.errors import UserError
+from engine.config import (
+    ExperimentConfig,
+    apply_overrides,
+    config_from_dict,
+    config_to_dict,
+    derive_run_length,
+    load_config,
+    merge_yaml,
+)
+from engine.official_keys import INACTIVE_KEYS
+from engine.yaml_dialect import merge, set_path
+from tests.support.configs import CONFIGS, INDUSTRIAL, changed, industrial, official, write
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+ALL_CONFIGS = [*sorted(CONFIGS.glob("*.yml")), *sorted((CONFIGS / "deimv2").glob("*.yml"))]
+RUNNABLE = [path for path in ALL_CONFIGS if path.name != "runtime.yml"]
+
+
+def golden(size: str) -> dict[str, Any]:
+    content = json.loads((GOLDEN / f"merged_config_{size}.json").read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def problems_of(overrides: list[str], path: Path = INDUSTRIAL) -> str:
+    with pytest.raises(UserError) as error:
+        load_config(path, overrides)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("size", "smlx")
+def test_merged_files_equal_the_official_ones(size: str) -> None:
+    text = json.dumps(merge_yaml(official(size))).replace("./datasets/coco", "<dataset>")
+    assert json.loads(text) == golden(size)
+
+
+@pytest.mark.parametrize("size", "smlx")
+def test_official_values_stand(size: str) -> None:
+    config, merged = load_config(official(size)), golden(size)
+    assert config.derivation_log == ()
+    collate, expected = config.train_dataloader.collate_fn, merged["train_dataloader"]["collate_fn"]
+    assert config.optimizer.lr == merged["optimizer"]["lr"]
+    assert [group.lr for group in config.optimizer.params] == [g.get("lr") for g in merged["optimizer"]["params"]]
+    assert [group.params for group in config.optimizer.params] == [g["params"] for g in merged["optimizer"]["params"]]
+    assert list(collate.mixup_epochs) == expected["mixup_epochs"] and collate.stop_epoch == expected["stop_epoch"]
+    assert (
+        config.DEIMCriterion.matcher.matcher_change_epoch
+        == (merged["DEIMCriterion"]["matcher"]["matcher_change_epoch"])
+    )
+    same, log = derive_run_length(config, 3696)
+    assert log == [] and same == config
+    assert config.output_dir == Path(f"outputs/deimv2_dinov3_{size}_coco")
+
+
+@pytest.mark.parametrize("size", "smlx")
+def test_an_official_checkouts_merged_file_gives_the_same_config(tmp_path: Path, size: str) -> None:
+    path = write(tmp_path, f"deimv2_dinov3_{size}_coco.yml", yaml.safe_dump(golden(size)))
+    theirs = changed(
+        load_config(path),
+        train_dataloader__dataset=config_to_dict(load_config(official(size)))["train_dataloader"]["dataset"],
+        val_dataloader__dataset=config_to_dict(load_config(official(size)))["val_dataloader"]["dataset"],
+    )
+    assert theirs == load_config(official(size))
+
+
+def test_including_an_official_recipe_keeps_it(tmp_path: Path) -> None:
+    text = f"__include__: ['{official('s').as_posix()}']\noutput_dir: ./outputs/mine"
+    config = load_config(write(tmp_path, "mine.yml", text))
+    assert config == changed(load_config(official("s")), output_dir="./outputs/mine")
+
+
+def test_reference_keys_are_attributes() -> None:
+    config = load_config(official("s"))
+    assert config.num_classes == 80 and config.eval_spatial_size == (640, 640)
+    assert config.DINOv3STAs.interaction_indexes == (3, 7, 11)
+    assert config.DEIMTransformer.num_points == (3, 6, 3)
+    assert config.DEIMTransformer.reg_scale == 4 and isinstance(config.DEIMTransformer.reg_scale, int)
+    assert config.DEIMCriterion.weight_dict["loss_fgl"] == 0.15
+    assert config.num_top_queries == config.PostProcessor.num_top_queries == 300
+    assert [op.type for op in config.val_dataloader.dataset.transforms.ops] == [
+        "Resize",
+        "ConvertPILImage",
+        "Normalize",
+    ]
+    assert config.ema.decay == 0.9999 and config.ema.warmups == 1000
+    assert config.optimizer.params[1].weight_decay == 0.0 and config.optimizer.params[2].lr is None
+
+
+def test_industrial_states_what_it_should() -> None:
+    config = industrial()
+    assert (config.num_classes, config.remap_mscoco_category) == (6, False)
+    assert (config.train_dataloader.total_batch_size, config.accumulation_steps) == (4, 2)
+    assert config.train_dataloader.num_workers == config.val_dataloader.num_workers == 4
+    assert config.DINOv3STAs.weights_path == Path("ckpts/vitt_distill.pt")
+    assert (config.epoches, config.flat_epoch, config.no_aug_epoch) == (50, 25, 6)
+    assert config.use_amp and not config.gradient_checkpointing
+    assert config.train_dataloader.dataset.img_folder.parts[:2] == ("datasets", "industrial")
+    assert [op.type for op in config.train_dataloader.dataset.transforms.ops][0] == "Mosaic"
+
+
+def test_the_wrong_order_of_includes_is_explained(tmp_path: Path) -> None:
+    names = [official("s").as_posix(), (CONFIGS / "dataset" / "custom_detection.yml").as_posix()]
+    text = problems_of([], write(tmp_path, "wrong.yml", f"__include__: {json.dumps(names)}"))
+    assert "train_dataloader.dataset.transforms.ops: empty" in text
+    assert "custom_detection.yml) must be included before the recipe" in text
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
+def test_every_config_loads_and_survives_a_round_trip(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("NEU_DET_ROOT", raising=False)
+    config, _ = derive_run_length(load_config(path), 77)
+    plain = config_to_dict(config)
+    assert merge_yaml(write(tmp_path, "config.yaml", yaml.safe_dump(plain))) == plain
+    back = config_from_dict(json.loads(json.dumps(plain)))
+    assert back == config and config_to_dict(back) == plain and back.derivation_log == ()
+    assert derive_run_length(config_from_dict(plain), 3) == (config, [])
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_the_resolved_file_of_a_run_can_be_loaded_again(tmp_path: Path) -> None:
+    config, _ = derive_run_length(industrial(), 100)
+    path = write(tmp_path, "config.yaml", yaml.safe_dump(config_to_dict(config)))
+    again = load_config(path)
+    assert again == config and again.derivation_log == ()
+    assert derive_run_length(again, 10) == (config, [])
+
+
+def test_configs_are_frozen_and_refuse_strangers() -> None:
+    config = industrial()
+    with pytest.raises(ValidationError):
+        config.epoches = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        config.DINOv3STAs.name = "vit_custom"  # type: ignore[misc]
+    assert config != load_config(INDUSTRIAL, ["seed=1"]) and config != "text"
+
+
+def test_dumped_paths_have_forward_slashes() -> None:
+    plain = config_to_dict(industrial())
+    assert plain["DINOv3STAs"]["weights_path"] == "ckpts/vitt_distill.pt"
+
+
+def test_overrides_win_over_files() -> None:
+    overrides = ["num_classes=3", "train_dataloader.num_workers=0", "use_amp=False", "optimizer.lr=1e-4", "seed=7"]
+    config = load_config(INDUSTRIAL, overrides)
+    assert (config.num_classes, config.train_dataloader.num_workers, config.use_amp) == (3, 0, False)
+    assert (config.optimizer.lr, config.seed) == (1e-4, 7)
+
+
+@pytest.mark.parametrize("override", ["epochs=60", "epoches=60"])
+def test_both_spellings_of_epochs(override: str) -> None:
+    assert load_config(INDUSTRIAL, [override]).epoches == 60
+
+
+UNKNOWN = [
+    ("epohs=3", "epohs: unknown key; did you mean epoches?"),
+    ("Optimizer.lr=1", "Optimizer: unknown key; did you mean optimizer?"),
+    ("lr=1e-4", "lr: unknown key; did you mean optimizer.lr?"),
+    ("batch_size=8", "batch_size: unknown key; did you mean train_dataloader.total_batch_size?"),
+    ("ema_decay=0.9", "ema_decay: unknown key; did you mean ema.decay?"),
+    ("mixup_prob=0", "mixup_prob: unknown key; did you mean train_dataloader.collate_fn.mixup_prob"),
+    ("lr_scheduler=flatcosine", "lr_scheduler: unknown key; did you mean lrsheduler?"),
+    ("DINOv3STAs.embed_dims=3", "DINOv3STAs.embed_dims: unknown key; did you mean embed_dim?"),
+    ("DEIM.xyz=3", "DEIM.xyz: unknown key; known here: backbone, decoder, encoder"),
+    ("qqqqqq=3", "qqqqqq: unknown key; remove it or correct its spelling"),
+    ("train_dataloader.dataset.transforms.polcy=1", "transforms.polcy: unknown key; did you mean policy?"),
+    ("DEIMCriterion.weight_dict.loss_mall=1", 'DEIMCriterion.weight_dict.loss_mall: found "loss_mall", expected'),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), UNKNOWN)
+def test_unknown_keys_are_errors_with_a_suggestion(override: str, message: str) -> None:
+    assert message in problems_of([override])
+
+
+def test_unknown_keys_inside_lists() -> None:
+    ops = "train_dataloader.dataset.transforms.ops=[{type: Mosaic, size: 3}, {type: Foo}, {p: 3}, 5]"
+    text = problems_of([ops, "optimizer.params=[{param: x}]"])
+    assert "ops[0].size: unknown key; known here: fill_value, max_cached_images, output_size" in text
+    assert 'ops[1]: found {"type": "Foo"}, expected one of the types \'Mosaic\'' in text
+    assert 'ops[2]: found {"p": 3}, expected an op with a `type`' in text
+    assert "ops[3]: found 5, expected `key: value` pairs" in text
+    assert "optimizer.params[0].param: unknown key; did you mean params?" in text
+    assert "optimizer.params[0].params: missing" in text
+
+
+WRONG = [
+    ("epoches=abc", 'epoches: found "abc", expected a whole number'),
+    ("epoches='50'", 'epoches: found "50", expected a whole number'),
+    ("epoches=50.5", "epoches: found 50.5, expected a whole number"),
+    ("epoches=True", "epoches: found true, expected a whole number"),
+    ("epoches=0", "epoches: found 0, expected a number greater than or equal to 1"),
+    ("epoches=10000000", "epoches: found 10000000, expected a number less than or equal to 1000000"),
+    ("optimizer.lr=fast", 'optimizer.lr: found "fast", expected a number'),
+    ("optimizer.lr=-1", "optimizer.lr: found -1, expected a number greater than or equal to 0"),
+    ("use_amp=1", "use_amp: found 1, expected True or False"),
+    ("output_dir=3", "output_dir: found 3, expected text"),
+    ("optimizer=3", "optimizer: found 3, expected a section of `key: value` lines"),
+    ("eval_spatial_size=640", "eval_spatial_size: found 640, expected a list"),
+    ("eval_spatial_size=[640]", "eval_spatial_size[1]: missing"),
+    ("eval_spatial_size=[64,64,64]", "eval_spatial_size: found [64, 64, 64], expected a list of at most 2 items"),
+    ("DEIMTransformer.reg_scale=a", 'DEIMTransformer.reg_scale: found "a", expected a whole number or a number'),
+    ("DINOv3STAs.name=vit_huge", "DINOv3STAs.name: found \"vit_huge\", expected 'vit_tiny', 'vit_tinyplus'"),
+    ("DEIM.backbone=HGNetv2", 'DEIM.backbone: found "HGNetv2": only DINOv3STAs is built here (the sizes S, M, L'),
+    ("HybridEncoder.version=dfine", "HybridEncoder.version: found \"dfine\", expected 'deim'"),
+    ("HybridEncoder.dropout=0.1", "HybridEncoder.dropout: found 0.1: must be 0: DEIMv2 uses no dropout"),
+    ("lrscheduler=step", "lrsheduler: found \"step\", expected 'flatcosine'"),
+    ("task=segmentation", "task: found \"segmentation\", expected 'detection'"),
+    ("num_classes=~", "num_classes: found null, expected a whole number"),
+    ("normal_boxes=drop", "normal_boxes: found \"drop\", expected 'keep' or 'as_negative'"),
+    ("optimizer.params=[{params: '('}]", 'optimizer.params[0].params: found "(": is no regular expression (missing )'),
+    ("synthetic={size_mode: 0.9}", "synthetic: found"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG)
+def test_wrong_types_and_values(override: str, message: str) -> None:
+    assert message in problems_of([override])
+
+
+def test_all_faults_at_once_and_the_file_is_named() -> None:
+    several = [*UNKNOWN[:5], WRONG[0], *WRONG[8:12], *WRONG[14:20]]
+    text = problems_of([override for override, _ in several])
+    assert text.startswith(f"{INDUSTRIAL}: {len(several)} faults in the config:")
+    for _, message in several:
+        assert message in text
+
+
+def test_missing_sections(tmp_path: Path) -> None:
+    text = problems_of([], write(tmp_path, "empty.yml", "task: detection"))
+    for key in ("num_classes", "DINOv3STAs", "train_dataloader", "optimizer", "epoches"):
+        assert f"- {key}: missing; give it in the config file or with -u" in text
+
+
+@pytest.mark.parametrize("key", sorted(INACTIVE_KEYS - {"lr_scheduler"}))
+def test_inactive_official_keys_are_accepted(key: str) -> None:
+    if not key.startswith("test_dataloader"):
+        assert load_config(INDUSTRIAL, [f"{key}={{a: 1}}"]) == industrial()
+
+
+def test_shared_values_inside_sections(tmp_path: Path) -> None:
+    overrides = ["DEIMTransformer.num_classes=9", "HybridEncoder.eval_spatial_size=[32,32]"]
+    assert load_config(INDUSTRIAL, overrides) == industrial()
+    assert load_config(INDUSTRIAL, ["num_top_queries=50"]).PostProcessor.num_top_queries == 50
+    merged = merge_yaml(official("s"))
+    merged["DEIMTransformer"]["num_classes"] = merged.pop("num_classes")
+    assert load_config(write(tmp_path, "a.yml", yaml.safe_dump(merged))).num_classes == 80
+
+
+def test_the_test_split_inherits_from_val() -> None:
+    overrides = ["test_dataloader.dataset.img_folder=t", "test_dataloader.dataset.ann_file=t.json"]
+    config = load_config(INDUSTRIAL, overrides)
+    test, val = config.test_dataloader, config.val_dataloader
+    assert test is not None and test.dataset.img_folder == Path("t") and test.dataset.ann_file == Path("t.json")
+    assert test.dataset.transforms == val.dataset.transforms and test.total_batch_size == val.total_batch_size
+    other = load_config(INDUSTRIAL, [*overrides, "test_dataloader.batch_size=3"]).test_dataloader
+    assert other is not None and other.batch_size == 3 and other.total_batch_size is None
+
+
+def test_top_level_num_workers() -> None:
+    config = load_config(official("s"), ["num_workers=1", "val_dataloader.num_workers=3"])
+    assert (config.train_dataloader.num_workers, config.val_dataloader.num_workers) == (1, 3)
+    assert load_config(official("s")).train_dataloader.num_workers == 4
+
+
+def test_ema_settings_at_the_top_level() -> None:
+    config = load_config(INDUSTRIAL, ["ema=~", "ema_decay=0.99", "ema_warmups=5"])
+    assert (config.ema.decay, config.ema.warmups) == (0.99, 5)
+    same, _ = derive_run_length(config, 100_000)
+    assert (same.ema.decay, same.ema.warmups) == (0.99, 5)
+
+
+def test_environment_variables_in_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NEU_DET_ROOT", str(tmp_path))
+    config = load_config(CONFIGS / "neu_det.yml")
+    assert config.train_dataloader.dataset.ann_file == tmp_path / "annotations" / "instances_train.json"
+    config.train_dataloader.dataset.require_paths("train_dataloader.dataset")
+    for value in ("", None):
+        monkeypatch.delenv("NEU_DET_ROOT", raising=False)
+        if value is not None:
+            monkeypatch.setenv("NEU_DET_ROOT", value)
+        config = load_config(CONFIGS / "neu_det.yml")
+        with pytest.raises(UserError) as error:
+            config.val_dataloader.dataset.require_paths("val_dataloader.dataset")
+        assert "val_dataloader.dataset.img_folder: ${NEU_DET_ROOT}/images/val" in str(error.value)
+        assert "set NEU_DET_ROOT to the data's folder, or give the path: -u val_dataloader" in str(error.value)
+        assert len(error.value.problems) == 2
+
+
+def test_apply_overrides_on_a_finished_config() -> None:
+    config = config_from_dict(config_to_dict(derive_run_length(industrial(), 100)[0]))
+    assert apply_overrides(config, []) == config
+    other = apply_overrides(config, ["val_dataloader.dataset.img_folder=x", "eval_spatial_size=[320, 320]"])
+    resize = other.val_dataloader.dataset.transforms.resize
+    assert resize is not None and resize.size == (320, 320) and other.eval_spatial_size == (320, 320)
+    assert other.val_dataloader.dataset.img_folder == Path("x")
+    assert other.optimizer == config.optimizer and other.warmup_iter == config.warmup_iter
+    assert other.DEIMCriterion == config.DEIMCriterion
+    with pytest.raises(UserError, match="did you mean epoches"):
+        apply_overrides(config, ["epohs=3"])
+    loaded = apply_overrides(industrial(), ["warmup_iter=7"])
+    assert derive_run_length(loaded, 1)[0].warmup_iter == 7
+
+
+def test_stored_configs_that_are_none() -> None:
+    with pytest.raises(UserError, match="the stored config: .* faults"):
+        config_from_dict({"epoches": 3})
+    with pytest.raises(UserError, match="no plain settings"):
+        config_from_dict({"epoches": object()})
+    with pytest.raises(UserError, match="unknown key"):
+        config_from_dict({**config_to_dict(industrial()), "future": 1})
+
+
+def test_text_that_json_cannot_hold(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yml", f'__include__: ["{official("s").as_posix()}"]\noutput_dir: "a\\ud800b"\n')
+    with pytest.raises(UserError, match="output_dir|config"):
+        load_config(path)
+
+
+RULES: list[tuple[dict[str, Any], str]] = [
+    ({"no_aug_epoch": 50}, "no_aug_epoch: 50 leaves no epoch of epoches 50 with augmentation; for 50 epochs try"),
+    ({"flat_epoch": 45}, "flat_epoch: 45 is after the last augmented epoch, epoches 50 - no_aug_epoch 6 = 44"),
+    ({"train_dataloader__collate_fn__stop_epoch": 51}, "collate_fn.stop_epoch: 51 lies beyond the run's epoches 50"),
+    ({"train_dataloader__collate_fn__mixup_epochs": [4, 51]}, "mixup_epochs: [4, 51] lies beyond"),
+    ({"train_dataloader__collate_fn__copyblend_epochs": [4, 51]}, "copyblend_epochs: [4, 51] lies beyond"),
+    ({"train_dataloader__dataset__transforms__policy__epoch": 51}, "policy.epoch: 51 lies beyond"),
+    ({"train_dataloader__dataset__transforms__policy__epoch": [4, 9, 51]}, "policy.epoch: (4, 9, 51) lies beyond"),
+    ({"DEIMCriterion__matcher__matcher_change_epoch": 51}, "matcher_change_epoch: 51 lies beyond the run's"),
+    ({"DEIMTransformer__num_queries": 9000}, "num_queries: 9000 queries cannot be chosen from the 8400 tokens"),
+    ({"DEIMTransformer__num_queries": 5000}, "multi-scale goes down to 480 pixels, whose 4725 tokens are fewer"),
+    ({"DEIMTransformer__num_queries": 9000}, "val_dataloader.dataset.transforms.ops: Resize to [640, 640] gives 8400"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), RULES)
+def test_rules_between_fields(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        changed(industrial(), **change)
+    assert message in str(error.value)
+
+
+def test_a_change_that_never_comes_is_fine_when_switched_off() -> None:
+    changed(
+        industrial(),
+        DEIMCriterion__matcher__matcher_change_epoch=9999,
+        DEIMCriterion__matcher__change_matcher=False,
+    )
+
+
+def test_rules_of_all_parts_come_together() -> None:
+    values = merge(config_to_dict(industrial()), {})
+    for path, value in (("flat_epoch", 45), ("DINOv3STAs.num_heads", 5), ("accumulation_steps", 3)):
+        set_path(values, path, value)
+    with pytest.raises(UserError) as error:
+        config_from_dict(copy.deepcopy(values))
+    assert len(error.value.problems) == 3
+    assert isinstance(industrial(), ExperimentConfig)

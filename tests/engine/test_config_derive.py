@@ -1,0 +1,240 @@
+"""What is derived from the length and the size of a run, and when it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data.errors import UserError
+from engine.config import ExperimentConfig, derive_run_length, load_config, merge_yaml
+from engine.derive import Schedule
+from tests.support.configs import INDUSTRIAL, industrial, official, small_config, write
+
+RELAXED = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+QUICK = small_config()
+
+
+def epochs_of(config: ExperimentConfig) -> tuple[object, ...]:
+    collate, policy = config.train_dataloader.collate_fn, config.train_dataloader.dataset.transforms.policy
+    assert policy is not None
+    return (
+        policy.epoch,
+        collate.stop_epoch,
+        collate.mixup_epochs,
+        collate.copyblend_epochs,
+        config.DEIMCriterion.matcher.matcher_change_epoch,
+    )
+
+
+def child(folder: Path, text: str, parent: str = "s") -> Path:
+    return write(folder, "child.yml", f"__include__: ['{official(parent).as_posix()}']\n{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "flat", "no_aug", "expected"),
+    [
+        (132, None, None, Schedule(4, 64, 120, 12, 108)),
+        (102, None, 12, Schedule(4, 49, 90, 12, 81)),
+        (68, None, 8, Schedule(4, 34, 60, 8, 54)),
+        (58, None, 8, Schedule(4, 29, 50, 8, 45)),
+        (32, None, 12, Schedule(4, 14, 20, 12, 18)),
+        (50, 25, 6, Schedule(4, 25, 44, 6, 40)),
+        (12, None, None, Schedule(1, 6, 11, 1, 10)),
+        (3, None, None, Schedule(0, 1, 2, 1, 2)),
+        (2, None, None, Schedule(0, 0, 1, 1, 1)),
+        (1, None, None, Schedule(0, 0, 1, 0, 1)),
+        (50, 2, None, Schedule(2, 2, 45, 5, 40)),
+    ],
+)
+def test_schedule_table(epochs: int, flat: int | None, no_aug: int | None, expected: Schedule) -> None:
+    assert Schedule.of(epochs, flat, no_aug) == expected
+
+
+@RELAXED
+@given(st.integers(1, 2000))
+def test_derived_schedules_always_work(epochs: int) -> None:
+    schedule = Schedule.of(epochs)
+    assert 0 <= schedule.start <= schedule.flat <= schedule.stop == epochs - schedule.no_aug
+    assert schedule.stop >= 1 and 0 <= schedule.matcher_change <= schedule.stop
+
+
+def test_the_industrial_run() -> None:
+    config = industrial()
+    assert epochs_of(config) == ((4, 25, 44), 44, (4, 25), (4, 44), 40)
+    assert config.optimizer.lr == pytest.approx(5e-4 * 4 / 32)
+    assert [group.lr for group in config.optimizer.params] == [pytest.approx(2.5e-5 / 8)] * 2 + [None]
+    assert config.output_dir == Path("outputs/deimv2_industrial_defects")
+    assert (config.warmup_iter, config.ema.decay) == (2000, 0.9999)
+    text = "\n".join(config.derivation_log)
+    assert "optimizer.lr: 0.0005 -> 6.25e-05 (batch 4, reference 32)" in text
+    assert "policy.epoch: [4, 64, 120] -> [4, 25, 44] (from epoches 50, flat_epoch 25, no_aug_epoch 6)" in text
+    assert "matcher_change_epoch: 100 -> 40 (90 % of 44 augmented epochs)" in text
+    assert "outputs/deimv2_industrial_defects (named after the config file)" in text
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 8, 13, 50, 132, 300])
+def test_epochs_alone_are_enough(tmp_path: Path, epochs: int) -> None:
+    config, schedule = load_config(child(tmp_path, f"epochs: {epochs}")), Schedule.of(epochs)
+    assert (config.epoches, config.flat_epoch, config.no_aug_epoch) == (epochs, schedule.flat, schedule.no_aug)
+    start, flat, stop = schedule.start, schedule.flat, schedule.stop
+    assert epochs_of(config) == (
+        (start, flat, stop),
+        stop,
+        (start, flat),
+        (start, stop),
+        schedule.matcher_change,
+    )
+
+
+def test_by_override_just_as_by_file(tmp_path: Path) -> None:
+    by_file = load_config(child(tmp_path, "epoches: 20"))
+    by_override = load_config(child(tmp_path, ""), ["epochs=20"])
+    assert by_file == by_override and by_file.derivation_log == by_override.derivation_log
+
+
+def test_stated_epochs_are_kept(tmp_path: Path) -> None:
+    path = child(tmp_path, "epoches: 40\nDEIMCriterion: {matcher: {matcher_change_epoch: 7}}")
+    config = load_config(path, ["train_dataloader.collate_fn.mixup_epochs=[1, 2]"])
+    assert epochs_of(config) == ((4, 22, 36), 36, (1, 2), (4, 36), 7)
+    assert not any("mixup" in line or "matcher" in line for line in config.derivation_log)
+
+
+def test_a_stated_section_that_is_null_stays_null(tmp_path: Path) -> None:
+    path = child(tmp_path, "epoches: 40\ntrain_dataloader: {dataset: {transforms: {policy: ~}}, collate_fn: {}}")
+    config = load_config(path)
+    assert config.train_dataloader.dataset.transforms.policy is None
+    assert config.train_dataloader.collate_fn.stop_epoch == 36
+
+
+def test_no_stated_length_keeps_the_recipes_epochs(tmp_path: Path) -> None:
+    config = load_config(child(tmp_path, "num_classes: 80", parent="m"))
+    assert epochs_of(config) == epochs_of(load_config(official("m")))
+
+
+def test_flat_epoch_alone(tmp_path: Path) -> None:
+    config = load_config(child(tmp_path, "flat_epoch: 30"))
+    assert (config.epoches, config.no_aug_epoch) == (132, 12)
+    assert epochs_of(config) == ((4, 30, 120), 120, (4, 30), (4, 120), 108)
+
+
+def test_missing_everywhere_is_derived_and_logged(tmp_path: Path) -> None:
+    merged = merge_yaml(official("s"))
+    for key in ("flat_epoch", "no_aug_epoch", "output_dir"):
+        del merged[key]
+    base = write(tmp_path, "base.yml", yaml.safe_dump(merged))
+    config = load_config(write(tmp_path, "run.yml", f"__include__: [{base.name}]"))
+    assert (config.flat_epoch, config.no_aug_epoch) == (64, 12)
+    assert "flat_epoch: None -> 64 (from epoches 132)" in config.derivation_log
+    assert "output_dir: None -> outputs/run (named after the config file)" in config.derivation_log
+
+
+def test_an_impossible_schedule_names_the_fix_and_nothing_else() -> None:
+    with pytest.raises(UserError) as error:
+        load_config(INDUSTRIAL, ["epoches=3"])
+    assert error.value.problems == (
+        "no_aug_epoch: 6 leaves no epoch of epoches 3 with augmentation; for 3 epochs try flat_epoch=1 "
+        "no_aug_epoch=1, or leave both out of the config file to have them derived",
+    )
+    with pytest.raises(UserError, match="flat_epoch: 25 is after the last augmented epoch"):
+        load_config(INDUSTRIAL, ["epoches=20"])
+    assert load_config(INDUSTRIAL, ["epoches=3", "flat_epoch=1", "no_aug_epoch=1"]).flat_epoch == 1
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32, 64])
+def test_learning_rates_follow_the_batch(tmp_path: Path, batch: int) -> None:
+    config = load_config(child(tmp_path, f"train_dataloader: {{total_batch_size: {batch}}}"))
+    assert config.optimizer.lr == pytest.approx(5e-4 * batch / 32)
+    assert config.optimizer.params[0].lr == pytest.approx(2.5e-5 * batch / 32)
+    assert config.optimizer.params[2].lr is None
+
+
+def test_accumulation_does_not_change_the_batch(tmp_path: Path) -> None:
+    config = load_config(child(tmp_path, "accumulation_steps: 2\ntrain_dataloader: {total_batch_size: 8}"))
+    assert config.optimizer.lr == pytest.approx(5e-4 / 4)
+
+
+def test_batch_per_process(tmp_path: Path) -> None:
+    text = "accumulation_steps: 2\ntrain_dataloader: {total_batch_size: ~, batch_size: 4}"
+    config = load_config(child(tmp_path, text))
+    assert config.optimizer.lr == pytest.approx(5e-4 / 4)
+    assert any("one process assumed: state total_batch_size" in line for line in config.derivation_log)
+
+
+def test_stated_learning_rates_are_kept(tmp_path: Path) -> None:
+    path = child(tmp_path, "train_dataloader: {total_batch_size: 8}\noptimizer: {lr: 3e-4}")
+    config = load_config(path)
+    assert config.optimizer.lr == 3e-4 and config.optimizer.params[0].lr == pytest.approx(2.5e-5 / 4)
+    config = load_config(path, ["optimizer.params=[{params: dinov3, lr: 1e-5}]"])
+    assert config.optimizer.params[0].lr == 1e-5
+
+
+def test_a_vit_from_random_weights_learns_like_the_rest(tmp_path: Path) -> None:
+    text = "train_dataloader: {total_batch_size: 16}\nDINOv3STAs: {weights_path: ~}"
+    for size in "smlx":
+        config = load_config(child(tmp_path, text, parent=size))
+        assert [group.lr for group in config.optimizer.params] == [2.5e-4, 2.5e-4, None]
+        assert config.optimizer.lr == 2.5e-4
+        assert any("the ViT starts from random weights" in line for line in config.derivation_log)
+    tuned = load_config(child(tmp_path, text), ["tuning=x.pth"])
+    assert tuned.optimizer.params[0].lr == pytest.approx(1.25e-5)
+
+
+def test_a_stated_input_size_is_the_size_everywhere(tmp_path: Path) -> None:
+    config = load_config(child(tmp_path, "eval_spatial_size: [320, 320]"))
+    train, val = config.train_dataloader, config.val_dataloader
+    assert train.dataset.transforms.resize is not None and val.dataset.transforms.resize is not None
+    assert train.dataset.transforms.resize.size == val.dataset.transforms.resize.size == (320, 320)
+    assert train.dataset.transforms.ops[0].output_size == 160
+    assert (train.collate_fn.base_size, train.collate_fn.base_size_repeat) == (320, 20)
+    wide = load_config(child(tmp_path, "eval_spatial_size: [320, 480]")).train_dataloader
+    assert wide.collate_fn.base_size_repeat is None
+    assert wide.dataset.transforms.ops[0].output_size == 160
+
+
+def test_stated_ops_keep_their_size() -> None:
+    normalize = "{type: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
+    ops = f"train_dataloader.dataset.transforms.ops=[{{type: Resize, size: [640, 640]}}, {normalize}]"
+    with pytest.raises(UserError, match=r"base_size: multi-scale resizes to squares around 320 pixels"):
+        load_config(official("s"), ["eval_spatial_size=[320, 320]", ops])
+
+
+def test_run_length(tmp_path: Path) -> None:
+    config, log = derive_run_length(industrial(), 100)
+    assert (config.warmup_iter, config.ema.warmups) == (250, 250)
+    assert config.ema.decay == pytest.approx(1 - 20 / 5000)
+    assert config.train_dataloader.collate_fn.ema_restart_decay == config.ema.decay
+    assert log[0] == "warmup_iter: 2000 -> 250 (at most 5 % of 5000 steps)"
+    assert len(log) == 4 and config.derivation_log == (*industrial().derivation_log, *log)
+    assert derive_run_length(config, 100) == (config, [])
+
+
+def test_long_runs_keep_the_recipe() -> None:
+    config = industrial()
+    same, log = derive_run_length(config, 10_000)
+    assert same == config and log == []
+
+
+def test_stated_run_length_values_are_kept() -> None:
+    overrides = ["warmup_iter=900", "ema.decay=0.99999", "ema.warmups=800", "train_dataloader.collate_fn.stop_epoch=44"]
+    config, log = derive_run_length(load_config(INDUSTRIAL, overrides), 10)
+    assert (config.warmup_iter, config.ema.decay, config.ema.warmups) == (900, 0.99999, 800)
+    assert [line.partition(":")[0] for line in log] == ["train_dataloader.collate_fn.ema_restart_decay"]
+
+
+@RELAXED
+@given(st.integers(1, 10**7))
+def test_bounds_for_any_length(steps_per_epoch: int) -> None:
+    config, _ = derive_run_length(QUICK, steps_per_epoch)
+    total = QUICK.epoches * steps_per_epoch
+    assert 0 <= config.warmup_iter <= min(QUICK.warmup_iter, total / 20)
+    assert 0 <= config.ema.decay <= max(0, min(QUICK.ema.decay, 1 - 20 / total))
+    assert config.ema.warmups <= min(QUICK.ema.warmups, total / 20)
+
+
+def test_no_steps_at_all() -> None:
+    with pytest.raises(ValueError, match="steps_per_epoch is 0"):
+        derive_run_length(QUICK, 0)

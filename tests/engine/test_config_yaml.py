@@ -1,0 +1,284 @@
+"""The YAML dialect: reading, includes, merging, overrides."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data.errors import UserError
+from engine.config import merge_yaml
+from engine.yaml_dialect import (
+    MAX_FILE_BYTES,
+    get_path,
+    leaf_paths,
+    merge,
+    parse_overrides,
+    read_with_includes,
+    read_yaml,
+    set_path,
+)
+from tests.support.configs import official, write
+
+SCALARS = st.none() | st.integers(0, 3) | st.lists(st.integers(0, 3), max_size=2)
+TREES = st.recursive(SCALARS, lambda inner: st.dictionaries(st.sampled_from("abcd"), inner, max_size=3), max_leaves=6)
+RELAXED = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
+CONFIGS = st.dictionaries(st.sampled_from("abcd"), TREES, max_size=4)
+
+
+@RELAXED
+@given(CONFIGS)
+def test_merging_with_nothing_changes_nothing(config: dict[str, Any]) -> None:
+    assert merge(config, {}) == config == merge({}, config) == merge(config, config)
+
+
+@RELAXED
+@given(CONFIGS, CONFIGS)
+def test_later_wins_and_inputs_stay_as_they_are(first: dict[str, Any], second: dict[str, Any]) -> None:
+    before = copy.deepcopy((first, second))
+    merged = merge(first, second)
+    assert (first, second) == before
+    for path in leaf_paths(second):
+        assert get_path(merged, path) == get_path(second, path)
+    assert merged.keys() == first.keys() | second.keys()
+    for path in leaf_paths(first):
+        if get_path(merged, path) != get_path(first, path):
+            prefixes = [path.rsplit(".", cut)[0] for cut in range(path.count(".") + 1)]
+            assert any(get_path(second, prefix, default=...) is not ... for prefix in prefixes)
+
+
+@RELAXED
+@given(CONFIGS, CONFIGS)
+def test_merged_configs_share_nothing_with_their_sources(first: dict[str, Any], second: dict[str, Any]) -> None:
+    merged = merge(first, second)
+    before = copy.deepcopy((first, second))
+    _spoil(merged)
+    assert (first, second) == before
+
+
+def _spoil(value: Any) -> None:
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _spoil(item)
+    if isinstance(value, (dict, list)):
+        value.clear()
+
+
+@RELAXED
+@given(CONFIGS, CONFIGS, CONFIGS)
+def test_merging_is_associative_where_no_section_replaces_a_value(
+    first: dict[str, Any], second: dict[str, Any], third: dict[str, Any]
+) -> None:
+    left, right = merge(merge(first, second), third), merge(first, merge(second, third))
+    # A value in the middle cuts a section off only when it is not merged away first: the one known exception.
+    if all(_same_shape(a, b) for a, b in ((first, second), (second, third), (first, third))):
+        assert left == right
+
+
+def _same_shape(first: Any, second: Any) -> bool:
+    return all(
+        isinstance(first[key], dict) == isinstance(second[key], dict)
+        and (not isinstance(first[key], dict) or _same_shape(first[key], second[key]))
+        for key in first.keys() & second.keys()
+    )
+
+
+def test_lists_and_null_replace() -> None:
+    assert merge({"a": [1, 2], "b": {"c": 1}, "d": 1}, {"a": [3], "b": None, "d": {"e": 1}}) == {
+        "a": [3],
+        "b": None,
+        "d": {"e": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("2.5E-5", 2.5e-5),
+        ("-1e+3", -1000.0),
+        (".5e2", 50.0),
+        ("1.e3", 1000.0),
+        ("0.0001", 1e-4),
+        ("1.0e-4", 1e-4),
+        ("12", 12),
+        ("1e", "1e"),
+        ("e4", "e4"),
+        ("yes", True),
+        ("~", None),
+        ("2024-01-01", "2024-01-01"),
+        ("'1e-4'", "1e-4"),
+        ("[1, 2]", [1, 2]),
+    ],
+)
+def test_scalars(tmp_path: Path, text: str, value: object) -> None:
+    read = read_yaml(write(tmp_path, "a.yml", f"key: {text}"))["key"]
+    assert read == value and type(read) is type(value)
+    assert parse_overrides([f"key={text}"], {})["key"] == value
+
+
+def test_includes_in_order_then_the_file_itself(tmp_path: Path) -> None:
+    write(tmp_path, "base/one.yml", "a: 1\nb: 1\nc: {x: 1, y: 1}\nlist: [1, 2, 3]")
+    write(tmp_path, "base/two.yml", "__include__: ['more/three.yml']\nb: 2\nc: {y: 2}")
+    write(tmp_path, "base/more/three.yml", "b: 3\nd: 3\nlist: [9]")
+    path = write(tmp_path, "main.yml", "__include__: [base/one.yml, base/two.yml]\nc: {z: 0}")
+    assert merge_yaml(path) == {"a": 1, "b": 2, "d": 3, "c": {"x": 1, "y": 2, "z": 0}, "list": [9]}
+    assert merge_yaml(str(path)) == merge_yaml(path)
+    assert read_with_includes(path)[1] == {"c": {"z": 0}}
+
+
+def test_absolute_includes_and_a_single_name(tmp_path: Path) -> None:
+    other = write(tmp_path / "elsewhere", "x.yml", "a: 1")
+    path = write(tmp_path / "here", "main.yml", f"__include__: '{other.as_posix()}'\nb: 2")
+    assert merge_yaml(path) == {"a": 1, "b": 2}
+
+
+def test_the_same_file_may_be_included_twice(tmp_path: Path) -> None:
+    write(tmp_path, "base.yml", "a: 1")
+    write(tmp_path, "left.yml", "__include__: [base.yml]\na: 2")
+    path = write(tmp_path, "main.yml", "__include__: [left.yml, base.yml]")
+    assert merge_yaml(path) == {"a": 1}
+
+
+def test_every_call_returns_fresh_objects() -> None:
+    first = merge_yaml(official("s"))
+    first["DEIM"]["backbone"] = "spoilt"
+    first["train_dataloader"]["dataset"]["transforms"]["ops"].clear()
+    second = merge_yaml(official("s"))
+    assert second["DEIM"]["backbone"] == "DINOv3STAs"
+    assert len(second["train_dataloader"]["dataset"]["transforms"]["ops"]) == 11
+    assert merge_yaml(official("x"))["DINOv3STAs"]["name"] == "dinov3_vits16plus"
+
+
+def test_aliases_are_written_out(tmp_path: Path) -> None:
+    config = merge_yaml(write(tmp_path, "a.yml", "a: &x {b: [1]}\nc: *x\nd: {<<: *x, e: 1}"))
+    assert config == {"a": {"b": [1]}, "c": {"b": [1]}, "d": {"b": [1], "e": 1}}
+    assert config["a"] is not config["c"] and config["a"]["b"] is not config["d"]["b"]
+
+
+def test_empty_file_and_byte_order_mark(tmp_path: Path) -> None:
+    assert merge_yaml(write(tmp_path, "empty.yml", "# nothing\n")) == {}
+    assert merge_yaml(write(tmp_path, "bom.yml", "\ufeffa: ä")) == {"a": "ä"}
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a: [1, 2", ["a.yml: bad YAML: line 1, column 9", "flow sequence"]),
+        ("a: 1\n\tb: 2", ["line 2, column 1", "'\\t'"]),
+        ("a: 1\nb: {c: 1, c: 2}", ["line 2, column 11", "'c' is given twice", "keep one"]),
+        ("a: {<<: {b: 1}, <<: {c: 1}, 1: 2}", ["found the key '1', expected a name"]),
+        ("on: 1", ["found the key 'on'", "in quotes"]),
+        ("? [a]\n: 1", ["line 1", "expected a name"]),
+        ("- a\n- b", ["found a list at the top", "`key: value`"]),
+        ("just text", ["found a text at the top"]),
+        ("a: 1\n---\nb: 1", ["line 2", "single document"]),
+        ("a: !!python/object/apply:os.system ['echo hi']", ["line 1, column 4", "python/object/apply:os.system"]),
+        ("a: !!binary aGk=", ["found a bytes, expected plain text"]),
+        ("a: !!set {x}", ["found a set"]),
+        ("a: .inf", ["found inf, expected a finite number"]),
+        ("a: .nan", ["found nan"]),
+        ("a: !!float abc", ["a value cannot be read", "abc"]),
+        ("a: " + "9" * 5000, ["a value cannot be read"]),
+        ("a: \x00", ["bad YAML", "#x0000"]),
+        ("a: &x [*x]", ["line 1", "contains itself"]),
+        ("a: *nobody", ["undefined alias"]),
+        ("[" * 3000, ["nested too deeply"]),
+        (BOMB, ["aliases (*name) expand to more than 100,000 values", "write the values out"]),
+        ("epochs: 3\nepoches: 4", ["epochs is 3 but epoches, its other spelling, is 4", "keep one"]),
+        ("lrscheduler: a\nlrsheduler: b", ["lrscheduler is 'a' but lrsheduler"]),
+        ("__include__: 3", ["`__include__` is 3, expected a list of file names"]),
+        ("__include__: [1]", ["expected a list of file names"]),
+        ("__include__: [missing.yml]", ["a.yml: `__include__` names 'missing.yml'", "correct the path"]),
+        ("__include__: [.]", ["names '.', but there is no file"]),
+        ('__include__: ["a\\0b"]', ["names 'a\\x00b', but there is no file"]),
+        ("__include__: [a.yml]", ["goes in a circle: a.yml -> a.yml"]),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, parts: list[str]) -> None:
+    path = write(tmp_path, "a.yml", text)
+    with pytest.raises(UserError) as error:
+        merge_yaml(path)
+    for part in ["a.yml", *parts]:
+        assert part in str(error.value)
+
+
+def test_loops_over_several_files_name_the_way(tmp_path: Path) -> None:
+    write(tmp_path, "b.yml", "__include__: [c.yml]")
+    write(tmp_path, "c.yml", "__include__: [b.yml]")
+    with pytest.raises(UserError, match=r"circle: b\.yml -> c\.yml -> b\.yml"):
+        merge_yaml(write(tmp_path, "a.yml", "__include__: [b.yml]"))
+
+
+def test_files_that_include_one_another_twice_cannot_explode(tmp_path: Path) -> None:
+    for level in range(20):
+        write(tmp_path, f"{level}.yml", f"__include__: [{level + 1}.yml, {level + 1}.yml]")
+    write(tmp_path, "20.yml", "a: 1")
+    with pytest.raises(UserError, match="more than 100 included files"):
+        merge_yaml(tmp_path / "0.yml")
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yml: config file not found; check the path"):
+        merge_yaml(tmp_path / "none.yml")
+    with pytest.raises(UserError, match="cannot read this config file"):
+        merge_yaml(tmp_path)
+    (tmp_path / "latin.yml").write_bytes("a: \xe4".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.yml: not UTF-8 text \(byte 3\); save it as UTF-8"):
+        merge_yaml(tmp_path / "latin.yml")
+    write(tmp_path, "large.yml", "a: '" + "x" * MAX_FILE_BYTES)
+    with pytest.raises(UserError, match=r"large\.yml: larger than 200,000 bytes"):
+        merge_yaml(tmp_path / "large.yml")
+
+
+def test_both_spellings_with_one_value_are_no_conflict(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yml", "epochs: 3\nepoches: 3\nlrscheduler: flatcosine")
+    assert merge_yaml(path) == {"epoches": 3, "lrsheduler": "flatcosine"}
+
+
+def test_the_including_files_spelling_wins(tmp_path: Path) -> None:
+    write(tmp_path, "base.yml", "epoches: 132")
+    assert merge_yaml(write(tmp_path, "a.yml", "__include__: [base.yml]\nepochs: 5")) == {"epoches": 5}
+
+
+def test_overrides() -> None:
+    assert parse_overrides(["a.b=1", "a.c=[1, 2]", "d=x=y", "a.b=2", "e=", "f={g: 1}", "epochs=7"], {}) == {
+        "a": {"b": 2, "c": [1, 2]},
+        "d": "x=y",
+        "e": None,
+        "f": {"g": 1},
+        "epoches": 7,
+    }
+
+
+def test_all_bad_overrides_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        parse_overrides(["a", "=1", "a..b=1", "a. b=1", "c={", "ops.0.p=1"], {"ops": [{"p": 1}]})
+    assert len(error.value.problems) == 6
+    text = str(error.value)
+    assert text.startswith("Bad override (-u):")
+    assert "'a': expected key=value, such as" in text
+    assert "-u c: bad YAML: line 1" in text
+    assert "ops: is a list, whose elements cannot be addressed (found .0); give the whole list, such as -u" in text
+
+
+def test_overrides_in_both_spellings_that_disagree() -> None:
+    with pytest.raises(UserError, match="-u: epochs is 3 but epoches, its other spelling, is 4; keep one"):
+        parse_overrides(["epochs=3", "epoches=4"], {})
+    assert parse_overrides(["epochs=3", "epochs=4"], {}) == {"epoches": 4}
+
+
+def test_dotted_paths() -> None:
+    tree: dict[str, Any] = {"a": {"b": 1, "c": {}}, "d": None}
+    assert list(leaf_paths(tree)) == ["a.b", "d"]
+    assert get_path(tree, "a.b") == 1 and get_path(tree, "a.b.c", 7) == 7 and get_path(tree, "x.y") is None
+    set_path(tree, "a.c", 5)
+    assert tree["a"]["c"] == 5

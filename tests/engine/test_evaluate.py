@@ -1,0 +1,216 @@
+"""The pass over the data: what the network says becomes COCO results, whatever the number of processes."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from data.coco import CocoSplit
+from engine.coco_metrics import GroundTruth
+from engine.evaluate import evaluate
+from models.postprocess import PostProcessor
+from tests.support.coco_reference import CLASSES, assert_equal, reference_stats
+from tests.support.evaluation import (
+    NUM_IMAGES,
+    TableDetector,
+    judge,
+    judge_as_one_of_two,
+    make_batches,
+    make_config,
+    make_split,
+)
+
+EVERY_IMAGE = range(NUM_IMAGES)
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> CocoSplit:
+    return make_split(tmp_path)
+
+
+def assert_same_predictions(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> None:
+    """Equal up to the last bit of float32: the CPU's sigmoid depends on the place in the batch."""
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one["image_id"], one["category_id"]) == (other["image_id"], other["category_id"])
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=1e-4)
+        assert one["score"] == pytest.approx(other["score"], abs=1e-7)
+
+
+def test_metrics_and_predictions_follow_from_the_outputs(split: CocoSplit) -> None:
+    model = TableDetector(split)
+    expected = []
+    for index, image in enumerate(split.images):
+        outputs = {"pred_logits": model.logits[index, None], "pred_boxes": model.boxes[index, None]}
+        size = torch.tensor([[image.width, image.height]])
+        (found,) = PostProcessor(len(CLASSES), make_config().num_top_queries)(outputs, size)
+        for score, label, box in zip(*(found[key].tolist() for key in ("scores", "labels", "boxes")), strict=True):
+            expected.append(
+                {
+                    "image_id": image.id,
+                    "category_id": CLASSES.category_ids[label],
+                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                    "score": score,
+                }
+            )
+    result = judge(split, EVERY_IMAGE)
+    truth = GroundTruth.of(split)
+    assert_equal(result.metrics, reference_stats(truth, expected))
+    assert_equal(result.metrics_defects, reference_stats(truth, expected, [0, 4, 9, 20]))
+    assert result.metrics["AP"] is not None and 0.05 < result.metrics["AP"] < 0.95
+    expected.sort(key=lambda one: (one["image_id"], -one["score"]))
+    assert len(expected) == NUM_IMAGES * 30 * 5
+    assert_same_predictions(result.predictions, expected)
+    assert any(box["iscrowd"] for box in truth.annotations)
+
+
+def test_to_json_is_json(split: CocoSplit) -> None:
+    result = judge(split, EVERY_IMAGE)
+    content = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert content["gt_hash"] == GroundTruth.of(split).fingerprint()
+    assert content["num_images"] == NUM_IMAGES and content["split"] == "val"
+    assert content["seconds_per_image"] > 0
+    assert list(content["per_class"]) == list(CLASSES.names)
+    assert content["per_class"]["never seen"] == {"AP": None, "AP50": None, "num_gt": 0}
+    assert set(content) >= {"metrics", "metrics_defects", "per_class", "gt_hash"}
+
+
+def test_order_and_batches_do_not_matter(split: CocoSplit) -> None:
+    one, other = judge(split, EVERY_IMAGE), judge(split, [4, 1, 0, 6, 5, 2, 3])
+    assert_same_predictions(one.predictions, other.predictions)
+    assert one.metrics == other.metrics
+
+
+def test_an_image_that_comes_twice_counts_once(split: CocoSplit) -> None:
+    twice = judge(split, [*EVERY_IMAGE, 2, 0])
+    assert_same_predictions(twice.predictions, judge(split, EVERY_IMAGE).predictions)
+
+
+def test_images_left_out_are_no_silent_misses(split: CocoSplit) -> None:
+    with pytest.raises(ValueError, match=r"left out 2 images of split 'val', e\.g\. ids \[40, 50\]"):
+        judge(split, range(NUM_IMAGES - 2))
+
+
+def test_other_classes_are_refused(split: CocoSplit) -> None:
+    with pytest.raises(ValueError, match="split 'val' has classes"):
+        evaluate(
+            TableDetector(split),
+            [],
+            classes=type(CLASSES)((1,), ("x",)),
+            split=split,
+            config=make_config(),
+            device=torch.device("cpu"),
+        )
+
+
+def test_without_ground_truth_everything_is_null(tmp_path: Path) -> None:
+    result = judge(make_split(tmp_path, boxes=False), EVERY_IMAGE)
+    assert set(result.metrics.values()) == {None}
+    assert len(result.predictions) > 0
+
+
+def test_modes_are_restored_and_evaluation_is_float32(split: CocoSplit) -> None:
+    model = TableDetector(split).train()
+    model.frozen.eval()
+    arguments = {
+        "classes": CLASSES,
+        "split": split,
+        "config": make_config(),
+        "device": torch.device("cpu"),
+        "progress": False,
+    }
+    result = evaluate(model, make_batches(split, EVERY_IMAGE), **arguments)
+    assert not any(model.seen_training) and not any(model.seen_autocast)
+    assert model.training and not model.frozen.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    half = evaluate(model, make_batches(split, EVERY_IMAGE), **arguments, amp_dtype=torch.bfloat16)
+    assert model.seen_autocast[-1]
+    assert half.metrics == result.metrics, "the table does not compute, so autocast changes nothing"
+
+    class Broken(TableDetector):
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            raise RuntimeError("no")
+
+    broken = Broken(split).train()
+    with pytest.raises(RuntimeError, match="no"):
+        evaluate(broken, make_batches(split, EVERY_IMAGE), **arguments)
+    assert broken.training
+
+
+def test_half_precision_outputs_are_scaled_in_float32(split: CocoSplit) -> None:
+    class Half(TableDetector):
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {key: value.half() for key, value in super().forward(images).items()}
+
+    result = evaluate(
+        Half(split),
+        make_batches(split, EVERY_IMAGE),
+        classes=CLASSES,
+        split=split,
+        config=make_config(),
+        device=torch.device("cpu"),
+        progress=False,
+    )
+    widths = np.array([one["bbox"][2] for one in result.predictions])
+    assert len(np.unique(widths)) > 100 and np.isfinite(widths).all()
+
+
+def test_detections_that_are_not_finite_are_left_out_loudly(split: CocoSplit, caplog: pytest.LogCaptureFixture) -> None:
+    model = TableDetector(split)
+    model.logits.data[0] = math.nan
+    model.boxes.data[1, 0] = math.inf
+    result = evaluate(
+        model,
+        make_batches(split, EVERY_IMAGE),
+        classes=CLASSES,
+        split=split,
+        config=make_config(),
+        device=torch.device("cpu"),
+        progress=False,
+    )
+    assert "155 of 1050 detections are not finite" in caplog.text
+    assert len(result.predictions) == 1050 - 155
+    json.dumps(result.predictions, allow_nan=False)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_bar_goes_to_stderr(split: CocoSplit, capsys: pytest.CaptureFixture[str], progress: bool) -> None:
+    evaluate(
+        TableDetector(split),
+        make_batches(split, EVERY_IMAGE),
+        classes=CLASSES,
+        split=split,
+        config=make_config(),
+        device=torch.device("cpu"),
+        progress=progress,
+    )
+    captured = capsys.readouterr()
+    assert captured.out == "", "nothing else is printed, by faster-coco-eval either"
+    assert ("evaluate val" in captured.err) is progress
+
+
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
+    alone = judge(make_split(tmp_path), EVERY_IMAGE)
+    divisions = [([0, 2, 4, 6], [1, 3, 5]), ([0, 2, 4, 6], [1, 3, 5, 0]), (list(EVERY_IMAGE), [])]
+    mp.start_processes(judge_as_one_of_two, args=(tmp_path, divisions), nprocs=2, start_method="spawn")
+    by_rank = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
+    timing = {"seconds_per_image": 0}
+    for first, second in zip(*by_rank, strict=True):
+        assert first["json"] == second["json"], "all processes take the same decisions"
+        assert {**first["json"], **timing} == {**alone.to_json(), **timing}
+        assert_same_predictions(first["predictions"], alone.predictions)
+        assert second["predictions"] == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_agrees_with_cpu(split: CocoSplit) -> None:
+    cpu, gpu = judge(split, EVERY_IMAGE), judge(split, EVERY_IMAGE, "cuda")
+    assert_same_predictions(gpu.predictions, cpu.predictions)
+    assert gpu.metrics == pytest.approx(cpu.metrics, abs=1e-6)

@@ -1,0 +1,157 @@
+"""Pictures with boxes: they are drawn where the boxes are, and odd input does no harm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.errors import UserError
+from engine.pictures import (
+    CLASS_COLOURS,
+    SheetExample,
+    class_colour,
+    draw_boxes,
+    grid,
+    prediction_sheet,
+    save_pdf,
+    save_png,
+)
+
+NAMES = ("PERFORACIÓN", "RAYÓN", "ROTURA")
+
+
+def grey(height: int = 400, width: int = 400) -> Any:
+    return np.full((height, width, 3), 128, np.uint8)
+
+
+def test_the_edges_of_a_box_have_the_class_colour() -> None:
+    image = grey()
+    picture = draw_boxes(image, [[100, 150, 200, 260]], [1], NAMES)
+    assert picture.shape == image.shape and picture.dtype == np.uint8
+    for y, x in [(150, 180), (259, 150), (200, 100), (200, 199)]:
+        assert tuple(picture[y, x]) == class_colour(1)
+    assert (picture[160:250, 110:190] == 128).all(), "the inside stays visible"
+    assert (image == 128).all(), "the input is not drawn on"
+
+
+def test_small_images_are_enlarged_with_their_boxes() -> None:
+    picture = draw_boxes(grey(160, 200), np.array([[20.0, 30.0, 60.0, 70.0]]), [0], NAMES, [0.5])
+    assert picture.shape == (320, 400, 3)
+    assert tuple(picture[60 + 40, 40]) == class_colour(0)
+    assert tuple(picture[139, 80]) == class_colour(0)
+
+
+def test_a_thin_strip_is_not_blown_up() -> None:
+    assert draw_boxes(grey(8, 1500), [], [], NAMES).shape == (8, 1500, 3)
+
+
+def test_no_boxes_change_nothing() -> None:
+    assert np.array_equal(draw_boxes(grey(), np.zeros((0, 4)), [], NAMES), grey())
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[5, 5, 6, 6], [0, 0, 400, 400], [-50, -50, 900, 900], [500, 500, 600, 600], [399, 399, 400, 400], [9, 9, 9, 9]],
+)
+def test_boxes_of_one_pixel_and_beyond_the_border(box: list[float]) -> None:
+    picture = draw_boxes(grey(), [box], [2], NAMES, [0.1])
+    assert (picture != 128).any()
+
+
+def test_boxes_that_are_not_finite_are_left_out() -> None:
+    assert (draw_boxes(grey(), [[np.nan, 0, 9, np.inf]], [0], NAMES) == 128).all()
+
+
+def test_names_scores_and_accents_are_written() -> None:
+    def text_of(name: str, scores: list[float] | None = None) -> Any:
+        return draw_boxes(grey(), [[100, 100, 200, 200]], [0], [name], scores)
+
+    assert not np.array_equal(text_of("RAYÓN"), text_of("RAYON"))
+    assert not np.array_equal(text_of("Ó"), text_of("Ñ")), "both missing from a font would look alike"
+    assert not np.array_equal(text_of("RAYÓN"), text_of("RAYÓN", [0.5]))
+
+
+def test_the_label_stays_inside_at_the_top_right_corner() -> None:
+    picture = draw_boxes(grey(), [[390, 0, 400, 30]], [0], ["CONTAMINACIÓN"])
+    assert tuple(picture[34, 398]) == class_colour(0), "below the box, moved to the left"
+
+
+def test_the_best_score_is_drawn_on_top() -> None:
+    picture = draw_boxes(grey(), [[10, 50, 90, 90], [10, 50, 90, 90]], [0, 1], NAMES, [0.9, 0.2])
+    assert tuple(picture[70, 10]) == class_colour(0)
+
+
+def test_many_classes_and_unknown_labels() -> None:
+    labels = list(range(40))
+    boxes = [[9 * k, 5 * k, 9 * k + 20, 5 * k + 20] for k in labels]
+    assert (draw_boxes(grey(), boxes, labels, NAMES) != 128).any()
+    assert class_colour(7) == class_colour(0)
+    assert len(set(CLASS_COLOURS)) == 7
+
+
+def test_wrong_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        draw_boxes(grey().astype(np.float32), [], [], NAMES)
+    with pytest.raises(ValueError, match="uint8"):
+        grid([grey()[..., 0]])
+    with pytest.raises(ValueError, match="lengths differ"):
+        draw_boxes(grey(), [[0, 0, 1, 1]], [], NAMES)
+    with pytest.raises(ValueError, match="at least one"):
+        grid([])
+
+
+def test_grid_of_different_sizes() -> None:
+    sheet = grid([grey(10, 20), grey(30, 10), grey(30, 20)])
+    assert sheet.shape == (2 * 36 + 6, 2 * 26 + 6, 3)
+    assert (sheet == 128).all(-1).sum() == 10 * 20 + 30 * 10 + 30 * 20
+    assert grid([grey(10, 10)] * 3, columns=3).shape == (22, 54, 3)
+
+
+def example(**changes: Any) -> SheetExample:
+    values: dict[str, Any] = {
+        "image": grey(160, 160),
+        "true_boxes": [[10, 40, 60, 90]],
+        "true_labels": [0],
+        "predicted_boxes": np.array([[12, 40, 62, 90], [100, 100, 150, 150]]),
+        "predicted_labels": [0, 1],
+        "predicted_scores": [0.8, 0.1],
+        "title": "a_file_with_a_very_long_name_that_does_not_fit_over_one_panel_of_the_sheet.jpg",
+    }
+    return SheetExample(**{**values, **changes})
+
+
+def test_a_sheet_shows_truth_and_sure_predictions_side_by_side() -> None:
+    sheet = prediction_sheet([example()], NAMES, panel_px=160)
+    image, truth, predictions = sheet[:, 12:172], sheet[:, 178:338], sheet[:, 344:504]
+    orange, blue = (np.array(class_colour(k)) for k in (0, 1))
+    assert not (image == orange).all(-1).any()
+    assert (truth == orange).all(-1).any()
+    assert (predictions == orange).all(-1).any()
+    assert not (sheet == blue).all(-1).any(), "a score of 0.1 is not shown"
+    sure_of_all = prediction_sheet([example()], NAMES, panel_px=160, min_score=0.05)
+    assert (sure_of_all == blue).all(-1).any()
+
+
+def test_a_sheet_of_many_examples_some_of_them_empty() -> None:
+    empty = example(true_boxes=[], true_labels=[], predicted_boxes=[], predicted_labels=[], predicted_scores=[])
+    one = prediction_sheet([empty], NAMES)
+    many = prediction_sheet([example(), empty, example(image=grey(700, 900), title="")], NAMES)
+    assert many.shape[0] > 1.5 * one.shape[0] and many.shape[1] > 1.5 * one.shape[1]
+
+
+def test_files(tmp_path: Path) -> None:
+    sheet = prediction_sheet([example()], NAMES)
+    save_png(tmp_path / "new" / "sheet.png", sheet)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "sheet.png")), sheet)
+    save_pdf(tmp_path / "sheet.pdf", sheet)
+    assert (tmp_path / "sheet.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(UserError, match="could not be written .* writable output folder"):
+        save_png(tmp_path / "file" / "a.png", grey())

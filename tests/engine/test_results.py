@@ -1,0 +1,82 @@
+"""results.json, predictions.json and the table."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from data.errors import UserError
+from engine.coco_metrics import METRIC_NAMES, Detections, coco_numbers
+from engine.evaluate import EvalResult
+from engine.results import format_results, write_results
+from tests.support.coco_reference import random_case
+
+
+@pytest.fixture
+def result() -> EvalResult:
+    truth, detections = random_case(3)
+    numbers = coco_numbers(truth, detections)
+    return EvalResult(
+        metrics=numbers.metrics,
+        metrics_defects=numbers.metrics_defects,
+        per_class=numbers.per_class,
+        gt_hash=truth.fingerprint(),
+        split="val",
+        num_images=len(truth.images),
+        seconds_per_image=0.25,
+        detections=detections,
+    )
+
+
+def test_files_hold_the_result(result: EvalResult, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "eval_val_best"
+    write_results(folder, result, extra={"checkpoint": "best.pth", "epoch": 3})
+    assert sorted(path.name for path in folder.iterdir()) == ["predictions.json", "results.json"]
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert content == {**result.to_json(), "checkpoint": "best.pth", "epoch": 3}
+    assert tuple(content["metrics"]) == tuple(content["metrics_defects"]) == METRIC_NAMES
+    assert content["per_class"]["never seen"]["AP"] is None
+    predictions = (folder / "predictions.json").read_text(encoding="utf-8")
+    assert json.loads(predictions) == result.predictions
+    assert ", " not in predictions and predictions.endswith("]\n"), "compact"
+    write_results(folder, result)
+    assert "epoch" not in json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def test_names_of_any_language_survive(result: EvalResult, tmp_path: Path) -> None:
+    named = dataclasses.replace(result, per_class={"CONTAMINACIÓN 划痕": result.per_class["hole"]})
+    write_results(tmp_path, named)
+    assert "CONTAMINACIÓN 划痕" in (tmp_path / "results.json").read_text(encoding="utf-8")
+
+
+def test_extra_facts_cannot_hide_a_metric(result: EvalResult, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="results.json already has metrics, split"):
+        write_results(tmp_path, result, extra={"split": "x", "metrics": {}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_written(result: EvalResult, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match=r"Could not write predictions .*predictions\.json"):
+        write_results(tmp_path / "file", result)
+
+
+def test_table_shows_every_number(result: EvalResult) -> None:
+    text = format_results(result)
+    for name in METRIC_NAMES:
+        assert sum(line.startswith(f"{name} ") for line in text.splitlines()) == 1
+    ap, defects = result.metrics["AP"], result.metrics_defects["AP"]
+    assert ap is not None and defects is not None
+    assert f"{ap:.4f}" in text and f"{defects:.4f}" in text and "defects" in text
+    last = text.splitlines()[-1].split()
+    assert last == ["never", "seen", "-", "-", "0"]
+    without_normal = dataclasses.replace(result, metrics_defects=result.metrics)
+    assert "defects" not in format_results(without_normal)
+
+
+def test_table_without_detections_or_truth(result: EvalResult) -> None:
+    truth, _ = random_case(3)
+    numbers = coco_numbers(dataclasses.replace(truth, annotations=[]), Detections.empty())
+    empty = dataclasses.replace(result, metrics=numbers.metrics, per_class=numbers.per_class)
+    assert " -" in format_results(empty)

@@ -1,0 +1,250 @@
+"""Whole runs of a toy model: what they leave, that they repeat, resume, skip and stop as promised."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import engine.train as training
+from data.errors import UserError
+from engine.config import load_config
+from engine.interrupt import StopSignal
+from engine.run import build_run
+from engine.train import fit, out_of_memory
+from tests.support.tiny_run import write_tiny_config, write_tiny_data
+from tests.support.training import alone, assert_same_state, checkpoint, log_records, train_here
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(config, run folder) of one uninterrupted run that other tests compare with."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_data(folder)
+    config = write_tiny_config(folder)
+    return config, train_here(config, folder / "run")
+
+
+def test_a_run_leaves_its_folder_complete(finished: tuple[Path, Path]) -> None:
+    _, folder = finished
+    names = {path.name for path in folder.iterdir()}
+    expected = {
+        "config.yaml",
+        "log.jsonl",
+        "last.pth",
+        "best_stg1.pth",
+        "best.pth",
+        "results.json",
+        "tensorboard",
+    }
+    assert expected <= names
+    assert {"predictions.png", "predictions.pdf"} <= names
+    assert any((folder / "tensorboard").iterdir())
+
+
+def test_the_log_has_a_loss_at_least_every_ten_steps(finished: tuple[Path, Path]) -> None:
+    steps = [record for record in log_records(finished[1]) if "loss" in record]
+    assert [record["step"] for record in steps] == list(range(1, 7))  # 3 epochs of 2 steps, print_freq 1
+    assert all(math.isfinite(record["loss"]) for record in steps)
+    assert all(abs(sum(record["losses"].values()) - record["loss"]) < 1e-3 for record in steps)
+
+
+def test_results_have_the_promised_keys(finished: tuple[Path, Path]) -> None:
+    results = json.loads((finished[1] / "results.json").read_text(encoding="utf-8"))
+    assert set(results["metrics"]) >= {
+        "AP",
+        "AP50",
+        "AP75",
+        "AP_small",
+        "AR_1",
+        "AR_10",
+        "AR_100",
+        "AR_large",
+    }
+    assert set(results["per_class"]) == {"square", "bar"}
+    assert results["per_class"]["square"]["num_gt"] == 3
+    assert results["train_seconds"] > 0
+
+
+def test_checkpoints_have_the_official_layout(finished: tuple[Path, Path]) -> None:
+    content = checkpoint(finished[1] / "last.pth")
+    assert {"date", "last_epoch", "model", "ema", "optimizer"} <= set(content)
+    assert {"module", "updates"} <= set(content["ema"])
+    assert content["last_epoch"] == 2 and content["step"] == 6
+    assert content["classes"] == {"category_ids": [3, 7], "names": ["square", "bar"]}
+
+
+def test_the_same_seed_gives_the_same_weights(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    config, folder = finished
+    assert_same_state(folder / "last.pth", train_here(config, tmp_path / "again") / "last.pth")
+
+
+def test_any_number_of_workers_gives_the_same_weights(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    config, folder = finished
+    other = train_here(config, tmp_path / "workers", ["train_dataloader.num_workers=2"])
+    assert_same_state(folder / "last.pth", other / "last.pth")
+
+
+def test_another_seed_gives_other_weights(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    config, folder = finished
+    other = train_here(config, tmp_path / "seed", ["seed=1"])
+    one, two = checkpoint(folder / "last.pth"), checkpoint(other / "last.pth")
+    key = "decoder.enc_score_head.weight"
+    assert not torch.equal(one["model"][key], two["model"][key])
+
+
+@pytest.mark.parametrize("stop_after_steps", [1, 2, 3, 5])
+def test_a_stopped_run_continues_exactly(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after_steps: int
+) -> None:
+    """SIGTERM after any step, in the middle or at the end of an epoch, in either stage."""
+    config, folder = finished
+    received = property(lambda self: _steps_done >= stop_after_steps)
+    _steps_done = 0
+    original = training.set_learning_rates
+
+    def count(optimizer: torch.optim.Optimizer, ratio: float) -> None:
+        nonlocal _steps_done
+        _steps_done += 1
+        original(optimizer, ratio)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "set_learning_rates", count)
+        patch.setattr(StopSignal, "received", received)
+        with pytest.raises(SystemExit) as info:
+            train_here(config, tmp_path / "run")
+    assert info.value.code == 143
+    assert checkpoint(tmp_path / "run" / "last.pth")["step"] == stop_after_steps
+    train_here(config, tmp_path / "run", resume=tmp_path / "run" / "last.pth")
+    assert_same_state(folder / "last.pth", tmp_path / "run" / "last.pth")
+    assert [r["step"] for r in log_records(tmp_path / "run") if "loss" in r] == list(range(1, 7))
+    results = [json.loads((f / "results.json").read_text(encoding="utf-8")) for f in (folder, tmp_path / "run")]
+    assert results[0]["metrics"] == results[1]["metrics"]
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    config, folder = finished
+    before = (folder / "last.pth").read_bytes()
+    train_here(config, folder, resume=folder / "last.pth")
+    assert (folder / "last.pth").read_bytes() == before
+
+
+def test_weights_alone_cannot_be_resumed(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    config, folder = finished
+    torch.save({"model": checkpoint(folder / "best.pth")["model"]}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"weights.pth: holds weights but no training state .*-t .*weights.pth"):
+        train_here(config, tmp_path / "run", resume=tmp_path / "weights.pth")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_other_parameter_groups_is_explained(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    config, folder = finished
+    with pytest.raises(UserError, match="optimiser state does not fit optimizer.params"):
+        train_here(config, tmp_path / "run", ["optimizer.params=[]"], resume=folder / "last.pth")
+
+
+def test_tuning_starts_a_new_run_from_the_ema_weights(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    config, folder = finished
+    run = build_run(load_config(config), alone(), tmp_path / "run", resume=None, tuning=folder / "best.pth")
+    run.monitor.close()
+    assert run.position.epoch == 0 and run.position.step == 0
+    expected = checkpoint(folder / "best.pth")["ema"]["module"]
+    for key, value in run.model.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+        assert torch.equal(run.ema.module.state_dict()[key], expected[key]), key
+
+
+def test_stage_2_starts_from_the_best_of_stage_1(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    config, _ = finished
+    run = build_run(load_config(config), alone(), tmp_path / "run", resume=None, tuning=None)
+    with StopSignal() as stop:
+        training.train_one_epoch(run, 0, stop)
+    training.save(run, "best_stg1.pth", finished_epoch=0)
+    step = run.position.step
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.add_(1.0)
+    training.restart_from_stage_1(run)
+    run.monitor.close()
+    stored = checkpoint(tmp_path / "run" / "best_stg1.pth")
+    assert all(torch.equal(value, stored["model"][key]) for key, value in run.model.state_dict().items())
+    assert run.position.step == step  # the counters go on
+
+
+def test_no_best_of_stage_1_is_no_crash(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    config, _ = finished
+    run = build_run(load_config(config), alone(), tmp_path / "run", resume=None, tuning=None)
+    training.restart_from_stage_1(run)
+    run.monitor.close()
+
+
+def test_training_without_any_box(tmp_path: Path) -> None:
+    write_tiny_data(tmp_path, boxes=False)
+    folder = train_here(write_tiny_config(tmp_path), tmp_path / "run")
+    assert all(math.isfinite(r["loss"]) for r in log_records(folder) if "loss" in r)
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8"))["metrics"]["AP"] is None
+
+
+def test_a_non_finite_loss_skips_the_step_and_keeps_everything(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = finished
+    run = build_run(load_config(config), alone(), tmp_path / "run", resume=None, tuning=None)
+    before = {key: value.clone() for key, value in run.model.state_dict().items()}
+    original = run.criterion.forward
+
+    def poisoned(*args: object, **kwargs: object) -> dict[str, torch.Tensor]:
+        losses = original(*args, **kwargs)
+        return losses | {"loss_mal": losses["loss_mal"] * float("nan")}
+
+    monkeypatch.setattr(run.criterion, "forward", poisoned)
+    with StopSignal() as stop:
+        training.train_one_epoch(run, 0, stop)
+    run.monitor.close()
+    assert run.position.nonfinite_in_a_row == 2
+    for key, value in run.model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert run.ema is not None and run.ema.updates == 0
+
+
+def test_too_many_non_finite_losses_stop_the_run(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = finished
+    run = build_run(load_config(config, ["max_nonfinite_steps=2"]), alone(), tmp_path / "run", resume=None, tuning=None)
+    original = run.criterion.forward
+
+    def poisoned(*args: object, **kwargs: object) -> dict[str, torch.Tensor]:
+        losses = original(*args, **kwargs)
+        return losses | {"loss_giou_pre": losses["loss_giou_pre"] * float("inf")}
+
+    monkeypatch.setattr(run.criterion, "forward", poisoned)
+    with (
+        pytest.raises(UserError, match=r"not finite in 2 steps in a row \(last: loss_giou_pre.*last.pth"),
+        StopSignal() as stop,
+    ):
+        fit(run, stop)
+    run.monitor.close()
+    assert (tmp_path / "run" / "last.pth").is_file()
+
+
+def test_out_of_memory_names_the_remedies_in_order(finished: tuple[Path, Path]) -> None:
+    message = str(out_of_memory(load_config(finished[0]), RuntimeError("CUDA out of memory. Tried 2 GiB\nmore")))
+    order = [
+        "--use-amp",
+        "accumulation_steps=2",
+        "gradient_checkpointing=True",
+        "base_size_repeat=null",
+        "smaller",
+    ]
+    positions = [message.index(word) for word in order]
+    assert positions == sorted(positions)
+    assert "Tried 2 GiB" in message and "more" not in message.splitlines()[0]
+
+
+def test_early_stopping(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    write_tiny_data(tmp_path, boxes=False)  # AP stays at "nothing", so no epoch improves on the first
+    overrides = ["epoches=12", "no_aug_epoch=2", "flat_epoch=4", "early_stopping_patience=2"]
+    folder = train_here(write_tiny_config(tmp_path), tmp_path / "run", overrides)
+    assert checkpoint(folder / "last.pth")["last_epoch"] == 2

@@ -1,0 +1,70 @@
+"""Two gloo processes through the command line, as torchrun starts them."""
+
+import json
+import socket
+import subprocess
+from pathlib import Path
+
+import torch
+
+from tests.support.tiny_run import command, script_environment, write_tiny_config, write_tiny_data
+from tests.support.training import checkpoint, log_records
+
+
+def run_two_processes(script: str, *arguments: str | Path, cwd: Path, timeout: float = 240) -> list[str]:
+    """Start ranks 0 and 1; returns their stderr. Fails if one of them fails or hangs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            command(script, arguments),
+            cwd=cwd,
+            env=script_environment()
+            | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, error) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, error[-3000:]
+    return [error for _, error in outputs]
+
+
+def only_first_image_keeps_boxes(path: Path) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"]]
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_two_processes_train_also_where_one_has_no_boxes_and_accumulate(tmp_path: Path) -> None:
+    """With boxes in one of eight images, one rank is without boxes in every step: no hang, no unused parameter."""
+    write_tiny_data(tmp_path)
+    only_first_image_keeps_boxes(tmp_path / "train.json")
+    config = write_tiny_config(tmp_path, extra="accumulation_steps: 2\nuse_amp: True\n")
+    arguments = ("-c", config, "--output-dir", tmp_path / "run", "-d", "cpu")
+    run_two_processes("train_deimv2.py", *arguments, cwd=tmp_path)
+    state = checkpoint(tmp_path / "run" / "last.pth")
+    assert state["last_epoch"] == 2 and state["step"] == 6
+    assert all(torch.isfinite(value).all() for value in state["model"].values() if value.is_floating_point())
+    assert len([r for r in log_records(tmp_path / "run") if "loss" in r]) == 6
+
+    run_two_processes("evaluate_deimv2.py", "-r", tmp_path / "run" / "best.pth", "-d", "cpu", cwd=tmp_path)
+    trained = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    evaluated = json.loads((tmp_path / "run" / "eval_val_best" / "results.json").read_text(encoding="utf-8"))
+    assert evaluated["metrics"] == trained["metrics"]
+    assert evaluated["num_images"] == 4

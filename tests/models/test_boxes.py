@@ -1,0 +1,57 @@
+"""Box maths, against plain tables and at the edges."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.boxes import (
+    cxcywh_to_xyxy,
+    cxcywh_to_xyxy_clamped,
+    inverse_sigmoid,
+    paired_giou,
+    paired_iou,
+    xyxy_to_cxcywh,
+)
+from tests.support.criterion_oracle import iou_table, to_xyxy
+
+
+@settings(deadline=None)
+@given(n=st.integers(0, 20), seed=st.integers(0, 10_000))
+def test_paired_overlaps_are_the_diagonal_of_the_table(n: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = to_xyxy(torch.rand(n, 4, generator=generator)), to_xyxy(torch.rand(n, 4, generator=generator))
+    iou, giou = iou_table(a, b)
+    torch.testing.assert_close(paired_iou(a, b), iou.diag())
+    torch.testing.assert_close(paired_giou(a, b), giou.diag())
+    torch.testing.assert_close(paired_giou(a[:, None], b), giou)  # broadcast
+
+
+def test_boxes_without_area_overlap_by_nothing_and_pull_on_nothing() -> None:
+    line, point = [0.1, 0.1, 0.1, 0.3], [0.2, 0.2, 0.2, 0.2]
+    a = torch.tensor([line, point], requires_grad=True)
+    b = torch.tensor([line, point])
+    for overlap in (paired_iou(a, b), paired_giou(a, b)):
+        (gradient,) = torch.autograd.grad(overlap.sum(), a)
+        assert overlap.tolist() == [0, 0] and gradient.abs().max() == 0
+
+
+def test_nan_stays_visible() -> None:
+    a, b = torch.full((1, 4), torch.nan), torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    assert paired_iou(a, b).isnan().all() and paired_giou(a, b).isnan().all()
+
+
+def test_there_and_back() -> None:
+    boxes = torch.rand(10, 4)
+    torch.testing.assert_close(xyxy_to_cxcywh(cxcywh_to_xyxy(boxes)), boxes)
+
+
+def test_negative_sizes_count_as_nothing() -> None:
+    boxes = cxcywh_to_xyxy_clamped(torch.tensor([[0.5, 0.5, -0.2, 0.2]]))
+    torch.testing.assert_close(boxes, torch.tensor([[0.5, 0.4, 0.5, 0.6]]))
+
+
+def test_inverse_sigmoid_is_finite_at_the_ends() -> None:
+    x = torch.tensor([-1.0, 0.0, 0.3, 1.0, 2.0])
+    logits = inverse_sigmoid(x)
+    assert torch.isfinite(logits).all()
+    torch.testing.assert_close(logits.sigmoid(), torch.tensor([1e-5, 1e-5, 0.3, 1 - 1e-5, 1 - 1e-5]))

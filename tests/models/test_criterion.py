@@ -1,0 +1,287 @@
+"""The losses: golden numbers of the original, the plain oracle, and what must hold for any data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models.config import CriterionConfig
+from models.criterion import DEIMCriterion, WindowShare
+from tests.support.criterion_cases import (
+    Targets,
+    golden_case,
+    made_up_outputs,
+    made_up_targets,
+    named_leaves,
+    no_targets,
+    without_denoising,
+)
+from tests.support.criterion_oracle import WEIGHTS, OracleSettings, oracle_losses
+
+CASES = {"epoch_0": 0, "epoch_100": 100, "no_dn_epoch_0": 0, "empty": 0}
+
+
+def make_criterion(**changes: Any) -> DEIMCriterion:
+    matcher = {"change_matcher": True, "iou_order_alpha": 4.0, "matcher_change_epoch": 100}
+    config = CriterionConfig.model_validate({"weight_dict": WEIGHTS, "gamma": 1.5, "matcher": matcher})
+    return DEIMCriterion(config.model_copy(update=changes))
+
+
+def made_up(
+    counts: Sequence[int], seed: int = 0, **sizes: int
+) -> tuple[dict[str, Any], list[dict[str, Tensor]], dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    settings = {"num_queries": 12, "num_classes": 5, "reg_max": 8} | sizes
+    targets = made_up_targets(counts, settings["num_classes"], generator)
+    outputs = made_up_outputs(targets, generator, **settings)
+    return outputs, targets, named_leaves(outputs)
+
+
+def total(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+def gradients(losses: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = torch.autograd.grad(total(losses), list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_equal_the_original(case: str) -> None:
+    outputs, targets, numbers = golden_case()
+    if case != "epoch_0" and case != "epoch_100":
+        outputs = without_denoising(outputs)
+    if case == "empty":
+        targets = no_targets(3)
+    losses = make_criterion()(outputs, targets, epoch=CASES[case])
+    expected = numbers[case]
+    assert {name: value.item() for name, value in losses.items()} == pytest.approx(expected["losses"], rel=1e-5)
+    assert total(losses).item() == pytest.approx(expected["total"], rel=1e-5)
+    found = gradients(losses, named_leaves(outputs))
+    for name, norm in expected.get("grad_norm", {}).items():
+        assert found[name].norm().item() == pytest.approx(norm, rel=1e-5, abs=1e-12), name
+
+
+def assert_equal_to_oracle(
+    outputs: dict[str, Any], targets: Targets, leaves: Mapping[str, Tensor], epoch: int, **changes: Any
+) -> None:
+    names = {"use_uni_set", "reg_max", "mal_alpha"}
+    oracle = OracleSettings(**{name: value for name, value in changes.items() if name in names})
+    expected = oracle_losses(outputs, targets, epoch, oracle).losses
+    losses = make_criterion(**changes)(outputs, targets, epoch=epoch)
+    assert {name: value.item() for name, value in losses.items()} == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-4, abs=1e-6
+    )
+    wanted = gradients(expected, leaves)
+    for name, gradient in gradients(losses, leaves).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 7), min_size=1, max_size=4),
+    num_queries=st.integers(1, 14),
+    num_classes=st.integers(1, 9),
+    num_layers=st.integers(1, 4),
+    epoch=st.sampled_from([0, 100]),
+    seed=st.integers(0, 10_000),
+)
+def test_equals_the_oracle(
+    counts: list[int], num_queries: int, num_classes: int, num_layers: int, epoch: int, seed: int
+) -> None:
+    sizes = {"num_queries": num_queries, "num_classes": num_classes, "num_layers": num_layers, "num_denoising": 9}
+    outputs, targets, leaves = made_up(counts, seed, **sizes)
+    assert_equal_to_oracle(outputs, targets, leaves, epoch, reg_max=8)
+
+
+@pytest.mark.parametrize("changes", [{"use_uni_set": False}, {"mal_alpha": 0.3}], ids=str)
+def test_other_settings_equal_the_oracle(changes: dict[str, Any]) -> None:
+    outputs, targets, leaves = made_up([3, 0, 5])
+    assert_equal_to_oracle(outputs, targets, leaves, 0, reg_max=8, **changes)
+
+
+def test_denoising_indices_may_be_in_any_order_of_groups() -> None:
+    """`dn_positive_idx` is read, not guessed: queries of two groups exchanged give the same losses."""
+    outputs, targets, _ = made_up([2, 2], num_denoising=4)
+    criterion = make_criterion(reg_max=8)
+    before = criterion(outputs, targets, epoch=0)
+    swap = torch.tensor([4, 5, 6, 7, 0, 1, 2, 3])
+    for output in [*outputs["dn_outputs"], outputs["dn_pre_outputs"]]:
+        for name, value in output.items():
+            output[name] = value[:, swap]
+    outputs["dn_meta"]["dn_positive_idx"] = [torch.tensor([4, 5, 0, 1])] * 2
+    after = criterion(outputs, targets, epoch=0)
+    torch.testing.assert_close(before, after)
+
+
+def test_number_of_keys() -> None:
+    outputs, targets, _ = made_up([3, 0, 5])
+    criterion = make_criterion(reg_max=8)
+    assert len(criterion(outputs, targets, epoch=0)) == 47
+    assert len(criterion(without_denoising(outputs), no_targets(3), epoch=0)) == 25
+    for part in (outputs, *outputs["aux_outputs"]):  # as in the first step, when all heads are copies
+        part["pred_corners"] = outputs["pred_corners"].detach().clone().requires_grad_()
+    for part in outputs["dn_outputs"]:
+        part["pred_corners"] = outputs["dn_outputs"][-1]["pred_corners"].detach().clone().requires_grad_()
+    first_step = criterion(outputs, targets, epoch=0)
+    assert len(first_step) == 41 and not any("ddf" in name for name in first_step)
+
+
+def test_denoising_ddf_without_a_matching_ddf_weighs_both_halves_alike() -> None:
+    outputs, targets, leaves = made_up([3, 2])
+    for aux in outputs["aux_outputs"]:
+        aux["pred_corners"] = outputs["pred_corners"].detach().clone().requires_grad_()
+    losses = make_criterion(reg_max=8)(outputs, targets, epoch=0)
+    assert sorted(name for name in losses if "ddf" in name) == [f"loss_ddf_dn_{i}" for i in range(3)]
+    assert_equal_to_oracle(outputs, targets, named_leaves(outputs), 0, reg_max=8)
+
+
+def test_one_equal_layer_is_left_out_alone() -> None:
+    outputs, targets, _ = made_up([3, 2])
+    outputs["aux_outputs"][1]["pred_corners"] = outputs["pred_corners"].detach().clone().requires_grad_()
+    assert_equal_to_oracle(outputs, targets, named_leaves(outputs), 0, reg_max=8)
+
+
+def test_more_boxes_than_queries() -> None:
+    outputs, targets, leaves = made_up([20, 1], num_queries=5)
+    assert_equal_to_oracle(outputs, targets, leaves, 0, reg_max=8)
+
+
+def test_every_output_gets_a_gradient_without_boxes() -> None:
+    outputs, _, leaves = made_up([0, 0])
+    losses = make_criterion(reg_max=8)(outputs, no_targets(2), epoch=0)
+    assert torch.isfinite(total(losses))
+    assert all(losses[name].item() == 0 for name in losses if "bbox" in name or "giou" in name or "fgl" in name)
+    total(losses).backward()  # DDP wants every output used
+    assert all(leaf.grad is not None for leaf in leaves.values())
+
+
+def test_zero_area_boxes_give_finite_losses_and_gradients() -> None:
+    outputs, targets, leaves = made_up([2, 1])
+    targets[0]["boxes"][0, 2:] = 0
+    targets[1]["boxes"][0, 2] = 0
+    with torch.no_grad():
+        outputs["pred_boxes"][0, :6, 2:] = 0
+        outputs["pred_boxes"][0, 0] = targets[0]["boxes"][0]
+        outputs["pred_boxes"][1, 1] = targets[1]["boxes"][0]
+        outputs["pred_boxes"][1, 2, 2:] = -0.1
+    for epoch in (0, 100):
+        losses = make_criterion(reg_max=8)(outputs, targets, epoch=epoch)
+        found = gradients(losses, leaves)
+        assert torch.isfinite(total(losses))
+        assert all(torch.isfinite(g).all() and g.norm() < 1e4 for g in found.values())
+
+
+def test_nan_is_not_masked() -> None:
+    outputs, targets, _ = made_up([2, 1])
+    with torch.no_grad():
+        outputs["pred_logits"][0, 3, 1] = torch.nan
+    losses = make_criterion(reg_max=8)(outputs, targets, epoch=0)
+    assert losses["loss_mal"].isnan() and torch.isfinite(losses["loss_mal_aux_0"])
+
+
+def test_half_precision_outputs_are_computed_in_float32() -> None:
+    outputs, targets, _ = made_up([3, 1])
+    single = [outputs, *outputs["aux_outputs"]]
+    for output in single:
+        for name in ("pred_logits", "pred_corners"):
+            output[name] = output[name].detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = make_criterion(reg_max=8)(outputs, targets, epoch=0)
+    for output in single:
+        for name in ("pred_logits", "pred_corners"):
+            output[name] = output[name].detach().float().requires_grad_()
+    high = make_criterion(reg_max=8)(outputs, targets, epoch=0)
+    assert all(value.dtype == torch.float32 for value in low.values())
+    assert all(torch.equal(low[name], high[name]) for name in high)
+
+
+def _part(outputs: dict[str, Any], images: slice) -> dict[str, Any]:
+    """The outputs of some images of the batch, without denoising."""
+    cut = {"pred_logits", "pred_boxes", "pred_corners", "ref_points"}
+
+    def one(output: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value[images] if name in cut else value for name, value in output.items()}
+
+    result = one(without_denoising(outputs))
+    result["pre_outputs"] = one(outputs["pre_outputs"])
+    for name in ("aux_outputs", "enc_aux_outputs"):
+        result[name] = [one(output) for output in outputs[name]]
+    return result
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_two_halves_of_a_window_are_the_whole(as_tensor: bool) -> None:
+    outputs, targets, leaves = made_up([3, 1, 0, 6])
+    criterion = make_criterion(reg_max=8, use_uni_set=False)
+    whole = criterion(without_denoising(outputs), targets, epoch=0)
+    share = WindowShare(torch.tensor(10.0) if as_tensor else 10, 0.5)
+    first = criterion(_part(outputs, slice(0, 2)), targets[:2], epoch=0, share=share)
+    second = criterion(_part(outputs, slice(2, 4)), targets[2:], epoch=0, share=share)
+    for name, value in whole.items():
+        if "ddf" not in name:
+            torch.testing.assert_close(first[name] + second[name], value, rtol=1e-5, atol=1e-6)
+    exact = [name for name in whole if "ddf" not in name]
+    wanted = gradients({name: whole[name] for name in exact}, leaves)
+    found = gradients({name: first[name] + second[name] for name in exact}, leaves)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_the_union_of_a_micro_batch_is_scaled_to_its_window() -> None:
+    outputs, targets, _ = made_up([3, 1])
+    criterion = make_criterion(reg_max=8)
+    alone = criterion(outputs, targets, epoch=0)
+    shared = criterion(outputs, targets, epoch=0, share=WindowShare(12, 0.25))  # 4 of the window's 12 boxes
+    for name, value in alone.items():
+        factor = 0.25 if "ddf" in name else 4 / 12
+        torch.testing.assert_close(shared[name], value * factor, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_micro_batch_without_boxes_in_a_window_with_some() -> None:
+    outputs, _, leaves = made_up([0, 0])
+    losses = make_criterion(reg_max=8)(outputs, no_targets(2), epoch=0, share=WindowShare(7, 0.5))
+    assert torch.isfinite(total(losses))
+    assert all(torch.isfinite(g).all() for g in gradients(losses, leaves).values())
+
+
+@pytest.mark.parametrize("counts", [[3, 1], [0, 0]])
+@pytest.mark.parametrize("share", [None, WindowShare(6.0, 0.5)])
+def test_counts_are_averaged_with_one_collective_in_every_process(
+    monkeypatch: pytest.MonkeyPatch, counts: list[int], share: WindowShare | None
+) -> None:
+    outputs, targets, _ = made_up(counts)
+    criterion = make_criterion(reg_max=8, use_uni_set=False)
+    alone = criterion(outputs, targets, epoch=0, share=share)
+    calls = []
+
+    def with_an_empty_neighbour(counts: Tensor) -> None:
+        calls.append(counts.tolist())
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", with_an_empty_neighbour)
+    together = criterion(outputs, targets, epoch=0, share=share)
+    assert len(calls) == 1 and calls[0][0] == sum(counts)
+    halved = share is None and sum(counts) > 0
+    for name in ("loss_mal", "loss_bbox_aux_1", "loss_fgl"):
+        torch.testing.assert_close(together[name], alone[name] * (2 if halved else 1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_one_wait_for_the_device_and_the_same_losses() -> None:
+    from benchmarks.criterion import to_cuda, count_syncs
+
+    outputs, targets, _ = made_up([3, 0, 5])
+    criterion = make_criterion(reg_max=8)
+    expected = criterion(outputs, targets, epoch=0)
+    outputs, targets = to_cuda(outputs), to_cuda(targets)
+    losses = criterion(outputs, targets, epoch=0)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name].cpu(), value, rtol=1e-4, atol=1e-6)
+    assert count_syncs(lambda: criterion(outputs, targets, epoch=0)) <= 2

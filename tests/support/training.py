@@ -1,0 +1,59 @@
+"""Training runs inside the test process, and comparisons of what they leave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.config import load_config
+from engine.distributed import Distributed
+from engine.train import train
+
+
+def alone() -> Distributed:
+    """The only process, on the CPU."""
+    return Distributed(0, 1, 0, torch.device("cpu"))
+
+
+def train_here(
+    config: Path,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    resume: Path | None = None,
+    tuning: Path | None = None,
+) -> Path:
+    """A whole run in this process; returns its folder."""
+    train(load_config(config, overrides), alone(), folder, resume=resume, tuning=tuning)
+    return folder
+
+
+def checkpoint(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def assert_same_state(a: Path, b: Path) -> None:
+    """Raw weights, EMA, optimiser and position are bitwise equal."""
+    one, two = checkpoint(a), checkpoint(b)
+    for key in ("last_epoch", "step", "batch_in_epoch", "selection"):
+        assert one[key] == two[key], key
+    _assert_same(one["model"], two["model"])
+    _assert_same(one["ema"]["module"], two["ema"]["module"])
+    assert one["ema"]["updates"] == two["ema"]["updates"]
+    for index, state in one["optimizer"]["state"].items():
+        _assert_same(state, two["optimizer"]["state"][index])
+
+
+def _assert_same(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
+    assert one.keys() == two.keys()
+    different = [key for key in one if not torch.equal(one[key], two[key])]
+    assert not different, different[:5]
+
+
+def log_records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,237 @@
+"""`evaluate_deimv2.py` as a user meets it."""
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from data.classes import ClassMap
+from data.loader import build_eval_loader
+from data.splits import build_datasets
+from engine.checkpoint import save_checkpoint
+from engine.config import config_to_dict, load_config
+from engine.evaluate import evaluate
+from models.detector import build_detector
+from tests.support.tiny_run import (
+    CLASS_NAMES,
+    ROOT,
+    script_environment,
+    write_tiny_config,
+    write_tiny_data,
+)
+
+METRICS = {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"} | {
+    f"AR_{kind}" for kind in ("1", "10", "100", "small", "medium", "large")
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a config, and a checkpoint whose raw and EMA weights differ; its backbone file does not exist."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_data(folder, num_val=5)
+    write_tiny_config(folder)
+    config = load_config(folder / "tiny.yml", ["DINOv3STAs.weights_path=nowhere.pt"])
+    torch.manual_seed(0)
+    model, ema = build_detector(config), build_detector(config)
+    save_checkpoint(
+        folder / "run" / "best.pth",
+        {
+            "last_epoch": 4,
+            "model": model.state_dict(),
+            "ema": {"module": ema.state_dict(), "updates": 3},
+            "config": config_to_dict(config),
+            "classes": ClassMap((3, 7), CLASS_NAMES).to_dict(),
+            "seed": 0,
+        },
+    )
+    return folder
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def run_here(*arguments: str | Path, cwd: Path) -> Outcome:
+    """The script in this process, which spares loading torch again."""
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv
+    sys.argv = ["evaluate_deimv2.py", *map(str, arguments)]
+    try:
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(str(ROOT / "evaluate_deimv2.py"), run_name="__main__")
+    except SystemExit as leave:
+        code = leave.code
+    finally:
+        sys.argv = before
+    assert isinstance(code, int)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_checkpoint_is_all_it_needs(tiny: Path) -> None:
+    outcome = run_here("-r", "run/best.pth", "-d", "cpu", cwd=tiny)
+    assert outcome.code == 0, outcome.err
+    folder = tiny / "run" / "eval_val_best"
+    assert sorted(path.name for path in folder.iterdir()) == ["predictions.json", "results.json"]
+    results = read(folder / "results.json")
+    assert set(results["metrics"]) == set(results["metrics_defects"]) == METRICS
+    assert set(results["per_class"]) == set(CLASS_NAMES)
+    assert results["per_class"]["square"]["num_gt"] == 4
+    assert (results["checkpoint"], results["weights"], results["epoch"]) == ("best.pth", "ema", 5)
+    predictions = read(folder / "predictions.json")
+    assert {one["category_id"] for one in predictions} <= {3, 7}, "the data set's own ids"
+    assert {one["image_id"] for one in predictions} == {1001, 1002, 1003, 1004, 1005}
+    assert len(predictions) == 5 * 20
+    for text in (*METRICS, *CLASS_NAMES, "eval_val_best"):
+        assert text in outcome.out
+
+
+def test_the_ema_is_what_is_judged(tiny: Path) -> None:
+    run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "ema", cwd=tiny)
+    config = load_config(tiny / "tiny.yml")
+    torch.manual_seed(0)
+    build_detector(config)
+    data = build_datasets(config, splits=("val",))
+    expected = evaluate(
+        build_detector(config),
+        build_eval_loader(config, data.splits["val"], data.classes),
+        classes=data.classes,
+        split=data.splits["val"],
+        config=config,
+        device=torch.device("cpu"),
+        progress=False,
+    )
+    found = read(tiny / "ema" / "predictions.json")
+    assert [one["category_id"] for one in found] == [one["category_id"] for one in expected.predictions]
+    assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected.predictions], abs=1e-5)
+
+
+def test_config_overrides_and_splits(tiny: Path) -> None:
+    base = ("-r", "run/best.pth", "-d", "cpu")
+    assert run_here(*base, "--split", "train", "-u", "val_dataloader.total_batch_size=3", cwd=tiny).code == 0
+    assert read(tiny / "run" / "eval_train_best" / "results.json")["num_images"] == 8
+    test_data = ["test_dataloader.dataset.img_folder=train", "test_dataloader.dataset.ann_file=train.json"]
+    outcome = run_here(*base, "--split", "test", "-u", *test_data, "--output-dir", "from_stored", cwd=tiny)
+    assert outcome.code == 0, outcome.err
+    outcome = run_here(
+        *base, "-c", "tiny.yml", "--split", "test", "-u", *test_data, "--output-dir", "from_file", cwd=tiny
+    )
+    assert outcome.code == 0, outcome.err
+    stored, file = (read(tiny / name / "results.json") for name in ("from_stored", "from_file"))
+    assert stored["metrics"] == file["metrics"] and stored["gt_hash"] == file["gt_hash"]
+    assert stored["gt_hash"] == read(tiny / "run" / "eval_train_best" / "results.json")["gt_hash"]
+
+
+class _Payload:
+    """A pickle that would run a command."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("echo > exploded",)
+
+
+def prepare_bad_files(tiny: Path) -> None:
+    whole = (tiny / "run" / "best.pth").read_bytes()
+    (tiny / "truncated.pth").write_bytes(whole[: len(whole) // 2])
+    torch.save({"model": _Payload()}, tiny / "hostile.pth")
+    checkpoint = torch.load(tiny / "run" / "best.pth", weights_only=True)
+    weights = checkpoint["ema"]["module"]
+    save_checkpoint(tiny / "other.pth", {**checkpoint, "ema": None, "model": {"conv.weight": torch.zeros(1)}})
+    wider = {key: torch.zeros(*value.shape, 2) for key, value in weights.items()}
+    save_checkpoint(tiny / "wider.pth", {**checkpoint, "ema": None, "model": wider})
+    save_checkpoint(tiny / "official.pth", {"model": weights})
+    names = ClassMap((3, 7), ("dent", "bar")).to_dict()
+    save_checkpoint(tiny / "renamed.pth", {**checkpoint, "classes": names})
+
+
+BAD_INPUTS = [
+    (["-r", "gone.pth"], "gone.pth: no such file"),
+    (["-r", "truncated.pth"], "truncated.pth: damaged, cut short or not a checkpoint"),
+    (["-r", "hostile.pth"], "hostile.pth: it holds a Python object"),
+    (["-r", "other.pth"], "other.pth"),
+    (["-r", "wider.pth"], "wider.pth"),
+    (["-r", "official.pth"], "official.pth: no config in it (an official file?); give one with -c CONFIG"),
+    (["-r", "renamed.pth"], "is called 'square' here and 'dent' in the training split or checkpoint"),
+    (["-r", "run/best.pth", "-u", "num_classes=5"], "num_classes"),
+    (["-r", "run/best.pth", "-u", "epochz=5"], "epochz"),
+    (["-r", "run/best.pth", "-c", "gone.yml"], "gone.yml"),
+    (["-r", "run/best.pth", "-u", "val_dataloader.dataset.ann_file=gone.json"], "gone.json"),
+    (["-r", "run/best.pth", "--split", "test"], "no section test_dataloader"),
+    (["-r", "run/best.pth", "-d", "cuda"], "Device 'cuda' was asked for"),
+    (["-r", "run/best.pth", "-d", "tpu"], "expected cpu, cuda or cuda:N"),
+    (["-r", "run/best.pth", "--output-dir", "tiny.yml"], "tiny.yml is a file; rename it or choose another"),
+]
+
+
+def test_bad_input_gets_one_message_and_no_output(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_bad_files(tiny)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = sorted(tiny.rglob("*"))
+    for arguments, message in BAD_INPUTS:
+        outcome = run_here("--output-dir", "new", *arguments, cwd=tiny)
+        assert outcome.code == 2, (arguments, outcome)
+        assert message in outcome.err, (arguments, outcome.err)
+        assert outcome.err.count("error: ") == 1 and "Traceback" not in outcome.err, outcome.err
+        assert outcome.out == ""
+    assert sorted(tiny.rglob("*")) == before, "nothing is written, nothing has exploded"
+
+
+def test_full_disk_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    outcome = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "full", cwd=tiny)
+    assert outcome.code == 2 and "No space left on device" in outcome.err
+    assert list((tiny / "full").iterdir()) == []
+
+
+def test_out_of_memory_names_the_remedy(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nand more")
+
+    monkeypatch.setattr("engine.evaluation_run.evaluate", refuse)
+    outcome = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "big", cwd=tiny)
+    assert outcome.code == 2 and "-u val_dataloader.total_batch_size=1" in outcome.err
+    assert "and more" not in outcome.err and not (tiny / "big").exists()
+
+
+def test_torchrun_counts_every_image_once(tiny: Path) -> None:
+    alone = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "alone", cwd=tiny)
+    assert alone.code == 0, alone.err
+    done = torchrun(["-r", "run/best.pth", "-d", "cpu", "--output-dir", "together"], cwd=tiny)
+    assert done.code == 0, done.err
+    assert done.out.count("AP50") == 2, "one process prints: the table of metrics and the table of classes"
+    one, two = (read(tiny / name / "predictions.json") for name in ("alone", "together"))
+    assert [(p["image_id"], p["category_id"]) for p in one] == [(p["image_id"], p["category_id"]) for p in two]
+    one, two = (read(tiny / name / "results.json") for name in ("alone", "together"))
+    assert one["metrics"] == pytest.approx(two["metrics"], abs=1e-6) and two["num_images"] == 5
+
+
+def torchrun(arguments: Sequence[str], cwd: Path) -> Outcome:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(ROOT / "evaluate_deimv2.py"), *arguments],
+        cwd=cwd,
+        env=script_environment(),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=240,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)

@@ -1,0 +1,178 @@
+"""`train_deimv2.py` as a user meets it: every bad input gets one clear message and exit code 2."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.support.tiny_run import command, run_script, script_environment, write_tiny_config, write_tiny_data
+from tests.support.training import assert_same_state
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_data(folder)
+    write_tiny_config(folder)
+    return folder
+
+
+# Runs the script once for each list of arguments and prints [exit code, stderr] of each.
+DRIVER = """
+import contextlib, io, json, runpy, sys
+script, cases, rows = sys.argv[1], json.loads(sys.argv[2]), []
+for arguments in cases:
+    sys.argv, error, code = [script, *arguments], io.StringIO(), None
+    with contextlib.redirect_stderr(error):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as leave:
+            code = leave.code
+    rows.append([code, error.getvalue()])
+print(json.dumps(rows))
+"""
+
+
+class Bomb:
+    """A pickle that would run a command."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch exploded",)
+
+
+def bad_inputs() -> list[tuple[str, list[str], str]]:
+    """(id, arguments after the script, words of the message); the files are made by `prepare`."""
+    return [
+        ("missing config", ["-c", "nowhere.yml"], "nowhere.yml"),
+        ("bad yaml", ["-c", "bad.yml"], "bad.yml"),
+        ("unknown key", ["-c", "tiny.yml", "-u", "epochz=3"], "epoches"),
+        ("wrong type", ["-c", "tiny.yml", "-u", "optimizer.lr=fast"], "optimizer.lr"),
+        ("impossible value", ["-c", "tiny.yml", "-u", "eval_spatial_size=[65,64]"], "32"),
+        ("malformed override", ["-c", "tiny.yml", "-u", "epoches"], "epoches"),
+        (
+            "missing data",
+            ["-c", "tiny.yml", "-u", "train_dataloader.dataset.ann_file=gone.json"],
+            "gone.json",
+        ),
+        ("class count", ["-c", "tiny.yml", "-u", "num_classes=5"], "num_classes"),
+        (
+            "empty data",
+            ["-c", "tiny.yml", "-u", "train_dataloader.dataset.ann_file=empty.json"],
+            "empty.json",
+        ),
+        (
+            "missing weights",
+            ["-c", "tiny.yml", "-u", "DINOv3STAs.weights_path=gone.pt"],
+            "weights_path: null",
+        ),
+        ("missing checkpoint", ["-c", "tiny.yml", "-r", "gone.pth"], "gone.pth"),
+        ("truncated checkpoint", ["-c", "tiny.yml", "-r", "truncated.pth"], "truncated.pth"),
+        ("hostile checkpoint", ["-c", "tiny.yml", "-r", "hostile.pth"], "hostile.pth"),
+        ("another model's checkpoint", ["-c", "tiny.yml", "-r", "other.pth"], "other.pth"),
+        ("no cuda", ["-c", "tiny.yml", "-d", "cuda"], "CUDA"),
+        ("output is a file", ["-c", "tiny.yml", "--output-dir", "bad.yml"], "--output-dir"),
+    ]
+
+
+def prepare(folder: Path) -> None:
+    (folder / "bad.yml").write_text("a: [1, 2\nb: }", encoding="utf-8")
+    (folder / "empty.json").write_text('{"images": [], "annotations": [], "categories": []}', encoding="utf-8")
+    torch.save({"model": {"weight": torch.zeros(3)}}, folder / "other.pth")
+    (folder / "truncated.pth").write_bytes((folder / "other.pth").read_bytes()[:200])
+    torch.save({"model": Bomb()}, folder / "hostile.pth")
+
+
+def test_bad_input_gets_one_message_and_exit_code_2(tiny: Path) -> None:
+    """All cases in one process (importing torch takes seconds), each through the script's own main."""
+    prepare(tiny)
+    before = {path for path in tiny.rglob("*")}
+    cases = bad_inputs()
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            DRIVER,
+            command("train_deimv2.py", [])[1],
+            json.dumps([row[1] for row in cases]),
+        ],
+        cwd=tiny,
+        env=script_environment() | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    rows = json.loads(result.stdout.splitlines()[-1])
+    for (name, _, words), (code, message) in zip(cases, rows, strict=True):
+        assert code == 2, (name, code, message[-1500:])
+        assert "Traceback" not in message, name
+        assert words in message, (name, message)
+    assert not (tiny / "exploded").exists()
+    assert {path for path in tiny.rglob("*")} == before, "bad input left files behind"
+
+
+def test_dry_run_prints_the_resolved_config_and_writes_nothing(tiny: Path) -> None:
+    result = run_script("train_deimv2.py", "-c", "tiny.yml", "--dry-run", "--use-amp", "--seed", "5", cwd=tiny)
+    assert result.returncode == 0, result.stderr
+    config = yaml.safe_load(result.stdout)
+    assert config["use_amp"] is True and config["seed"] == 5
+    assert not (tiny / "outputs").exists()
+
+
+def wait_for_step(log: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if log.is_file() and f'"step": {step}' in log.read_text(encoding="utf-8"):
+            return
+        assert process.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step} in {log}")
+
+
+def test_a_killed_run_continues_exactly(tmp_path: Path) -> None:
+    """SIGKILL in the middle of the second epoch: last.pth of the first one is whole, and nothing is lost but time."""
+    write_tiny_data(tmp_path, num_train=64)
+    write_tiny_config(tmp_path)
+    whole = run_script("train_deimv2.py", "-c", "tiny.yml", "--output-dir", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    arguments = ["-c", "tiny.yml", "--output-dir", "killed"]
+    process = subprocess.Popen(
+        command("train_deimv2.py", arguments),
+        cwd=tmp_path,
+        env=script_environment(),
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for_step(tmp_path / "killed" / "log.jsonl", 20, process)  # 16 steps an epoch
+    process.kill()
+    process.wait()
+    resumed = run_script("train_deimv2.py", *arguments, "-r", "killed/last.pth", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert_same_state(tmp_path / "whole" / "last.pth", tmp_path / "killed" / "last.pth")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+def test_ctrl_c_saves_the_position_and_exits_130(tmp_path: Path) -> None:
+    write_tiny_data(tmp_path, num_train=64)
+    write_tiny_config(tmp_path)
+    process = subprocess.Popen(
+        command("train_deimv2.py", ["-c", "tiny.yml", "--output-dir", "run", "-u", "epoches=50", "num_workers=1"]),
+        cwd=tmp_path,
+        env=script_environment(),
+        stderr=subprocess.PIPE,
+    )
+    wait_for_step(tmp_path / "run" / "log.jsonl", 20, process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error.decode()[-2000:]
+    assert b"Traceback" not in error
+    state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
+    assert state["step"] >= 20
