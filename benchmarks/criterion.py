@@ -3,8 +3,9 @@
     python benchmarks/criterion.py [--threads 2] [--repeats 9] [--json FILE]
 
 Batch 16, 30 boxes an image, 300 queries, 4 decoder layers, denoising on; forward + backward in float32 on the
-CPU, the two alternating so that both meet the same machine; medians (and the best, for a busy machine). Where there is a CUDA device, its own time and the
-waits for the device (device-to-host synchronisations) of one call are measured too.
+CPU, the two alternating so that both meet the same machine: medians, and the best for when it is busy. Where there
+is a CUDA device, its own time and the waits for the device (device-to-host synchronisations) of one call are
+measured too.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class CocoSplit:
         kept = [image for image in self.images if image.id not in gone]
         rows = np.concatenate([np.empty(0, np.int64), *(np.arange(i.rows.start, i.rows.stop) for i in kept)])
         ends = np.cumsum([image.rows.stop - image.rows.start for image in kept], dtype=np.int64).tolist()
-        starts = [0, *ends[:-1]]
+        starts = [0, *ends][: len(kept)]
         return replace(
             self,
             images=tuple(replace(i, rows=slice(a, b)) for i, a, b in zip(kept, starts, ends, strict=True)),
@@ -241,14 +241,14 @@ def _pack(
     places = np.array([place[box.image_id] for box in ordered], dtype=np.int64)
     counts = np.bincount(places, minlength=len(images))
     ends = np.cumsum(counts).tolist()
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][: len(images)]
     return CocoSplit(
         name=name,
         ann_file=ann_file,
         img_folder=img_folder,
         classes=classes,
         images=tuple(
-            replace(image, rows=slice(a, b)) for image, a, b in zip(images.values(), starts, ends, strict=False)
+            replace(image, rows=slice(a, b)) for image, a, b in zip(images.values(), starts, ends, strict=True)
         ),
         boxes_xywh=np.array([box.box_xywh for box in ordered], dtype=np.float64).reshape(-1, 4),
         labels=np.array([box.label for box in ordered], dtype=np.int64),
@@ -267,11 +267,17 @@ def _content_warnings(split: CocoSplit, normal_boxes: NormalBoxes) -> list[Probl
         fix = "They are not trained on and count neither way in evaluation; split them into single objects"
         problems.append(Problem("warning", file, "annotations", text, fix, "crowd boxes", True))
     normal = split.classes.normal_label
-    for label, count in enumerate(split.boxes_per_class()):
-        if count == 0 and len(split) and label != normal:
-            text = f"category {split.classes.category_ids[label]} ({split.classes.names[label]}) has no boxes"
-            fix = "Annotate some, or remove the class" if split.name == "train" else "Its AP will be empty (null)"
-            problems.append(Problem("warning", file, f"split {split.name}", text, fix, "class without boxes", True))
+    counts = split.boxes_per_class()
+    empty = [label for label, count in enumerate(counts) if count == 0 and label != normal]
+    where, kind = f"split {split.name}", "class without boxes"
+    if len(split) and not sum(counts):
+        text, fix = "there is not a single box", "Export the annotations again, unless all images are free of objects"
+        problems.append(Problem("warning", file, where, text, fix, "no boxes", True))
+        empty = []
+    for label in empty if len(split) else ():
+        text = f"category {split.classes.category_ids[label]} ({split.classes.names[label]}) has no boxes"
+        fix = "Annotate some, or remove the class" if split.name == "train" else "Its AP will be empty (null)"
+        problems.append(Problem("warning", file, where, text, fix, kind, True))
     if normal is not None and normal_boxes == "keep":
         problems += _whole_image_normals(split, normal)
     return problems

@@ -48,8 +48,7 @@ def build_datasets(
     if config.on_bad_data == "skip" and all(problem.skippable for problem in errors_of(problems)):
         opened = check_images(found, allow_split_overlap=True, progress=False)
         problems += [problem for problem in opened if problem.severity == "error"]
-        bad = {problem.bad_image_id for problem in errors_of(problems)} - {None}
-        found = [split.without_images(_ids_of(split, problems)) if bad else split for split in found]
+        found = [split.without_images(_bad_images(split, problems)) for split in found]
         _require_content(found)
         _log_summary("on_bad_data: skip left out faulty entries", errors_of(problems))
     else:
@@ -96,7 +95,7 @@ def _dataset_section(config: DataConfig, name: str) -> DatasetConfig:
     return dataset
 
 
-def _ids_of(split: CocoSplit, problems: Sequence[Problem]) -> set[int]:
+def _bad_images(split: CocoSplit, problems: Sequence[Problem]) -> set[int]:
     """Images of a split that have to be left out."""
     return {
         problem.bad_image_id
@@ -121,11 +120,6 @@ def _require_content(splits: Sequence[CocoSplit]) -> None:
             raise UserError(
                 f"{split.ann_file}: split {split.name} is empty: it has no usable image. Add images, or correct "
                 f"{split.name}_dataloader.dataset."
-            )
-        if split.name == "train" and not sum(split.boxes_per_class()):
-            raise UserError(
-                f"{split.ann_file}: split train has no usable box at all, so there is nothing to learn. Export the "
-                "annotations again."
             )
 
 

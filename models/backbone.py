@@ -44,7 +44,8 @@ class DINOv3STAs(nn.Module):
             gradient_checkpointing=gradient_checkpointing,
         )
         self.dinov3: nn.Module = vit if dinov3 else TinyBackbone(vit)
-        self.dinov3.requires_grad_(config.finetune)
+        if not config.finetune:
+            self.dinov3.requires_grad_(False)
         self.sta = SpatialTuningAdapter(config.conv_inplane) if config.use_sta else None
         details = (0,) * NUM_MAPS if self.sta is None else self.sta.channels
         width = config.out_channels

@@ -27,12 +27,20 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 def box_area(boxes_xyxy: Tensor) -> Tensor:
     """[..., 4] -> [...]."""
-    return (boxes_xyxy[..., 2] - boxes_xyxy[..., 0]) * (boxes_xyxy[..., 3] - boxes_xyxy[..., 1])
+    size = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
+    return size[..., 0] * size[..., 1]
+
+
+def _sizes(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Areas of the intersection and of the union."""
+    size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    intersection = size[..., 0] * size[..., 1]
+    return intersection, box_area(a) + box_area(b) - intersection
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """0 where the denominator is 0 or less, with a gradient of 0 there; NaN stays NaN, to be seen."""
-    return numerator / denominator.masked_fill(denominator <= 0, torch.inf)
+    return numerator / torch.where(denominator <= 0, torch.inf, denominator)
 
 
 def paired_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
@@ -40,12 +48,7 @@ def paired_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
     Zero-area pairs have IoU 0. Large tables are much faster if the last axis has the largest stride.
     """
-    ax1, ay1, ax2, ay2 = a_xyxy.unbind(-1)
-    bx1, by1, bx2, by2 = b_xyxy.unbind(-1)
-    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
-    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
-    intersection = width * height
-    return _divide(intersection, box_area(a_xyxy) + box_area(b_xyxy) - intersection)
+    return _divide(*_sizes(a_xyxy, b_xyxy))
 
 
 def paired_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
@@ -53,13 +56,9 @@ def paired_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
     IoU - (hull - union) / hull; two boxes with an empty hull have GIoU 0.
     """
-    ax1, ay1, ax2, ay2 = a_xyxy.unbind(-1)
-    bx1, by1, bx2, by2 = b_xyxy.unbind(-1)
-    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
-    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
-    intersection = width * height
-    union = box_area(a_xyxy) + box_area(b_xyxy) - intersection
-    hull = (torch.maximum(ax2, bx2) - torch.minimum(ax1, bx1)) * (torch.maximum(ay2, by2) - torch.minimum(ay1, by1))
+    intersection, union = _sizes(a_xyxy, b_xyxy)
+    size = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
+    hull = size[..., 0] * size[..., 1]
     return _divide(intersection, union) - _divide(hull - union, hull)
 
 

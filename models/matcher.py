@@ -71,7 +71,7 @@ class HungarianMatcher:
             cost = -(_own_class(class_first, labels, image_of_box) * iou**self.config.iou_order_alpha)
         else:
             weights = self.config.weight_dict
-            l1 = _l1(_own_image(boxes_cxcywh, image_of_box), targets_cxcywh[:, None])
+            l1 = (_own_image(boxes_cxcywh, image_of_box) - targets_cxcywh[:, None]).abs_().sum(-1)
             focal = _own_class(self._focal(class_first), labels, image_of_box)
             cost = weights["cost_bbox"] * l1 + weights["cost_class"] * focal
             cost -= weights["cost_giou"] * paired_giou(predicted_xyxy, targets_xyxy)
@@ -93,14 +93,6 @@ def _own_image(boxes: Tensor, image_of_box: Tensor) -> Tensor:
 def _own_class(class_first: Tensor, labels: Tensor, image_of_box: Tensor) -> Tensor:
     """Values of each box's own image and class: [C, S, B, Q] -> [S, N, Q]."""
     return class_first.transpose(1, 2)[labels, image_of_box].transpose(0, 1)
-
-
-def _l1(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of the absolute differences of the four coordinates, broadcast: [..., 4], [..., 4] -> [...]."""
-    total = torch.zeros((), dtype=a.dtype, device=a.device)
-    for x, y in zip(a.unbind(-1), b.unbind(-1), strict=True):
-        total = total + (x - y).abs()
-    return total
 
 
 def assign(costs: npt.NDArray[np.float32], boxes_per_image: Sequence[int]) -> Pairs:

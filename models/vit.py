@@ -217,6 +217,8 @@ class VisionTransformer(nn.Module):
         self.rope_embed = RotaryEmbedding(shape.width // shape.heads)
         self.blocks = nn.ModuleList(Block(shape, dinov3, swiglu) for _ in range(shape.depth))
         self._init_weights()
+        # Nothing reads the blocks after the last returned one. They stay, because weight files hold them.
+        self.blocks[self._returned_blocks[-1] + 1 :].requires_grad_(False)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -238,10 +240,10 @@ class VisionTransformer(nn.Module):
         rescales = self._dinov3 and self.training
         rotation = None
         maps = []
-        for index, block in enumerate(self.blocks[: self._returned_blocks[-1] + 1]):
+        for index in range(self._returned_blocks[-1] + 1):
             if rotation is None or rescales:
                 rotation = self._rotation(height, width, num_prefix, rescales)
-            x = self._run_block(block, x, rotation)
+            x = self._run_block(self.blocks[index], x, rotation)
             if index in self._returned_blocks:
                 tokens = self.norm(x) if self._dinov3 else x
                 maps.append(tokens[:, num_prefix:].transpose(1, 2).reshape(x.shape[0], -1, height, width))

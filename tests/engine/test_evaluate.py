@@ -21,12 +21,9 @@ from tests.support.evaluation import (
     TableDetector,
     judge,
     judge_as_one_of_two,
-    make_batches,
     make_config,
     make_split,
 )
-
-EVERY_IMAGE = range(NUM_IMAGES)
 
 
 @pytest.fixture
@@ -59,7 +56,7 @@ def test_metrics_and_predictions_follow_from_the_outputs(split: CocoSplit) -> No
                     "score": score,
                 }
             )
-    result = judge(split, EVERY_IMAGE)
+    result = judge(split)
     truth = GroundTruth.of(split)
     assert_equal(result.metrics, reference_stats(truth, expected))
     assert_equal(result.metrics_defects, reference_stats(truth, expected, [0, 4, 9, 20]))
@@ -71,7 +68,7 @@ def test_metrics_and_predictions_follow_from_the_outputs(split: CocoSplit) -> No
 
 
 def test_to_json_is_json(split: CocoSplit) -> None:
-    result = judge(split, EVERY_IMAGE)
+    result = judge(split)
     content = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert content["gt_hash"] == GroundTruth.of(split).fingerprint()
     assert content["num_images"] == NUM_IMAGES and content["split"] == "val"
@@ -82,14 +79,14 @@ def test_to_json_is_json(split: CocoSplit) -> None:
 
 
 def test_order_and_batches_do_not_matter(split: CocoSplit) -> None:
-    one, other = judge(split, EVERY_IMAGE), judge(split, [4, 1, 0, 6, 5, 2, 3])
+    one, other = judge(split), judge(split, [4, 1, 0, 6, 5, 2, 3])
     assert_same_predictions(one.predictions, other.predictions)
     assert one.metrics == other.metrics
 
 
 def test_an_image_that_comes_twice_counts_once(split: CocoSplit) -> None:
-    twice = judge(split, [*EVERY_IMAGE, 2, 0])
-    assert_same_predictions(twice.predictions, judge(split, EVERY_IMAGE).predictions)
+    twice = judge(split, [*range(NUM_IMAGES), 2, 0])
+    assert_same_predictions(twice.predictions, judge(split).predictions)
 
 
 def test_images_left_out_are_no_silent_misses(split: CocoSplit) -> None:
@@ -110,7 +107,7 @@ def test_other_classes_are_refused(split: CocoSplit) -> None:
 
 
 def test_without_ground_truth_everything_is_null(tmp_path: Path) -> None:
-    result = judge(make_split(tmp_path, boxes=False), EVERY_IMAGE)
+    result = judge(make_split(tmp_path, boxes=False))
     assert set(result.metrics.values()) == {None}
     assert len(result.predictions) > 0
 
@@ -118,18 +115,11 @@ def test_without_ground_truth_everything_is_null(tmp_path: Path) -> None:
 def test_modes_are_restored_and_evaluation_is_float32(split: CocoSplit) -> None:
     model = TableDetector(split).train()
     model.frozen.eval()
-    arguments = {
-        "classes": CLASSES,
-        "split": split,
-        "config": make_config(),
-        "device": torch.device("cpu"),
-        "progress": False,
-    }
-    result = evaluate(model, make_batches(split, EVERY_IMAGE), **arguments)
+    result = judge(split, model=model)
     assert not any(model.seen_training) and not any(model.seen_autocast)
     assert model.training and not model.frozen.training
     assert all(parameter.grad is None for parameter in model.parameters())
-    half = evaluate(model, make_batches(split, EVERY_IMAGE), **arguments, amp_dtype=torch.bfloat16)
+    half = judge(split, model=model, amp_dtype=torch.bfloat16)
     assert model.seen_autocast[-1]
     assert half.metrics == result.metrics, "the table does not compute, so autocast changes nothing"
 
@@ -139,7 +129,7 @@ def test_modes_are_restored_and_evaluation_is_float32(split: CocoSplit) -> None:
 
     broken = Broken(split).train()
     with pytest.raises(RuntimeError, match="no"):
-        evaluate(broken, make_batches(split, EVERY_IMAGE), **arguments)
+        judge(split, model=broken)
     assert broken.training
 
 
@@ -148,15 +138,7 @@ def test_half_precision_outputs_are_scaled_in_float32(split: CocoSplit) -> None:
         def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
             return {key: value.half() for key, value in super().forward(images).items()}
 
-    result = evaluate(
-        Half(split),
-        make_batches(split, EVERY_IMAGE),
-        classes=CLASSES,
-        split=split,
-        config=make_config(),
-        device=torch.device("cpu"),
-        progress=False,
-    )
+    result = judge(split, model=Half(split))
     widths = np.array([one["bbox"][2] for one in result.predictions])
     assert len(np.unique(widths)) > 100 and np.isfinite(widths).all()
 
@@ -165,15 +147,7 @@ def test_detections_that_are_not_finite_are_left_out_loudly(split: CocoSplit, ca
     model = TableDetector(split)
     model.logits.data[0] = math.nan
     model.boxes.data[1, 0] = math.inf
-    result = evaluate(
-        model,
-        make_batches(split, EVERY_IMAGE),
-        classes=CLASSES,
-        split=split,
-        config=make_config(),
-        device=torch.device("cpu"),
-        progress=False,
-    )
+    result = judge(split, model=model)
     assert "155 of 1050 detections are not finite" in caplog.text
     assert len(result.predictions) == 1050 - 155
     json.dumps(result.predictions, allow_nan=False)
@@ -181,23 +155,15 @@ def test_detections_that_are_not_finite_are_left_out_loudly(split: CocoSplit, ca
 
 @pytest.mark.parametrize("progress", [True, False])
 def test_progress_bar_goes_to_stderr(split: CocoSplit, capsys: pytest.CaptureFixture[str], progress: bool) -> None:
-    evaluate(
-        TableDetector(split),
-        make_batches(split, EVERY_IMAGE),
-        classes=CLASSES,
-        split=split,
-        config=make_config(),
-        device=torch.device("cpu"),
-        progress=progress,
-    )
+    judge(split, model=TableDetector(split), progress=progress)
     captured = capsys.readouterr()
     assert captured.out == "", "nothing else is printed, by faster-coco-eval either"
     assert ("evaluate val" in captured.err) is progress
 
 
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    alone = judge(make_split(tmp_path), EVERY_IMAGE)
-    divisions = [([0, 2, 4, 6], [1, 3, 5]), ([0, 2, 4, 6], [1, 3, 5, 0]), (list(EVERY_IMAGE), [])]
+    alone = judge(make_split(tmp_path))
+    divisions = [([0, 2, 4, 6], [1, 3, 5]), ([0, 2, 4, 6], [1, 3, 5, 0]), (list(range(NUM_IMAGES)), [])]
     mp.start_processes(judge_as_one_of_two, args=(tmp_path, divisions), nprocs=2, start_method="spawn")
     by_rank = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
     timing = {"seconds_per_image": 0}
@@ -211,6 +177,6 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_agrees_with_cpu(split: CocoSplit) -> None:
-    cpu, gpu = judge(split, EVERY_IMAGE), judge(split, EVERY_IMAGE, "cuda")
+    cpu, gpu = judge(split), judge(split, device="cuda")
     assert_same_predictions(gpu.predictions, cpu.predictions)
     assert gpu.metrics == pytest.approx(cpu.metrics, abs=1e-6)

@@ -164,7 +164,8 @@ def test_stage_2_starts_from_the_best_of_stage_1(finished: tuple[Path, Path], tm
     step = run.position.step
     with torch.no_grad():
         for parameter in run.model.parameters():
-            parameter.add_(1.0)
+            if parameter.requires_grad:
+                parameter.add_(1.0)
     training.restart_from_stage_1(run)
     run.monitor.close()
     stored = checkpoint(tmp_path / "run" / "best_stg1.pth")

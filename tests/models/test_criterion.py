@@ -275,7 +275,7 @@ def test_counts_are_averaged_with_one_collective_in_every_process(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_one_wait_for_the_device_and_the_same_losses() -> None:
-    from benchmarks.criterion import to_cuda, count_syncs
+    from benchmarks.criterion import count_syncs, to_cuda
 
     outputs, targets, _ = made_up([3, 0, 5])
     criterion = make_criterion(reg_max=8)

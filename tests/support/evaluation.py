@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ def make_split(folder: Path, *, boxes: bool = True) -> CocoSplit:
         {"id": 100 - 10 * i, "file_name": f"{i}.png", "width": 200 + 20 * i, "height": 150 + 30 * i}
         for i in range(NUM_IMAGES)
     ]
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for image in images if boxes else []:
         for _ in range(int(rng.integers(0, 5))):
             width, height = (int(value) for value in rng.integers(10, 120, 2))
@@ -97,16 +98,26 @@ def make_batches(split: CocoSplit, indices: Sequence[int], batch_size: int = 2) 
     return batches
 
 
-def judge(split: CocoSplit, indices: Sequence[int], device: str = "cpu") -> EvalResult:
+def judge(
+    split: CocoSplit,
+    indices: Sequence[int] = range(NUM_IMAGES),
+    *,
+    model: TableDetector | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+    amp_dtype: torch.dtype | None = None,
+) -> EvalResult:
+    """`evaluate` on the images at `indices`."""
     place = torch.device(device)
     return evaluate(
-        TableDetector(split).to(place),
+        (model or TableDetector(split)).to(place),
         make_batches(split, indices),
         classes=CLASSES,
         split=split,
         config=make_config(),
         device=place,
-        progress=False,
+        progress=progress,
+        amp_dtype=amp_dtype,
     )
 
 

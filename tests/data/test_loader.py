@@ -1,0 +1,315 @@
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from data.batch import Batch
+from data.coco import CocoSplit
+from data.config import DataConfig
+from data.errors import UserError
+from data.loader import (
+    EvalLoader,
+    TrainLoader,
+    _children_ignore_interrupts,
+    _readable,
+    build_eval_loader,
+    build_train_loader,
+)
+from data.splits import build_datasets
+from tests.support.coco_files import CocoFiles, data_config
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("loader")
+    CocoFiles(folder, num_images=11).save()
+    CocoFiles(folder, "val", num_images=7).save()
+    return folder
+
+
+def _train(root: Path, *, seed: int = 0, rank: int = 0, world_size: int = 1, **changes: Any) -> TrainLoader:
+    config = data_config(root, **changes)
+    split = build_datasets(config).splits["train"]
+    return build_train_loader(config, split, split.classes, seed=seed, rank=rank, world_size=world_size)
+
+
+def _val(root: Path, rank: int = 0, world_size: int = 1, **changes: Any) -> EvalLoader:
+    config = data_config(root, **changes)
+    split = build_datasets(config).splits["val"]
+    return build_eval_loader(config, split, split.classes, rank=rank, world_size=world_size)
+
+
+def _epoch(loader: TrainLoader, epoch: int, first_batch: int = 0) -> list[Batch]:
+    loader.set_epoch(epoch, first_batch)
+    return list(loader)
+
+
+def _ids(batches: list[Batch]) -> list[int]:
+    return [image_id for batch in batches for image_id in batch.image_ids]
+
+
+def _same(a: list[Batch], b: list[Batch]) -> bool:
+    if len(a) != len(b):
+        return False
+    for one, other in zip(a, b, strict=True):
+        if not torch.equal(one.images, other.images) or one.image_ids != other.image_ids:
+            return False
+        for target, twin in zip(one.targets, other.targets, strict=True):
+            if not all(torch.equal(target[k], twin[k]) for k in ("labels", "boxes", "area")):  # type: ignore[literal-required]
+                return False
+    return True
+
+
+class TestOrder:
+    def test_every_image_at_most_once_an_epoch_in_changing_order(self, root: Path) -> None:
+        loader = _train(root)
+        epochs = [_ids(_epoch(loader, epoch)) for epoch in range(3)]
+        assert len(loader) == 5 and all(len(set(ids)) == 10 for ids in epochs)
+        assert len({tuple(ids) for ids in epochs}) == 3
+        assert epochs[1] != _ids(_epoch(_train(root, seed=1), 1))
+
+    def test_without_shuffle(self, root: Path) -> None:
+        assert _ids(_epoch(_train(root, train_dataloader__shuffle=False), 4)) == list(range(1, 11))
+
+    def test_drop_last_leaves_whole_accumulation_windows(self, root: Path) -> None:
+        loader = _train(root, train_dataloader__total_batch_size=6, accumulation_steps=3)
+        assert len(loader) == 3 and loader.steps_per_epoch == 1
+        assert [len(batch.targets) for batch in _epoch(loader, 0)] == [2, 2, 2]
+
+    def test_keeping_the_last_window(self, root: Path) -> None:
+        loader = _train(
+            root, train_dataloader__total_batch_size=6, accumulation_steps=3, train_dataloader__drop_last=False
+        )
+        batches = _epoch(loader, 0)
+        assert len(loader) == 6 and loader.steps_per_epoch == 2
+        assert [len(batch.targets) for batch in batches] == [2, 2, 2, 2, 2, 1]
+        assert sorted(_ids(batches)) == list(range(1, 12))
+
+    def test_batch_size_per_process(self, root: Path) -> None:
+        loader = _train(root, train_dataloader__total_batch_size=None, train_dataloader__batch_size=4)
+        assert [len(batch.targets) for batch in _epoch(loader, 0)] == [4, 4]
+
+    @pytest.mark.parametrize("drop_last", [True, False])
+    def test_processes_share_an_epoch(self, root: Path, drop_last: bool) -> None:
+        loaders = [
+            _train(root, rank=rank, world_size=2, train_dataloader__total_batch_size=4, train_dataloader__drop_last=drop_last)
+            for rank in (0, 1)
+        ]
+        parts = [_epoch(loader, 3) for loader in loaders]
+        assert len({len(loader) for loader in loaders}) == len({len(part) for part in parts}) == 1
+        assert [len(b.targets) for b in parts[0]] == [len(b.targets) for b in parts[1]]
+        ids = _ids(parts[0]) + _ids(parts[1])
+        assert len(set(ids)) == (8 if drop_last else 11) and len(ids) == (8 if drop_last else 12)
+
+    def test_more_processes_than_images(self, root: Path) -> None:
+        changes = {"train_dataloader__total_batch_size": 16, "train_dataloader__drop_last": False}
+        for rank in range(16):
+            assert len(_epoch(_train(root, rank=rank, world_size=16, **changes), 0)) == 1
+
+    def test_a_batch_size_that_cannot_be_shared(self, root: Path) -> None:
+        with pytest.raises(UserError, match="4 cannot be shared by 3 processes x 1 accumulation steps.*multiple of 3"):
+            _train(root, world_size=3, train_dataloader__total_batch_size=4)
+
+    def test_too_few_images_for_a_step(self, root: Path) -> None:
+        with pytest.raises(UserError, match="11 images are fewer than one step of 12.*total_batch_size to at most 11"):
+            _train(root, train_dataloader__total_batch_size=12)
+
+
+class TestEvaluation:
+    def test_every_image_once(self, root: Path) -> None:
+        loader = _val(root)
+        assert len(loader) == 3 and _ids(list(loader)) == list(range(1, 8)) == _ids(list(loader))
+        batch = next(iter(loader))
+        assert batch.images.shape == (3, 3, 64, 64) and batch.images.dtype == torch.uint8
+        assert batch.orig_sizes_wh.tolist() == [[48, 40]] * 3
+
+    @pytest.mark.parametrize("world_size", [2, 3, 9])
+    def test_no_image_twice_over_processes(self, root: Path, world_size: int) -> None:
+        ids = [_ids(list(_val(root, rank, world_size))) for rank in range(world_size)]
+        assert sorted(i for part in ids for i in part) == list(range(1, 8))
+
+    def test_training_images_without_augmentation(self, root: Path) -> None:
+        config = data_config(root)
+        split = build_datasets(config).splits["train"]
+        batches = list(build_eval_loader(config, split, split.classes, which="train"))
+        assert _ids(batches) == list(range(1, 12)) and batches[0].images.shape[-2:] == (64, 64)
+
+    def test_a_missing_section(self, root: Path) -> None:
+        config = data_config(root)
+        split = build_datasets(config).splits["val"]
+        with pytest.raises(UserError, match="no section test_dataloader"):
+            build_eval_loader(config, split, split.classes, which="test")
+
+
+class TestRepeatability:
+    def test_same_seed_same_batches(self, root: Path) -> None:
+        for epoch in range(6):
+            assert _same(_epoch(_train(root), epoch), _epoch(_train(root), epoch))
+        assert not _same(_epoch(_train(root), 1), _epoch(_train(root, seed=1), 1))
+
+    def test_processes_mix_differently(self, root: Path) -> None:
+        sizes = [
+            {tuple(batch.images.shape[-2:]) for epoch in range(5) for batch in _epoch(_train(root, rank=rank, world_size=2), epoch)}
+            for rank in (0, 1)
+        ]
+        assert len(sizes[0]) > 1  # multi-scale
+        draws = [
+            [tuple(batch.images.shape[-2:]) for epoch in range(5) for batch in _epoch(_train(root, rank=rank, world_size=2), epoch)]
+            for rank in (0, 1)
+        ]
+        assert draws[0] != draws[1]
+
+    def test_the_middle_of_an_epoch(self, root: Path) -> None:
+        loader = _train(root)
+        whole = _epoch(loader, 2)
+        assert _same(_epoch(loader, 2, first_batch=3), whole[3:])
+        assert len(loader) == 5
+        assert _same(_epoch(loader, 3), _epoch(_train(root), 3))
+
+    def test_the_number_of_torch_threads_does_not_matter(self, root: Path) -> None:
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3)
+            many = _epoch(_train(root), 3)
+            assert torch.get_num_threads() == 3
+            torch.set_num_threads(1)
+            assert _same(many, _epoch(_train(root), 3))
+        finally:
+            torch.set_num_threads(threads)
+
+    def test_global_generators_are_left_alone(self, root: Path) -> None:
+        loader = _train(root)
+        torch.manual_seed(3)
+        expected = torch.rand(4)
+        torch.manual_seed(3)
+        _epoch(loader, 2)
+        list(_val(root))
+        assert torch.equal(torch.rand(4), expected)
+
+
+class TestSchedule:
+    def test_stages_in_the_batches(self, root: Path) -> None:
+        """Epoch 0 and 5 on are plain, [1, 3) has mixed images: boxes tell."""
+        loader = _train(root)
+        boxes = {epoch: sum(batch.num_boxes for batch in _epoch(loader, epoch)) for epoch in range(7)}
+        assert boxes[0] <= 20 and boxes[5] <= 20 and boxes[6] <= 20
+        assert boxes[1] > 24 and boxes[2] > 24
+        assert {batch.images.shape[-1] for batch in _epoch(loader, 5)} == {64}
+
+    def test_areas_follow_the_size(self, root: Path) -> None:
+        loader = _train(root)
+        for epoch in range(6):
+            for batch in _epoch(loader, epoch):
+                height, width = batch.images.shape[-2:]
+                for target in batch.targets:
+                    area = target["boxes"][:, 2] * target["boxes"][:, 3] * height * width
+                    torch.testing.assert_close(target["area"], area, rtol=1e-4, atol=0.01)
+
+
+def test_classes_of_another_split_are_a_mistake_of_the_program(root: Path) -> None:
+    config = data_config(root)
+    split = build_datasets(config).splits["val"]
+    with pytest.raises(ValueError, match="other classes"):
+        build_eval_loader(config, split, type(split.classes)((5,), ("x",)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("DataLoader timed out after 600 seconds", "a data worker hangs"),
+        ("DataLoader worker (pid(s) 12) exited unexpectedly", r"--shm-size=8g"),
+    ],
+)
+def test_the_data_loaders_complaints(text: str, message: str) -> None:
+    error = _readable(RuntimeError(text))
+    assert isinstance(error, UserError)
+    assert message.replace("\\", "") in str(error)
+    other = RuntimeError("something else")
+    assert _readable(other) is other
+
+
+def test_interrupts_during_start() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with _children_ignore_interrupts():
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) == before
+
+    def elsewhere() -> None:  # signals belong to the main thread
+        with _children_ignore_interrupts():
+            assert signal.getsignal(signal.SIGINT) == before
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+
+
+class TestWorkers:
+    """One pair of workers for all: starting them takes seconds."""
+
+    @pytest.fixture(scope="class")
+    def loader(self, root: Path) -> Iterator[TrainLoader]:
+        loader = _train(root, train_dataloader__num_workers=2)
+        yield loader
+        loader.close()
+
+    def test_the_same_batches_as_without_workers(self, root: Path, loader: TrainLoader) -> None:
+        """Also that no worker uses a stale policy: the workers live on from epoch to epoch and prefetch."""
+        plain = _train(root)
+        for epoch in (0, 1, 2, 5, 3, 1):
+            assert _same(_epoch(loader, epoch), _epoch(plain, epoch)), epoch
+        assert _same(_epoch(loader, 2, first_batch=3), _epoch(plain, 2)[3:])
+
+    def test_an_epoch_left_early(self, root: Path, loader: TrainLoader) -> None:
+        loader.set_epoch(1)
+        next(iter(loader))
+        assert _same(_epoch(loader, 2), _epoch(_train(root), 2))
+
+    def test_global_generators_are_left_alone(self, loader: TrainLoader) -> None:
+        torch.manual_seed(3)
+        expected = torch.rand(4)
+        torch.manual_seed(3)
+        _epoch(loader, 2)
+        assert torch.equal(torch.rand(4), expected)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="signals to single processes")
+    def test_signals_to_the_group_leave_the_workers_running(self, root: Path, loader: TrainLoader) -> None:
+        _epoch(loader, 0)
+        workers = loader._loader._iterator._workers  # type: ignore[union-attr]
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGINT)
+            os.kill(worker.pid, signal.SIGTERM)
+        assert _same(_epoch(loader, 1), _epoch(_train(root), 1))
+        started = time.monotonic()
+        loader.close()
+        assert time.monotonic() - started < 15
+        assert not any(worker.is_alive() for worker in workers)
+
+
+def _broken(folder: Path, num_workers: int) -> tuple[DataConfig, CocoSplit]:
+    CocoFiles(folder).save()
+    CocoFiles(folder, "val").save()
+    config = data_config(folder, val_dataloader__num_workers=num_workers)
+    split = build_datasets(config).splits["val"]
+    Image.new("RGB", (7, 7)).save(folder / "images" / "val" / "val_4.png")
+    return config, split
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_bad_images_met_on_the_way_are_user_errors(tmp_path: Path, num_workers: int) -> None:
+    config, split = _broken(tmp_path, num_workers)
+    loader = build_eval_loader(config, split, split.classes)
+    iterator = iter(loader)
+    assert next(iterator).image_ids == [1, 2, 3]
+    with pytest.raises(UserError) as caught:
+        next(iterator)
+    assert "image 4 (val_4.png): the image is 7 x 7 pixels, but the annotation file says 48 x 40" in str(caught.value)
+    assert "Traceback" not in str(caught.value) and "DataLoader" not in str(caught.value)
+    loader.close()

@@ -1,0 +1,151 @@
+import logging
+from pathlib import Path
+
+import pytest
+
+from data.classes import ClassMap
+from data.errors import UserError
+from data.problems import Problem, problem_lines
+from data.splits import build_datasets
+from tests.support.coco_files import CocoFiles, data_config
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> CocoFiles:
+    return CocoFiles(tmp_path).save()
+
+
+@pytest.fixture
+def val(tmp_path: Path) -> CocoFiles:
+    return CocoFiles(tmp_path, "val").save()
+
+
+def test_sound_data(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
+    data = build_datasets(data_config(tmp_path))
+    assert data.classes == ClassMap((1, 2), ("holes", "scratches")) and data.problems == []
+    assert list(data.splits) == ["train", "val"] and data.splits["val"].name == "val"
+    assert list(build_datasets(data_config(tmp_path), splits=("val",)).splits) == ["val"]
+
+
+def test_all_errors_of_all_splits_come_at_once(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
+    train.content["annotations"][0]["bbox"] = [1, 1, 0, 0]
+    train.save()
+    val.content["annotations"][1]["category_id"] = 9
+    val.save()
+    (val.img_folder / "val_3.png").unlink()
+    with pytest.raises(UserError) as caught:
+        build_datasets(data_config(tmp_path, num_classes=6))
+    text = str(caught.value)
+    assert text.startswith("The data set has 5 errors (`python check_data.py -c CONFIG` looks at the images as well")
+    for part in (
+        "train.json: annotation 1 (image 1, train_1.png): bbox [1, 1, 0, 0] has no area",
+        "val.json: annotation 2 (image 1, val_1.png): category_id is 9",
+        "val.json: image 3 (val_3.png): there is no file",
+        "train.json: categories: the file has 2 categories (1=holes, 2=scratches), but the config says num_classes: 6",
+        "val.json: categories: the file has 2 categories",
+    ):
+        assert part in text
+    assert len(caught.value.problems) == 5
+
+
+def test_many_errors_of_a_kind_are_counted(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
+    for _ in range(30):
+        train.add_box(1, [0, 0, -1, 5], 1)
+    train.save()
+    with pytest.raises(UserError) as caught:
+        build_datasets(data_config(tmp_path))
+    assert len(caught.value.problems) == 11
+    assert caught.value.problems[-1] == "... and 20 more of the kind: box without area"
+
+
+def test_problem_lines_without_a_limit() -> None:
+    problems = [Problem("warning", "f", f"w{k}", "found", "Fix", "kind") for k in range(5)]
+    assert len(problem_lines(problems, None)) == 5
+    assert problem_lines(problems, 4)[3:] == ["f: w3: found. Fix", "... and 1 more of the kind: kind"]
+
+
+def test_skip_leaves_faulty_entries_out(
+    tmp_path: Path, train: CocoFiles, val: CocoFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    train.content["annotations"][0]["bbox"] = [1, 1, 0, 0]
+    train.content["images"][3]["width"] = 999  # only the opened image tells
+    train.save()
+    (train.img_folder / "train_2.png").write_bytes(b"no image")
+    (val.img_folder / "val_3.png").unlink()
+    with caplog.at_level(logging.WARNING):
+        data = build_datasets(data_config(tmp_path, on_bad_data="skip"))
+    assert [image.id for image in data.splits["train"].images] == [1, 3]
+    assert [image.id for image in data.splits["val"].images] == [1, 2, 4]
+    assert 1 not in data.splits["train"].annotation_ids and len(data.splits["train"].labels) == 3
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith("on_bad_data: skip left out faulty entries: 1 x box without area, 1 x missing image, ")
+    assert "1 x unreadable image" in message and "1 x size mismatch" in message and "annotation 1" in message
+
+
+def test_skip_cannot_mend_the_classes(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
+    with pytest.raises(UserError, match="num_classes: 3"):
+        build_datasets(data_config(tmp_path, on_bad_data="skip", num_classes=3))
+
+
+def test_nothing_left(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
+    for image in train.content["images"]:
+        (train.img_folder / image["file_name"]).unlink()
+    with pytest.raises(UserError, match="split train is empty: it has no usable image. Add images, or correct"):
+        build_datasets(data_config(tmp_path, on_bad_data="skip"))
+
+
+def test_no_boxes_at_all_is_a_warning(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
+    train.content["annotations"] = []
+    train.save()
+    (problem,) = build_datasets(data_config(tmp_path)).problems
+    assert problem.severity == "warning" and "split train: there is not a single box. Export" in str(problem)
+
+
+def test_missing_files(tmp_path: Path, val: CocoFiles) -> None:
+    with pytest.raises(UserError) as caught:
+        build_datasets(data_config(tmp_path))
+    assert "train.json: file: does not exist" in str(caught.value)
+    assert str(tmp_path / "images" / "train") in str(caught.value)
+
+
+def test_an_unset_variable(tmp_path: Path) -> None:
+    config = data_config(tmp_path, train_dataloader__dataset__ann_file="${NO_SUCH_ROOT}/train.json")
+    with pytest.raises(UserError, match="NO_SUCH_ROOT"):
+        build_datasets(config)
+
+
+def test_overlap_is_an_error_unless_it_is_allowed(tmp_path: Path, train: CocoFiles) -> None:
+    same = {
+        "val_dataloader__dataset__ann_file": train.ann_file,
+        "val_dataloader__dataset__img_folder": train.img_folder,
+    }
+    with pytest.raises(UserError, match="is also in split train"):
+        build_datasets(data_config(tmp_path, **same))
+    assert build_datasets(data_config(tmp_path, allow_split_overlap=True, **same)).problems == []
+
+
+def test_a_split_without_section(tmp_path: Path, train: CocoFiles) -> None:
+    with pytest.raises(UserError, match="has no section test_dataloader"):
+        build_datasets(data_config(tmp_path), splits=("test",))
+
+
+def test_normal_boxes_reach_the_split(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        files = CocoFiles(tmp_path, name, categories=({"id": 1, "name": "NORMAL"}, {"id": 2, "name": "b"}))
+        files.save()
+    kept = build_datasets(data_config(tmp_path)).splits["val"]
+    dropped = build_datasets(data_config(tmp_path, normal_boxes="as_negative")).splits["val"]
+    assert kept.boxes_per_class()[0] > 0 and dropped.boxes_per_class()[0] == 0
+    assert kept.boxes_per_class()[1] == dropped.boxes_per_class()[1]
+
+
+def test_warnings_are_logged_once(
+    tmp_path: Path, train: CocoFiles, val: CocoFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    del train.content["annotations"][0]["area"]
+    train.save()
+    with caplog.at_level(logging.WARNING):
+        data = build_datasets(data_config(tmp_path))
+    assert len(data.problems) == 1
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith("data warnings: 1 x missing area (check_data.py lists them)")

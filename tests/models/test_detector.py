@@ -1,0 +1,243 @@
+"""The whole detector: golden outputs, official sizes and names, and what training relies on."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.config import load_config
+from models.decoder import DEIMTransformer, SelectedQueries
+from models.detector import DEIM, build_detector, normalize_images
+from tests.support.configs import official
+from tests.support.models import Targets, images, shake, targets, tensors_of, tiny_config, tiny_model
+from tests.support.parity import (
+    golden_keys,
+    golden_model,
+    golden_tensors,
+    needs_complete_set,
+    network_input,
+    relative_error,
+)
+
+
+@pytest.fixture
+def selected(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Collects the indices that the decoder selects."""
+    indices: list[Tensor] = []
+    select = DEIMTransformer.select_queries
+
+    def record(self: DEIMTransformer, *arguments: Any) -> SelectedQueries:
+        result = select(self, *arguments)
+        indices.append(result.indices)
+        return result
+
+    monkeypatch.setattr(DEIMTransformer, "select_queries", record)
+    return indices
+
+
+# --- parity -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["eval_320", pytest.param("eval_640", marks=needs_complete_set), pytest.param("eval_320x480", marks=needs_complete_set)],
+)
+def test_evaluation_equals_the_original(case: str, selected: list[Tensor]) -> None:
+    golden = golden_tensors(case)
+    with torch.no_grad():
+        outputs = golden_model().eval()(network_input(golden["image"]))
+    assert torch.equal(selected[0].int(), golden["topk_indices"])
+    assert relative_error(outputs["pred_logits"], golden["pred_logits"]) < 2e-5
+    assert relative_error(outputs["pred_boxes"], golden["pred_boxes"]) < 1e-5
+
+
+def test_training_equals_the_original(selected: list[Tensor]) -> None:
+    golden = golden_tensors("train_320")
+    with torch.no_grad():
+        outputs = golden_model()(network_input(golden["image"]))
+    assert torch.equal(selected[0].int(), golden["topk_indices"])
+    for prefix, found in {
+        "": outputs,
+        **{f"aux.{index}.": layer for index, layer in enumerate(outputs["aux_outputs"])},
+        "pre.": outputs["pre_outputs"],
+        "enc.0.": outputs["enc_aux_outputs"][0],
+    }.items():
+        for name in ("pred_logits", "pred_boxes", "pred_corners", "ref_points"):
+            if prefix + name in golden:
+                expected = golden[prefix + name]
+                assert relative_error(found[name][:, : expected.shape[1]], expected) < 5e-5, prefix + name
+
+
+def test_official_keys_and_shapes() -> None:
+    state = golden_model().state_dict()
+    assert {key: tuple(value.shape) for key, value in state.items()} == golden_keys()
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters", "entries"),
+    [("s", 9_779_838, 673), ("m", 18_357_750, 769), ("l", 32_551_214, 809), ("x", 51_211_736, 989)],
+)
+def test_official_sizes(size: str, parameters: int, entries: int) -> None:
+    with torch.device("meta"):
+        model = build_detector(load_config(official(size)))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert len(model.state_dict()) == entries
+
+
+# --- input sizes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 64), (96, 32), (160, 160)])
+@pytest.mark.parametrize("training", [False, True])
+def test_any_multiple_of_32(height: int, width: int, training: bool) -> None:
+    outputs = tiny_model().train(training)(images(2, height, width), targets(1, 2))
+    assert outputs["pred_logits"].shape[:2] == (2, 20)
+    assert all(x.isfinite().all() for x in tensors_of(outputs))
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 100)])
+def test_other_sizes_are_refused(height: int, width: int) -> None:
+    with pytest.raises(ValueError, match=f"{height} x {width} .* must be multiples of 32"):
+        tiny_model()(images(1, height, width))
+
+
+# --- behaviour --------------------------------------------------------------------------------------------------
+
+
+def test_batched_equals_single() -> None:
+    model = tiny_model().eval()
+    shake(model)
+    with torch.no_grad():
+        together = model(images(3))
+        for index in range(3):
+            alone = model(images(3)[index : index + 1])
+            for key in ("pred_logits", "pred_boxes"):
+                torch.testing.assert_close(alone[key][0], together[key][index], atol=1e-4, rtol=1e-4)
+
+
+def total(outputs: dict[str, Any]) -> Tensor:
+    """A made-up loss that reads every output."""
+    return sum(
+        (x.clamp(-20, 20).square().mean() for x in tensors_of(outputs) if x.requires_grad), start=torch.zeros(())
+    )
+
+
+@pytest.mark.parametrize("given", [targets(2, 1), targets(0, 3), targets(0, 0)])
+@pytest.mark.parametrize("name", ["vit_custom", "dinov3_vits16"])
+def test_every_trained_parameter_gets_a_gradient(given: Targets, name: str) -> None:
+    model = tiny_model(DINOv3STAs__name=name, DINOv3STAs__interaction_indexes=[0], DINOv3STAs__hidden_dim=32)
+    total(model(images(), given)).backward()
+    for key, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, key
+        assert parameter.grad is None or parameter.grad.isfinite().all(), key
+
+
+def test_denoising_off() -> None:
+    model = tiny_model(DEIMTransformer__num_denoising=0)
+    outputs = model(images(), targets(2, 1))
+    assert "dn_outputs" not in outputs
+    total(outputs).backward()
+    assert model.decoder.denoising_class_embed.weight.grad is not None
+
+
+@pytest.mark.parametrize("name", ["vit_custom", "dinov3_vits16"])
+def test_gradient_checkpointing_changes_nothing(name: str) -> None:
+    sections = {"DINOv3STAs__name": name, "DINOv3STAs__interaction_indexes": [1], "DINOv3STAs__hidden_dim": 32}
+    results = []
+    for checkpointing in (False, True):
+        model = tiny_model(gradient_checkpointing=checkpointing, **sections)
+        shake(model)
+        torch.manual_seed(3)
+        total(model(images(), targets(2, 1))).backward()
+        gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+        results.append(gradients | {key: b for key, b in model.named_buffers() if "running" in key})
+    plain, recomputed = results
+    assert plain.keys() == recomputed.keys() and any("running_var" in key for key in plain)
+    for key in plain:
+        torch.testing.assert_close(recomputed[key], plain[key], atol=1e-6, rtol=1e-6, msg=key)
+
+
+def test_gradient_checkpointing_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import models.hybrid_encoder
+    import models.vit
+
+    recomputed: list[str] = []
+
+    def record(function: Any, *arguments: Any, **options: Any) -> Any:
+        assert options["use_reentrant"] is False
+        recomputed.append(type(function).__name__)
+        return function(*arguments)
+
+    monkeypatch.setattr(models.vit, "checkpoint", record)
+    monkeypatch.setattr(models.hybrid_encoder, "checkpoint", record)
+    model = tiny_model(gradient_checkpointing=True)
+    model(images(), targets(1, 1))
+    assert recomputed == ["Block"] * 3 + ["AifiLayer"]
+    with torch.no_grad():
+        model.eval()(images())
+    assert len(recomputed) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision(dtype: torch.dtype) -> None:
+    model = tiny_model()
+    shake(model)
+    with torch.no_grad():
+        exact = model.eval()(images())
+        with torch.autocast("cpu", dtype):
+            rounded = model(images())
+    torch.testing.assert_close(rounded["pred_boxes"].mean(), exact["pred_boxes"].mean(), atol=0.05, rtol=0.1)
+
+    model.train()
+    with torch.autocast("cpu", dtype):
+        outputs = model(images(), targets(2, 1))
+    assert all(x.dtype == torch.float32 for x in tensors_of(outputs) if x.is_floating_point())
+    total(outputs).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), key
+    assert model.decoder.enc_score_head.weight.grad.abs().max() > 0  # its weights are also read outside the graph
+
+
+def test_inference_mode_does_not_spoil_later_training() -> None:
+    model = tiny_model()
+    with torch.inference_mode():
+        model.eval()(images())
+    total(model.train()(images(), targets(2, 1))).backward()
+
+
+def test_same_seed_same_outputs() -> None:
+    found = []
+    for _ in range(2):
+        model = tiny_model()
+        torch.manual_seed(9)
+        found.append(tensors_of(model(images(), targets(2, 1))))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_copies_and_pickles() -> None:
+    """The EMA copies the model; spawned processes receive it pickled. Aliases stay aliases."""
+    model = tiny_model().eval()
+    expected = model(images())
+    for clone in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert isinstance(clone, DEIM) and clone.decoder.decoder.up is clone.decoder.up
+        assert torch.equal(clone(images())["pred_logits"], expected["pred_logits"])
+
+
+def test_config_is_the_only_input() -> None:
+    first, second = (build_detector(tiny_config(num_classes=c)) for c in (2, 6))
+    assert first.decoder.enc_score_head.out_features == 2 and second.decoder.enc_score_head.out_features == 6
+
+
+def test_normalize_images() -> None:
+    raw = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    before = raw.clone()
+    found = normalize_images(raw)
+    assert torch.equal(raw, before) and found.dtype == torch.float32
+    torch.testing.assert_close(found, network_input(raw))
+    half = normalize_images(raw.float(), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    torch.testing.assert_close(half, raw / 127.5 - 1)

@@ -1,0 +1,193 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import check_data
+from engine.cli import run_script
+from tests.support.coco_files import CocoFiles
+
+ROOT = Path(__file__).parents[1]
+
+CONFIG = """
+__include__: [{root}/configs/quickstart.yml]
+synthetic: ~
+num_classes: {num_classes}
+epoches: {epoches}
+output_dir: {data}/run
+train_dataloader:
+  dataset: {{img_folder: {data}/images/train, ann_file: {data}/train.json}}
+  total_batch_size: 2
+val_dataloader:
+  dataset: {{img_folder: {data}/images/val, ann_file: {data}/val.json}}
+"""
+
+
+def _config(folder: Path, num_classes: int = 2, epoches: int = 12) -> Path:
+    path = folder / "config.yml"
+    text = CONFIG.format(root=ROOT.as_posix(), data=folder.as_posix(), num_classes=num_classes, epoches=epoches)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["check_data.py", *map(str, arguments)])
+    code = run_script(check_data.main)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> CocoFiles:
+    return CocoFiles(tmp_path, num_images=6).save()
+
+
+@pytest.fixture
+def val(tmp_path: Path) -> CocoFiles:
+    return CocoFiles(tmp_path, "val").save()
+
+
+def test_sound_data(
+    tmp_path: Path,
+    train: CocoFiles,
+    val: CocoFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, _ = _run(monkeypatch, capsys, "-c", _config(tmp_path))
+    assert code == 0
+    assert "train: 6 images (0 without boxes), 12 boxes (holes " in out and "No errors.\nNo warnings." in out
+
+
+def test_everything_is_reported_at_once(
+    tmp_path: Path,
+    train: CocoFiles,
+    val: CocoFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train.content["annotations"][0]["bbox"] = [1, 1, -1, 5]
+    train.content["images"][4]["height"] = 400
+    del train.content["annotations"][1]["area"]
+    train.save()
+    val.content["images"][0]["file_name"] = "../train/train_2.png"
+    val.save()
+    (train.img_folder / "train_3.png").write_bytes(b"x")
+    Image.open(train.img_folder / "train_4.png").save(val.img_folder / "val_2.png")
+    code, out, _ = _run(monkeypatch, capsys, "-c", _config(tmp_path, num_classes=3))
+    assert code == 1
+    for text in (
+        "error: " + str(train.ann_file) + ": annotation 1 (image 1, train_1.png): bbox [1, 1, -1, 5] has no area",
+        "image 5 (train_5.png): the image is 48 x 40 pixels, but the annotation file says 48 x 400",
+        "image 3 (train_3.png): ",
+        "cannot be read as an image",
+        "image 1 (../train/train_2.png): the path leaves the image folder",
+        "image 2 (val_2.png) of split val: is also in split train (train_4.png; the same pixels)",
+        "num_classes: 3",
+        "1 warning:",
+        "1 of 12 annotations have no usable area",
+    ):
+        assert text in out, text
+    assert "Traceback" not in out
+
+
+def test_skip_is_announced(
+    tmp_path: Path,
+    train: CocoFiles,
+    val: CocoFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train.content["annotations"][0]["bbox"] = [1, 1, -1, 5]
+    train.save()
+    code, out, _ = _run(monkeypatch, capsys, "-c", _config(tmp_path), "-u", "on_bad_data=skip")
+    assert code == 1 and "on_bad_data: skip: training will leave the faulty entries out." in out
+
+
+def test_long_lists_are_cut_unless_asked(
+    tmp_path: Path,
+    train: CocoFiles,
+    val: CocoFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for _ in range(60):
+        train.add_box(1, [0, 0, 0, 5], 1)
+    train.save()
+    _, out, _ = _run(monkeypatch, capsys, "-c", _config(tmp_path))
+    assert out.count("has no area") == 50 and "... and 10 more of the kind: box without area" in out
+    _, out, _ = _run(monkeypatch, capsys, "-c", _config(tmp_path), "--all")
+    assert out.count("has no area") == 60
+
+
+def test_pictures_of_every_stage(
+    tmp_path: Path,
+    train: CocoFiles,
+    val: CocoFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (train.img_folder / "train_3.png").unlink()
+    policy = "{name: stop_epoch, epoch: [2, 4, 7], ops: [RandomHorizontalFlip]}"
+    override = f"train_dataloader.dataset.transforms.policy={policy}"
+    folder = tmp_path / "pictures"
+    arguments = ["-c", _config(tmp_path, epoches=9), "-u", override, "--show", "3", "--output-dir", folder]
+    code, out, _ = _run(monkeypatch, capsys, *arguments)
+    assert code == 1 and "there is no file" in out  # the picture shows what is left
+    names = sorted(path.name for path in folder.iterdir())
+    assert names[0] == "training_samples_epoch_0.png" and len(names) >= 3
+    with Image.open(folder / names[0]) as sheet:
+        assert sheet.mode == "RGB" and min(sheet.size) > 320
+    assert "training_samples_epoch_2.png: epochs 2 to " in out
+
+
+def test_pictures_go_into_the_run_folder_by_default(
+    tmp_path: Path,
+    train: CocoFiles,
+    val: CocoFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, _, _ = _run(monkeypatch, capsys, "-c", _config(tmp_path), "--show", "1")
+    assert code == 0 and list((tmp_path / "run").glob("*.png"))
+
+
+def test_no_picture_without_images(
+    tmp_path: Path, val: CocoFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = _run(monkeypatch, capsys, "-c", _config(tmp_path), "--show", "1")
+    assert code == 1 and "train.json: file: does not exist" in out
+    assert "no pictures" in err and not (tmp_path / "run").exists()
+
+
+def test_bad_arguments_and_configs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = _run(monkeypatch, capsys, "-c", tmp_path / "gone.yml")
+    assert code == 2 and "gone.yml" in err and "Traceback" not in err
+    (tmp_path / "file").write_text("x")
+    code, _, err = _run(monkeypatch, capsys, "-c", _config(tmp_path), "--show", "2", "--output-dir", tmp_path / "file")
+    assert code == 2 and "is a file" in err
+    with pytest.raises(SystemExit) as caught:
+        _run(monkeypatch, capsys, "-c", _config(tmp_path), "--show", "-2")
+    assert caught.value.code == 2
+
+
+def test_as_a_script(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
+    train.content["annotations"][0]["bbox"] = [1, 1, float("nan"), 5]
+    train.save()
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "check_data.py"), "-c", str(_config(tmp_path))],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 1, result.stderr
+    assert "bbox is [1, 1, nan, 5], expected four finite numbers" in result.stdout
+    assert "Traceback" not in result.stderr
