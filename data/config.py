@@ -266,7 +266,7 @@ class DataConfig(_Section):
 
     num_classes: PositiveInt
     remap_mscoco_category: bool = False
-    """True for COCO's 80 classes; ids are mapped to labels by ascending id either way."""
+    """Official key, without effect: category ids are always mapped to labels by ascending id, COCO's 80 included."""
     train_dataloader: LoaderConfig
     val_dataloader: LoaderConfig
     test_dataloader: LoaderConfig | None = None
@@ -323,11 +323,6 @@ def data_problems(config: DataConfig) -> list[str]:
         problems += _loader_problems(name, loader)
         problems += _transform_problems(f"{name}.dataset.transforms", loader.dataset.transforms)
     problems += _train_problems(config)
-    if config.remap_mscoco_category and config.num_classes != 80:
-        problems.append(
-            f"remap_mscoco_category: True is for COCO's 80 classes, but num_classes is {config.num_classes}; "
-            "set it to False"
-        )
     normalizations = {name: loader.dataset.transforms.normalize for name, loader in loaders(config).items()}
     if len({str(normalization) for normalization in normalizations.values()}) > 1:
         problems.append(

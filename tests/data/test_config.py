@@ -38,7 +38,6 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({f"{COLLATE}__copyblend_epochs": [3, 2]}, "collate_fn.copyblend_epochs: [3, 2] must rise"),
     ({f"{COLLATE}__expand_ratios": [0.3, 0.2]}, "collate_fn.expand_ratios: [0.3, 0.2] must rise"),
     ({f"{COLLATE}__base_size": 192, f"{COLLATE}__base_size_repeat": 2}, "multi-scale resizes to squares around 192"),
-    ({"remap_mscoco_category": True}, "remap_mscoco_category: True is for COCO's 80 classes, but num_classes is 6"),
     ({f"{COLLATE}__mixup_prob": 1.5}, "collate_fn.mixup_prob: found 1.5, expected a number less than or equal to 1"),
     ({f"{COLLATE}__base_size_repeat": 10**9}, "base_size_repeat: found 1000000000, expected a number less than"),
     ({"train_dataloader__dataset__return_masks": True}, "return_masks: found true, expected False"),
