@@ -68,8 +68,8 @@ def _split(ours: nn.Module, theirs: nn.Module) -> tuple[_Pairs, _Pairs]:
         pair = averaged if parameter.requires_grad else copied
         pair[0].append(mine)
         pair[1].append(parameter)
-    for mine, (name, buffer) in zip(ours.buffers(), theirs.named_buffers(), strict=True):
+    for my_buffer, (name, buffer) in zip(ours.buffers(), theirs.named_buffers(), strict=True):
         pair = averaged if name.endswith(_AVERAGED_BUFFERS) else copied
-        pair[0].append(mine)
+        pair[0].append(my_buffer)
         pair[1].append(buffer)
     return averaged, copied

@@ -27,7 +27,7 @@ from engine.run_folder import prepare_run_folder, write_yaml
 from engine.schedule import FlatCosine
 from engine.selection import Selection
 from models.criterion import DEIMCriterion, build_criterion
-from models.detector import build_detector
+from models.detector import DEIM, build_detector
 from models.weights import load_backbone_weights, load_for_tuning, load_state_dict_strict
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Run:
     data: DataBundle
     train_loader: TrainLoader
     val_loader: EvalLoader
-    model: nn.Module
+    model: DEIM
     """Raw weights."""
     wrapped: nn.Module
     """The same model inside DistributedDataParallel where there are several processes."""
@@ -96,9 +96,13 @@ def build_run(
     dist.barrier()
     data = build_datasets(config)
     pin = dist.device.type == "cuda"
-    place = {"rank": dist.rank, "world_size": dist.world_size, "pin_memory": pin}
-    train_loader = build_train_loader(config, data.splits["train"], data.classes, seed=seed, **place)
-    val_loader = build_eval_loader(config, data.splits["val"], data.classes, **place)
+    rank, world_size = dist.rank, dist.world_size
+    train_loader = build_train_loader(
+        config, data.splits["train"], data.classes, seed=seed, rank=rank, world_size=world_size, pin_memory=pin
+    )
+    val_loader = build_eval_loader(
+        config, data.splits["val"], data.classes, rank=rank, world_size=world_size, pin_memory=pin
+    )
     config, _ = derive_run_length(config, train_loader.steps_per_epoch)
     for note in config.derivation_log:
         log.info("derived: %s", note)
@@ -199,7 +203,7 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
 
 
 def _load_weights(
-    model: nn.Module, config: ExperimentConfig, data: DataBundle, *, resume: Path | None, tuning: Path | None
+    model: DEIM, config: ExperimentConfig, data: DataBundle, *, resume: Path | None, tuning: Path | None
 ) -> dict[str, Any] | None:
     """Weights into `model`; the whole checkpoint when a run is resumed."""
     if resume is not None:

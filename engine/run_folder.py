@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from data.errors import UserError
+from engine.checkpoint import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def _move_aside(folder: Path) -> Path:
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write a plain dict as YAML, keys in their own order."""
     text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=120)
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, lambda file: file.write(text.encode()), what="config")
 
 
 class JsonLines:

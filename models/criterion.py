@@ -68,10 +68,8 @@ class _OutputSets:
     """float32 [S, B, Q, C]"""
     boxes_cxcywh: Tensor
     """float32 [S, B, Q, 4], not clamped."""
-    teacher: Tensor
-    """float32 [B * Q, 4, n + 1]: the first set's logits over the bins, sides left, top, right, bottom."""
-    students: Tensor
-    """float32 [K - 1, B * Q, 4, n + 1]: those of the others."""
+    corners: tuple[Tensor, ...]
+    """K times float32 [B * Q, 4, n + 1]: logits over the bins, sides left, top, right, bottom."""
     ref_cxcywh: Tensor
     """float32 [B * Q, 4]: the boxes that all distributions refine."""
 
@@ -184,11 +182,11 @@ class DEIMCriterion(nn.Module):
             costs = self.matcher.costs(
                 matching.logits, matching.boxes_cxcywh, boxes.labels, boxes.cxcywh, image_index, epoch
             )
-            flags = [_students_differ(sets) for sets in (matching, denoising) if sets is not None]
-            on_host = torch.cat([costs.flatten(), *flags]).cpu().numpy()
+            students = [_students_differ(sets.corners) for sets in (matching, denoising) if sets is not None]
+            on_host = torch.cat([costs.flatten(), *students]).cpu().numpy()
         own = assign(on_host[: costs.numel()].reshape(costs.shape), boxes.per_image)
         differs = tuple(bool(flag) for flag in on_host[costs.numel() :])
-        num_matching = len(matching.students)
+        num_matching = len(matching.corners[1:])
         return own, differs[:num_matching], differs[num_matching:]
 
     def _set_losses(
@@ -203,7 +201,7 @@ class DEIMCriterion(nn.Module):
         """Every loss of the given output sets, weighted and named."""
         pairs, norm = assignment.box_pairs, assignment.box_norm
         l1, giou = _box_losses(sets, boxes, pairs)
-        iou = _pair_iou(sets, boxes, pairs)[: 1 + len(sets.students)]
+        iou = _pair_iou(sets, boxes, pairs)[: len(sets.corners)]
         losses: dict[str, Sequence[Tensor | None]] = {
             "loss_mal": (self._mal(sets, boxes, assignment.class_pairs) / assignment.class_norm).unbind(),
             "loss_bbox": (l1 / norm).unbind(),
@@ -261,7 +259,7 @@ def _fgl(
         sets.ref_cxcywh[query], boxes.xyxy[pairs.box[:num_sets]], bin_values, reg_scale
     )
     queries = query.expand(num_sets, num_pairs)
-    rows = torch.cat([_take(sets.teacher[None], queries[:1]), _take(sets.students, queries[1:])])
+    rows = torch.stack([c.index_select(0, q) for c, q in zip(sets.corners, queries, strict=True)])
     log_p = rows.log_softmax(-1)
     bins = torch.stack([left_bin, left_bin + 1], dim=-1).expand(num_sets, num_pairs, 4, 2)
     weights = torch.stack([left_weight, right_weight], dim=-1) * iou[..., None, None]
@@ -277,42 +275,25 @@ def _ddf(sets: _OutputSets, pairs: _DevicePairs, iou: Tensor, distillation: _Dis
     Args:
         iou: float32 [K, P], no gradient; the weight of the matched queries.
     """
+    losses: list[Tensor | None] = [None] * len(sets.corners)
     if not any(distillation.differs):
-        return []
-    num_sides, matched_sides = 4 * sets.teacher.shape[0], 4 * pairs.query.shape[1]
+        return losses
+    teacher_log_p = (sets.corners[0].detach() / DDF_TEMPERATURE).log_softmax(-1)
+    teacher_p = teacher_log_p.exp()
+    confidence = sets.logits[0].detach().sigmoid().amax(-1).flatten()
+
+    num_sides, matched_sides = 4 * confidence.shape[0], 4 * pairs.query.shape[1]
     both = distillation.matched_weight + distillation.unmatched_weight
-    per_matched = distillation.matched_weight / both / max(matched_sides, 1) * distillation.scale
-    per_unmatched = distillation.unmatched_weight / both / max(num_sides - matched_sides, 1) * distillation.scale
-    weight = sets.logits[0].detach().sigmoid().amax(-1).flatten() * per_unmatched
+    per_matched = distillation.matched_weight / both / max(matched_sides, 1)
+    per_unmatched = distillation.unmatched_weight / both / max(num_sides - matched_sides, 1)
     queries = pairs.query[: len(iou)].expand(iou.shape)
-    weight = weight.expand(len(sets.students), -1).scatter(1, queries[1:], iou[1:] * per_matched)
-    losses = _WeightedDivergence.apply(sets.students, sets.teacher.detach(), weight).unbind()  # type: ignore[no-untyped-call]
-    return [None, *(loss if differs else None for loss, differs in zip(losses, distillation.differs, strict=True))]
-
-
-class _WeightedDivergence(torch.autograd.Function):
-    """T^2 * sum of weight * KL(softmax(teacher / T) || softmax(student / T)), for every student.
-
-    The gradient, T * weight * (p_student - p_teacher), is written out: it halves the passes over what is by far
-    the largest tensor of the criterion.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, students: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-        """float32 [K - 1, R, 4, n + 1], [R, 4, n + 1], [K - 1, R] -> [K - 1]."""
-        log_p = (students / DDF_TEMPERATURE).log_softmax(-1)
-        teacher_log_p = (teacher / DDF_TEMPERATURE).log_softmax(-1)
-        teacher_p = teacher_log_p.exp()
-        ctx.save_for_backward(log_p, teacher_p, weight)
-        divergence = (teacher_log_p - log_p).mul_(teacher_p).sum((2, 3))
-        return (weight * divergence).sum(1) * DDF_TEMPERATURE**2
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
-        """Of the students' logits only."""
-        log_p, teacher_p, weight = ctx.saved_tensors
-        scale = weight * (gradients[0][:, None] * DDF_TEMPERATURE)
-        return log_p.exp().sub_(teacher_p).mul_(scale[..., None, None]), None, None
+    for k, differs in enumerate(distillation.differs, start=1):
+        if differs:
+            weight = (confidence * per_unmatched).index_copy(0, queries[k], iou[k] * per_matched)
+            log_p = (sets.corners[k] / DDF_TEMPERATURE).log_softmax(-1)
+            divergence = (teacher_p * (teacher_log_p - log_p)).sum((1, 2))
+            losses[k] = (weight * divergence).sum() * (DDF_TEMPERATURE**2 * distillation.scale)
+    return losses
 
 
 def _balance(num_pairs: int, batch: int, num_queries: int) -> tuple[float, float]:
@@ -322,10 +303,10 @@ def _balance(num_pairs: int, batch: int, num_queries: int) -> tuple[float, float
 
 
 def _take(stacked: Tensor, query: Tensor) -> Tensor:
-    """Rows of every set: [S, R, ...], int64 [S or 1, P] -> [S, P, ...]."""
+    """Rows of every set: [S, R, D], int64 [S or 1, P] -> [S, P, D]."""
     num_sets, num_rows = stacked.shape[:2]
     rows = query + torch.arange(num_sets, device=query.device)[:, None] * num_rows
-    return stacked.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, *stacked.shape[2:])
+    return stacked.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, stacked.shape[-1])
 
 
 def _pair_iou(sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs) -> Tensor:
@@ -334,9 +315,10 @@ def _pair_iou(sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs) -> Tensor:
     return paired_iou(cxcywh_to_xyxy_clamped(predicted), boxes.xyxy[pairs.box])
 
 
-def _students_differ(sets: _OutputSets) -> Tensor:
-    """1 where a student's distributions differ from the teacher's, else 0: float32 [K - 1]."""
-    return (sets.students != sets.teacher).flatten(1).any(1).float()
+def _students_differ(corners: Sequence[Tensor]) -> Tensor:
+    """1 where a student's distributions differ from the teacher's (the first), else 0: float32 [K - 1]."""
+    flags = [(student != corners[0]).any() for student in corners[1:]]
+    return torch.stack(flags).float() if flags else corners[0].new_zeros(0)
 
 
 def _concatenate(targets: Sequence[Mapping[str, Tensor]]) -> _Boxes:
@@ -353,13 +335,11 @@ def _stack(
 ) -> _OutputSets:
     """Bring named output sets into one shape and into float32; `with_corners` starts with the teacher."""
     every = [*with_corners, *others]
-    teacher, *students = [_sides(output["pred_corners"].float()) for _, output in with_corners]
     return _OutputSets(
         suffixes=tuple(suffix for suffix, _ in every),
         logits=torch.stack([output["pred_logits"].float() for _, output in every]),
         boxes_cxcywh=torch.stack([output["pred_boxes"].float() for _, output in every]),
-        teacher=teacher,
-        students=torch.stack(students) if students else teacher[None][:0],
+        corners=tuple(_sides(output["pred_corners"].float()) for _, output in with_corners),
         ref_cxcywh=ref_cxcywh.detach().float().flatten(0, 1),
     )
 

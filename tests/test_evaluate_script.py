@@ -137,6 +137,17 @@ def test_config_overrides_and_splits(tiny: Path) -> None:
     assert stored["gt_hash"] == read(tiny / "run" / "eval_train_best" / "results.json")["gt_hash"]
 
 
+def test_official_file_with_a_config(tiny: Path) -> None:
+    weights = torch.load(tiny / "run" / "best.pth", weights_only=True)["ema"]["module"]
+    save_checkpoint(tiny / "weights_only.pth", {"model": weights})
+    outcome = run_here("-r", "weights_only.pth", "-c", "tiny.yml", "-d", "cpu", cwd=tiny)
+    assert outcome.code == 0, outcome.err
+    assert run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "own", cwd=tiny).code == 0
+    results = read(tiny / "eval_val_weights_only" / "results.json")
+    assert results["metrics"] == read(tiny / "own" / "results.json")["metrics"]
+    assert (results["weights"], results["epoch"], results["seed"]) == ("model", None, None)
+
+
 class _Payload:
     """A pickle that would run a command."""
 
@@ -154,16 +165,19 @@ def prepare_bad_files(tiny: Path) -> None:
     wider = {key: torch.zeros(*value.shape, 2) for key, value in weights.items()}
     save_checkpoint(tiny / "wider.pth", {**checkpoint, "ema": None, "model": wider})
     save_checkpoint(tiny / "official.pth", {"model": weights})
+    three = build_detector(load_config(tiny / "tiny.yml", ["num_classes=3"]))
+    save_checkpoint(tiny / "three.pth", {"model": three.state_dict()})
     names = ClassMap((3, 7), ("dent", "bar")).to_dict()
     save_checkpoint(tiny / "renamed.pth", {**checkpoint, "classes": names})
 
 
-BAD_INPUTS = [
+BAD_INPUTS: list[tuple[list[str], str]] = [
     (["-r", "gone.pth"], "gone.pth: no such file"),
     (["-r", "truncated.pth"], "truncated.pth: damaged, cut short or not a checkpoint"),
     (["-r", "hostile.pth"], "hostile.pth: it holds a Python object"),
-    (["-r", "other.pth"], "other.pth"),
-    (["-r", "wider.pth"], "wider.pth"),
+    (["-r", "other.pth"], "other.pth: these are not the weights of the configured model"),
+    (["-r", "wider.pth"], "wider.pth: these are not the weights of the configured model"),
+    (["-r", "three.pth", "-c", "tiny.yml"], "The weights are for 3 classes, the config says num_classes 2"),
     (["-r", "official.pth"], "official.pth: no config in it (an official file?); give one with -c CONFIG"),
     (["-r", "renamed.pth"], "is called 'square' here and 'dent' in the training split or checkpoint"),
     (["-r", "run/best.pth", "-u", "num_classes=5"], "num_classes"),

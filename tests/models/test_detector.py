@@ -45,7 +45,11 @@ def selected(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 @pytest.mark.parametrize(
     "case",
-    ["eval_320", pytest.param("eval_640", marks=needs_complete_set), pytest.param("eval_320x480", marks=needs_complete_set)],
+    [
+        "eval_320",
+        pytest.param("eval_640", marks=needs_complete_set),
+        pytest.param("eval_320x480", marks=needs_complete_set),
+    ],
 )
 def test_evaluation_equals_the_original(case: str, selected: list[Tensor]) -> None:
     golden = golden_tensors(case)
@@ -127,8 +131,15 @@ def total(outputs: dict[str, Any]) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("given", [targets(2, 1), targets(0, 3), targets(0, 0)])
-@pytest.mark.parametrize("name", ["vit_custom", "dinov3_vits16"])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("vit_custom", targets(2, 1)),
+        ("vit_custom", targets(0, 3)),
+        ("vit_custom", targets(0, 0)),
+        ("dinov3_vits16", targets(0, 0)),
+    ],
+)
 def test_every_trained_parameter_gets_a_gradient(given: Targets, name: str) -> None:
     model = tiny_model(DINOv3STAs__name=name, DINOv3STAs__interaction_indexes=[0], DINOv3STAs__hidden_dim=32)
     total(model(images(), given)).backward()

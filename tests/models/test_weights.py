@@ -44,7 +44,9 @@ def test_strict() -> None:
     assert_same(model, state(source))
 
 
-@pytest.mark.parametrize("absent", [("decoder.up", "decoder.reg_scale"), ("decoder.decoder.up", "decoder.decoder.reg_scale")])
+@pytest.mark.parametrize(
+    "absent", [("decoder.up", "decoder.reg_scale"), ("decoder.decoder.up", "decoder.decoder.reg_scale")]
+)
 def test_strict_fills_a_missing_alias(absent: tuple[str, str]) -> None:
     weights = state(other())
     for key in absent:
@@ -171,8 +173,9 @@ def save(path: Path, tensors: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["vit_custom", "dinov3_vits16"])
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("name", "suffix"), [("vit_custom", ".pt"), ("dinov3_vits16", ".pth"), ("vit_custom", ".safetensors")]
+)
 def test_bare_backbone_files(tmp_path: Path, name: str, suffix: str) -> None:
     source = build_detector(backbone_config(None, name))
     tensors = source.backbone.vit.state_dict()
