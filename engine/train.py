@@ -192,7 +192,7 @@ def window_shares(run: Run, window: list[Batch]) -> list[WindowShare | None]:
     """How the losses of each micro-batch are scaled, so that a window's sum is one large batch's loss."""
     if run.config.accumulation_steps == 1:
         return [None]
-    boxes = torch.tensor(float(sum(batch.num_boxes for batch in window)), device=run.dist.device)
+    boxes = torch.full((), float(sum(batch.num_boxes for batch in window)), device=run.dist.device)
     num_boxes = run.dist.mean(boxes).clamp(min=1.0)
     images = sum(len(batch.targets) for batch in window)
     return [WindowShare(num_boxes=num_boxes, image_share=len(batch.targets) / images) for batch in window]

@@ -205,7 +205,8 @@ class CriterionConfig(_Section):
     reg_max: Annotated[int, Field(ge=4, le=1024, multiple_of=2)] = 32
     boxes_weight_format: None = None
     mal_alpha: NonNegativeFloat | None = None
-    use_uni_set: Literal[True] = True
+    use_uni_set: bool = True
+    """Box losses on the union of all layers' matches (GO); False: each layer on its own matches."""
 
 
 class PostProcessorConfig(_Section):

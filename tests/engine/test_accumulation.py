@@ -74,6 +74,20 @@ def test_matching_losses_equal_the_large_batch(pair: tuple[object, object], boxe
     torch.testing.assert_close(window, large, rtol=1e-4, atol=1e-6 * float(large.norm()))
 
 
+@pytest.mark.parametrize("boxes", [(3, 1, 2, 2), (5, 0, 1, 0), (0, 0, 2, 1)])
+def test_box_losses_equal_the_large_batch_without_the_union(
+    pair: tuple[object, object], monkeypatch: pytest.MonkeyPatch, boxes: tuple[int, ...]
+) -> None:
+    for run in pair:
+        config = run.criterion.config.model_copy(update={"use_uni_set": False})
+        monkeypatch.setattr(run.criterion, "config", config)
+    whole = a_batch(boxes)
+    keys = ("loss_bbox", "loss_giou", "loss_fgl", "loss_mal")
+    large = gradients(pair[0], [whole], keys)
+    window = gradients(pair[1], halves(whole), keys)
+    torch.testing.assert_close(window, large, rtol=1e-4, atol=1e-5 * float(large.norm()))
+
+
 @pytest.mark.parametrize("boxes", [(3, 1, 2, 2), (4, 1, 3, 2)])
 def test_all_losses_are_close_to_the_large_batch(pair: tuple[object, object], boxes: tuple[int, ...]) -> None:
     whole = a_batch(boxes)

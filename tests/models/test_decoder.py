@@ -20,7 +20,6 @@ from models.decoder import (
     make_anchors,
 )
 from models.distribution import weighting_function
-from models.layers import Mlp, SelfAttention
 from tests.support.configs import official
 from tests.support.models import NUM_CLASSES, Targets, shake, targets, tensors_of, tiny_config
 from tests.support.parity import golden_tensors, relative_error
@@ -74,27 +73,9 @@ def test_location_quality_and_integral_equal_the_original() -> None:
     assert relative_error(integral, golden_tensors("units")["integral.output"]) < 1e-5
 
 
-def test_self_attention_equals_torchs_with_a_mask() -> None:
-    torch.manual_seed(0)
-    ours, reference = SelfAttention(32, 4), nn.MultiheadAttention(32, 4, batch_first=True)
-    shake(ours)
-    reference.load_state_dict(ours.state_dict())
-    x, position = torch.randn(2, 5, 32), torch.randn(2, 5, 32)
-    allowed = torch.rand(5, 5) < 0.5
-    allowed.fill_diagonal_(True)
-    expected = reference(x + position, x + position, x, attn_mask=~allowed)[0]
-    torch.testing.assert_close(ours(x, position, allowed), expected)
-
-
 def test_rms_norm_works_in_float32() -> None:
     big = torch.full((1, 4), 300.0, dtype=torch.float16)  # the square does not fit into float16
     assert torch.equal(RmsNorm(4)(big), torch.ones(1, 4))
-
-
-def test_mlp_has_silu_between_its_layers() -> None:
-    mlp = Mlp(3, 5, 2)
-    x = torch.randn(4, 3)
-    torch.testing.assert_close(mlp(x), mlp.layers[1](nn.functional.silu(mlp.layers[0](x))))
 
 
 # --- anchors ----------------------------------------------------------------------------------------------------
