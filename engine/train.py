@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -105,64 +105,90 @@ def train_one_epoch(run: Run, epoch: int, stop: StopSignal) -> None:
         UserError: Too many steps in a row had a loss that is not finite; the weights are as before them.
     """
     run.wrapped.train()
-    mean, std = pixel_mean_std(run.config)
-    parameters = [p for p in run.model.parameters() if p.requires_grad]
     statistics = BatchNormStatistics(run.model)
     run.train_loader.set_epoch(epoch, first_batch=run.position.batch_in_epoch)
     run.monitor.start_epoch(epoch, run.position.batch_in_epoch // run.config.accumulation_steps)
     for window, wait_seconds in timed(windows(run.train_loader, run.config.accumulation_steps)):
         started = time.perf_counter()
-        step = run.position.step
         if _shows_images(run.config, run.position):
-            run.monitor.training_images(window[0], epoch=epoch, step=step)
-        torch.manual_seed(step_seed(run.seed, step, run.dist.rank))
-        set_learning_rates(run.optimizer, run.schedule.ratio_before(step))
-        run.optimizer.zero_grad(set_to_none=True)
-        statistics.keep()
-        sums: dict[str, Tensor] = {}
-        for batch, share, is_last in zip(window, window_shares(run, window), last_flags(window), strict=True):
-            batch = batch.to(run.dist.device)
-            with _sync_gradients(run, is_last):
-                with torch.autocast(run.dist.device.type, dtype=run.amp_dtype, enabled=run.amp_dtype is not None):
-                    outputs = run.wrapped(normalize_images(batch.images, mean, std), batch.targets)
-                losses = run.criterion(outputs, batch.targets, epoch=epoch, share=share)
-                run.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
-            for key, loss in losses.items():
-                sums[key] = sums[key] + loss.detach() if key in sums else loss.detach()
-        run.scaler.unscale_(run.optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.clip_max_norm or math.inf)
-        loss_finite, update_finite, stopping = agree(run, sums, grad_norm, stop)
-        if update_finite:
-            run.optimizer.step()
-            if run.ema is not None:
-                run.ema.update(run.model)
-        else:
-            statistics.restore()
-        run.scaler.update()
-
+            run.monitor.training_images(window[0], epoch=epoch, step=run.position.step)
+        step = train_step(run, epoch, window, statistics, stop)
         run.position = replace(
             run.position,
-            step=step + 1,
+            step=run.position.step + 1,
             batch_in_epoch=run.position.batch_in_epoch + len(window),
-            nonfinite_in_a_row=0 if update_finite or loss_finite else run.position.nonfinite_in_a_row + 1,
+            nonfinite_in_a_row=run.position.nonfinite_in_a_row + 1 if step.counts_as_nonfinite else 0,
             train_seconds=run.position.train_seconds + wait_seconds + time.perf_counter() - started,
         )
-        if not update_finite:
-            report_nonfinite(run, epoch, sums, grad_norm, loss_finite=loss_finite)
+        if not step.update_finite:
+            report_nonfinite(run, epoch, step)
         run.monitor.step(
             epoch=epoch,
-            step=step + 1,
-            losses=sums,
-            grad_norm=grad_norm,
+            step=run.position.step,
+            losses=step.losses,
+            grad_norm=step.grad_norm,
             images=sum(len(batch.targets) for batch in window) * run.dist.world_size,
             wait_seconds=wait_seconds,
             learning_rates={f"group_{i}": group["lr"] for i, group in enumerate(run.optimizer.param_groups)},
         )
-        if stopping:
-            run.monitor.end_epoch(epoch=epoch, step=step + 1)
+        if step.stopping:
+            run.monitor.end_epoch(epoch=epoch, step=run.position.step)
             save(run, "last.pth")
             raise stop.exit()
     run.monitor.end_epoch(epoch=epoch, step=run.position.step)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step gave; the tensors stay on the device."""
+
+    losses: dict[str, Tensor]
+    """Weighted losses, summed over the window's micro-batches."""
+    grad_norm: Tensor
+    loss_finite: bool
+    """The loss, on every process."""
+    update_finite: bool
+    """Loss and gradient, on every process; False: the step was skipped."""
+    stopping: bool
+    """Some process got a stop signal."""
+    scaled: bool
+    """Trained with a loss scale (fp16), where a gradient overflow is nothing unusual."""
+
+    @property
+    def counts_as_nonfinite(self) -> bool:
+        return not self.loss_finite or (not self.update_finite and not self.scaled)
+
+
+def train_step(run: Run, epoch: int, window: list[Batch], statistics: BatchNormStatistics, stop: StopSignal) -> Step:
+    """One optimiser step: forward, loss, backward, clip, step, EMA."""
+    device, step = run.dist.device, run.position.step
+    mean, std = pixel_mean_std(run.config)
+    torch.manual_seed(step_seed(run.seed, step, run.dist.rank))
+    set_learning_rates(run.optimizer, run.schedule.ratio_before(step))
+    run.optimizer.zero_grad(set_to_none=True)
+    statistics.keep()
+    losses: dict[str, Tensor] = {}
+    for batch, share, is_last in zip(window, window_shares(run, window), last_flags(window), strict=True):
+        batch = batch.to(device)
+        with _sync_gradients(run, is_last):
+            with torch.autocast(device.type, dtype=run.amp_dtype, enabled=run.amp_dtype is not None):
+                outputs = run.wrapped(normalize_images(batch.images, mean, std), batch.targets)
+            terms = run.criterion(outputs, batch.targets, epoch=epoch, share=share)
+            run.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
+        for key, term in terms.items():
+            losses[key] = losses[key] + term.detach() if key in losses else term.detach()
+    run.scaler.unscale_(run.optimizer)
+    parameters = [p for p in run.model.parameters() if p.requires_grad]
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.clip_max_norm or math.inf)
+    loss_finite, update_finite, stopping = agree(run, losses, grad_norm, stop)
+    if update_finite:
+        run.optimizer.step()
+        if run.ema is not None:
+            run.ema.update(run.model)
+    else:
+        statistics.restore()
+    run.scaler.update()
+    return Step(losses, grad_norm, loss_finite, update_finite, stopping, run.scaler.is_enabled())
 
 
 def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -232,32 +258,26 @@ class BatchNormStatistics:
             torch._foreach_copy_(self._live, self._kept)
 
 
-def report_nonfinite(run: Run, epoch: int, sums: dict[str, Tensor], grad_norm: Tensor, *, loss_finite: bool) -> None:
+def report_nonfinite(run: Run, epoch: int, step: Step) -> None:
     """Log a skipped step; stop after `max_nonfinite_steps` in a row.
 
     Raises:
         UserError: The limit is reached. The weights are those before the first of these steps.
     """
-    if loss_finite and run.scaler.is_enabled():
+    if not step.counts_as_nonfinite:
         log.debug("step %d skipped: gradient overflow, the loss scale is lowered", run.position.step)
         return
-    bad = [key for key, value in sums.items() if not bool(torch.isfinite(value))]
-    found = ", ".join(bad) if bad else f"the gradient norm ({float(grad_norm)})"
-    in_a_row = run.position.nonfinite_in_a_row
-    log.warning(
-        "step %d of epoch %d skipped: not finite: %s (%d in a row)",
-        run.position.step,
-        epoch + 1,
-        found,
-        in_a_row,
-    )
+    bad = [key for key, value in step.losses.items() if not bool(torch.isfinite(value))]
+    found = ", ".join(bad) if bad else f"the gradient norm ({float(step.grad_norm)})"
+    number, in_a_row = run.position.step, run.position.nonfinite_in_a_row
+    log.warning("step %d of epoch %d skipped: not finite: %s (%d in a row)", number, epoch + 1, found, in_a_row)
     if in_a_row >= run.config.max_nonfinite_steps:
         save(run, "last.pth")
         raise UserError(
             f"Training stopped: the loss was not finite in {in_a_row} steps in a row (last: {found}; epoch "
-            f"{epoch + 1}, step {run.position.step}). The weights are untouched by these steps and saved in "
-            f"{run.folder / 'last.pth'}. "
-            "Lower optimizer.lr, train without --use-amp, or look for broken images with check_data.py."
+            f"{epoch + 1}, step {number}). The weights are untouched by these steps and saved in "
+            f"{run.folder / 'last.pth'}. Lower optimizer.lr, train without --use-amp, or look for broken images with "
+            "check_data.py."
         )
 
 
