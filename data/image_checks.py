@@ -67,11 +67,11 @@ def check_images(
     Args:
         splits: Splits whose files exist; missing ones are reported by `check_annotations` and passed over here.
         allow_split_overlap: Accept the same image in two splits.
-        progress: Show a bar on stderr.
+        progress: Show a bar on stderr, if that is a terminal.
     """
     problems, inspections = [], []
     total = sum(len(split) for split in splits)
-    with tqdm(total=total, desc="open images", unit="image", disable=not progress, leave=False) as bar:
+    with tqdm(total=total, desc="open images", unit="image", disable=None if progress else True, leave=False) as bar:
         for split in splits:
             found = []
             for inspection in _inspect_all(split):

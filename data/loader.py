@@ -6,11 +6,13 @@ Whole batches are made in one place (a worker, or this process), from keys that 
 
 from __future__ import annotations
 
-import logging
+import atexit
 import math
 import os
 import signal
+import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -40,8 +42,6 @@ __all__ = [
     "build_train_loader",
     "collate",
 ]
-
-log = logging.getLogger(__name__)
 
 _STALLED_AFTER_SECONDS = 600
 _WORKER_GRACE_SECONDS = 20.0
@@ -172,6 +172,9 @@ class _Loader:
             generator=torch.Generator(),  # or each epoch would draw from the global one
             **workers,
         )
+        if num_workers:
+            # Before multiprocessing terminates what is left: the workers outlive that signal for a while.
+            atexit.register(_close_if_alive, weakref.ref(self))
 
     @property
     def dataset(self) -> IndustrialDataset:
@@ -198,6 +201,12 @@ class _Loader:
         self._loader._iterator = None
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
+
+
+def _close_if_alive(loader: weakref.ref[_Loader]) -> None:
+    alive = loader()
+    if alive is not None:
+        alive.close()
 
 
 class TrainLoader(_Loader):
@@ -355,6 +364,14 @@ def _init_worker(worker_id: int) -> None:
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_later)
+    atexit.register(_leave_at_once)
+
+
+def _leave_at_once() -> None:
+    """End a worker without taking the interpreter apart, which takes seconds with torch loaded."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _leave_later(number: int, frame: FrameType | None) -> None:

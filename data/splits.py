@@ -46,7 +46,8 @@ def build_datasets(
     """
     found, problems = read_splits(config, splits, classes)
     if config.on_bad_data == "skip" and all(problem.skippable for problem in errors_of(problems)):
-        opened = check_images(found, allow_split_overlap=True, progress=False)
+        log.info("on_bad_data: skip: opening every image once")
+        opened = check_images(found, allow_split_overlap=True)
         problems += [problem for problem in opened if problem.severity == "error"]
         found = [split.without_images(_bad_images(split, problems)) for split in found]
         _require_content(found)
@@ -67,10 +68,13 @@ def read_splits(
         UserError: A path holds an environment variable that is not set, there is no such split, or generated
             data cannot be written.
     """
+    sections = [_dataset_section(config, name) for name in names]
+    synthetic = config.synthetic
+    if synthetic is not None and any(dataset.ann_file.is_relative_to(synthetic.root) for dataset in sections):
+        ensure_dataset(synthetic)
     splits: list[CocoSplit] = []
     problems: list[Problem] = []
-    for name in names:
-        dataset = _dataset_section(config, name)
+    for name, dataset in zip(names, sections, strict=True):
         split, found = read_split(
             name, dataset.ann_file, dataset.img_folder, normal_boxes=config.normal_boxes, classes=classes
         )
@@ -84,14 +88,11 @@ def read_splits(
 
 
 def _dataset_section(config: DataConfig, name: str) -> DatasetConfig:
-    """The section of a split, its data drawn if they are generated ones."""
     key, sections = f"{name}_dataloader", loaders(config)
     if key not in sections:
         raise UserError(f"The config has no section {key}. Add it, or choose one of {', '.join(sections)}.")
     dataset = sections[key].dataset
     dataset.require_paths(f"{key}.dataset")
-    if config.synthetic is not None and dataset.ann_file.is_relative_to(config.synthetic.root):
-        ensure_dataset(config.synthetic)
     return dataset
 
 

@@ -70,6 +70,8 @@ def train(
             raise out_of_memory(run.config, error) from error
         finally:
             run.monitor.close()
+            run.train_loader.close()
+            run.val_loader.close()
 
 
 def fit(run: Run, stop: StopSignal) -> None:

@@ -123,7 +123,7 @@ def test_bad_annotations(files: CocoFiles) -> None:
         "annotation 10 (image 1, train_1.png): category_id is '1', which is not among the categories [1, 2]. Correct",
         "annotation 11: belongs to image 77, which is not in the file. Correct image_id",
         "annotation 12 (image 1, train_1.png): iscrowd is 5, expected 0 or 1. Correct",
-        "annotation 1 (image 2, train_2.png): the id 1 is used by more than one annotation. Number the annotations anew",
+        "annotation 1 (image 2, train_2.png): the id 1 is used by more than one annotation. Number the",
         "annotations[13] (image 2, train_2.png): id is missing, expected an integer. Number the annotations",
         "annotation 15: belongs to image missing, which is not in the file",
         "annotations[15]: id is missing, expected an integer",
@@ -209,7 +209,9 @@ def test_a_useless_file_gives_an_empty_split_and_a_message(tmp_path: Path, conte
 
 def test_missing_or_unreadable_file(tmp_path: Path) -> None:
     _, problems = read_split("train", tmp_path / "gone.json", tmp_path)
-    assert "gone.json: file: does not exist. Correct the path, or set train_dataloader.dataset.ann_file" in _only(problems)
+    assert "gone.json: file: does not exist. Correct the path, or set train_dataloader.dataset.ann_file" in _only(
+        problems
+    )
     (tmp_path / "latin.json").write_bytes(b'{"images": "\xe9"}')
     _, problems = read_split("train", tmp_path / "latin.json", tmp_path)
     assert "Expected a COCO JSON file in UTF-8" in _only(problems)
@@ -305,7 +307,9 @@ class TestOverlap:
         other, _ = read_split("val", train.ann_file, tmp_path / "images" / "other" / ".." / "train")
         found = check_overlap([train, other])
         assert len(found) == 4 and not found[0].skippable
-        assert "image 1 (train_1.png) of split val: is also in split train (train_1.png; the same file)" in str(found[0])
+        assert "image 1 (train_1.png) of split val: is also in split train (train_1.png; the same file)" in str(
+            found[0]
+        )
         assert "allow_split_overlap: True" in str(found[0])
 
     def test_different_folders_may_use_the_same_names(self, tmp_path: Path) -> None:

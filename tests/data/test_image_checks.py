@@ -19,9 +19,7 @@ def _split(files: CocoFiles) -> CocoSplit:
 
 
 def _check(*files: CocoFiles, allow_split_overlap: bool = False) -> list[Problem]:
-    return check_images(
-        [_split(one) for one in files], allow_split_overlap=allow_split_overlap, progress=False
-    )
+    return check_images([_split(one) for one in files], allow_split_overlap=allow_split_overlap, progress=False)
 
 
 @pytest.fixture
@@ -61,8 +59,9 @@ def test_size_mismatch_by_exif_rotation(train: CocoFiles) -> None:
     path = train.img_folder / "train_1.png"
     Image.open(path).save(path, exif=exif)
     errors, warnings = errors_of(_check(train)), warnings_of(_check(train))
-    assert "the image is 40 x 48 pixels, but the annotation file says 48 x 40 (its size before EXIF orientation 6" in str(
-        errors[0]
+    assert (
+        "the image is 40 x 48 pixels, but the annotation file says 48 x 40 (its size before EXIF orientation 6"
+        in str(errors[0])
     )
     assert "remove the EXIF orientation" in str(errors[0])
     assert "1 images with an EXIF rotation, e.g. train_1.png" in str(warnings[0])
@@ -166,9 +165,7 @@ class TestNearDuplicates:
 def test_neu_det_has_no_errors_and_one_known_copy() -> None:
     root = Path(os.environ["NEU_DET_ROOT"])
     train, problems = read_split("train", root / "annotations/instances_train.json", root / "images/train")
-    val, more = read_split(
-        "val", root / "annotations/instances_val.json", root / "images/val", classes=train.classes
-    )
+    val, more = read_split("val", root / "annotations/instances_val.json", root / "images/val", classes=train.classes)
     assert problems + more + check_annotations(train) + check_annotations(val) + check_overlap([train, val]) == []
     (problem,) = check_images([train, val], progress=False)
     assert problem.severity == "warning"

@@ -98,7 +98,13 @@ def test_mosaic_partners_come_from_the_whole_data_set(tmp_path: Path) -> None:
     files.save()
     split = read_split("train", files.ann_file, files.img_folder)[0]
     ops = [
-        {"type": "Mosaic", "output_size": 32, "rotation_range": 0, "translation_range": [0, 0], "scaling_range": [1, 1]},
+        {
+            "type": "Mosaic",
+            "output_size": 32,
+            "rotation_range": 0,
+            "translation_range": [0, 0],
+            "scaling_range": [1, 1],
+        },
         {"type": "Resize", "size": [64, 64]},
     ]
     config = data_config(
@@ -124,7 +130,9 @@ def test_crowd_boxes_are_not_trained_on(files: CocoFiles) -> None:
 def test_a_size_unlike_the_annotations_is_refused(files: CocoFiles, split: CocoSplit) -> None:
     Image.new("RGB", (10, 10)).save(files.img_folder / "train_2.png")
     for dataset in (_val(split), _train(split)):
-        with pytest.raises(UserError, match=r"image 2 \(train_2.png\): the image is 10 x 10 pixels, but the annotation"):
+        with pytest.raises(
+            UserError, match=r"image 2 \(train_2.png\): the image is 10 x 10 pixels, but the annotation"
+        ):
             dataset[1]
 
 

@@ -20,7 +20,12 @@ def _transforms(**changes: Any) -> TransformsConfig:
 
 
 COLLATE = CollateConfig(
-    stop_epoch=120, base_size_repeat=20, mixup_prob=0.5, mixup_epochs=(4, 64), copyblend_prob=0.4, copyblend_epochs=(4, 120)
+    stop_epoch=120,
+    base_size_repeat=20,
+    mixup_prob=0.5,
+    mixup_epochs=(4, 64),
+    copyblend_prob=0.4,
+    copyblend_epochs=(4, 120),
 )
 NO_COLLATE = CollateConfig()
 

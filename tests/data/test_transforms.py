@@ -156,7 +156,7 @@ def test_zoom_out_of_a_large_source_stays_small() -> None:
     assert step is not None
     torch.manual_seed(0)
     result = step(source, RNG(0))
-    assert 210 <= min(result.size_hw) and max(result.size_hw) <= 290
+    assert min(result.size_hw) >= 210 and max(result.size_hw) <= 290
     box = result.boxes_xyxy[0]
     assert box[2] - box[0] == pytest.approx(480 / 4800 * result.size_hw[1], abs=1)
     assert box[3] - box[1] == pytest.approx(360 / 3600 * result.size_hw[0], abs=1)
@@ -190,7 +190,10 @@ def test_the_plan_decides_which_steps_run() -> None:
     ("ops", "message"),
     [
         ([{"type": "RandomHorizontalFlip"}], "there is no Resize op"),
-        ([{"type": "RandomZoomOut"}, {"type": "Mosaic"}, {"type": "Resize", "size": [64, 64]}], "Mosaic is not the first"),
+        (
+            [{"type": "RandomZoomOut"}, {"type": "Mosaic"}, {"type": "Resize", "size": [64, 64]}],
+            "Mosaic is not the first",
+        ),
     ],
 )
 def test_ops_that_cannot_work(ops: list[dict[str, Any]], message: str) -> None:
@@ -250,9 +253,7 @@ def _painted(size_wh: tuple[int, int], boxes: list[tuple[int, int, int, int]]) -
 
 
 @given(case=images_with_boxes(), seed=st.integers(0, 10**6))
-def test_the_chain_keeps_boxes_sound(
-    case: tuple[tuple[int, int], list[tuple[int, int, int, int]]], seed: int
-) -> None:
+def test_the_chain_keeps_boxes_sound(case: tuple[tuple[int, int], list[tuple[int, int, int, int]]], seed: int) -> None:
     size_wh, boxes = case
     source = labelled_image(_painted(size_wh, boxes), boxes, np.arange(len(boxes)))
     image, target = to_target(_run(CHAIN, source, seed))

@@ -59,9 +59,7 @@ class CocoFiles:
                 self.add_box(image_id, [x, y, w, h], category)
             file_name = f"{name}_{image_id}.png"
             Image.fromarray(pixels).save(self.img_folder / file_name)
-            self.content["images"].append(
-                {"id": image_id, "file_name": file_name, "width": width, "height": height}
-            )
+            self.content["images"].append({"id": image_id, "file_name": file_name, "width": width, "height": height})
 
     def add_box(self, image_id: int, bbox: Any, category_id: Any, **extra: Any) -> dict[str, Any]:
         """One more annotation; returned for changing."""
