@@ -2,7 +2,8 @@
 
 A value is derived unless the `-c` file itself or `-u` states it: what included files say is the recipe's, made
 for the recipe's own length and batch. Rules: spec section 9.1 and its suggestion for short runs, 9.6, and the
-project's own for warm-up and EMA. If no length is stated at all, the included recipe's epochs all stand.
+project's own for warm-up and EMA. If no length is stated at all and the included recipe's epochs fit together, they
+all stand.
 """
 
 from __future__ import annotations
@@ -133,7 +134,9 @@ def for_length(
 
 def _epochs(config: ExperimentConfig, changes: _Changes) -> None:
     lengths = ("epoches", "flat_epoch", "no_aug_epoch")
-    if not changes.provisional.intersection(lengths) and not any(changes.states(key) for key in lengths):
+    stop = config.train_dataloader.collate_fn.stop_epoch
+    fits = stop is None or stop == config.epoches - config.no_aug_epoch
+    if fits and not changes.provisional.intersection(lengths) and not any(changes.states(key) for key in lengths):
         return
     epochs, given = config.epoches, {}
     for key in ("flat_epoch", "no_aug_epoch"):

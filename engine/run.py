@@ -92,7 +92,7 @@ def build_run(
     seed = config.seed
     torch.manual_seed(seed)
     if config.synthetic is not None and dist.is_main:
-        ensure_dataset(config.synthetic)
+        ensure_dataset(config.synthetic)  # one process draws, the others find it drawn
     dist.barrier()
     data = build_datasets(config)
     pin = dist.device.type == "cuda"

@@ -22,7 +22,7 @@ COLLATE = "train_dataloader__collate_fn"
 RULES: list[tuple[dict[str, Any], str]] = [
     ({"train_dataloader__batch_size": 4}, "train_dataloader: total_batch_size and batch_size are both given; keep one"),
     ({"val_dataloader__total_batch_size": None}, "val_dataloader.total_batch_size: missing; give it (or batch_size"),
-    ({"accumulation_steps": 3}, "total_batch_size: 16 cannot be split into accumulation_steps 3; choose a multiple"),
+    ({"accumulation_steps": 3}, "total_batch_size: 4 cannot be split into accumulation_steps 3; choose a multiple"),
     ({OPS: []}, "train_dataloader.dataset.transforms.ops: empty; a file with `ops: ~`"),
     ({OPS: [NORMALIZE]}, "found 0 Resize ops, expected exactly one"),
     ({OPS: [RESIZE, RESIZE, NORMALIZE]}, "found 2 Resize ops, expected exactly one"),
@@ -33,7 +33,10 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({OPS: [{"type": "RandomPhotometricDistort", "hue": [-1, 1]}, RESIZE]}, "hue [-1.0, 1.0] is no possible range"),
     ({OPS: [{"type": "RandomPhotometricDistort", "contrast": [-1, 1]}, RESIZE]}, "contrast [-1.0, 1.0] is no possible"),
     ({OPS: [RESIZE]}, "Normalize differs between the splits"),
-    ({"train_dataloader__dataset__transforms__policy__epoch": [3, 2, 4]}, "policy.epoch: [3, 2, 4] must rise (start"),
+    (
+        {"train_dataloader__dataset__transforms__policy": {"name": "stop_epoch", "epoch": [3, 2, 4], "ops": []}},
+        "policy.epoch: [3, 2, 4] must rise (start",
+    ),
     ({f"{COLLATE}__mixup_epochs": [3, 2]}, "collate_fn.mixup_epochs: [3, 2] must rise"),
     ({f"{COLLATE}__copyblend_epochs": [3, 2]}, "collate_fn.copyblend_epochs: [3, 2] must rise"),
     ({f"{COLLATE}__expand_ratios": [0.3, 0.2]}, "collate_fn.expand_ratios: [0.3, 0.2] must rise"),

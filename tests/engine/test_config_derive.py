@@ -212,6 +212,14 @@ def test_run_length(tmp_path: Path) -> None:
     assert derive_run_length(config, 100) == (config, [])
 
 
+def test_an_included_length_that_does_not_fit_the_recipe_is_derived(tmp_path: Path) -> None:
+    parent = write(
+        tmp_path, "parent.yml", f"__include__: ['{official('s').as_posix()}']\nepoches: 32\nflat_epoch: 14\n"
+    )
+    config = load_config(write(tmp_path, "child.yml", f"__include__: ['{parent.as_posix()}']\nseed: 3\n"))
+    assert epochs_of(config) == ((4, 14, 20), 20, (4, 14), (4, 20), 18)
+
+
 def test_long_runs_keep_the_recipe() -> None:
     config = industrial()
     same, log = derive_run_length(config, 10_000)
