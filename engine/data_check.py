@@ -6,9 +6,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from data.batch import Batch
 from data.coco import CocoSplit
 from data.config import loaders
 from data.image_checks import check_images
@@ -17,8 +14,7 @@ from data.problems import Problem, errors_of, problem_lines, warnings_of
 from data.schedule import describe, epoch_plan, stage_starts
 from data.splits import read_splits
 from engine.config import ExperimentConfig
-from engine.pictures import Picture, draw_boxes, grid, save_png
-from models.boxes import cxcywh_to_xyxy
+from engine.pictures import Picture, batch_pictures, grid, save_png
 
 log = logging.getLogger(__name__)
 
@@ -86,24 +82,10 @@ def _training_pictures(loader: TrainLoader, names: Sequence[str], epoch: int, co
     loader.set_epoch(epoch)
     pictures: list[Picture] = []
     for batch in loader:
-        pictures += _batch_pictures(batch, names)
+        pictures += batch_pictures(batch, names)
         if len(pictures) >= count:
             break
     return pictures[:count]
-
-
-def _batch_pictures(batch: Batch, names: Sequence[str]) -> list[Picture]:
-    height, width = batch.images.shape[-2:]
-    scale = torch.tensor([width, height, width, height])
-    return [
-        draw_boxes(
-            image.permute(1, 2, 0).numpy(),
-            (cxcywh_to_xyxy(target["boxes"]) * scale).numpy(),
-            target["labels"].tolist(),
-            names,
-        )
-        for image, target in zip(batch.images, batch.targets, strict=True)
-    ]
 
 
 def _section(severity: str, problems: Sequence[Problem], limit_per_kind: int | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,8 @@ from tqdm import tqdm
 from data.batch import Batch
 from data.classes import ClassMap
 from engine.evaluate import EvalResult
-from engine.pictures import draw_boxes, grid
+from engine.pictures import batch_pictures, grid
 from engine.run_folder import JsonLines
-from models.boxes import cxcywh_to_xyxy
-
-log = logging.getLogger(__name__)
 
 LOG_EVERY_STEPS = 10
 _MAX_PICTURES = 8
@@ -157,23 +153,11 @@ class Monitor:
                 self._board.add_scalar(f"val_per_class/{name}", row["AP"], step)
         self._since = time.perf_counter()
 
-    def training_images(self, batch: Batch, *, epoch: int, step: int) -> None:
-        """A grid of training images with boxes, as the network sees them."""
-        if not self.enabled:
-            return
-        _, _, height, width = batch.images.shape
-        scale = torch.tensor([width, height, width, height], dtype=torch.float32)
-        pictures = [
-            draw_boxes(
-                image.permute(1, 2, 0).numpy(),
-                (cxcywh_to_xyxy(target["boxes"]) * scale).numpy(),
-                target["labels"].tolist(),
-                self._classes.names,
-            )
-            for image, target in list(zip(batch.images.cpu(), batch.targets, strict=True))[:_MAX_PICTURES]
-        ]
-        self._board.add_image("training_images", grid(pictures), step, dataformats="HWC")
-        log.debug("training images of epoch %d written to TensorBoard", epoch)
+    def training_images(self, batch: Batch, *, step: int) -> None:
+        """A grid of training images with boxes, as the network sees them; the batch is still on the CPU."""
+        if self.enabled:
+            pictures = batch_pictures(batch, self._classes.names)[:_MAX_PICTURES]
+            self._board.add_image("training_images", grid(pictures), step, dataformats="HWC")
 
     def prediction_images(self, pictures: Sequence[Any], *, step: int) -> None:
         """Validation predictions beside the ground truth."""

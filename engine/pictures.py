@@ -17,9 +17,12 @@ import cv2
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from data.batch import Batch
 from data.errors import UserError
+from models.boxes import cxcywh_to_xyxy
 
 Picture = npt.NDArray[np.uint8]
 
@@ -145,6 +148,21 @@ def draw_boxes(
     # A thin strip must not become a huge one.
     factor = max(min(factor, 2048 // max(image.shape[:2])), 1)
     return _annotate(image, boxes_xyxy, labels, names, scores, factor)
+
+
+def batch_pictures(batch: Batch, names: Sequence[str]) -> list[Picture]:
+    """Every image of a training batch with its boxes and class names, as the network sees it."""
+    height, width = batch.images.shape[-2:]
+    scale = torch.tensor([width, height, width, height])
+    return [
+        draw_boxes(
+            image.permute(1, 2, 0).numpy(),
+            (cxcywh_to_xyxy(target["boxes"]) * scale).numpy(),
+            target["labels"].tolist(),
+            names,
+        )
+        for image, target in zip(batch.images, batch.targets, strict=True)
+    ]
 
 
 def grid(images: Sequence[Picture], columns: int | None = None) -> Picture:

@@ -66,7 +66,9 @@ def train(
             run = build_run(config, dist, folder, resume=resume, tuning=tuning)
         try:
             fit(run, stop)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise out_of_memory(run.config, error) from error
         finally:
             run.monitor.close()
@@ -113,7 +115,7 @@ def train_one_epoch(run: Run, epoch: int, stop: StopSignal) -> None:
     for window, wait_seconds in timed(windows(run.train_loader, run.config.accumulation_steps)):
         started = time.perf_counter()
         if _shows_images(run.config, run.position):
-            run.monitor.training_images(window[0], epoch=epoch, step=run.position.step)
+            run.monitor.training_images(window[0], step=run.position.step)
         step = train_step(run, epoch, window, statistics, stop)
         run.position = replace(
             run.position,
@@ -361,6 +363,11 @@ def run_facts(run: Run, epoch: int) -> dict[str, Any]:
         "train_seconds": run.position.train_seconds,
         "checkpoint": "best.pth",
     }
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """A GPU's error has its own type; the CPU allocator only says it in words."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def out_of_memory(config: ExperimentConfig, error: BaseException) -> UserError:

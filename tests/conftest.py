@@ -1,6 +1,11 @@
 """Settings of all tests."""
 
-from hypothesis import settings
+import os
+
+# Two test processes on two cores: more threads would only wait for one another. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from hypothesis import settings  # noqa: E402
 
 # The machine may be busy, and a failure must be the same when the test is run again.
 settings.register_profile("repository", deadline=None, derandomize=True)

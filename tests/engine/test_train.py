@@ -155,6 +155,22 @@ def test_tuning_starts_a_new_run_from_the_ema_weights(finished: tuple[Path, Path
         assert torch.equal(run.ema.module.state_dict()[key], expected[key]), key
 
 
+def test_tuning_from_another_class_count_restarts_the_heads_and_says_so(
+    finished: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, folder = finished
+    weights = checkpoint(folder / "best.pth")["ema"]["module"]
+    heads = [key for key in weights if "score_head" in key or "denoising_class_embed" in key]
+    for key in heads:  # a file of three classes
+        weights[key] = torch.cat([weights[key], weights[key][:1]])
+    torch.save({"model": weights}, tmp_path / "three.pth")
+    run = build_run(load_config(config), alone(), tmp_path / "run", resume=None, tuning=tmp_path / "three.pth")
+    run.monitor.close()
+    for key, value in run.model.state_dict().items():
+        assert key in heads or torch.equal(value, weights[key]), key
+    assert all(key in caplog.text for key in heads)
+
+
 def test_stage_2_starts_from_the_best_of_stage_1(finished: tuple[Path, Path], tmp_path: Path) -> None:
     config, _ = finished
     run = build_run(load_config(config), alone(), tmp_path / "run", resume=None, tuning=None)
@@ -242,6 +258,31 @@ def test_out_of_memory_names_the_remedies_in_order(finished: tuple[Path, Path]) 
     positions = [message.index(word) for word in order]
     assert positions == sorted(positions)
     assert "Tried 2 GiB" in message and "more" not in message.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), True),
+        (RuntimeError("shape mismatch"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error: RuntimeError, expected: bool) -> None:
+    assert training.is_out_of_memory(error) is expected
+
+
+def test_running_out_of_memory_is_one_message(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(training, "train_step", too_large)
+    with pytest.raises(
+        UserError, match="Out of memory: CUDA out of memory. Tried to allocate 2 GiB. Try, in this order"
+    ):
+        train_here(finished[0], tmp_path / "run")
 
 
 def test_early_stopping(finished: tuple[Path, Path], tmp_path: Path) -> None:
