@@ -378,7 +378,7 @@ def out_of_memory(config: ExperimentConfig, error: BaseException) -> UserError:
         [
             "--use-amp, if it is not on",
             f"-u accumulation_steps={steps * 2} (smaller micro-batches, same total_batch_size)",
-            "-u gradient_checkpointing=True (about 30 % slower)",
+            "-u gradient_checkpointing=True (slower: the ViT is computed twice)",
             "-u train_dataloader.collate_fn.base_size_repeat=null (no batches larger than eval_spatial_size)",
             "a smaller image size or a smaller model (configs/deimv2/deimv2_dinov3_s_coco.yml is the smallest)",
         ],

@@ -22,7 +22,10 @@ COLLATE = "train_dataloader__collate_fn"
 RULES: list[tuple[dict[str, Any], str]] = [
     ({"train_dataloader__batch_size": 4}, "train_dataloader: total_batch_size and batch_size are both given; keep one"),
     ({"val_dataloader__total_batch_size": None}, "val_dataloader.total_batch_size: missing; give it (or batch_size"),
-    ({"accumulation_steps": 3}, "total_batch_size: 4 cannot be split into accumulation_steps 3; choose a multiple"),
+    (
+        {"accumulation_steps": 3, "train_dataloader__total_batch_size": 16},
+        "total_batch_size: 16 cannot be split into accumulation_steps 3; choose a multiple",
+    ),
     ({OPS: []}, "train_dataloader.dataset.transforms.ops: empty; a file with `ops: ~`"),
     ({OPS: [NORMALIZE]}, "found 0 Resize ops, expected exactly one"),
     ({OPS: [RESIZE, RESIZE, NORMALIZE]}, "found 2 Resize ops, expected exactly one"),

@@ -253,7 +253,7 @@ def test_out_of_memory_names_the_remedies_in_order(finished: tuple[Path, Path]) 
         "accumulation_steps=2",
         "gradient_checkpointing=True",
         "base_size_repeat=null",
-        "smaller",
+        "smaller image size",
     ]
     positions = [message.index(word) for word in order]
     assert positions == sorted(positions)

@@ -19,6 +19,7 @@ def tiny_config(**sections: Any) -> ExperimentConfig:
     """Every real part at toy widths; `a__b=1` sets a.b."""
     tiny = {
         "eval_spatial_size": [64, 64],
+        "DEIMTransformer__num_denoising": 30,
         "DINOv3STAs__embed_dim": 32,
         "DINOv3STAs__num_heads": 2,
         "DINOv3STAs__depth": 3,
