@@ -144,25 +144,40 @@ def build_run(
         optimizer=optimizer,
         scaler=scaler,
         amp_dtype=amp_dtype,
-        schedule=FlatCosine(
-            epochs=config.epoches,
-            flat_epoch=config.flat_epoch,
-            no_aug_epoch=config.no_aug_epoch,
-            warmup_steps=config.warmup_iter,
-            steps_per_epoch=train_loader.steps_per_epoch,
-            floor_ratio=config.lr_gamma,
-        ),
-        monitor=Monitor(
-            folder,
-            board_folder=config.summary_dir or folder / "tensorboard",
-            classes=data.classes,
-            total_epochs=config.epoches,
-            steps_per_epoch=train_loader.steps_per_epoch,
-            first_step=position.step,
-            log_every_steps=config.print_freq,
-            enabled=dist.is_main,
-        ),
+        schedule=_build_schedule(config, train_loader.steps_per_epoch),
+        monitor=_build_monitor(config, data, dist, folder, train_loader.steps_per_epoch, position),
         position=position,
+    )
+
+
+def _build_schedule(config: ExperimentConfig, steps_per_epoch: int) -> FlatCosine:
+    return FlatCosine(
+        epochs=config.epoches,
+        flat_epoch=config.flat_epoch,
+        no_aug_epoch=config.no_aug_epoch,
+        warmup_steps=config.warmup_iter,
+        steps_per_epoch=steps_per_epoch,
+        floor_ratio=config.lr_gamma,
+    )
+
+
+def _build_monitor(
+    config: ExperimentConfig,
+    data: DataBundle,
+    dist: Distributed,
+    folder: Path,
+    steps_per_epoch: int,
+    position: Position,
+) -> Monitor:
+    return Monitor(
+        folder,
+        board_folder=config.summary_dir or folder / "tensorboard",
+        classes=data.classes,
+        total_epochs=config.epoches,
+        steps_per_epoch=steps_per_epoch,
+        first_step=position.step,
+        log_every_steps=config.print_freq,
+        enabled=dist.is_main,
     )
 
 
