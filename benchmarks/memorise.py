@@ -1,7 +1,6 @@
 """Can the real DEIMv2-S learn at all? Memorises 16 NEU-DET training images at 320 pixels, through the command line.
 
-`NEU_DET_ROOT=... python benchmarks/memorise.py`; about 20 minutes on a CPU. Aim: AP50 >= 0.9 on those images (see docs/results.md).
-
+`NEU_DET_ROOT=... python benchmarks/memorise.py`. Aim: AP50 >= 0.9 on those images; docs/results.md has what was reached.
 """
 
 import json
