@@ -1,6 +1,7 @@
 """Can the real DEIMv2-S learn at all? Memorises 16 NEU-DET training images at 320 pixels, through the command line.
 
-`NEU_DET_ROOT=... python benchmarks/memorise.py`. Aim: AP50 >= 0.9 on those images; docs/results.md has what was reached.
+`NEU_DET_ROOT=... python benchmarks/memorise.py`. Aim: AP50 >= 0.9 on those images;
+docs/results.md says what was reached.
 """
 
 import json
