@@ -103,6 +103,13 @@ class RandomHorizontalFlipOp(_Section):
     p: Fraction = 0.5
 
 
+class RandomVerticalFlipOp(_Section):
+    """Top becomes bottom: for surfaces without an up and down."""
+
+    type: Literal["RandomVerticalFlip"] = "RandomVerticalFlip"
+    p: Fraction = 0.5
+
+
 class ResizeOp(_Section):
     """To a fixed size, aspect not kept, antialiased bilinear."""
 
@@ -142,6 +149,7 @@ Op = Annotated[
     | RandomIoUCropOp
     | SanitizeBoundingBoxesOp
     | RandomHorizontalFlipOp
+    | RandomVerticalFlipOp
     | ResizeOp
     | ConvertPILImageOp
     | NormalizeOp
@@ -155,6 +163,7 @@ OpName = Literal[
     "RandomIoUCrop",
     "SanitizeBoundingBoxes",
     "RandomHorizontalFlip",
+    "RandomVerticalFlip",
     "Resize",
     "ConvertPILImage",
     "Normalize",

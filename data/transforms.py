@@ -27,6 +27,7 @@ from data.config import (
     RandomHorizontalFlipOp,
     RandomIoUCropOp,
     RandomPhotometricDistortOp,
+    RandomVerticalFlipOp,
     RandomZoomOutOp,
     ResizeOp,
     SanitizeBoundingBoxesOp,
@@ -146,6 +147,8 @@ def _build_step(op: Op, size_hw: tuple[int, int]) -> Step | None:
         return _Sanitize(op)
     if isinstance(op, RandomHorizontalFlipOp):
         return _HorizontalFlip(op)
+    if isinstance(op, RandomVerticalFlipOp):
+        return _VerticalFlip(op)
     if isinstance(op, ResizeOp):
         return _Resize(op)
     return None
@@ -273,6 +276,18 @@ class _HorizontalFlip:
         x0, y0, x1, y1 = source.boxes_xyxy.T
         width = source.size_hw[1]
         return source.with_boxes(F.horizontal_flip(source.image), np.stack([width - x1, y0, width - x0, y1], axis=1))
+
+
+class _VerticalFlip:
+    def __init__(self, op: RandomVerticalFlipOp) -> None:
+        self._p = op.p
+
+    def __call__(self, source: LabelledImage, rng: np.random.Generator) -> LabelledImage:
+        if rng.random() >= self._p:
+            return source
+        x0, y0, x1, y1 = source.boxes_xyxy.T
+        height = source.size_hw[0]
+        return source.with_boxes(F.vertical_flip(source.image), np.stack([x0, height - y1, x1, height - y0], axis=1))
 
 
 class _Resize:

@@ -62,10 +62,11 @@ class TestAgainstTorchvision:
         result = _run(_transform(), source, 0).image.permute(1, 2, 0).numpy()
         assert np.abs(result.astype(int) - np.asarray(pil)).max() <= 1
 
-    def test_flip(self) -> None:
-        transform = _transform({"type": "RandomHorizontalFlip", "p": 1.0}, size=(40, 60))
+    @pytest.mark.parametrize("name", ["RandomHorizontalFlip", "RandomVerticalFlip"])
+    def test_flip(self, name: str) -> None:
+        transform = _transform({"type": name, "p": 1.0}, size=(40, 60))
         result = _run(transform, _source(), 0)
-        image, boxes = v2.RandomHorizontalFlip(p=1.0)(*_tv(_source()))
+        image, boxes = getattr(v2, name)(p=1.0)(*_tv(_source()))
         assert torch.equal(result.image, image)
         np.testing.assert_allclose(result.boxes_xyxy, boxes)
 
