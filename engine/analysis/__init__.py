@@ -1,0 +1,1 @@
+"""What a set of detections is worth: tables, curves and intervals, all computed from arrays."""
