@@ -154,14 +154,22 @@ def _epochs(config: ExperimentConfig, changes: _Changes) -> None:
     changes.set(f"{COLLATE}.stop_epoch", schedule.stop, why)
     changes.set(f"{COLLATE}.mixup_epochs", [schedule.start, schedule.flat], why)
     changes.set(f"{COLLATE}.copyblend_epochs", [schedule.start, schedule.stop], why)
-    changes.set(MATCHER_CHANGE, schedule.matcher_change, f"90 % of {schedule.stop} augmented epochs")
+    if config.DEIMCriterion is not None:
+        changes.set(MATCHER_CHANGE, schedule.matcher_change, f"90 % of {schedule.stop} augmented epochs")
 
 
 def _sizes(config: ExperimentConfig, changes: _Changes) -> None:
-    """A stated `eval_spatial_size` is the input size everywhere (spec section 11.7, last paragraph)."""
-    if not changes.states("eval_spatial_size"):
-        return
+    """`eval_spatial_size` is the input size everywhere (spec section 11.7, last paragraph).
+
+    Also where an included file states it and another included file's Resize says otherwise: a network would be
+    judged at a size it was not trained at.
+    """
     size = list(config.eval_spatial_size)
+    loaders = (config.train_dataloader, config.val_dataloader, config.test_dataloader)
+    resizes = [loader.dataset.transforms.resize for loader in loaders if loader is not None]
+    agree = all(resize is None or list(resize.size) == size for resize in resizes)
+    if agree and not changes.states("eval_spatial_size"):
+        return
     why = f"from eval_spatial_size {size}"
     for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
         if changes.values[name] is None:
@@ -189,7 +197,10 @@ def _learning_rates(config: ExperimentConfig, changes: _Changes) -> None:
     optimizer = config.optimizer
     changes.set("optimizer.lr", optimizer.lr * factor, why)
     main_lr = changes.values["optimizer"]["lr"]
-    random_vit = config.DINOv3STAs.weights_path is None and config.tuning is None
+    vit = config.DINOv3STAs
+    # Phase 2, with text, starts from phase 1's weights whatever weights_path says.
+    starts_fresh = config.tuning is None and config.MultimodalFusion is None
+    random_vit = vit is not None and vit.weights_path is None and starts_fresh
     for index, group in enumerate(optimizer.params):
         if group.lr is None or changes.states("optimizer.params"):
             continue

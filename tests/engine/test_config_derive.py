@@ -195,6 +195,17 @@ def test_a_stated_input_size_is_the_size_everywhere(tmp_path: Path) -> None:
     assert wide.dataset.transforms.ops[0].output_size == 160
 
 
+def test_an_input_size_stated_by_an_included_file_is_the_size_everywhere(tmp_path: Path) -> None:
+    """A grandchild that only changes the batch must not be judged at the recipe's 640 pixels."""
+    child(tmp_path, "eval_spatial_size: [320, 320]")
+    path = write(tmp_path, "grandchild.yml", "__include__: ['child.yml']\ntrain_dataloader: {total_batch_size: 4}\n")
+    config = load_config(path)
+    for loader in (config.train_dataloader, config.val_dataloader):
+        resize = loader.dataset.transforms.resize
+        assert resize is not None and resize.size == (320, 320)
+    assert config.train_dataloader.collate_fn.base_size == 320
+
+
 def test_stated_ops_keep_their_size() -> None:
     normalize = "{type: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
     ops = f"train_dataloader.dataset.transforms.ops=[{{type: Resize, size: [640, 640]}}, {normalize}]"
