@@ -12,7 +12,7 @@ from engine.cli import (
     setup_logging,
 )
 from engine.distributed import cleanup, init_distributed
-from engine.evaluation_run import evaluate_checkpoint
+from engine.evaluation_run import AnalysisOptions, evaluate_checkpoint
 from engine.results import format_results
 
 
@@ -27,19 +27,56 @@ def parse_arguments() -> argparse.Namespace:
         "--output-dir",
         type=Path,
         metavar="DIR",
-        help="folder of results.json and predictions.json (default: eval_<split>_<checkpoint> beside the checkpoint)",
+        help="folder of results.json, report.html, ... (default: eval_<split>_<checkpoint> beside the checkpoint)",
     )
     parser.add_argument("--use-amp", action="store_true", help="mixed precision on a GPU (default: float32)")
+    add_analysis_arguments(parser.add_argument_group("analysis"))
     return parser.parse_args()
+
+
+def add_analysis_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--lang", choices=("es", "en"), default="en", help="language of figures and report (default: en)"
+    )
+    group.add_argument(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="resamples of the images for 95%% intervals, 0 for none (default: 1000)",
+    )
+    group.add_argument(
+        "--confusion-iou",
+        type=float,
+        default=0.5,
+        metavar="IOU",
+        help="least IoU of the confusion matrix (default: 0.5)",
+    )
+    group.add_argument(
+        "--confusion-score",
+        type=float,
+        metavar="SCORE",
+        help="least score of the confusion matrix (default: the threshold with the best F1)",
+    )
+    group.add_argument("--no-report", action="store_true", help="no figures, gallery and report.html")
+    group.add_argument("--no-cost", action="store_true", help="do not measure FLOPs, time and memory")
 
 
 def main() -> int:
     arguments = parse_arguments()
     setup_logging()
+    options = AnalysisOptions(
+        lang=arguments.lang,
+        samples=arguments.bootstrap,
+        confusion_iou=arguments.confusion_iou,
+        confusion_score=arguments.confusion_score,
+        report=not arguments.no_report,
+        cost=not arguments.no_cost,
+    )
     dist = init_distributed(arguments.device)
     setup_logging(is_main=dist.is_main)
     try:
-        result, folder = evaluate_checkpoint(
+        evaluation = evaluate_checkpoint(
             arguments.resume,
             dist,
             config_path=arguments.config,
@@ -47,11 +84,16 @@ def main() -> int:
             split=arguments.split,
             output_dir=arguments.output_dir,
             use_amp=arguments.use_amp,
+            options=options,
         )
     finally:
         cleanup()
     if dist.is_main:
-        sys.stdout.write(f"{format_results(result)}\n\nWritten to {folder}\n")
+        sys.stdout.write(
+            f"{format_results(evaluation.result, evaluation.analysis)}\n\nWritten to {evaluation.folder}\n"
+        )
+        if evaluation.report is not None:
+            sys.stdout.write(f"Report: {evaluation.report}\n")
     return 0
 
 

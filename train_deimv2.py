@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -15,15 +16,16 @@ from engine.cli import (
     run_script,
     setup_logging,
 )
-from engine.config import config_to_dict, load_config
+from engine.config import ExperimentConfig, config_to_dict, load_config
 from engine.distributed import cleanup, init_distributed
 from engine.evaluation_run import evaluate_checkpoint
+from engine.multimodal import Start
 from engine.results import format_results
 from engine.train import train
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse_arguments(description: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
     add_config_argument(parser, required=True, help_text="YAML config, e.g. configs/neu_det.yml")
     add_overrides_argument(parser)
     add_device_argument(parser)
@@ -47,8 +49,17 @@ def as_yaml(path: Path) -> str:
     return json.dumps(path.as_posix(), ensure_ascii=False)
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def resume_or_tune(config: ExperimentConfig, checkpoint: Path | None) -> Start:
+    """-r goes on from its checkpoint."""
+    return Start(tuning=config.tuning) if checkpoint is None else Start(resume=checkpoint)
+
+
+def main(
+    description: str | None = __doc__,
+    choose_start: Callable[[ExperimentConfig, Path | None], Start] = resume_or_tune,
+) -> int:
+    """The script; `choose_start` says what a run begins with, given -r's checkpoint if there is one."""
+    arguments = parse_arguments(description)
     overrides = list(arguments.update)
     if arguments.use_amp is not None:
         overrides.append(f"use_amp={arguments.use_amp}")
@@ -67,13 +78,13 @@ def main() -> int:
     setup_logging(is_main=dist.is_main)
     try:
         if arguments.test_only:
-            result, folder = evaluate_checkpoint(
-                arguments.resume, dist, config_path=arguments.config, overrides=overrides
-            )
+            evaluation = evaluate_checkpoint(arguments.resume, dist, config_path=arguments.config, overrides=overrides)
             if dist.is_main:
-                sys.stdout.write(f"{format_results(result)}\n\nWritten to {folder}\n")
+                table = format_results(evaluation.result, evaluation.analysis)
+                sys.stdout.write(f"{table}\n\nWritten to {evaluation.folder}\n")
         else:
-            train(config, dist, config.output_dir, resume=arguments.resume or config.resume, tuning=config.tuning)
+            start = choose_start(config, arguments.resume or config.resume)
+            train(config, dist, config.output_dir, resume=start.resume, tuning=start.tuning)
     finally:
         cleanup()
     return 0

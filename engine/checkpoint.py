@@ -200,7 +200,8 @@ def _require_weights(path: Path, content: object) -> None:
     if "model" not in content:
         bare = bool(content) and all(isinstance(value, Tensor) for value in content.values())
         found = (
-            "it holds bare weights; a backbone's weight file belongs into `DINOv3STAs.weights_path` of the config"
+            "it holds bare weights; a backbone's weight file belongs into `DINOv3STAs.weights_path` of the config "
+            "(a baseline's: `Baseline.weights`)"
             if bare
             else f"it holds {', '.join(sorted(map(str, content))[:6]) or 'nothing'}"
         )

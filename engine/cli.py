@@ -66,6 +66,8 @@ def setup_logging(*, is_main: bool = True, level: int = logging.INFO) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level if is_main else logging.WARNING)
+    # It reports every glyph that matplotlib puts into a PDF.
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
 
 
 def add_config_argument(parser: argparse.ArgumentParser, *, required: bool, help_text: str) -> None:

@@ -38,10 +38,18 @@ class Prediction(TypedDict):
 
 
 class ClassResult(TypedDict):
-    """Numbers of one class; None where it has no ground truth."""
+    """Numbers of one class; None where it has no ground truth (of that size)."""
 
     AP: float | None
     AP50: float | None
+    AP75: float | None
+    AP_small: float | None
+    AP_medium: float | None
+    AP_large: float | None
+    AR_100: float | None
+    AR_small: float | None
+    AR_medium: float | None
+    AR_large: float | None
     num_gt: int
 
 
@@ -165,18 +173,14 @@ def coco_numbers(truth: GroundTruth, detections: Detections) -> CocoNumbers:
     Leaving a category out of the arrays equals evaluating without it: COCO matches and ranks within a category.
     """
     precision, recall = _evaluate(truth, detections)
-    names = _unique_names(truth.classes)
+    names = unique_names(truth.classes)
     counts = Counter(box["category_id"] for box in truth.annotations if not box["iscrowd"])
     defects = [label for label in range(len(truth.classes)) if label != truth.classes.normal_label]
     return CocoNumbers(
         metrics=_summary(precision, recall),
         metrics_defects=_summary(precision[:, :, defects], recall[:, defects]),
         per_class={
-            name: ClassResult(
-                AP=_mean(precision[:, :, label, 0, -1]),
-                AP50=_mean(precision[0, :, label, 0, -1]),
-                num_gt=counts[category_id],
-            )
+            name: _class_result(precision[:, :, [label]], recall[:, [label]], counts[category_id])
             for label, (name, category_id) in enumerate(zip(names, truth.classes.category_ids, strict=True))
         },
     )
@@ -215,13 +219,30 @@ def _summary(precision: FloatArray, recall: FloatArray) -> dict[str, float | Non
     return dict(zip(METRIC_NAMES, values, strict=True))
 
 
+def _class_result(precision: FloatArray, recall: FloatArray, num_gt: int) -> ClassResult:
+    numbers = _summary(precision, recall)
+    return ClassResult(
+        AP=numbers["AP"],
+        AP50=numbers["AP50"],
+        AP75=numbers["AP75"],
+        AP_small=numbers["AP_small"],
+        AP_medium=numbers["AP_medium"],
+        AP_large=numbers["AP_large"],
+        AR_100=numbers["AR_100"],
+        AR_small=numbers["AR_small"],
+        AR_medium=numbers["AR_medium"],
+        AR_large=numbers["AR_large"],
+        num_gt=num_gt,
+    )
+
+
 def _mean(values: FloatArray) -> float | None:
     measured = values[values > -1]
     return float(measured.mean()) if measured.size else None
 
 
-def _unique_names(classes: ClassMap) -> list[str]:
-    """Names as keys: two categories of one name are told apart by their ids."""
+def unique_names(classes: ClassMap) -> list[str]:
+    """[K] names as keys: two categories of one name are told apart by their ids."""
     times = Counter(classes.names)
     return [
         name if times[name] == 1 else f"{name} (id {category_id})"

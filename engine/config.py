@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -28,6 +28,7 @@ from pydantic_core import PydanticCustomError
 
 from data.config import DataConfig, PortablePath, data_problems, loaders, multiscale_sides
 from data.errors import UserError
+from data.text_config import ClassTextsConfig
 from engine import derive
 from engine.config_errors import describe
 from engine.official_keys import to_own_form
@@ -37,7 +38,7 @@ from engine.yaml_dialect import (
     parse_overrides,
     read_with_includes,
 )
-from models.config import ModelConfig, memory_tokens, model_problems
+from models.config import DEIMV2_KEYS, ModelConfig, TextEncoderConfig, memory_tokens, model_problems
 
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -104,6 +105,12 @@ class OptimizerConfig(_Section):
     weight_decay: NonNegativeFloat = 0.01
 
 
+class TextsConfig(ClassTextsConfig):
+    """Section `texts`: the class texts and their encoder, read where text is fused (own addition)."""
+
+    encoder: TextEncoderConfig = TextEncoderConfig()
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where the values come from: what `-c` itself and `-u` state, and what was derived at loading."""
@@ -121,6 +128,7 @@ class ExperimentConfig(DataConfig, ModelConfig):
 
     task: Literal["detection"] = "detection"
     evaluator: EvaluatorConfig = EvaluatorConfig()
+    texts: TextsConfig = TextsConfig()
     epoches: PositiveInt
     """Length of the run, epochs."""
     flat_epoch: NonNegativeInt
@@ -205,7 +213,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     merged, own = read_with_includes(path)
     changes = parse_overrides(overrides, merged)
     stated = frozenset(leaf_paths(merge(own, changes)))
-    values = to_own_form(merge(merged, changes), stated)
+    values = _without_inactive_model(to_own_form(merge(merged, changes), stated), stated)
     provisional = derive.fill_missing(values)
     draft = _build(values, str(path), draft=True)
     states = Provenance(stated, ()).states
@@ -226,7 +234,8 @@ def apply_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> Exper
     values = config_to_dict(config)
     changes = parse_overrides(overrides, values)
     stated = frozenset(leaf_paths(changes))
-    draft = _build(to_own_form(merge(values, changes), stated), "-u", draft=True)
+    values = _without_inactive_model(to_own_form(merge(values, changes), stated), stated)
+    draft = _build(values, "-u", draft=True)
     values, log = derive.input_size(draft, config_to_dict(draft), Provenance(stated, ()).states)
     result = _build(values, "-u")
     if config._provenance is not None:
@@ -292,7 +301,7 @@ def _schedule_problems(config: ExperimentConfig) -> list[str]:
 
 
 def _epoch_problems(config: ExperimentConfig) -> list[str]:
-    train, matcher, epochs = config.train_dataloader, config.DEIMCriterion.matcher, config.epoches
+    train, criterion, epochs = config.train_dataloader, config.DEIMCriterion, config.epoches
     collate, policy = train.collate_fn, train.dataset.transforms.policy
     prefix = "train_dataloader.collate_fn"
     ends: list[tuple[str, object, int | None]] = [
@@ -303,8 +312,8 @@ def _epoch_problems(config: ExperimentConfig) -> list[str]:
     if policy is not None and policy.name == "stop_epoch":
         last = policy.epoch[-1] if isinstance(policy.epoch, tuple) else policy.epoch
         ends.append(("train_dataloader.dataset.transforms.policy.epoch", policy.epoch, last))
-    if matcher.change_matcher:
-        last = matcher.matcher_change_epoch
+    if criterion is not None and criterion.matcher.change_matcher:
+        last = criterion.matcher.matcher_change_epoch
         ends.append(("DEIMCriterion.matcher.matcher_change_epoch", last, last))
     return [
         f"{path}: {value} lies beyond the run's epoches {epochs}; adapt it, or leave it out of the config file "
@@ -315,7 +324,9 @@ def _epoch_problems(config: ExperimentConfig) -> list[str]:
 
 
 def _size_problems(config: ExperimentConfig) -> list[str]:
-    collate, problems = config.train_dataloader.collate_fn, []
+    collate, problems = config.train_dataloader.collate_fn, list[str]()
+    if config.DEIMTransformer is None:
+        return []
     queries = config.DEIMTransformer.num_queries
     for name, loader in loaders(config).items():
         resize = loader.dataset.transforms.resize
@@ -334,6 +345,19 @@ def _size_problems(config: ExperimentConfig) -> list[str]:
             "lower num_queries, raise base_size, or set base_size_repeat to ~"
         )
     return problems
+
+
+def _without_inactive_model(values: dict[str, Any], stated: Collection[str]) -> dict[str, Any]:
+    """With `Baseline`, null for what included files say of DEIMv2: without effect, it has no place in the record.
+
+    What the `-c` file itself or `-u` says stays, so that the rules refuse it.
+    """
+    if values.get("Baseline") is None:
+        return values
+    for key in DEIMV2_KEYS:
+        if not any(leaf == key or leaf.startswith(f"{key}.") for leaf in stated):
+            values[key] = None
+    return values
 
 
 def _build(values: dict[str, Any], source: str, draft: bool = False) -> ExperimentConfig:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from data.errors import UserError
 from engine.cli import resolve_device
+
+Made = TypeVar("Made")
 
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -43,6 +47,15 @@ class Distributed:
         if self.world_size > 1:
             dist.all_reduce(value)
         return value
+
+    def from_main(self, make: Callable[[], Made]) -> Made:
+        """What `make` returns in the main process, in every process; the others do not call it."""
+        if self.world_size == 1:
+            return make()
+        box: list[Any] = [make() if self.is_main else None]
+        dist.broadcast_object_list(box, src=0)
+        made: Made = box[0]
+        return made
 
     def barrier(self) -> None:
         """Wait until every process is here."""

@@ -23,7 +23,7 @@ from data.industrial_dataset import pixel_mean_std
 from engine.coco_metrics import ClassResult, Detections, GroundTruth, Prediction, coco_numbers
 from engine.config import ExperimentConfig
 from models.detector import normalize_images
-from models.postprocess import PostProcessor
+from models.postprocess import build_postprocessor
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def evaluate(
             counts once.
         classes: Labels of the network -> the data set's category ids.
         split: Ground truth.
-        config: `num_top_queries` and the pixel normalisation are read.
+        config: What `build_postprocessor` and the pixel normalisation read.
         device: Where `model` is.
         progress: Show a bar with ETA on stderr (rank 0 only).
         amp_dtype: Autocast to this type; None (the spec's way, section 9.4) computes in float32.
@@ -94,7 +94,6 @@ def evaluate(
     if classes != split.classes:
         raise ValueError(f"split {split.name!r} has classes {split.classes}, the network {classes}")
     rank = dist.get_rank() if _is_distributed() else 0
-    processor = PostProcessor(num_classes=len(classes), num_top_queries=config.num_top_queries)
     bar = tqdm(
         loader,
         desc=f"evaluate {split.name}",
@@ -106,7 +105,7 @@ def evaluate(
     )
     started = time.perf_counter()
     with _evaluation_mode(model):
-        raw = _detect(model, bar, processor, config, device, amp_dtype)
+        raw = _detect(model, bar, config, device, amp_dtype)
     seconds = time.perf_counter() - started
     parts = _gather((raw, seconds))
     result = None
@@ -153,13 +152,13 @@ class _Raw:
 def _detect(
     model: nn.Module,
     batches: Iterable[Batch],
-    processor: PostProcessor,
     config: ExperimentConfig,
     device: torch.device,
     amp_dtype: torch.dtype | None,
 ) -> _Raw:
     """All detections of this process, copied to the host in the background: a single wait, at the end."""
     mean, std = pixel_mean_std(config)
+    processor = build_postprocessor(config)
     image_ids: list[int] = []
     counts: list[int] = []
     scores, labels, boxes = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 4)]
@@ -171,8 +170,6 @@ def _detect(
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             outputs = model(normalize_images(batch.images, mean, std))
-        # The boxes of half-precision outputs would be off by pixels once scaled to the image.
-        outputs = {key: outputs[key].float() for key in ("pred_logits", "pred_boxes")}
         found = processor(outputs, batch.orig_sizes_wh)
         image_ids += batch.image_ids
         counts += [len(one["scores"]) for one in found]

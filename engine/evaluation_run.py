@@ -2,28 +2,85 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
+from data.coco import CocoSplit
+from data.config import loaders
 from data.errors import UserError
 from data.loader import build_eval_loader
-from data.splits import build_datasets
+from data.splits import DataBundle, build_datasets
 from data.synthetic import ensure_dataset
 from engine.amp import choose_amp_dtype
+from engine.analysis.analyse import analyse_with_tables
+from engine.analysis.cost import measure_cost
+from engine.analysis.overlaps import MIN_IOU
+from engine.analysis.result import Analysis, Cost
 from engine.checkpoint import checkpoint_classes, checkpoint_config, load_checkpoint, model_state
 from engine.cli import require_output_folder
+from engine.coco_metrics import CocoNumbers, GroundTruth
 from engine.config import ExperimentConfig, apply_overrides, load_config
 from engine.distributed import Distributed
 from engine.evaluate import EvalResult, evaluate
+from engine.multimodal import with_stored_texts
 from engine.results import write_results
 from models.detector import build_detector
 from models.weights import load_state_dict_strict
 
+log = logging.getLogger(__name__)
+
 SplitName = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """What to do with the detections once they are there.
+
+    Raises:
+        UserError: A number is out of its range; all of them at once.
+    """
+
+    lang: Literal["es", "en"] = "en"
+    """Of figures and report."""
+    samples: int = 1000
+    """Of the bootstrap; 0 for none."""
+    confusion_iou: float = 0.5
+    confusion_score: float | None = None
+    """None: the best score threshold of all classes together."""
+    report: bool = True
+    """Write figures, gallery and report.html."""
+    cost: bool = True
+    """Measure FLOPs, time and memory."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.samples < 0:
+            problems.append(f"--bootstrap {self.samples}: expected 0 (off) or more, e.g. 1000")
+        if not MIN_IOU <= self.confusion_iou < 1:
+            problems.append(f"--confusion-iou {self.confusion_iou:g}: expected {MIN_IOU:g} to below 1, e.g. 0.5")
+        if self.confusion_score is not None and not 0 <= self.confusion_score <= 1:
+            problems.append(f"--confusion-score {self.confusion_score:g}: expected 0 to 1, e.g. 0.5")
+        if problems:
+            raise UserError("Options out of range:", problems)
+
+
+class Evaluation(NamedTuple):
+    """Outcome of `evaluate_checkpoint`."""
+
+    result: EvalResult
+    """Its detections are on rank 0 only."""
+    folder: Path
+    """Where the files are."""
+    analysis: Analysis | None
+    """On rank 0; None elsewhere."""
+    report: Path | None
+    """report.html, if written."""
 
 
 def evaluate_checkpoint(
@@ -35,8 +92,10 @@ def evaluate_checkpoint(
     split: SplitName = "val",
     output_dir: Path | None = None,
     use_amp: bool = False,
-) -> tuple[EvalResult, Path]:
-    """Judge the EMA weights of a checkpoint on one split and write results.json and predictions.json.
+    options: AnalysisOptions | None = None,
+) -> Evaluation:
+    """Judge the EMA weights of a checkpoint on one split; write results.json, predictions.json, match_tables.npz and,
+    if wanted, figures, gallery and report.html.
 
     Args:
         path: The checkpoint; no other weight file is read.
@@ -46,18 +105,17 @@ def evaluate_checkpoint(
         split: What to judge on.
         output_dir: Where the files go; default `eval_<split>_<checkpoint>` beside the checkpoint.
         use_amp: Mixed precision; default is float32, as the spec has it (section 9.4).
-
-    Returns:
-        The result (detections on rank 0 only) and the folder of the files.
+        options: What to analyse and draw; None: everything.
 
     Raises:
         UserError: Bad input of any kind; nothing has been written then.
     """
+    options = options or AnalysisOptions()
     checkpoint = load_checkpoint(path)
     if config_path is None:
         config = apply_overrides(checkpoint_config(checkpoint, path), overrides)
     else:
-        config = load_config(config_path, overrides)
+        config = with_stored_texts(load_config(config_path, overrides), checkpoint, path)
     folder = output_dir or path.parent / f"eval_{split}_{path.stem}"
     require_output_folder(folder)
     if config.synthetic is not None and dist.is_main:
@@ -66,6 +124,19 @@ def evaluate_checkpoint(
     data = build_datasets(config, splits=(split,), classes=checkpoint_classes(checkpoint, path))
     model = build_detector(config)
     load_state_dict_strict(model, model_state(checkpoint), source=path)
+    result = _detect_and_judge(model, data, config, dist, split, use_amp=use_amp)
+    if not dist.is_main:
+        return Evaluation(result, folder, None, None)
+    cost = _cost(model, config, dist.device, split, use_amp=use_amp) if options.cost else None
+    facts = _facts(checkpoint, path, config, model, use_amp=use_amp)
+    analysis = _analyse_and_write(result, data.splits[split], folder, options, cost, facts)
+    report = _write_pictures(result, analysis, data.splits[split], folder, options.lang) if options.report else None
+    return Evaluation(result, folder, analysis, report)
+
+
+def _detect_and_judge(
+    model: nn.Module, data: DataBundle, config: ExperimentConfig, dist: Distributed, split: SplitName, *, use_amp: bool
+) -> EvalResult:
     loader = build_eval_loader(
         config,
         data.splits[split],
@@ -76,7 +147,7 @@ def evaluate_checkpoint(
         pin_memory=dist.device.type == "cuda",
     )
     try:
-        result = evaluate(
+        return evaluate(
             model.to(dist.device),
             loader,
             classes=data.classes,
@@ -91,9 +162,54 @@ def evaluate_checkpoint(
             f"Out of memory: {str(error).splitlines()[0]}. Evaluate smaller batches with "
             f"-u {section}.total_batch_size=1, or with --use-amp."
         ) from error
-    if dist.is_main:
-        write_results(folder, result, extra=_facts(checkpoint, path, config, model, use_amp=use_amp))
-    return result, folder
+
+
+def _cost(model: nn.Module, config: ExperimentConfig, device: torch.device, split: SplitName, *, use_amp: bool) -> Cost:
+    loader = loaders(config)["val_dataloader" if split == "train" else f"{split}_dataloader"]
+    log.info("measuring the cost of the model (--no-cost skips this)")
+    return measure_cost(
+        model,
+        config,
+        device,
+        eval_batch=loader.batch_size or loader.total_batch_size or 1,
+        amp_dtype=choose_amp_dtype(use_amp, device),
+    )
+
+
+def _analyse_and_write(
+    result: EvalResult,
+    split: CocoSplit,
+    folder: Path,
+    options: AnalysisOptions,
+    cost: Cost | None,
+    facts: Mapping[str, Any],
+) -> Analysis:
+    analysis, tables = analyse_with_tables(
+        GroundTruth.of(split),
+        result.detections,
+        split=result.split,
+        samples=options.samples,
+        confusion_iou=options.confusion_iou,
+        confusion_score=options.confusion_score,
+        cost=cost,
+        facts=facts,
+        numbers=CocoNumbers(result.metrics, result.metrics_defects, result.per_class),
+    )
+    write_results(folder, result, tables, analysis=analysis)
+    return analysis
+
+
+def _write_pictures(
+    result: EvalResult, analysis: Analysis, split: CocoSplit, folder: Path, lang: Literal["es", "en"]
+) -> Path:
+    """Figures, gallery and report.html; matplotlib is loaded only here."""
+    from engine.reporting.figures import write_figures
+    from engine.reporting.gallery import write_gallery
+    from engine.reporting.html_report import write_report
+
+    figures = write_figures(analysis, folder / "figures", lang)
+    pictures = write_gallery(analysis, split, result.predictions, folder / "gallery", lang)
+    return write_report(analysis, folder, lang=lang, figures=figures, gallery=pictures)
 
 
 def _facts(
@@ -108,5 +224,6 @@ def _facts(
         "epochs": config.epoches,
         "seed": checkpoint.get("seed"),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "train_seconds": checkpoint.get("train_seconds"),
         "use_amp": use_amp,
     }

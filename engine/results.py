@@ -1,13 +1,19 @@
-"""What an evaluation leaves behind: results.json, predictions.json, a table for the eye."""
+"""What an evaluation leaves behind: results.json, predictions.json, match_tables.npz, a table for the eye."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.analysis.analyse import analysis_to_json
+from engine.analysis.curves import thresholds_to_json
+from engine.analysis.match_tables import FILE_NAME as TABLES_NAME
+from engine.analysis.match_tables import MatchTables
+from engine.analysis.result import Analysis, Interval, Threshold
 from engine.checkpoint import write_atomically
 from engine.coco_metrics import METRIC_NAMES
 from engine.evaluate import EvalResult
@@ -30,18 +36,29 @@ _MEANINGS = {
 }
 
 
-def write_results(folder: Path, result: EvalResult, extra: Mapping[str, Any] | None = None) -> None:
-    """Write predictions.json, then results.json, each atomically: where results.json is, its predictions are too.
+def write_results(
+    folder: Path,
+    result: EvalResult,
+    tables: MatchTables,
+    *,
+    analysis: Analysis | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write predictions.json, match_tables.npz, then results.json, each atomically: where results.json is, the others
+    are too.
 
     Args:
         folder: Created if need be.
         result: From `evaluate` on rank 0, the only process that has the detections.
+        tables: Of the same detections.
+        analysis: Of the same detections; without it results.json holds the metrics and the best thresholds alone.
         extra: Further JSON values for results.json, such as checkpoint and epoch; they may not hide a metric.
 
     Raises:
         UserError: The folder cannot be written.
     """
     content = result.to_json()
+    content.update({"thresholds": thresholds_to_json(tables)} if analysis is None else analysis_to_json(analysis))
     taken = sorted(set(content) & set(extra or {}))
     if taken:
         raise ValueError(f"results.json already has {', '.join(taken)}")
@@ -49,31 +66,76 @@ def write_results(folder: Path, result: EvalResult, extra: Mapping[str, Any] | N
     predictions = json.dumps(result.predictions, separators=(",", ":"), allow_nan=False)
     results = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     _write_text(folder / "predictions.json", predictions, what="predictions")
-    _write_text(folder / "results.json", results, what="results")
+    tables.save(folder / TABLES_NAME)
+    _write_text(folder / "results.json", _short_rows(results), what="results")
+
+
+def _short_rows(text: str) -> str:
+    """Lists of numbers on one line each: a matrix stays readable, a curve does not fill hundreds of lines."""
+
+    def one_line(row: re.Match[str]) -> str:
+        return f"[{' '.join(row[1].split())}]"
+
+    return re.sub(r"\[\n((?:null|[\s\d.,eE+-])+)\n\s*\]", one_line, text)  # a line break is in no JSON string
 
 
 def _write_text(path: Path, text: str, *, what: str) -> None:
     write_atomically(path, lambda file: file.write(f"{text}\n".encode()), what=what)
 
 
-def format_results(result: EvalResult) -> str:
-    """The twelve COCO numbers and AP per class as a readable table; `-` stands for "no ground truth"."""
+def format_results(result: EvalResult, analysis: Analysis | None = None) -> str:
+    """The twelve COCO numbers and AP per class as a readable table; `-` stands for "no ground truth".
+
+    With an analysis also 95 % intervals and the best score thresholds.
+    """
     has_normal = result.metrics != result.metrics_defects
-    head = f"{'':12}{'all':>8}" + (f"{'defects':>10}" if has_normal else "")
+    intervals = {} if analysis is None else analysis.intervals
+    has_intervals = any(interval is not None for interval in intervals.values())
+    head = f"{'':12}{'all':>8}" + (f"{'95 % interval':>20}" if has_intervals else "")
+    head += f"{'defects':>10}" if has_normal else ""
     lines = [f"Split {result.split}: {result.num_images} images", "", head]
     for name in METRIC_NAMES:
         row = f"{name:12}{_number(result.metrics[name]):>8}"
+        if has_intervals:
+            row += f"{_interval(intervals.get(name)):>20}"
         if has_normal:
             row += f"{_number(result.metrics_defects[name]):>10}"
         lines.append(f"{row}   {_MEANINGS[name]}")
-    width = max(12, *(len(name) + 2 for name in result.per_class))
-    lines += ["", f"{'class':{width}}{'AP':>8}{'AP50':>8}{'boxes':>8}"]
-    for name, row_of_class in result.per_class.items():
-        lines.append(
-            f"{name:{width}}{_number(row_of_class['AP']):>8}{_number(row_of_class['AP50']):>8}"
-            f"{row_of_class['num_gt']:>8}"
-        )
+    lines += ["", *_class_lines(result, analysis, has_intervals=has_intervals)]
+    if analysis is not None:
+        lines += ["", _threshold_line(analysis.best)]
     return "\n".join(lines)
+
+
+def _class_lines(result: EvalResult, analysis: Analysis | None, *, has_intervals: bool) -> list[str]:
+    width = max(12, *(len(name) + 2 for name in result.per_class))
+    head = f"{'class':{width}}{'AP':>8}" + (f"{'95 % interval':>20}" if has_intervals else "")
+    head += f"{'AP50':>8}{'boxes':>8}" + ("" if analysis is None else f"{'best score':>12}{'F1':>8}")
+    classes = {} if analysis is None else {one.name: one for one in analysis.per_class}
+    lines = [head]
+    for name, row in result.per_class.items():
+        line = f"{name:{width}}{_number(row['AP']):>8}"
+        if has_intervals:
+            line += f"{_interval(classes[name].intervals['AP']):>20}"
+        line += f"{_number(row['AP50']):>8}{row['num_gt']:>8}"
+        if analysis is not None:
+            best = classes[name].best
+            line += f"{_number(best and best.score):>12}{_number(best and best.f1):>8}"
+        lines.append(line)
+    return lines
+
+
+def _threshold_line(best: Threshold | None) -> str:
+    if best is None:
+        return "No detection hits anything at IoU 0.50: there is no best score threshold."
+    return (
+        f"Best score threshold {best.score:.4f}: F1 {best.f1:.4f}, precision {best.precision:.4f}, recall "
+        f"{best.recall:.4f} (IoU 0.50)"
+    )
+
+
+def _interval(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
 
 
 def _number(value: float | None) -> str:

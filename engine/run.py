@@ -22,13 +22,15 @@ from engine.config import ExperimentConfig, config_to_dict, derive_run_length
 from engine.distributed import Distributed
 from engine.ema import ModelEma
 from engine.monitor import Monitor
+from engine.multimodal import finish_model, has_fusion, optimizer_with_fusion, prepare_texts
 from engine.optim import build_optimizer
 from engine.run_folder import prepare_run_folder, write_yaml
 from engine.schedule import FlatCosine
 from engine.selection import Selection
-from models.criterion import DEIMCriterion, build_criterion
-from models.detector import DEIM, build_detector
-from models.weights import load_backbone_weights, load_for_tuning, load_state_dict_strict
+from engine.text_embeddings import store_embeddings
+from models.criterion import build_criterion
+from models.detector import build_detector
+from models.weights import load_backbone_weights, load_for_tuning, load_phase_1, load_state_dict_strict
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +62,13 @@ class Run:
     data: DataBundle
     train_loader: TrainLoader
     val_loader: EvalLoader
-    model: DEIM
+    model: nn.Module
     """Raw weights."""
     wrapped: nn.Module
     """The same model inside DistributedDataParallel where there are several processes."""
     ema: ModelEma | None
-    criterion: DEIMCriterion
+    criterion: nn.Module
+    """Takes the model's training outputs, see `build_criterion`."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     amp_dtype: torch.dtype | None
@@ -103,18 +106,20 @@ def build_run(
     val_loader = build_eval_loader(
         config, data.splits["val"], data.classes, rank=rank, world_size=world_size, pin_memory=pin
     )
+    config, texts = prepare_texts(config, data.classes, dist, folder, resume=resume, tuning=tuning)
     config, _ = derive_run_length(config, train_loader.steps_per_epoch)
     for note in config.derivation_log:
         log.info("derived: %s", note)
 
-    model = build_detector(config)
+    model: nn.Module = build_detector(config)
     checkpoint = _load_weights(model, config, data, resume=resume, tuning=tuning)
+    finish_model(config, model, texts)
     model.to(dist.device)
     if dist.world_size > 1 and dist.device.type == "cuda" and config.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     wrapped = _wrap(model, dist)
     amp_dtype = choose_amp_dtype(config.use_amp, dist.device)
-    optimizer = build_optimizer(model, config.optimizer)
+    optimizer = build_optimizer(model, optimizer_with_fusion(config, model))
     scaler = torch.amp.GradScaler(dist.device.type, enabled=amp_dtype is torch.float16 and config.scaler.enabled)
     ema = (
         ModelEma(model, decay=config.ema.decay, warmups=config.ema.warmups, start=config.ema.start)
@@ -128,6 +133,8 @@ def build_run(
     if dist.is_main:
         prepare_run_folder(folder, keep_existing=resume is not None)
         write_yaml(folder / "config.yaml", config_to_dict(config))
+        if texts is not None:
+            store_embeddings(texts, config, data.classes, folder)
     dist.barrier()
     return Run(
         config=config,
@@ -218,7 +225,7 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
 
 
 def _load_weights(
-    model: DEIM, config: ExperimentConfig, data: DataBundle, *, resume: Path | None, tuning: Path | None
+    model: nn.Module, config: ExperimentConfig, data: DataBundle, *, resume: Path | None, tuning: Path | None
 ) -> dict[str, Any] | None:
     """Weights into `model`; the whole checkpoint when a run is resumed."""
     if resume is not None:
@@ -227,8 +234,14 @@ def _load_weights(
         load_state_dict_strict(model, checkpoint["model"], source=resume)
         return checkpoint
     if tuning is not None:
-        report = load_for_tuning(model, model_state(load_checkpoint(tuning)))
-        report.log(tuning)
+        checkpoint = load_checkpoint(tuning)
+        state = model_state(checkpoint)
+        if config.MultimodalFusion is not None and not has_fusion(state):
+            check_classes(checkpoint, data.classes, tuning)
+            load_phase_1(model, state, source=tuning)
+            log.info("phase 2 starts from the weights of %s", tuning)
+        else:
+            load_for_tuning(model, state).log(tuning)
         return None
     load_backbone_weights(model, config)
     return None

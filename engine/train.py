@@ -22,7 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from data.batch import Batch
 from data.errors import UserError
 from data.industrial_dataset import pixel_mean_std
+from engine.analysis.match_tables import MatchTables
 from engine.checkpoint import load_checkpoint
+from engine.coco_metrics import GroundTruth
 from engine.config import ExperimentConfig
 from engine.distributed import Distributed
 from engine.evaluate import evaluate
@@ -312,7 +314,8 @@ def judge_epoch(run: Run, epoch: int) -> None:
     if decision.write_best:
         save(run, "best.pth", finished_epoch=epoch)
         if run.dist.is_main:
-            write_results(run.folder, result, extra=run_facts(run, epoch))
+            tables = MatchTables.of(GroundTruth.of(run.data.splits["val"]), result.detections)
+            write_results(run.folder, result, tables, extra=run_facts(run, epoch))
     run.monitor.evaluation(result, epoch=epoch, step=run.position.step, seconds=seconds)
     if run.dist.is_main and (decision.write_best or epoch + 1 == run.config.epoches):
         pictures = prediction_pictures(run.data.splits["val"], result.predictions, run.data.classes, count=8)
@@ -373,16 +376,17 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def out_of_memory(config: ExperimentConfig, error: BaseException) -> UserError:
     """The remedies, cheapest first."""
     steps = config.accumulation_steps
-    return UserError(
-        f"Out of memory: {str(error).splitlines()[0]}. Try, in this order:",
-        [
-            "--use-amp, if it is not on",
-            f"-u accumulation_steps={steps * 2} (smaller micro-batches, same total_batch_size)",
-            "-u gradient_checkpointing=True (slower: the ViT is computed twice)",
-            "-u train_dataloader.collate_fn.base_size_repeat=null (no batches larger than eval_spatial_size)",
-            "a smaller image size or a smaller model (configs/deimv2/deimv2_dinov3_s_coco.yml is the smallest)",
-        ],
-    )
+    remedies = [
+        "--use-amp, if it is not on",
+        f"-u accumulation_steps={steps * 2} (smaller micro-batches, same total_batch_size)",
+        "-u gradient_checkpointing=True (slower: the ViT is computed twice)",
+        "-u train_dataloader.collate_fn.base_size_repeat=null (no batches larger than eval_spatial_size)",
+        "a smaller image size or a smaller model (configs/deimv2/deimv2_dinov3_s_coco.yml is the smallest)",
+    ]
+    if config.Baseline is not None:
+        remedies[2] = "-u Baseline.fpn_channels=128 Baseline.roi_batch_per_image=128 (narrower, fewer proposals)"
+        remedies[4] = "a smaller image size"
+    return UserError(f"Out of memory: {str(error).splitlines()[0]}. Try, in this order:", remedies)
 
 
 def _sync_gradients(run: Run, is_last: bool) -> Any:

@@ -32,7 +32,10 @@ PortablePath = Annotated[Path, PlainSerializer(lambda path: path.as_posix(), ret
 
 LossName = Literal["loss_mal", "loss_bbox", "loss_giou", "loss_fgl", "loss_ddf"]
 CostName = Literal["cost_class", "cost_bbox", "cost_giou"]
+FusionHead = Literal["cosine", "concat", "cross_attention"]
 STRIDES = (8, 16, 32)
+ANCHOR_LEVELS = 5
+"""Levels of a baseline's feature pyramid."""
 
 
 def _only_zero(value: float) -> float:
@@ -215,11 +218,139 @@ class PostProcessorConfig(_Section):
     num_top_queries: PositiveInt = 300
 
 
-class ModelConfig(_Section):
-    """Everything that models and losses are built from."""
+class BaselineConfig(_Section):
+    """Section `Baseline`: a torchvision detector in the place of DEIMv2, to compare with (own addition)."""
 
-    model: Literal["DEIM"] = "DEIM"
-    criterion: Literal["DEIMCriterion"] = "DEIMCriterion"
+    name: Literal["fasterrcnn_resnet18", "fasterrcnn_efficientnet_b0", "fcos_resnet18"]
+    weights: Literal["IMAGENET1K_V1"] | PortablePath | None
+    """Of the backbone: torchvision's ImageNet weights, a file of the same, or null for random ones."""
+    norm: Literal["frozen", "batch"] | None = None
+    """Normalisation of the backbone, and with `batch` of the FPN too. Null: frozen statistics with `weights`, because
+    a detector's micro-batches are too small to estimate better ones; BatchNorm without, because random weights come
+    with no statistics."""
+    trainable_layers: Annotated[int, Field(ge=0, le=5)] | None = None
+    """Stages of the backbone that learn, of 5, from the last one on. Null: 3 with `weights` (torchvision's default for
+    detectors: stem and first stage detect edges and blobs in any picture), all 5 without."""
+    fpn_channels: Annotated[int, Field(ge=64, le=1024, multiple_of=32)] = 256
+    """Channels of the feature pyramid and of the convolutions on it; FCOS's GroupNorm has 32 groups of at least 2."""
+    anchor_sizes: tuple[Factor, ...] | None = None
+    """Faster R-CNN: pixels of the network's input, one for each of the 5 levels. Null: a twentieth of the shorter
+    side of `eval_spatial_size`, doubling from level to level: torchvision's 32 to 512 at 640 pixels."""
+    box_head_channels: PositiveInt = 1024
+    """Faster R-CNN: width of the two layers that judge a proposal."""
+    rpn_pre_nms_top_n: PositiveInt = 1000
+    """Faster R-CNN: proposals of a level that enter the suppression of duplicates."""
+    rpn_post_nms_top_n: PositiveInt = 1000
+    """Faster R-CNN: proposals of an image that are left after it."""
+    rpn_batch_per_image: PositiveInt = 256
+    """Faster R-CNN: anchors of an image that the losses of the proposals look at."""
+    roi_batch_per_image: PositiveInt = 512
+    """Faster R-CNN: proposals of an image that are judged in training."""
+    score_thresh: Fraction = 0.01
+    """Detections below it are dropped. Low: average precision counts the whole list, as it does for DEIMv2."""
+    nms_thresh: Fraction = 0.5
+    """IoU above which the lesser of two detections of a class is dropped."""
+
+    @property
+    def is_faster_rcnn(self) -> bool:
+        """Two stages; else FCOS."""
+        return self.name.startswith("fasterrcnn")
+
+    @property
+    def frozen_norm(self) -> bool:
+        """`norm` with null filled in."""
+        return self.norm == "frozen" if self.norm is not None else self.weights is not None
+
+    @property
+    def num_trainable_layers(self) -> int:
+        """`trainable_layers` with null filled in."""
+        if self.trainable_layers is not None:
+            return self.trainable_layers
+        return 5 if self.weights is None else 3
+
+
+class FusionConfig(_Section):
+    """Section `MultimodalFusion`: how the class texts join the class scores (own addition, phase 2).
+
+    Modes: `cosine`, `concat` and `cross_attention` read the texts; the controls have the same parts but free
+    embeddings (`learned`), random ones (`random`) or the texts of the wrong classes (`shuffled`); `none` trains the
+    same epochs without any of it.
+    """
+
+    mode: Literal["cosine", "concat", "cross_attention", "learned", "random", "shuffled", "none"] = "cosine"
+    control_head: FusionHead = "cosine"
+    """The head that the controls `learned`, `random` and `shuffled` use."""
+    text_dim: PositiveInt | None = None
+    """D, the width of the text embeddings; null takes it from the text encoder, or from the checkpoint."""
+    num_prompts: PositiveInt | None = None
+    """P, the most texts of a class; null as for `text_dim`."""
+    proj_dim: PositiveInt = 256
+    """Width in which features and texts are compared."""
+    gate_init: float = 0.0
+    """Start of each layer's gate; 0 starts exactly from phase 1."""
+    learn_prompt_offsets: bool = False
+    """A learned vector per class, starting at 0, on top of the frozen embedding."""
+    query_selection: bool = False
+    """The texts also have a say in which tokens become queries."""
+    contrastive_weight: NonNegativeFloat = 0.0
+    """Weight of an auxiliary cross-entropy over the texts' part of the matched queries' logits; 0 is off."""
+    trainable: Literal["heads", "heads_and_decoder", "all"] = "all"
+    """What learns: the fusion and the score heads it adds to, these and the decoder, or everything."""
+    lr: NonNegativeFloat | None = None
+    """Learning rate of the fusion's own parameters, taken as it is; null is `optimizer.lr`."""
+    weight_decay: NonNegativeFloat | None = None
+    """Weight decay of the fusion's matrices; null is the optimizer's. Gates, scales, biases, embeddings have none."""
+    seed: NonNegativeInt = 0
+    """Of the embeddings of `learned` (start) and `random`, and of the permutation of `shuffled`."""
+
+    @property
+    def head(self) -> FusionHead | None:
+        """The head that is built; None in mode `none`."""
+        if self.mode == "none":
+            return None
+        if self.mode == "learned" or self.mode == "random" or self.mode == "shuffled":
+            return self.control_head
+        return self.mode
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the mode needs embeddings of real texts."""
+        return self.mode in ("cosine", "concat", "cross_attention", "shuffled")
+
+
+class DEIMv2Sections(NamedTuple):
+    """DEIMv2's sections of a config that has them."""
+
+    backbone: BackboneConfig
+    encoder: EncoderConfig
+    decoder: DecoderConfig
+    criterion: CriterionConfig
+
+
+DEIMV2_KEYS = ("model", "criterion", "DEIM", "DINOv3STAs", "HybridEncoder", "DEIMTransformer", "DEIMCriterion")
+"""Keys that are null in a baseline's config: they describe DEIMv2."""
+
+
+class TextEncoderConfig(_Section):
+    """Section `texts.encoder`: the pretrained model that turns class texts into vectors, once (own addition)."""
+
+    name: Annotated[str, Field(min_length=1)] = "openai/clip-vit-base-patch32"
+    """Hub name, local folder, or `all-MiniLM-L6-v2`, the sentence encoder of the optional package (English)."""
+    folder: PortablePath | None = None
+    """Where the encoder's files lie; null looks in ckpts/<last part of name>, then in Hugging Face's cache."""
+    allow_download: bool = True
+    """Fetch the encoder from the Hugging Face hub where it is not on this machine; False never uses the network."""
+    pooling: Literal["auto", "mean", "cls"] = "auto"
+    """From token vectors to one: `auto` does as the model was trained, else mean. CLIP and SigLIP have their own."""
+    max_length: PositiveInt | None = None
+    """Tokens; null means what the model was trained with (CLIP 77, SigLIP 64)."""
+
+
+class ModelConfig(_Section):
+    """Everything that models and losses are built from: DEIMv2's sections or `Baseline`."""
+
+    model: Literal["DEIM"] | None = "DEIM"
+    criterion: Literal["DEIMCriterion"] | None = "DEIMCriterion"
     postprocessor: Literal["PostProcessor"] = "PostProcessor"
     num_classes: PositiveInt
     """C, the width of the class scores."""
@@ -228,12 +359,29 @@ class ModelConfig(_Section):
     """Height and width of the evaluation input, pixels."""
     gradient_checkpointing: bool = False
     """Recompute the ViT and AIFI blocks in the backward pass: less memory, more time (own addition)."""
-    DEIM: DEIMSection = DEIMSection()
-    DINOv3STAs: BackboneConfig
-    HybridEncoder: EncoderConfig
-    DEIMTransformer: DecoderConfig
-    DEIMCriterion: CriterionConfig
+    DEIM: DEIMSection | None = DEIMSection()
+    DINOv3STAs: BackboneConfig | None
+    HybridEncoder: EncoderConfig | None
+    DEIMTransformer: DecoderConfig | None
+    DEIMCriterion: CriterionConfig | None
     PostProcessor: PostProcessorConfig = PostProcessorConfig()
+    Baseline: BaselineConfig | None = None
+    """A torchvision detector instead of DEIMv2, whose sections are null then."""
+    MultimodalFusion: FusionConfig | None = None
+    """Text fusion, phase 2; null is phase 1."""
+
+    @property
+    def deimv2(self) -> DEIMv2Sections:
+        """DEIMv2's sections.
+
+        Raises:
+            ValueError: The config is a baseline's, which has none.
+        """
+        parts = (self.DINOv3STAs, self.HybridEncoder, self.DEIMTransformer, self.DEIMCriterion)
+        backbone, encoder, decoder, criterion = parts
+        if backbone is None or encoder is None or decoder is None or criterion is None:
+            raise ValueError("this config has no DEIMv2 sections")
+        return DEIMv2Sections(backbone, encoder, decoder, criterion)
 
     @property
     def num_top_queries(self) -> int:
@@ -256,11 +404,62 @@ def memory_tokens(height: int, width: int) -> int:
 
 def model_problems(config: ModelConfig) -> list[str]:
     """What cannot be built, one line each: dotted key, what is wrong, how to mend it."""
-    return [*_backbone_problems(config), *_width_problems(config), *_decoder_problems(config), *_loss_problems(config)]
+    problems = _input_problems(config)
+    if config.Baseline is not None:
+        return [*problems, *_baseline_problems(config, config.Baseline)]
+    absent = [key for key in DEIMV2_KEYS if getattr(config, key) is None]
+    if absent:
+        return [*problems, *(f"{key}: null is for baselines (section Baseline); give the section" for key in absent)]
+    return [
+        *problems,
+        *_backbone_problems(config),
+        *_width_problems(config),
+        *_decoder_problems(config),
+        *_loss_problems(config),
+        *_fusion_problems(config),
+    ]
+
+
+def _input_problems(config: ModelConfig) -> list[str]:
+    height, width = config.eval_spatial_size
+    if height % 32 == 0 and width % 32 == 0:
+        return []
+    return [
+        f"eval_spatial_size: [{height}, {width}] must be multiples of 32, such as "
+        f"[{nearest_multiple_of_32(height)}, {nearest_multiple_of_32(width)}]"
+    ]
+
+
+def _baseline_problems(config: ModelConfig, baseline: BaselineConfig) -> list[str]:
+    problems = [
+        f"{key}: describes DEIMv2 and has no effect beside Baseline; remove one of them"
+        for key in DEIMV2_KEYS
+        if getattr(config, key) is not None
+    ]
+    if config.gradient_checkpointing:
+        problems.append(
+            "gradient_checkpointing: recomputes blocks of DEIMv2 and is not built for Baseline; set it to False"
+        )
+    if baseline.norm == "frozen" and baseline.weights is None:
+        problems.append(
+            "Baseline.norm: frozen statistics need weights that come with some; set norm to batch (or null), or "
+            "weights to IMAGENET1K_V1"
+        )
+    if config.MultimodalFusion is not None:
+        problems.append("MultimodalFusion: text fusion is built for DEIMv2 only; remove it, or the section Baseline")
+    sizes = baseline.anchor_sizes
+    if sizes is not None and not baseline.is_faster_rcnn:
+        problems.append(f"Baseline.anchor_sizes: {baseline.name} has no anchors; set it to null")
+    elif sizes is not None and (len(sizes) != ANCHOR_LEVELS or list(sizes) != sorted(set(sizes))):
+        problems.append(
+            f"Baseline.anchor_sizes: {list(sizes)} must be {ANCHOR_LEVELS} rising sizes in pixels, one for each "
+            "level of the pyramid"
+        )
+    return problems
 
 
 def _backbone_problems(config: ModelConfig) -> list[str]:
-    backbone, problems = config.DINOv3STAs, []
+    backbone, problems = config.deimv2.backbone, list[str]()
     vit = backbone.vit
     if vit.width % vit.heads:
         problems.append(
@@ -289,7 +488,7 @@ def _backbone_problems(config: ModelConfig) -> list[str]:
 
 
 def _width_problems(config: ModelConfig) -> list[str]:
-    backbone, encoder, decoder, problems = config.DINOv3STAs, config.HybridEncoder, config.DEIMTransformer, []
+    (backbone, encoder, decoder, _), problems = config.deimv2, list[str]()
     if encoder.in_channels != (backbone.out_channels,) * 3:
         problems.append(
             f"HybridEncoder.in_channels: {list(encoder.in_channels)} must be the backbone's output width "
@@ -322,14 +521,9 @@ def _width_problems(config: ModelConfig) -> list[str]:
 
 
 def _decoder_problems(config: ModelConfig) -> list[str]:
-    decoder, problems = config.DEIMTransformer, []
+    decoder, problems = config.deimv2.decoder, list[str]()
     height, width = config.eval_spatial_size
-    if height % 32 or width % 32:
-        problems.append(
-            f"eval_spatial_size: [{height}, {width}] must be multiples of 32, such as "
-            f"[{nearest_multiple_of_32(height)}, {nearest_multiple_of_32(width)}]"
-        )
-    elif decoder.num_queries > memory_tokens(height, width):
+    if height % 32 == 0 and width % 32 == 0 and decoder.num_queries > memory_tokens(height, width):
         problems.append(
             f"DEIMTransformer.num_queries: {decoder.num_queries} queries cannot be chosen from the "
             f"{memory_tokens(height, width)} tokens of a {height} x {width} input; "
@@ -346,11 +540,10 @@ def _decoder_problems(config: ModelConfig) -> list[str]:
 
 
 def _loss_problems(config: ModelConfig) -> list[str]:
-    criterion, problems = config.DEIMCriterion, []
-    if config.DEIMTransformer.reg_max != criterion.reg_max:
+    (_, _, decoder, criterion), problems = config.deimv2, list[str]()
+    if decoder.reg_max != criterion.reg_max:
         problems.append(
-            f"DEIMCriterion.reg_max: {criterion.reg_max} must equal DEIMTransformer.reg_max "
-            f"{config.DEIMTransformer.reg_max}"
+            f"DEIMCriterion.reg_max: {criterion.reg_max} must equal DEIMTransformer.reg_max {decoder.reg_max}"
         )
     if sorted(criterion.losses) != ["boxes", "local", "mal"]:
         problems.append(f"DEIMCriterion.losses: {list(criterion.losses)} must be [mal, boxes, local]")
@@ -360,6 +553,15 @@ def _loss_problems(config: ModelConfig) -> list[str]:
     ):
         if names - weights:
             problems.append(f"{path}: missing {', '.join(sorted(names - weights))}; 0 switches a term off")
+    return problems
+
+
+def _fusion_problems(config: ModelConfig) -> list[str]:
+    fusion, problems = config.MultimodalFusion, []
+    if fusion is not None and fusion.mode == "shuffled" and config.num_classes < 2:
+        problems.append(
+            "MultimodalFusion.mode: shuffled needs at least two classes, num_classes is 1; use another mode"
+        )
     return problems
 
 

@@ -110,9 +110,10 @@ class DEIMCriterion(nn.Module):
     every process. The set of keys depends on the process's own data: reduce totals, never stacked values.
     """
 
-    def __init__(self, config: CriterionConfig) -> None:
+    def __init__(self, config: CriterionConfig, contrastive_weight: float = 0.0) -> None:
         super().__init__()
         self.config = config
+        self.contrastive_weight = contrastive_weight
         self.matcher = HungarianMatcher(config.matcher)
 
     def forward(
@@ -158,6 +159,9 @@ class DEIMCriterion(nn.Module):
         )
         distillation = _Distillation(matching_differs, matched_weight, unmatched_weight, scale)
         losses = self._set_losses(matching, boxes, assignment, distillation, bin_values, outputs["reg_scale"])
+        if self.contrastive_weight > 0 and "text_logits" in outputs:
+            contrast = _contrast(outputs["text_logits"], boxes, own_pairs)
+            losses["loss_contrastive"] = contrast / num_boxes * self.contrastive_weight
         if denoising is None:
             return losses
 
@@ -232,9 +236,45 @@ class DEIMCriterion(nn.Module):
         return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum((1, 2))
 
 
-def build_criterion(config: ModelConfig) -> DEIMCriterion:
-    """The criterion that the section `DEIMCriterion` describes."""
-    return DEIMCriterion(config.DEIMCriterion)
+class OwnLosses(nn.Module):
+    """For detectors that return their losses themselves, such as torchvision's; the plain sum is the training loss."""
+
+    def forward(
+        self,
+        outputs: Mapping[str, Tensor],
+        targets: Sequence[Mapping[str, Tensor]],
+        *,
+        epoch: int,
+        share: WindowShare | None = None,
+    ) -> dict[str, Tensor]:
+        """Loss name -> float32 scalar: `outputs`, scaled to this micro-batch's share of the window's images.
+
+        The losses are means over images (or over samples of a fixed number per image), so the shares add to the
+        large batch's loss; where they are means over the boxes' anchors (FCOS), nearly so.
+        """
+        scale = 1.0 if share is None else share.image_share
+        return {name: loss.float() * scale for name, loss in outputs.items()}
+
+
+def build_criterion(config: ModelConfig) -> DEIMCriterion | OwnLosses:
+    """The criterion for the outputs of `models.detector.build_detector(config)`."""
+    return OwnLosses() if config.Baseline is not None else _build_deim_criterion(config)
+
+
+def _build_deim_criterion(config: ModelConfig) -> DEIMCriterion:
+    fusion = config.MultimodalFusion
+    return DEIMCriterion(config.deimv2.criterion, 0.0 if fusion is None else fusion.contrastive_weight)
+
+
+def _contrast(text_logits: Tensor, boxes: _Boxes, pairs: _DevicePairs) -> Tensor:
+    """Region against texts: cross-entropy over the classes, summed over the last layer's matched queries: scalar.
+
+    Args:
+        text_logits: [B, Q, C], the texts' contribution before the gate.
+        pairs: The sets' own; the last layer's come first.
+    """
+    rows = text_logits.float().flatten(0, 1).index_select(0, pairs.query[0])
+    return F.cross_entropy(rows, boxes.labels[pairs.box[0]], reduction="sum")
 
 
 def _box_losses(sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs) -> tuple[Tensor, Tensor]:

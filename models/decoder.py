@@ -23,6 +23,7 @@ from models.denoising import DenoisingQueries, make_denoising_queries
 from models.distribution import distance_to_box, weighting_function
 from models.hybrid_encoder import ConvNorm
 from models.layers import Mlp, SelfAttention
+from models.text_fusion import TextFusion
 
 _PRIOR = 0.01
 """Initial score of every class."""
@@ -249,16 +250,22 @@ class DEIMTransformer(nn.Module):
         self.dec_score_head = _clones(score_head, num_layers)
         self.dec_bbox_head = _clones(bbox_head, num_layers)
 
-    def forward(self, maps: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None) -> dict[str, Any]:
+    def forward(
+        self,
+        maps: Sequence[Tensor],
+        targets: Sequence[Mapping[str, Tensor]] | None = None,
+        text_fusion: TextFusion | None = None,
+    ) -> dict[str, Any]:
         """Encoder maps [B, feat_channels[i], h_i, w_i] -> output dict (spec section 1).
 
         In evaluation: `pred_logits` [B, Q, C] and `pred_boxes` [B, Q, 4]. In training also what the losses need;
-        the `dn_*` entries only if a target has boxes. All tensors are float32.
+        the `dn_*` entries only if a target has boxes, `text_logits` [B, Q, C] (the texts' contribution to the last
+        layer's logits, before the gate) only with `text_fusion`. All tensors are float32.
         """
         maps = [project(x) for project, x in zip(self.input_proj, maps, strict=True)]
         memory = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
         shapes: Shapes = tuple((x.shape[-2], x.shape[-1]) for x in maps)
-        selected = self.select_queries(memory, self._anchors_for(shapes, memory.device))
+        selected = self.select_queries(memory, self._anchors_for(shapes, memory.device), text_fusion)
         content, reference_logits = selected.content.detach(), selected.reference_logits.detach()
         denoising = None
         if self.training:
@@ -266,24 +273,30 @@ class DEIMTransformer(nn.Module):
             content, reference_logits = self._prepend(denoising, content, reference_logits)
         allowed = None if denoising is None else denoising.allowed
         values = [split_heads(x, self._config.nhead) for x in maps]
-        layers, pre = self._decode(content, reference_logits, values, allowed)
+        layers, pre, said = self._decode(content, reference_logits, values, allowed, text_fusion)
         if not self.training:
             return {"pred_logits": layers[-1].logits, "pred_boxes": layers[-1].boxes}
-        return self._training_outputs(layers, pre, selected, denoising)
+        outputs = self._training_outputs(layers, pre, selected, denoising)
+        if said is not None:
+            outputs["text_logits"] = said[:, -selected.content.shape[1] :]
+        return outputs
 
-    def select_queries(self, memory: Tensor, anchors: Anchors) -> SelectedQueries:
+    def select_queries(
+        self, memory: Tensor, anchors: Anchors, text_fusion: TextFusion | None = None
+    ) -> SelectedQueries:
         """The tokens with the best class score (spec 5.1). memory [B, L, D]."""
         # All tokens are ranked, outside the graph; only the chosen ones go through the heads with gradients.
         with torch.autocast(memory.device.type, enabled=False):
             tokens = memory.detach().float().masked_fill(~anchors.valid, 0)
-            head = self.enc_score_head
-            scores = F.linear(tokens, head.weight.detach(), head.bias.detach()).amax(dim=-1)
+            with torch.no_grad():
+                scores = _encoder_scores(self.enc_score_head, tokens, text_fusion).amax(dim=-1)
         indices = scores.topk(min(self._config.num_queries, memory.shape[1]), dim=1).indices
         rows = indices[..., None]
         content = memory.gather(1, rows.expand(-1, -1, memory.shape[2]))
         content = content.masked_fill(~anchors.valid[0, :, 0][indices][..., None], 0)
         reference_logits = self.enc_bbox_head(content).float() + anchors.logits[0][indices]
-        return SelectedQueries(indices, content, self.enc_score_head(content).float(), reference_logits)
+        logits = _encoder_scores(self.enc_score_head, content, text_fusion)
+        return SelectedQueries(indices, content, logits, reference_logits)
 
     def _anchors_for(self, shapes: Shapes, device: torch.device) -> Anchors:
         key = (shapes, device)
@@ -324,9 +337,17 @@ class DEIMTransformer(nn.Module):
         )
 
     def _decode(
-        self, target: Tensor, reference_logits: Tensor, values: Sequence[Tensor], allowed: Tensor | None
-    ) -> tuple[list[LayerOutput], BoxesAndLogits]:
-        """The refinement loop (spec 5.4): outputs of all layers in training, of the evaluated one otherwise."""
+        self,
+        target: Tensor,
+        reference_logits: Tensor,
+        values: Sequence[Tensor],
+        allowed: Tensor | None,
+        text_fusion: TextFusion | None,
+    ) -> tuple[list[LayerOutput], BoxesAndLogits, Tensor | None]:
+        """The refinement loop (spec 5.4): outputs of all layers in training, of the evaluated one otherwise.
+
+        The last is the texts' contribution of the last layer, before the gate, where there are texts.
+        """
         bins = weighting_function(self._config.reg_max, self.up, self.reg_scale)
         boxes = reference_logits.sigmoid()
         position = self.query_pos_head(boxes).clamp(-10, 10)
@@ -338,7 +359,7 @@ class DEIMTransformer(nn.Module):
             target = self.decoder.layers[index](target, position, boxes, values, allowed)
             emits = self.training or index == num_layers - 1
             if emits or index == 0:
-                scores = self.dec_score_head[index](target).float()
+                scores, said = _class_scores(self.dec_score_head[index], target, text_fusion, index)
             if index == 0:
                 pre_boxes = (self.pre_bbox_head(target).float() + inverse_sigmoid(boxes)).sigmoid()
                 pre = BoxesAndLogits(scores, pre_boxes)
@@ -350,7 +371,7 @@ class DEIMTransformer(nn.Module):
                 logits = self.decoder.lqe_layers[index](scores, probabilities)
                 outputs.append(LayerOutput(logits, refined, corners, references))
             boxes, previous = refined.detach(), target.detach()
-        return outputs, pre
+        return outputs, pre, said
 
     def _training_outputs(
         self,
@@ -397,6 +418,23 @@ def _with_teacher(layer: LayerOutput, teacher: LayerOutput) -> dict[str, Any]:
 
 def _pair_as_dict(pair: BoxesAndLogits) -> dict[str, Any]:
     return {"pred_logits": pair.logits, "pred_boxes": pair.boxes}
+
+
+def _class_scores(
+    head: nn.Module, features: Tensor, text_fusion: TextFusion | None, place: int
+) -> tuple[Tensor, Tensor | None]:
+    """float32 logits [..., C] of features [..., D], and what the texts said, where there are texts."""
+    if text_fusion is None:
+        return head(features).float(), None
+    fused: tuple[Tensor, Tensor] = text_fusion(features, head, place)
+    return fused
+
+
+def _encoder_scores(head: nn.Module, tokens: Tensor, text_fusion: TextFusion | None) -> Tensor:
+    """float32 logits [..., C] of memory tokens [..., D]."""
+    if text_fusion is not None and not text_fusion.selects_queries:
+        text_fusion = None
+    return _class_scores(head, tokens, text_fusion, -1)[0]
 
 
 def _clones(module: nn.Module, count: int) -> nn.ModuleList:

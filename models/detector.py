@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from models.backbone import DINOv3STAs
-from models.config import ModelConfig
+from models.baselines import TorchvisionDetector
+from models.config import FusionConfig, ModelConfig
 from models.decoder import DEIMTransformer
 from models.hybrid_encoder import HybridEncoder
+from models.text_fusion import TextFusion, build_text_fusion
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -23,13 +25,42 @@ SIZE_DIVISOR = 32
 
 
 class DEIM(nn.Module):
-    """DEIMv2."""
+    """DEIMv2, in phase 2 with text in its class scores."""
 
-    def __init__(self, backbone: DINOv3STAs, encoder: HybridEncoder, decoder: DEIMTransformer) -> None:
+    def __init__(
+        self,
+        backbone: DINOv3STAs,
+        encoder: HybridEncoder,
+        decoder: DEIMTransformer,
+        text_fusion: TextFusion | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.encoder = encoder
         self.decoder = decoder
+        self.text_fusion = text_fusion
+        self._frozen: list[nn.Module] = []
+
+    def freeze(self, section: FusionConfig) -> None:
+        """Leave to training what `section.trainable` names; the rest keeps its weights and its statistics."""
+        decoder = self.decoder
+        if section.trainable == "all":
+            return
+        self._frozen = [self.backbone, self.encoder]
+        if section.trainable == "heads":
+            decoder.requires_grad_(False)
+            decoder.dec_score_head.requires_grad_(True)
+            decoder.enc_score_head.requires_grad_(section.query_selection)
+            self._frozen.append(decoder.input_proj)
+        for part in self._frozen:
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> DEIM:
+        """As `nn.Module.train`, but frozen parts stay in evaluation mode: their statistics are frozen too."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def forward(self, images: Tensor, targets: Sequence[Mapping[str, Tensor]] | None = None) -> dict[str, Any]:
         """Detect.
@@ -51,17 +82,35 @@ class DEIM(nn.Module):
             raise ValueError(
                 f"images of {height} x {width} (height x width) pixels: both must be multiples of {SIZE_DIVISOR}"
             )
-        outputs: dict[str, Any] = self.decoder(self.encoder(self.backbone(images)), targets)
+        outputs: dict[str, Any] = self.decoder(self.encoder(self.backbone(images)), targets, self.text_fusion)
         return outputs
 
 
-def build_detector(config: ModelConfig) -> DEIM:
-    """The configured detector with random weights; `models.weights` loads files."""
-    return DEIM(
-        DINOv3STAs(config.DINOv3STAs, config.gradient_checkpointing),
-        HybridEncoder(config.HybridEncoder, config.gradient_checkpointing),
-        DEIMTransformer(config.DEIMTransformer, config.num_classes, config.eval_spatial_size),
+def build_detector(config: ModelConfig) -> DEIM | TorchvisionDetector:
+    """The configured detector with random weights, DEIMv2 or a baseline; `models.weights` loads files.
+
+    In training it returns what `models.criterion.build_criterion(config)` takes, in evaluation what
+    `models.postprocess.build_postprocessor(config)` takes.
+    """
+    if config.Baseline is not None:
+        return TorchvisionDetector(
+            config.Baseline, config.num_classes, config.eval_spatial_size, config.num_top_queries
+        )
+    return build_deim(config)
+
+
+def build_deim(config: ModelConfig) -> DEIM:
+    """DEIMv2 with random weights, from a config without `Baseline`."""
+    backbone, encoder, decoder, _ = config.deimv2
+    model = DEIM(
+        DINOv3STAs(backbone, config.gradient_checkpointing),
+        HybridEncoder(encoder, config.gradient_checkpointing),
+        DEIMTransformer(decoder, config.num_classes, config.eval_spatial_size),
+        build_text_fusion(config),
     )
+    if config.MultimodalFusion is not None:
+        model.freeze(config.MultimodalFusion)
+    return model
 
 
 def normalize_images(images: Tensor, mean: Sequence[float] = IMAGE_MEAN, std: Sequence[float] = IMAGE_STD) -> Tensor:

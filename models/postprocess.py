@@ -5,13 +5,14 @@ Legend: B images, Q queries, C classes, K detections.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from models.boxes import cxcywh_to_xyxy
+from models.config import ModelConfig
 
 
 class Detections(TypedDict):
@@ -53,8 +54,35 @@ class PostProcessor:
         scores, index = flat_scores.topk(min(self.num_top_queries, flat_scores.shape[1]))
         query = index.div(self.num_classes, rounding_mode="floor")
         scale = orig_sizes_wh.to(logits).repeat(1, 2)[:, None]
+        # Half-precision boxes would be off by pixels once scaled to the image.
         boxes = cxcywh_to_xyxy(outputs["pred_boxes"].float()) * scale
         boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
         labels = index % self.num_classes
         images = zip(scores, labels, boxes, strict=True)
         return [Detections(scores=s, labels=k, boxes=b) for s, k, b in images]
+
+
+class ScaleToImage:
+    """For detectors that choose their detections themselves, such as torchvision's: boxes to pixels."""
+
+    @torch.no_grad()
+    def __call__(self, outputs: Sequence[Mapping[str, Tensor]], orig_sizes_wh: Tensor) -> list[Detections]:
+        """Scale.
+
+        Args:
+            outputs: Per image `scores` [K], `labels` int64 [K] (0..C-1) and `boxes` [K, 4], xyxy in [0, 1] of the
+                image; best first, K may differ.
+            orig_sizes_wh: [B, 2], width and height of the original images in pixels.
+        """
+        scales = orig_sizes_wh.float().repeat(1, 2)
+        return [
+            Detections(scores=one["scores"].float(), labels=one["labels"], boxes=one["boxes"].float() * scale)
+            for one, scale in zip(outputs, scales, strict=True)
+        ]
+
+
+def build_postprocessor(config: ModelConfig) -> Callable[[Any, Tensor], list[Detections]]:
+    """From the evaluation outputs of `models.detector.build_detector(config)` to detections in the original image."""
+    if config.Baseline is not None:
+        return ScaleToImage()
+    return PostProcessor(num_classes=config.num_classes, num_top_queries=config.num_top_queries)

@@ -10,16 +10,20 @@ import logging
 import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.errors import UserError
-from models.config import ModelConfig
+from models.baselines import TorchvisionDetector, body_of
+from models.config import BaselineConfig, ModelConfig
 from models.detector import DEIM
+from models.text_fusion import PREFIX as FUSION_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +31,12 @@ _ALIASES = (("decoder.up", "decoder.decoder.up"), ("decoder.reg_scale", "decoder
 """One tensor under two names; safetensors files hold only one of them."""
 _SIZE_DEPENDENT = ("decoder.anchors", "decoder.valid_mask")
 """Follow from the evaluation size; a file of another size is as good."""
-_SCORE_HEAD = "decoder.enc_score_head.weight"
+_SCORE_HEADS = {
+    "decoder.enc_score_head.weight": 0,
+    "detector.roi_heads.box_predictor.cls_score.weight": 1,
+    "detector.head.classification_head.cls_logits.weight": 0,
+}
+"""Whose first size tells the number of classes, plus this many for the background."""
 _MOST_LISTED = 20
 _LEAST_FITTING_SHARE = 0.5
 
@@ -69,36 +78,93 @@ class LoadReport:
                 log.warning("  %s: %s", text, key)
 
 
-def load_backbone_weights(model: DEIM, config: ModelConfig) -> None:
-    """Load the ViT's own weight file, if `DINOv3STAs.weights_path` names one; null leaves random weights.
+def load_backbone_weights(model: nn.Module, config: ModelConfig) -> None:
+    """Load the backbone's own weights, if the config names any; null leaves random ones.
 
-    The file holds a bare state dict (.pt, .pth or .safetensors); every key must fit (spec 2.4).
+    DEIMv2's ViT (`DINOv3STAs.weights_path`): the file holds a bare state dict (.pt, .pth or .safetensors); every key
+    must fit (spec 2.4). A baseline's CNN (`Baseline.weights`): torchvision's ImageNet weights, downloaded once by
+    torchvision, or a file of the same.
 
     Raises:
-        UserError: The file is missing, damaged or hostile, or holds another network's weights.
+        UserError: The file is missing and cannot be downloaded, is damaged or hostile, or holds another network's
+            weights.
     """
-    path = config.DINOv3STAs.weights_path
+    if config.Baseline is not None:
+        assert isinstance(model, TorchvisionDetector)
+        _load_imagenet_weights(model.body, config.Baseline)
+        return
+    backbone = config.deimv2.backbone
+    path = backbone.weights_path
     if path is None:
         return
     if not path.is_file():
         raise UserError(
             f"DINOv3STAs.weights_path: there is no file {path} (looked in {Path.cwd()}). Get it ("
-            f"{_SOURCES[config.DINOv3STAs.name]}) and put it there, or start from random weights with "
+            f"{_SOURCES[backbone.name]}) and put it there, or start from random weights with "
             "`DINOv3STAs.weights_path: null`, which needs many more images and epochs."
         )
+    assert isinstance(model, DEIM)
     tensors = _read_tensors(path)
     vit = model.backbone.vit
     problems = _differences(vit.state_dict(), tensors).problems()
     if problems:
         raise UserError(
-            f"DINOv3STAs.weights_path: {path} does not hold the weights of `{config.DINOv3STAs.name}` as configured. "
-            f"Expected: {_SOURCES[config.DINOv3STAs.name]}.",
+            f"DINOv3STAs.weights_path: {path} does not hold the weights of `{backbone.name}` as configured. "
+            f"Expected: {_SOURCES[backbone.name]}.",
             problems,
         )
     vit.load_state_dict(tensors)
 
 
-def load_state_dict_strict(model: DEIM, state_dict: Mapping[str, Tensor], source: Path | None = None) -> None:
+def _load_imagenet_weights(body: nn.Module, config: BaselineConfig) -> None:
+    """The layers of a classification network that `body` has; its classifier is left out."""
+    if config.weights is None:
+        return
+    weights, prefix = body_of(config).weights, body_of(config).prefix
+    file_name = Path(weights.url).name
+    if isinstance(config.weights, Path):
+        source: object = config.weights
+        if not config.weights.is_file():
+            raise UserError(
+                f"Baseline.weights: there is no file {config.weights} (looked in {Path.cwd()}). Get {weights.url} and "
+                "put it there, or have torchvision get it with `Baseline.weights: IMAGENET1K_V1`, or start from "
+                "random weights with `Baseline.weights: null`."
+            )
+        tensors = _read_tensors(config.weights)
+    else:
+        source = Path(torch.hub.get_dir(), "checkpoints", file_name)
+        tensors = _read_tensors(source) if source.is_file() else _download(weights, source)
+    own = body.state_dict()
+    found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    # Files from before PyTorch 0.4.1 do not count BatchNorm's batches; the count is not used.
+    chosen = {key: found.get(key, own[key]) for key in own if key in found or key.endswith("num_batches_tracked")}
+    problems = _differences(own, chosen).problems()
+    if problems:
+        raise UserError(
+            f"Baseline.weights: {source} does not hold the weights of the backbone of `{config.name}`. Expected: "
+            f"torchvision's {file_name}, {weights.url}.",
+            problems,
+        )
+    body.load_state_dict(chosen)
+
+
+def _download(weights: Any, target: Path) -> dict[str, Tensor]:
+    """torchvision's own way for its ImageNet weights; the file stays at `target` for the next time."""
+    try:
+        log.info("downloading %s to %s", weights.url, target)
+        state: dict[str, Tensor] = weights.get_state_dict(
+            progress=False, check_hash=True, map_location="cpu", weights_only=True
+        )
+    except (OSError, RuntimeError, HTTPException) as error:  # no network, no space, or a broken transfer
+        raise UserError(
+            f"Baseline.weights: {weights} could not be downloaded from {weights.url} ({error}). Without a network, "
+            f"get {target.name} on another machine and put it into the folder {target.parent}, or give its path: "
+            f"-u Baseline.weights=PATH/{target.name}. `Baseline.weights: null` starts from random weights."
+        ) from error
+    return state
+
+
+def load_state_dict_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: Path | None = None) -> None:
     """Load a detector's weights; every key and shape must fit.
 
     Two liberties, both harmless (spec 2.1): one of two alias names may be missing, and `decoder.anchors` and
@@ -108,19 +174,40 @@ def load_state_dict_strict(model: DEIM, state_dict: Mapping[str, Tensor], source
     Raises:
         UserError: Keys are missing or unknown, or shapes differ (names them, and `source` if given).
     """
-    own = model.state_dict()
+    model.load_state_dict(_checked(model.state_dict(), state_dict, source))
+
+
+def _checked(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], source: Path | None) -> dict[str, Tensor]:
+    """`state_dict`, completed, if it fits `own` in every key and shape.
+
+    Raises:
+        UserError: It does not.
+    """
     tensors = _completed(state_dict, own)
     problems = _differences(own, tensors).problems()
     if problems:
+        hints = _class_hint(own, tensors) + _fusion_hint(own, tensors)
         raise UserError(
-            f"{source or 'state dict'}: these are not the weights of the configured model.{_class_hint(own, tensors)} "
+            f"{source or 'state dict'}: these are not the weights of the configured model.{hints} "
             "Use the config that the weights were trained with.",
             problems,
         )
-    model.load_state_dict(tensors)
+    return tensors
 
 
-def load_for_tuning(model: DEIM, state_dict: Mapping[str, Tensor]) -> LoadReport:
+def load_phase_1(model: nn.Module, state_dict: Mapping[str, Tensor], source: Path | None = None) -> None:
+    """Load phase 1's weights into a detector with text fusion, whose own parts keep their fresh weights.
+
+    As strict as `load_state_dict_strict` for everything else.
+
+    Raises:
+        UserError: As `load_state_dict_strict`.
+    """
+    shared = {key: value for key, value in model.state_dict().items() if not key.startswith(FUSION_PREFIX)}
+    model.load_state_dict(_checked(shared, state_dict, source), strict=False)
+
+
+def load_for_tuning(model: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadReport:
     """Copy what fits, by name and shape; the rest keeps its fresh weights and is reported (spec 2.4).
 
     Raises:
@@ -178,19 +265,34 @@ def _completed(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
             if name not in tensors and other in tensors:
                 tensors[name] = tensors[other]
     for name in _SIZE_DEPENDENT:
-        if name not in tensors or tensors[name].shape != own[name].shape:
+        if name in own and (name not in tensors or tensors[name].shape != own[name].shape):
             tensors[name] = own[name]
     return tensors
 
 
 def _class_hint(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    head = found.get(_SCORE_HEAD)
-    if head is None or head.ndim != 2 or head.shape[0] == own[_SCORE_HEAD].shape[0]:
-        return ""
-    return (
-        f" The weights are for {head.shape[0]} classes, the config says num_classes {own[_SCORE_HEAD].shape[0]}; "
-        "to train with other classes start from them with -t."
-    )
+    for name, background in _SCORE_HEADS.items():
+        if name not in own or name not in found or found[name].ndim != own[name].ndim:
+            continue
+        expected, classes = own[name].shape[0] - background, found[name].shape[0] - background
+        if classes != expected:
+            return (
+                f" The weights are for {classes} classes, the config says num_classes {expected}; "
+                "to train with other classes start from them with -t."
+            )
+    return ""
+
+
+def _fusion_hint(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    configured, stored = (any(key.startswith(FUSION_PREFIX) for key in keys) for keys in (own, found))
+    if configured and not stored:
+        return (
+            " The config asks for text fusion (MultimodalFusion), the weights are of phase 1, without text; "
+            "train_deimv2_multimodal.py -r starts phase 2 from them."
+        )
+    if stored and not configured:
+        return " The weights have text fusion, the config has not (MultimodalFusion)."
+    return ""
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -17,6 +17,9 @@ import torch
 from data.classes import ClassMap
 from data.loader import build_eval_loader
 from data.splits import build_datasets
+from engine.analysis.bootstrap import bootstrap
+from engine.analysis.match_tables import MatchTables
+from engine.analysis.result import Analysis
 from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
 from engine.evaluate import evaluate
@@ -79,15 +82,21 @@ def run_here(*arguments: str | Path, cwd: Path) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
+FAST = ("--bootstrap", "0", "--no-report", "--no-cost")
+
+
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_a_checkpoint_is_all_it_needs(tiny: Path) -> None:
+    before = (tiny / "run" / "best.pth").read_bytes()
     outcome = run_here("-r", "run/best.pth", "-d", "cpu", cwd=tiny)
     assert outcome.code == 0, outcome.err
     folder = tiny / "run" / "eval_val_best"
-    assert sorted(path.name for path in folder.iterdir()) == ["predictions.json", "results.json"]
+    files = ["figures", "gallery", "match_tables.npz", "predictions.json", "report.html", "results.json"]
+    assert sorted(path.name for path in folder.iterdir()) == files
+    assert (tiny / "run" / "best.pth").read_bytes() == before, "a checkpoint is never rewritten"
     results = read(folder / "results.json")
     assert set(results["metrics"]) == set(results["metrics_defects"]) == METRICS
     assert set(results["per_class"]) == set(CLASS_NAMES)
@@ -97,12 +106,35 @@ def test_a_checkpoint_is_all_it_needs(tiny: Path) -> None:
     assert {one["category_id"] for one in predictions} <= {3, 7}, "the data set's own ids"
     assert {one["image_id"] for one in predictions} == {1001, 1002, 1003, 1004, 1005}
     assert len(predictions) == 5 * 20
-    for text in (*METRICS, *CLASS_NAMES, "eval_val_best"):
+    for text in (*METRICS, *CLASS_NAMES, "eval_val_best", "report.html", "95 % interval"):
         assert text in outcome.out
+    assert results["bootstrap_samples"] == 1000 and len(results["intervals"]["AP50"]) == 2
+    assert results["cost"]["parameters"] == results["parameters"] and results["cost"]["latencies"]
+    assert set(results["thresholds"]["per_class"]) == set(CLASS_NAMES)
+    tables = MatchTables.load(folder / "match_tables.npz")
+    assert tables.gt_hash == results["gt_hash"] and len(tables) == len(predictions)
+    assert bootstrap(tables, samples=0).point_ap == pytest.approx(results["metrics"]["AP"], abs=1e-9)
+
+
+def test_analysis_options(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def figures(analysis: Analysis, folder: Path, lang: str) -> list[Any]:
+        seen.append(lang)
+        return []
+
+    monkeypatch.setattr("engine.reporting.figures.write_figures", figures)
+    chosen = ["--bootstrap", "7", "--confusion-iou", "0.3", "--confusion-score", "0.01", "--lang", "es", "--no-cost"]
+    outcome = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "es", *chosen, cwd=tiny)
+    assert outcome.code == 0, outcome.err
+    results = read(tiny / "es" / "results.json")
+    assert (results["bootstrap_samples"], results["cost"]) == (7, None)
+    assert (results["confusion"]["iou"], results["confusion"]["score"]) == (0.3, 0.01)
+    assert seen == ["es"] and 'lang="es"' in (tiny / "es" / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_ema_is_what_is_judged(tiny: Path) -> None:
-    run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "ema", cwd=tiny)
+    run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "ema", *FAST, cwd=tiny)
     config = load_config(tiny / "tiny.yml")
     torch.manual_seed(0)
     build_detector(config)
@@ -122,7 +154,7 @@ def test_the_ema_is_what_is_judged(tiny: Path) -> None:
 
 
 def test_config_overrides_and_splits(tiny: Path) -> None:
-    base = ("-r", "run/best.pth", "-d", "cpu")
+    base = ("-r", "run/best.pth", "-d", "cpu", *FAST)
     assert run_here(*base, "--split", "train", "-u", "val_dataloader.total_batch_size=3", cwd=tiny).code == 0
     assert read(tiny / "run" / "eval_train_best" / "results.json")["num_images"] == 8
     test_data = ["test_dataloader.dataset.img_folder=train", "test_dataloader.dataset.ann_file=train.json"]
@@ -140,9 +172,9 @@ def test_config_overrides_and_splits(tiny: Path) -> None:
 def test_official_file_with_a_config(tiny: Path) -> None:
     weights = torch.load(tiny / "run" / "best.pth", weights_only=True)["ema"]["module"]
     save_checkpoint(tiny / "weights_only.pth", {"model": weights})
-    outcome = run_here("-r", "weights_only.pth", "-c", "tiny.yml", "-d", "cpu", cwd=tiny)
+    outcome = run_here("-r", "weights_only.pth", "-c", "tiny.yml", "-d", "cpu", *FAST, cwd=tiny)
     assert outcome.code == 0, outcome.err
-    assert run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "own", cwd=tiny).code == 0
+    assert run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "own", *FAST, cwd=tiny).code == 0
     results = read(tiny / "eval_val_weights_only" / "results.json")
     assert results["metrics"] == read(tiny / "own" / "results.json")["metrics"]
     assert (results["weights"], results["epoch"], results["seed"]) == ("model", None, None)
@@ -187,6 +219,10 @@ BAD_INPUTS: list[tuple[list[str], str]] = [
     (["-r", "run/best.pth", "--split", "test"], "no section test_dataloader"),
     (["-r", "run/best.pth", "-d", "cuda"], "Device 'cuda' was asked for"),
     (["-r", "run/best.pth", "-d", "tpu"], "expected cpu, cuda or cuda:N"),
+    (["-r", "run/best.pth", "--bootstrap", "-1"], "--bootstrap -1: expected 0 (off) or more"),
+    (["-r", "run/best.pth", "--confusion-iou", "1"], "--confusion-iou 1: expected 0.1 to below 1"),
+    (["-r", "run/best.pth", "--confusion-iou", "nan"], "--confusion-iou nan: expected 0.1 to below 1"),
+    (["-r", "run/best.pth", "--confusion-score", "2"], "--confusion-score 2: expected 0 to 1"),
     (["-r", "run/best.pth", "--output-dir", "tiny.yml"], "tiny.yml is a file; rename it or choose another"),
 ]
 
@@ -209,7 +245,7 @@ def test_full_disk_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    outcome = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "full", cwd=tiny)
+    outcome = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "full", *FAST, cwd=tiny)
     assert outcome.code == 2 and "No space left on device" in outcome.err
     assert list((tiny / "full").iterdir()) == []
 
@@ -219,15 +255,15 @@ def test_out_of_memory_names_the_remedy(tiny: Path, monkeypatch: pytest.MonkeyPa
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nand more")
 
     monkeypatch.setattr("engine.evaluation_run.evaluate", refuse)
-    outcome = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "big", cwd=tiny)
+    outcome = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "big", *FAST, cwd=tiny)
     assert outcome.code == 2 and "-u val_dataloader.total_batch_size=1" in outcome.err
     assert "and more" not in outcome.err and not (tiny / "big").exists()
 
 
 def test_torchrun_counts_every_image_once(tiny: Path) -> None:
-    alone = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "alone", cwd=tiny)
+    alone = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "alone", *FAST, cwd=tiny)
     assert alone.code == 0, alone.err
-    done = torchrun(["-r", "run/best.pth", "-d", "cpu", "--output-dir", "together"], cwd=tiny)
+    done = torchrun(["-r", "run/best.pth", "-d", "cpu", "--output-dir", "together", *FAST], cwd=tiny)
     assert done.code == 0, done.err
     assert done.out.count("AP50") == 2, "one process prints: the table of metrics and the table of classes"
     one, two = (read(tiny / name / "predictions.json") for name in ("alone", "together"))

@@ -43,8 +43,11 @@ class ScoreCurves:
     scores: FloatArray
     """Ascending thresholds in [0, 1]."""
     precision: FloatArray
+    """NaN where no detection is left."""
     recall: FloatArray
+    """NaN without ground truth."""
     f1: FloatArray
+    """NaN without ground truth."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class ClassAnalysis:
     """[3, R]: COCO's interpolated precision at IoU 0.5, 0.75 and averaged over T; NaN without ground truth."""
     curves: ScoreCurves
     best: Threshold | None
+    """None where nothing is hit."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class ImageLevel:
     auroc: float | None
     auroc_interval: Interval | None
     num_clean: int
-    """Images without a defect box."""
+    """Images without a defect box; a crowd box is one too."""
     num_defective: int
     scores: FloatArray
     """[S], ascending thresholds."""
@@ -109,7 +113,8 @@ class ImageLevel:
 
 @dataclass(frozen=True)
 class SizeHistogram:
-    """Boxes by size (square root of the area in pixels): how many there are and how many are found (IoU 0.5, best score)."""
+    """Boxes by size (square root of the area in pixels): how many there are, and how many are found (IoU 0.5, at the
+    best score threshold)."""
 
     edges_px: FloatArray
     """[N + 1]"""
@@ -142,6 +147,8 @@ class Latency:
     median_ms: float
     p95_ms: float
     images_per_s: float
+    repeats: int = 0
+    """Timed runs behind the two numbers: few on a CPU, where a percentile of them says little. 0: unknown."""
 
 
 @dataclass(frozen=True)

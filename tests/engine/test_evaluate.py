@@ -74,7 +74,7 @@ def test_to_json_is_json(split: CocoSplit) -> None:
     assert content["num_images"] == NUM_IMAGES and content["split"] == "val"
     assert content["seconds_per_image"] > 0
     assert list(content["per_class"]) == list(CLASSES.names)
-    assert content["per_class"]["never seen"] == {"AP": None, "AP50": None, "num_gt": 0}
+    assert set(content["per_class"]["never seen"].values()) == {None, 0}
     assert set(content) >= {"metrics", "metrics_defects", "per_class", "gt_hash"}
 
 

@@ -7,15 +7,20 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
+from engine.analysis.analyse import analyse
+from engine.analysis.match_tables import MatchTables
 from engine.coco_metrics import METRIC_NAMES, Detections, coco_numbers
 from engine.evaluate import EvalResult
 from engine.results import format_results, write_results
 from tests.support.coco_reference import random_case
 
+TRUTH, DETECTIONS = random_case(3)
+TABLES = MatchTables.of(TRUTH, DETECTIONS)
+
 
 @pytest.fixture
 def result() -> EvalResult:
-    truth, detections = random_case(3)
+    truth, detections = TRUTH, DETECTIONS
     numbers = coco_numbers(truth, detections)
     return EvalResult(
         metrics=numbers.metrics,
@@ -31,35 +36,39 @@ def result() -> EvalResult:
 
 def test_files_hold_the_result(result: EvalResult, tmp_path: Path) -> None:
     folder = tmp_path / "run" / "eval_val_best"
-    write_results(folder, result, extra={"checkpoint": "best.pth", "epoch": 3})
-    assert sorted(path.name for path in folder.iterdir()) == ["predictions.json", "results.json"]
+    write_results(folder, result, TABLES, extra={"checkpoint": "best.pth", "epoch": 3})
+    assert sorted(path.name for path in folder.iterdir()) == ["match_tables.npz", "predictions.json", "results.json"]
     content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    thresholds = content.pop("thresholds")
     assert content == {**result.to_json(), "checkpoint": "best.pth", "epoch": 3}
+    assert list(thresholds["per_class"]) == list(result.per_class) and thresholds["per_class"]["never seen"] is None
+    assert set(thresholds["overall"]) == set(thresholds["per_class"]["hole"]) == {"score", "f1", "precision", "recall"}
+    assert (MatchTables.load(folder / "match_tables.npz").scores == TABLES.scores).all()
     assert tuple(content["metrics"]) == tuple(content["metrics_defects"]) == METRIC_NAMES
     assert content["per_class"]["never seen"]["AP"] is None
     predictions = (folder / "predictions.json").read_text(encoding="utf-8")
     assert json.loads(predictions) == result.predictions
     assert ", " not in predictions and predictions.endswith("]\n"), "compact"
-    write_results(folder, result)
+    write_results(folder, result, TABLES)
     assert "epoch" not in json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
 def test_names_of_any_language_survive(result: EvalResult, tmp_path: Path) -> None:
     named = dataclasses.replace(result, per_class={"CONTAMINACIÓN 划痕": result.per_class["hole"]})
-    write_results(tmp_path, named)
+    write_results(tmp_path, named, TABLES)
     assert "CONTAMINACIÓN 划痕" in (tmp_path / "results.json").read_text(encoding="utf-8")
 
 
 def test_extra_facts_cannot_hide_a_metric(result: EvalResult, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="results.json already has metrics, split"):
-        write_results(tmp_path, result, extra={"split": "x", "metrics": {}})
+        write_results(tmp_path, result, TABLES, extra={"split": "x", "metrics": {}})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_that_cannot_be_written(result: EvalResult, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"Could not write predictions .*predictions\.json"):
-        write_results(tmp_path / "file", result)
+        write_results(tmp_path / "file", result, TABLES)
 
 
 def test_table_shows_every_number(result: EvalResult) -> None:
@@ -73,6 +82,28 @@ def test_table_shows_every_number(result: EvalResult) -> None:
     assert last == ["never", "seen", "-", "-", "0"]
     without_normal = dataclasses.replace(result, metrics_defects=result.metrics)
     assert "defects" not in format_results(without_normal)
+
+
+def test_an_analysis_adds_to_the_files_and_the_table(result: EvalResult, tmp_path: Path) -> None:
+    analysis = analyse(TRUTH, DETECTIONS, split="val", samples=20, facts={"epoch": 7})
+    write_results(tmp_path, result, TABLES, analysis=analysis)
+    text = (tmp_path / "results.json").read_text(encoding="utf-8")
+    content = json.loads(text)
+    before = result.to_json()
+    assert {key: content[key] for key in before if key != "per_class"} == {
+        key: value for key, value in before.items() if key != "per_class"
+    }
+    for name, row in before["per_class"].items():
+        assert {key: content["per_class"][name][key] for key in row} == row
+    assert content["epoch"] == 7 and content["bootstrap_samples"] == 20
+    assert max(len(line) for line in text.splitlines()) > 200, "a curve stands on one line"
+    table = format_results(result, analysis)
+    low, high = content["intervals"]["AP50"]
+    assert f"{low:.4f} to {high:.4f}" in table and "95 % interval" in table
+    assert f"Best score threshold {content['thresholds']['overall']['score']:.4f}: F1" in table
+    assert "95 % interval" not in format_results(result, analyse(TRUTH, DETECTIONS, split="val", samples=0))
+    nothing = analyse(TRUTH, Detections.empty(), split="val", samples=0)
+    assert "there is no best score threshold" in format_results(result, nothing)
 
 
 def test_table_without_detections_or_truth(result: EvalResult) -> None:

@@ -36,6 +36,7 @@ def test_a_run_leaves_its_folder_complete(finished: tuple[Path, Path]) -> None:
         "best_stg1.pth",
         "best.pth",
         "results.json",
+        "match_tables.npz",
         "tensorboard",
     }
     assert expected <= names
@@ -65,6 +66,7 @@ def test_results_have_the_promised_keys(finished: tuple[Path, Path]) -> None:
     assert set(results["per_class"]) == {"square", "bar"}
     assert results["per_class"]["square"]["num_gt"] == 3
     assert results["train_seconds"] > 0
+    assert set(results["thresholds"]["per_class"]) == {"square", "bar"} and "overall" in results["thresholds"]
 
 
 def test_checkpoints_have_the_official_layout(finished: tuple[Path, Path]) -> None:

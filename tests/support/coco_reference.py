@@ -54,6 +54,12 @@ def reference_stats(
     truth: GroundTruth, results: list[Any], category_ids: list[int] | None = None
 ) -> list[float | None]:
     """The twelve numbers of pycocotools; -1 becomes None."""
+    evaluator = reference_evaluator(truth, results, category_ids)
+    return [None if value == -1 else float(value) for value in evaluator.stats]
+
+
+def reference_evaluator(truth: GroundTruth, results: list[Any], category_ids: list[int] | None = None) -> Any:
+    """pycocotools after its evaluation, with `evalImgs`, `eval` and `stats`."""
     truth_file = {
         "images": [{"id": image_id, "file_name": name} for image_id, name in truth.images.items()],
         "annotations": [{**box, "id": number} for number, box in enumerate(truth.annotations, start=1)],
@@ -81,7 +87,7 @@ def reference_stats(
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    return [None if value == -1 else float(value) for value in evaluator.stats]
+    return evaluator
 
 
 def assert_equal(ours: dict[str, float | None], theirs: list[float | None]) -> None:

@@ -26,7 +26,9 @@ SIDE_PX = 32
 
 
 def make_config() -> ExperimentConfig:
-    return load_config(ROOT / "configs" / "deimv2" / "deimv2_dinov3_s_coco.yml", ["use_amp=True"])
+    return load_config(
+        ROOT / "configs" / "deimv2" / "deimv2_dinov3_s_coco.yml", ["use_amp=True", f"num_classes={len(CLASSES)}"]
+    )
 
 
 def make_split(folder: Path, *, boxes: bool = True) -> CocoSplit:

@@ -1,0 +1,54 @@
+"""Compare evaluated models: `python compare_models.py outputs/resnet18 outputs/deimv2_s --lang es`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from engine.cli import require_output_folder, run_script, setup_logging
+from engine.comparison.compare import compare_runs
+from engine.comparison.write import write_comparison
+from engine.reporting.labels import LANGUAGES
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="run folder, or folder of an evaluation; the others are compared with the first. Runs of one config with "
+        "different seeds become one row",
+    )
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="one per RUN (runs with the same label become one row), or one per row",
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("outputs/comparison"),
+        metavar="DIR",
+        help="folder of the tables and plots (default: outputs/comparison)",
+    )
+    parser.add_argument("--lang", choices=LANGUAGES, default="en", help="language of tables and plots (default: en)")
+    parser.add_argument("--samples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    setup_logging()
+    require_output_folder(arguments.output_dir)
+    comparison = compare_runs(arguments.runs, labels=arguments.labels, samples=arguments.samples, seed=arguments.seed)
+    markdown = write_comparison(comparison, arguments.output_dir, arguments.lang)
+    sys.stdout.write(f"{markdown}\nWritten to {arguments.output_dir}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,1 @@
+"""Models side by side: what `compare_models.py` does."""

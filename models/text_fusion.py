@@ -1,0 +1,289 @@
+"""Class texts in the class scores: what a query's features say about the embedded descriptions of the classes.
+
+A detector of phase 1 scores class c of a query by a linear layer. Text fusion adds, in every decoder layer,
+gate x contribution: one learned number per layer, 0 at the start, times a logit that compares the query with the
+class's text. With the gates at 0 the detector is phase 1's, bit for bit, and the gates still receive a gradient.
+
+Legend: C classes, P prompts of the class with most, D text width, V feature width, J projected width (`proj_dim`),
+[...] any leading sizes, N decoder layers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import FusionConfig, FusionHead, ModelConfig
+
+PREFIX = "text_fusion."
+"""Start of the names of all parameters and buffers that phase 2 adds to the detector."""
+_INITIAL_SCALE = 10.0
+_LARGEST_SCALE = 100.0
+
+
+class CosineReadout(nn.Module):
+    """scale x cosine(projected feature, projected text) + bias."""
+
+    def __init__(self, visual_dim: int, proj_dim: int) -> None:
+        super().__init__()
+        self.visual_projection = nn.Linear(visual_dim, proj_dim)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(_INITIAL_SCALE)))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """float32 [..., V], tokens [C, J] -> [..., C]."""
+        cosine = F.normalize(self.visual_projection(features), dim=-1) @ F.normalize(tokens, dim=-1).T
+        return cosine * self.log_scale.clamp(max=math.log(_LARGEST_SCALE)).exp() + self.bias
+
+
+class ConcatReadout(nn.Module):
+    """The thesis' formula: linear([projected feature, projected text]), both normalised.
+
+    The layer has one output per class, and for a pair of query and class the pair's own text goes in and the class's
+    output comes out. A linear layer on a concatenation is a sum, so a text moves all logits of its class alike.
+    """
+
+    def __init__(self, visual_dim: int, proj_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.visual_projection = nn.Linear(visual_dim, proj_dim)
+        self.linear = nn.Linear(2 * proj_dim, num_classes)
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """float32 [..., V], tokens [C, J] -> [..., C]."""
+        for_visual, for_text = self.linear.weight.chunk(2, dim=1)
+        text = (F.normalize(tokens, dim=-1) * for_text).sum(dim=-1) + self.linear.bias
+        return F.normalize(self.visual_projection(features), dim=-1) @ for_visual.T + text
+
+
+class TextCrossAttention(nn.Module):
+    """Features that have looked at the class tokens: x + out(attention(x, tokens)), `out` starting at 0."""
+
+    def __init__(self, visual_dim: int, proj_dim: int, num_heads: int) -> None:
+        super().__init__()
+        if visual_dim % num_heads:
+            raise ValueError(f"num_heads {num_heads} does not divide visual_dim {visual_dim}")
+        self._num_heads = num_heads
+        self.query = nn.Linear(visual_dim, visual_dim)
+        self.key = nn.Linear(proj_dim, visual_dim)
+        self.value = nn.Linear(proj_dim, visual_dim)
+        self.out = nn.Linear(visual_dim, visual_dim)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """float32 [..., V], tokens [C, J] -> [..., V]."""
+        flat = features.reshape(-1, features.shape[-1])
+        query, key, value = (
+            x.unflatten(-1, (self._num_heads, -1)).transpose(0, 1)
+            for x in (self.query(flat), self.key(tokens), self.value(tokens))
+        )
+        read = F.scaled_dot_product_attention(query, key, value).transpose(0, 1).flatten(1)
+        out: Tensor = features + self.out(read).view_as(features)
+        return out
+
+
+class MultimodalFusion(nn.Module):
+    """The contribution of the class texts to the class logits.
+
+    One text projection serves all layers; each layer has its own projection of the features and its own readout.
+    Everything is computed in float32, also under autocast: it is small, and a gate near 0 needs the digits.
+
+    Args:
+        visual_dim: V.
+        text_dim: D.
+        num_classes: C.
+        mode: `cosine`, `concat`, or `cross_attention`: the cosine of features that first attended to the class tokens.
+        proj_dim: J.
+        num_layers: Readouts, one per place where the contribution is added.
+        num_heads: Attention heads of `cross_attention`.
+    """
+
+    def __init__(
+        self,
+        visual_dim: int = 192,
+        text_dim: int = 512,
+        num_classes: int = 6,
+        *,
+        mode: FusionHead = "cosine",
+        proj_dim: int = 256,
+        num_layers: int = 1,
+        num_heads: int = 8,
+    ) -> None:
+        super().__init__()
+        self._num_classes = num_classes
+        self.text_projection = nn.Linear(text_dim, proj_dim)
+        self.readouts = nn.ModuleList(
+            ConcatReadout(visual_dim, proj_dim, num_classes)
+            if mode == "concat"
+            else CosineReadout(visual_dim, proj_dim)
+            for _ in range(num_layers)
+        )
+        attentions = num_layers if mode == "cross_attention" else 0
+        self.attentions = nn.ModuleList(TextCrossAttention(visual_dim, proj_dim, num_heads) for _ in range(attentions))
+
+    def forward(self, visual_feats: Tensor, text_embeds: Tensor, layer: int = 0) -> Tensor:
+        """The texts' contribution, not gated: [..., V] and [C, D] -> float32 logits [..., C].
+
+        Raises:
+            ValueError: `text_embeds` has another number of rows than there are classes.
+        """
+        return self.fuse(visual_feats, text_embeds, layer)[1]
+
+    def fuse(self, visual_feats: Tensor, text_embeds: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
+        """What the score head reads, and the contribution: [..., V] in the features' dtype, float32 [..., C].
+
+        The first are the features themselves, except that in `cross_attention` they have attended to the texts.
+        """
+        if text_embeds.shape[0] != self._num_classes:
+            raise ValueError(f"text_embeds has {text_embeds.shape[0]} rows, expected {self._num_classes} classes")
+        with torch.autocast(visual_feats.device.type, enabled=False):
+            exact = visual_feats.float()
+            tokens = self.text_projection(text_embeds.float())
+            if self.attentions:
+                exact = self.attentions[layer](exact, tokens)
+                visual_feats = exact.to(visual_feats.dtype)
+            return visual_feats, self.readouts[layer](exact, tokens)
+
+
+class ClassTexts(nn.Module):
+    """One unit vector per class out of the embeddings of its texts, which are buffers: checkpoints hold them.
+
+    Args:
+        config: The section `MultimodalFusion`, its `text_dim` and `num_prompts` known.
+        num_classes: C.
+    """
+
+    embeds: Tensor
+    mask: Tensor
+
+    def __init__(self, config: FusionConfig, num_classes: int) -> None:
+        super().__init__()
+        if config.text_dim is None or (config.reads_texts and config.num_prompts is None):
+            raise ValueError("MultimodalFusion.text_dim and num_prompts must be known before the model is built")
+        self._config = config
+        prompts = config.num_prompts if config.reads_texts and config.num_prompts else 1
+        shape = (num_classes, prompts, config.text_dim)
+        self.register_buffer("mask", torch.ones(shape[:2], dtype=torch.bool))
+        if config.reads_texts:
+            self.register_buffer("embeds", torch.zeros(shape))
+        else:
+            drawn = F.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(config.seed)), dim=-1)
+            if config.mode == "learned":
+                self.embeds = nn.Parameter(drawn)
+            else:
+                self.register_buffer("embeds", drawn)
+        offsets = config.learn_prompt_offsets and config.mode != "learned"  # free embeddings need none
+        self.offsets = nn.Parameter(torch.zeros(num_classes, config.text_dim)) if offsets else None
+
+    def set(self, embeds: Tensor, mask: Tensor) -> None:
+        """Take the texts: float [C, P, D] and bool [C, P], True where there is a prompt.
+
+        `shuffled` gives every class another class's texts. `learned` and `random` have no use for texts.
+
+        Raises:
+            ValueError: The shape is not the configured one.
+        """
+        if not self._config.reads_texts:
+            return
+        if embeds.shape != self.embeds.shape or mask.shape != self.mask.shape:
+            raise ValueError(f"texts of shape {list(embeds.shape)}, expected {list(self.embeds.shape)}")
+        if self._config.mode == "shuffled":
+            rows = derangement(len(embeds), self._config.seed)
+            embeds, mask = embeds[rows], mask[rows]
+        self.embeds.copy_(embeds)
+        self.mask.copy_(mask)
+
+    def forward(self) -> Tensor:
+        """float32 [C, D], each row of length 1 before the offset."""
+        embeds = F.normalize((self.embeds * self.mask[..., None]).sum(dim=1), dim=-1)
+        return embeds if self.offsets is None else embeds + self.offsets
+
+
+def derangement(size: int, seed: int) -> Tensor:
+    """A random permutation of 0..size-1 that leaves nothing in its place: int64 [size].
+
+    Raises:
+        ValueError: `size` is 1, which has none.
+    """
+    if size == 1:
+        raise ValueError("one class alone cannot be shuffled")
+    generator = torch.Generator().manual_seed(seed)
+    while True:  # a permutation is one in about 37 % of all draws
+        drawn = torch.randperm(size, generator=generator)
+        if not bool((drawn == torch.arange(size)).any()):
+            return drawn
+
+
+class TextFusion(nn.Module):
+    """Texts, their contribution and the gates: the part that phase 2 adds to a detector.
+
+    Args:
+        config: The section `MultimodalFusion`, its sizes known.
+        head: The kind of head to build.
+        visual_dim: V.
+        num_classes: C.
+        num_layers: N; with `query_selection` one more place, the last, is for the choice of queries.
+        num_heads: Attention heads of `cross_attention`.
+    """
+
+    def __init__(
+        self,
+        config: FusionConfig,
+        head: FusionHead,
+        *,
+        visual_dim: int,
+        num_classes: int,
+        num_layers: int,
+        num_heads: int,
+    ) -> None:
+        super().__init__()
+        places = num_layers + config.query_selection
+        self.texts = ClassTexts(config, num_classes)
+        self.head = MultimodalFusion(
+            visual_dim,
+            self.texts.embeds.shape[-1],
+            num_classes,
+            mode=head,
+            proj_dim=config.proj_dim,
+            num_layers=places,
+            num_heads=num_heads,
+        )
+        self.gates = nn.Parameter(torch.full((places,), config.gate_init))
+        self.selects_queries = config.query_selection
+
+    def forward(self, features: Tensor, score_head: nn.Module, place: int) -> tuple[Tensor, Tensor]:
+        """Class scores with the texts in them.
+
+        Args:
+            features: [..., V], what phase 1's `score_head` reads.
+            score_head: Phase 1's linear layer, V -> C.
+            place: Decoder layer 0..N-1, or -1 for the choice of queries.
+
+        Returns:
+            The fused logits and the contribution in them before the gate, both float32 [..., C].
+        """
+        seen, contribution = self.head.fuse(features, self.texts(), place)
+        return score_head(seen).float() + self.gates[place] * contribution, contribution
+
+
+def build_text_fusion(config: ModelConfig) -> TextFusion | None:
+    """What the section `MultimodalFusion` adds to DEIMv2; None without the section and in mode `none`.
+
+    Raises:
+        ValueError: The texts' sizes are not in the config yet (`engine.multimodal`).
+    """
+    section = config.MultimodalFusion
+    if section is None or section.head is None:
+        return None
+    decoder = config.deimv2.decoder
+    return TextFusion(
+        section,
+        section.head,
+        visual_dim=decoder.hidden_dim,
+        num_classes=config.num_classes,
+        num_layers=decoder.num_layers,
+        num_heads=decoder.nhead,
+    )

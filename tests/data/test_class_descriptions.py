@@ -1,0 +1,139 @@
+"""The class texts: exactly the thesis' own, and a text for every class or a message."""
+
+import unicodedata
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.class_descriptions import (
+    ALIASES,
+    CLASS_DESCRIPTIONS,
+    CLASS_DESCRIPTIONS_EN,
+    NEU_DET_DESCRIPTIONS,
+    NEU_DET_DESCRIPTIONS_EN,
+    NEU_DET_PHRASINGS,
+    NEU_DET_PHRASINGS_EN,
+    PHRASINGS,
+    PHRASINGS_EN,
+    Language,
+    texts_for_classes,
+)
+from data.errors import UserError
+from data.synthetic_config import DefectName
+from data.text_config import ClassTextsConfig
+
+SETS = {
+    "es": (CLASS_DESCRIPTIONS, PHRASINGS),
+    "en": (CLASS_DESCRIPTIONS_EN, PHRASINGS_EN),
+    "neu es": (NEU_DET_DESCRIPTIONS, NEU_DET_PHRASINGS),
+    "neu en": (NEU_DET_DESCRIPTIONS_EN, NEU_DET_PHRASINGS_EN),
+}
+
+
+def test_the_thesis_texts_are_letter_for_letter() -> None:
+    assert CLASS_DESCRIPTIONS == {
+        "PERFORACIONES": "Agujero circular u orificio visible en la superficie del material",
+        "RAYONES_ARANAZOS": "Línea fina y alargada de daño superficial en el recubrimiento",
+        "ROTURA_FRACTURA": "Grieta profunda o ruptura completa del material estructural",
+        "DEFORMACIONES": "Alteración de la forma original con abombamiento o hundimiento",
+        "CONTAMINACION": "Presencia de partículas extrañas o manchas en la superficie",
+        "NORMAL": "Superficie sin defectos visibles ni anomalías",
+    }
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_class_has_a_description_and_further_phrasings(name: str) -> None:
+    descriptions, phrasings = SETS[name]
+    assert list(descriptions) == list(phrasings) and len(descriptions) == 6
+    texts = [*descriptions.values(), *(text for several in phrasings.values() for text in several)]
+    assert all(3 <= len(several) <= 5 for several in phrasings.values())
+    assert len(set(texts)) == len(texts), "no text stands for two classes"
+    for text in texts:
+        assert text == text.strip() == unicodedata.normalize("NFC", text) and text[0].isupper() and text[-1] != "."
+
+
+def test_languages_have_the_same_classes() -> None:
+    assert list(CLASS_DESCRIPTIONS) == list(CLASS_DESCRIPTIONS_EN)
+    assert list(NEU_DET_DESCRIPTIONS) == list(NEU_DET_DESCRIPTIONS_EN)
+    assert set(ALIASES.values()) <= set(CLASS_DESCRIPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("written", "known"),
+    [
+        ("RAYONES", "RAYONES_ARANAZOS"),
+        ("rotura", "ROTURA_FRACTURA"),
+        ("Rayones/Arañazos", "RAYONES_ARANAZOS"),
+        ("rotura-fractura", "ROTURA_FRACTURA"),
+        ("Contaminación", "CONTAMINACION"),
+        (" normal ", "NORMAL"),
+    ],
+)
+def test_names_are_matched_however_they_are_spelled(written: str, known: str) -> None:
+    assert texts_for_classes([written], language="es")[0] == [CLASS_DESCRIPTIONS[known], *PHRASINGS[known]]
+
+
+@pytest.mark.parametrize("written", ["rolled-in_scale", "Rolled In Scale", "ROLLED_IN_SCALE", "rolledinscale"])
+def test_neu_det_is_matched_too(written: str) -> None:
+    assert texts_for_classes([written], language="en")[0][0] == NEU_DET_DESCRIPTIONS_EN["rolled-in_scale"]
+
+
+@given(st.permutations([*CLASS_DESCRIPTIONS, *NEU_DET_DESCRIPTIONS]), st.sampled_from(["es", "en"]), st.booleans())
+def test_texts_come_in_the_order_of_the_classes(names: list[str], language: Language, use_phrasings: bool) -> None:
+    texts = texts_for_classes(names, language=language, use_phrasings=use_phrasings)
+    alone = [texts_for_classes([name], language=language, use_phrasings=use_phrasings)[0] for name in names]
+    assert texts == alone
+    assert all((len(prompts) > 1) == use_phrasings for prompts in texts)
+
+
+def test_generated_data_needs_no_texts_of_ones_own() -> None:
+    texts = texts_for_classes([*get_args(DefectName), "NORMAL"], language="es")
+    assert len(texts) == 6
+
+
+def test_own_texts_replace_the_built_in_ones() -> None:
+    own = {"contaminación": "Polvo", "burbuja": ("Bulto con aire", "Ampolla"), "NORMAL": {"es": "Bien", "en": ["Fine"]}}
+    names = ["CONTAMINACION", "BURBUJA", "NORMAL", "ROTURA"]
+    texts = texts_for_classes(names, language="es", own_texts=own, use_phrasings=False)
+    assert texts == [["Polvo"], ["Bulto con aire", "Ampolla"], ["Bien"], [CLASS_DESCRIPTIONS["ROTURA_FRACTURA"]]]
+    assert texts_for_classes(["NORMAL"], language="en", own_texts={"NORMAL": own["NORMAL"]}) == [["Fine"]]
+
+
+def test_own_texts_of_another_language_leave_the_built_in_ones() -> None:
+    texts = texts_for_classes(["NORMAL"], language="en", own_texts={"NORMAL": {"es": "Bien"}}, use_phrasings=False)
+    assert texts == [[CLASS_DESCRIPTIONS_EN["NORMAL"]]]
+
+
+def test_the_template_goes_around_every_text() -> None:
+    texts = texts_for_classes(["x"], language="en", own_texts={"x": ["a {hole}", " dent "]}, template="photo of {}!")
+    assert texts == [["photo of a {hole}!", "photo of dent!"]]
+
+
+def test_everything_wrong_is_said_at_once() -> None:
+    own = {"OXIDO": {"es": "Óxido"}, "rayone": "typo", "NORMAL": ["  "], "normal": "twice", "zzz": "unknown"}
+    with pytest.raises(UserError) as caught:
+        texts_for_classes(["PERFORACIONES", "OXIDO", "BURBUJA", "RAYONES", "NORMAL"], language="en", own_texts=own)
+    text = str(caught.value)
+    assert caught.value.problems == (
+        "texts.own.rayone: no class of the data set has this name; did you mean RAYONES?",
+        "texts.own.normal: the same class as texts.own.NORMAL; keep one",
+        "texts.own.zzz: no class of the data set has this name; the classes are PERFORACIONES, OXIDO, BURBUJA, "
+        "RAYONES, NORMAL",
+        "OXIDO: no text in English (texts.own has it only in Spanish)",
+        "BURBUJA: no text in English",
+    )
+    assert 'texts:\n    own:\n      OXIDO: "what this defect looks like' in text
+    assert "built-in texts: PERFORACIONES, RAYONES_ARANAZOS" in text and "rolled-in_scale" in text
+
+
+@pytest.mark.parametrize("empty", ["", "  ", ["good", " "]])
+def test_empty_own_texts_are_refused(empty: str | list[str]) -> None:
+    with pytest.raises(UserError, match="NORMAL: texts.own holds an empty text"):
+        texts_for_classes(["NORMAL"], language="en", own_texts={"NORMAL": empty})
+
+
+def test_defaults_of_the_config_section() -> None:
+    section = ClassTextsConfig()
+    assert (section.language, section.use_phrasings, section.template, section.own) == ("en", True, None, {})

@@ -1,0 +1,335 @@
+"""Phase 2 as a run: how it starts, resumes, is judged without an encoder, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import engine.multimodal as multimodal
+import engine.train as training
+from data.errors import UserError
+from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.config import load_config
+from engine.evaluate import EvalResult, evaluate
+from engine.evaluation_run import AnalysisOptions, evaluate_checkpoint
+from engine.interrupt import StopSignal
+from engine.multimodal import Start, choose_start
+from engine.run import Run, build_run
+from models.text_encoder import TextEmbeddings
+from models.text_fusion import PREFIX
+from tests.support.configs import CONFIGS
+from tests.support.tiny_run import write_tiny_config, write_tiny_data
+from tests.support.training import alone, assert_same_state, checkpoint, train_here
+
+TEXT_DIM, PROMPTS = 10, 2
+METRICS_ONLY = AnalysisOptions(samples=0, report=False, cost=False)
+FUSION = """
+MultimodalFusion: {proj_dim: 8, lr: 0.01}
+texts:
+  own:
+    square: [a bright square, a light block]
+    bar: [a dark bar, a black stripe]
+"""
+
+
+def fake_texts(*_: Any) -> TextEmbeddings:
+    """In the place of the encoder: two prompts of each of two classes."""
+    embeds = torch.randn(2, PROMPTS, TEXT_DIM, generator=torch.Generator().manual_seed(0))
+    return TextEmbeddings(F.normalize(embeds, dim=-1), torch.ones(2, PROMPTS, dtype=torch.bool), "fake encoder")
+
+
+def no_encoder(*_: Any) -> TextEmbeddings:
+    raise AssertionError("the text encoder was asked for")
+
+
+@pytest.fixture(autouse=True)
+def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multimodal, "class_text_embeddings", fake_texts)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, configs of both phases, and a finished run of each."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_data(folder)
+    write_tiny_config(folder)
+    write_tiny_config(folder, name="fused", extra=FUSION)
+    train_here(folder / "tiny.yml", folder / "phase_1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multimodal, "class_text_embeddings", fake_texts)
+        train_here(folder / "fused.yml", folder / "phase_2", tuning=folder / "phase_1" / "best.pth")
+    return folder
+
+
+def build(tiny: Path, folder: Path, *overrides: str, config: str = "fused.yml", **start: Path) -> Run:
+    """A run, not started."""
+    given = {"resume": None, "tuning": tiny / "phase_1" / "best.pth"} | start
+    run = build_run(load_config(tiny / config, overrides), alone(), folder, **given)  # type: ignore[arg-type]
+    run.monitor.close()
+    return run
+
+
+def judge(run: Run) -> EvalResult:
+    split = run.data.splits["val"]
+    device = run.dist.device
+    return evaluate(
+        run.judged_model, run.val_loader, classes=run.data.classes, split=split, config=run.config, device=device
+    )
+
+
+def test_phase_2_starts_with_phase_1_s_detections_and_ap(tiny: Path, tmp_path: Path) -> None:
+    run = build(tiny, tmp_path / "run")
+    found = judge(run)
+    judged = evaluate_checkpoint(
+        tiny / "phase_1" / "best.pth", alone(), output_dir=tmp_path / "phase_1", options=METRICS_ONLY
+    )
+    expected = judged.result
+    assert found.predictions and found.predictions == expected.predictions
+    assert found.metrics == expected.metrics
+    with torch.no_grad():
+        run.judged_model.get_parameter(f"{PREFIX}gates").fill_(1.0)
+    assert judge(run).predictions != expected.predictions  # an open gate does show
+
+
+def test_the_run_folder_holds_texts_and_sizes(tiny: Path) -> None:
+    folder = tiny / "phase_2"
+    state = checkpoint(folder / "best.pth")
+    section = state["config"]["MultimodalFusion"]
+    assert (section["text_dim"], section["num_prompts"]) == (TEXT_DIM, PROMPTS)
+    for weights in (state["model"], state["ema"]["module"]):
+        assert torch.equal(weights[f"{PREFIX}texts.embeds"], fake_texts().embeds)
+    assert len(list(folder.glob("text_embeddings_*.safetensors"))) == 1
+    gates = checkpoint(folder / "last.pth")["model"][f"{PREFIX}gates"]
+    assert gates.shape == (2,) and (gates != 0).all()
+
+
+def test_the_log_counts_parameters(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        run = build(tiny, tmp_path / "run", "MultimodalFusion.trainable=heads")
+    added = sum(p.numel() for name, p in run.model.named_parameters() if name.startswith(PREFIX))
+    learning = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    assert f"text fusion `cosine`: {added:,} parameters beside the " in caplog.text
+    assert f"{learning:,} learn (trainable: heads)" in caplog.text
+    assert "texts: 2 classes, up to 2 prompts, 10 wide, from fake encoder" in caplog.text
+
+
+def test_parameter_groups_of_the_new_parts(tiny: Path, tmp_path: Path) -> None:
+    run = build(tiny, tmp_path / "run", "MultimodalFusion.weight_decay=0.2")
+    names = {id(p): name for name, p in run.model.named_parameters()}
+    rates: dict[tuple[float, float], set[str]] = {}
+    for group in run.optimizer.param_groups:
+        found = {names[id(p)] for p in group["params"]}
+        assert all(name.startswith(PREFIX) for name in found) or not any(name.startswith(PREFIX) for name in found)
+        if all(name.startswith(PREFIX) for name in found):
+            rates[group["initial_lr"], group["weight_decay"]] = found
+    assert rates.keys() == {(0.01, 0.2), (0.01, 0.0)}
+    assert all(name.endswith("projection.weight") for name in rates[0.01, 0.2])
+    assert f"{PREFIX}gates" in rates[0.01, 0.0] and len(rates[0.01, 0.0]) == 1 + 1 + 2 * 3
+
+
+def test_own_patterns_for_the_new_parts_are_taken(tiny: Path, tmp_path: Path) -> None:
+    run = build(tiny, tmp_path / "run", 'optimizer.params=[{params: "^text_fusion", lr: 0.5}]')
+    assert [group["initial_lr"] for group in run.optimizer.param_groups] == [0.5, 0.001]
+
+
+def test_a_stopped_run_resumes_exactly_without_the_encoder(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = 0
+    original = training.set_learning_rates
+
+    def count(optimizer: torch.optim.Optimizer, ratio: float) -> None:
+        nonlocal done
+        done += 1
+        original(optimizer, ratio)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "set_learning_rates", count)
+        patch.setattr(StopSignal, "received", property(lambda self: done >= 3))
+        with pytest.raises(SystemExit):
+            train_here(tiny / "fused.yml", tmp_path / "run", tuning=tiny / "phase_1" / "best.pth")
+    monkeypatch.setattr(multimodal, "class_text_embeddings", no_encoder)
+    start = choose_start(load_config(tiny / "fused.yml"), tmp_path / "run" / "last.pth")
+    train_here(tiny / "fused.yml", tmp_path / "run", resume=start.resume)
+    assert_same_state(tiny / "phase_2" / "last.pth", tmp_path / "run" / "last.pth")
+
+
+@pytest.mark.parametrize("config", [None, "fused.yml"])
+def test_a_checkpoint_is_judged_without_the_encoder(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None
+) -> None:
+    monkeypatch.setattr(multimodal, "class_text_embeddings", no_encoder)
+    path = None if config is None else tiny / config
+    judged = evaluate_checkpoint(
+        tiny / "phase_2" / "best.pth",
+        alone(),
+        config_path=path,
+        output_dir=tmp_path / "judged",
+        options=METRICS_ONLY,
+    )
+    trained = json.loads((tiny / "phase_2" / "results.json").read_text(encoding="utf-8"))
+    assert judged.result.metrics == trained["metrics"]
+
+
+def test_controls_with_a_stated_width_need_no_encoder(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multimodal, "class_text_embeddings", no_encoder)
+    run = build(tiny, tmp_path / "run", "MultimodalFusion.mode=random", "MultimodalFusion.text_dim=10")
+    assert run.model.state_dict()[f"{PREFIX}texts.embeds"].shape == (2, 1, 10)
+
+
+def test_none_trains_without_new_parts_and_resumes(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multimodal, "class_text_embeddings", no_encoder)
+    none = ["MultimodalFusion.mode=none", "epoches=1", "no_aug_epoch=0", "flat_epoch=1"]
+    phase_1 = tiny / "phase_1" / "best.pth"
+    folder = train_here(tiny / "fused.yml", tmp_path / "none", none, tuning=phase_1)
+    assert checkpoint(folder / "last.pth")["model"].keys() == checkpoint(phase_1)["model"].keys()
+    config = load_config(tiny / "fused.yml", none)
+    assert choose_start(config, folder / "last.pth") == Start(resume=folder / "last.pth")
+    before = (folder / "last.pth").read_bytes()
+    train_here(tiny / "fused.yml", folder, none, resume=folder / "last.pth")
+    assert (folder / "last.pth").read_bytes() == before
+
+
+def test_tuning_from_phase_2_keeps_the_fusion_but_takes_the_new_texts(tiny: Path, tmp_path: Path) -> None:
+    run = build(tiny, tmp_path / "run", "MultimodalFusion.mode=shuffled", tuning=tiny / "phase_2" / "best.pth")
+    mine, theirs = run.model.state_dict(), checkpoint(tiny / "phase_2" / "best.pth")["ema"]["module"]
+    for key, value in mine.items():
+        if key == f"{PREFIX}texts.embeds":
+            assert torch.equal(value, theirs[key].flip(0))
+        else:
+            assert torch.equal(value, theirs[key]), key
+
+
+def test_the_start_follows_from_the_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    config = load_config(tiny / "fused.yml")
+    phase_1, phase_2 = tiny / "phase_1" / "best.pth", tiny / "phase_2" / "last.pth"
+    assert choose_start(config, phase_1) == Start(tuning=phase_1)
+    assert choose_start(config, phase_2) == Start(resume=phase_2)
+    assert choose_start(config, None) == Start()
+    bare = tmp_path / "published.pth"  # an official file has no config
+    save_checkpoint(bare, {"model": checkpoint(phase_1)["model"]})
+    assert choose_start(config, bare) == Start(tuning=bare)
+
+
+def changed_checkpoint(source: Path, target: Path, **changes: Any) -> Path:
+    save_checkpoint(target, load_checkpoint(source) | changes)
+    return target
+
+
+def test_a_baseline_cannot_start_phase_2(tiny: Path, tmp_path: Path) -> None:
+    path = changed_checkpoint(
+        tiny / "phase_1" / "best.pth", tmp_path / "b.pth", config={"Baseline": {"name": "fcos_resnet18"}}
+    )
+    with pytest.raises(UserError, match="b.pth: is a checkpoint of the baseline fcos_resnet18; text fusion starts"):
+        choose_start(load_config(tiny / "fused.yml"), path)
+
+
+def test_a_config_without_text_is_refused(tiny: Path) -> None:
+    with pytest.raises(UserError, match="no section MultimodalFusion"):
+        choose_start(load_config(tiny / "tiny.yml"), tiny / "phase_1" / "best.pth")
+
+
+def test_phase_2_needs_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"starts from a trained detector\. Give its checkpoint: .* -r "):
+        build_run(load_config(tiny / "fused.yml"), alone(), tmp_path / "run", resume=None, tuning=None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_detector_cannot_start_phase_2(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="best.pth: these are not the weights of the configured model"):
+        build(tiny, tmp_path / "run", "DEIMTransformer.num_layers=3")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_classes_cannot_start_phase_2(tiny: Path, tmp_path: Path) -> None:
+    classes = checkpoint(tiny / "phase_1" / "best.pth")["classes"] | {"names": ["bar", "square"]}
+    path = changed_checkpoint(tiny / "phase_1" / "best.pth", tmp_path / "other.pth", classes=classes)
+    with pytest.raises(UserError, match="disagree on the classes"):
+        build(tiny, tmp_path / "run", tuning=path)
+
+
+def test_a_stated_width_must_be_the_encoder_s(tiny: Path, tmp_path: Path) -> None:
+    message = r"MultimodalFusion.text_dim: 512, but fake encoder gives 10 for these texts; leave the key out"
+    with pytest.raises(UserError, match=message):
+        build(tiny, tmp_path / "run", "MultimodalFusion.text_dim=512")
+
+
+def test_resuming_with_other_settings_lists_them(tiny: Path, tmp_path: Path) -> None:
+    overrides = ["MultimodalFusion.mode=shuffled", "MultimodalFusion.trainable=heads", "texts.template=one {}"]
+    with pytest.raises(UserError) as error:
+        build(tiny, tmp_path / "run", *overrides, resume=tiny / "phase_2" / "last.pth")
+    assert "was trained with other settings of the text fusion" in str(error.value)
+    assert list(error.value.problems) == [
+        "MultimodalFusion.mode: shuffled, in the checkpoint cosine",
+        "MultimodalFusion.trainable: heads, in the checkpoint all",
+        "texts.template: one {}, in the checkpoint None",
+    ]
+
+
+def test_judging_with_other_settings_or_phase_1_is_refused(tiny: Path, tmp_path: Path) -> None:
+    def judge_with(path: Path, *overrides: str) -> None:
+        evaluate_checkpoint(
+            path, alone(), config_path=tiny / "fused.yml", overrides=overrides, output_dir=tmp_path / "judged"
+        )
+
+    with pytest.raises(UserError, match="mode: random, in the checkpoint cosine"):
+        judge_with(tiny / "phase_2" / "best.pth", "MultimodalFusion.mode=random")
+    with pytest.raises(UserError, match=r"best.pth: has no class texts in it, but the config asks for text fusion"):
+        judge_with(tiny / "phase_1" / "best.pth")
+    assert not (tmp_path / "judged").exists()
+
+
+def test_the_encoder_does_not_disturb_the_first_weights(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = build(tiny, tmp_path / "one").model.state_dict()
+
+    def draws(*_: Any) -> TextEmbeddings:
+        torch.randn(1000)
+        return fake_texts()
+
+    monkeypatch.setattr(multimodal, "class_text_embeddings", draws)
+    two = build(tiny, tmp_path / "two").model.state_dict()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_an_earlier_run_s_texts_are_looked_for_in_the_run_folder(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def remember(*arguments: Any) -> TextEmbeddings:
+        asked.append(arguments[-1])
+        return fake_texts()
+
+    monkeypatch.setattr(multimodal, "class_text_embeddings", remember)
+    shutil.copytree(tiny / "phase_2", tmp_path / "run")
+    build(tiny, tmp_path / "new")
+    build(tiny, tmp_path / "run")
+    assert asked == [None, tmp_path / "run"]
+    assert list((tmp_path / "run").glob("text_embeddings_*.safetensors"))  # the earlier run was moved aside
+
+
+@pytest.mark.parametrize("name", ["deimv2_industrial", "quickstart", "neu_det_small"])
+def test_the_shipped_configs(name: str) -> None:
+    phase_2 = load_config(CONFIGS / f"{name}_multimodal.yml")
+    phase_1 = load_config(CONFIGS / ("deimv2_industrial_defects.yml" if name == "deimv2_industrial" else f"{name}.yml"))
+    assert phase_2.MultimodalFusion is not None and phase_2.MultimodalFusion.mode == "cosine"
+    assert phase_2.DEIMTransformer == phase_1.DEIMTransformer and phase_2.epoches < phase_1.epoches
+    assert phase_2.optimizer.lr < phase_1.optimizer.lr < 0.003
+    vit = phase_2.optimizer.params[0].lr  # trained in phase 1: it gets a ViT's low rate although weights_path is null
+    assert vit is not None and vit < phase_2.optimizer.lr
+
+
+def test_text_fusion_is_not_built_for_baselines() -> None:
+    with pytest.raises(UserError, match="MultimodalFusion: text fusion is built for DEIMv2 only"):
+        load_config(CONFIGS / "baselines" / "fasterrcnn_resnet18.yml", ["MultimodalFusion={mode: cosine}"])

@@ -1,0 +1,327 @@
+"""Text in the class scores: it starts as phase 1, every mode learns, and the controls are what they say."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from data.errors import UserError
+from models.config import FusionConfig
+from models.criterion import build_criterion
+from models.detector import DEIM, build_detector
+from models.text_fusion import (
+    PREFIX,
+    ClassTexts,
+    ConcatReadout,
+    CosineReadout,
+    MultimodalFusion,
+    TextCrossAttention,
+    derangement,
+)
+from models.weights import load_phase_1, load_state_dict_strict
+from tests.support.configs import changed, industrial
+from tests.support.models import NUM_CLASSES, images, shake, targets, tiny_config, tiny_model
+from tests.support.text_fusion import TEXT_DIM, fused_model, section, texts
+
+HEADS = ("cosine", "concat", "cross_attention")
+CONTROLS = ("learned", "random", "shuffled")
+
+
+def losses_of(model: DEIM, counts: tuple[int, ...] = (2, 1), **values: Any) -> dict[str, Tensor]:
+    criterion = build_criterion(tiny_config(MultimodalFusion=section(**values)))
+    given = targets(*counts)
+    torch.manual_seed(3)
+    losses: dict[str, Tensor] = criterion(model(images(), given), given, epoch=0)
+    return losses
+
+
+def gradients(model: DEIM, **values: Any) -> dict[str, Tensor]:
+    model.zero_grad()
+    torch.stack(list(losses_of(model, **values).values())).sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@given(st.lists(st.integers(1, 4), max_size=3), st.sampled_from(HEADS))
+@settings(max_examples=20)
+def test_any_leading_sizes_row_by_row(sizes: list[int], mode: Any) -> None:
+    torch.manual_seed(0)
+    head = MultimodalFusion(16, TEXT_DIM, 4, mode=mode, proj_dim=8, num_layers=2)
+    features, embeds = torch.randn(*sizes, 16), torch.randn(4, TEXT_DIM)
+    logits = head(features, embeds, layer=1)
+    assert logits.shape == (*sizes, 4) and logits.dtype == torch.float32
+    rows = torch.stack([head(row, embeds, 1) for row in features.reshape(-1, 16)])
+    torch.testing.assert_close(logits.reshape(-1, 4), rows, atol=1e-5, rtol=1e-4)
+
+
+def test_the_defaults_are_deimv2_s_and_clip() -> None:
+    assert MultimodalFusion()(torch.randn(2, 300, 192), torch.randn(6, 512)).shape == (2, 300, 6)
+
+
+def test_cosine_is_a_scaled_cosine() -> None:
+    readout = CosineReadout(4, 3)
+    with torch.no_grad():
+        readout.bias.fill_(0.5)
+    features, tokens = torch.randn(5, 4), torch.randn(2, 3)
+    seen = readout.visual_projection(features)
+    expected = 10 * F.cosine_similarity(seen[:, None], tokens[None], dim=-1) + 0.5
+    torch.testing.assert_close(readout(features, tokens), expected)
+    with torch.no_grad():
+        readout.log_scale.fill_(50.0)
+    assert readout(features, tokens).abs().max() <= 100.5 + 1e-3
+
+
+def test_concat_is_the_linear_layer_on_every_pair() -> None:
+    readout = ConcatReadout(4, 3, 2)
+    features, tokens = torch.randn(5, 4), torch.randn(2, 3)
+    found = readout(features, tokens)
+    for row in range(5):
+        for label in range(2):
+            seen = F.normalize(readout.visual_projection(features[row]), dim=0)
+            pair = torch.cat([seen, F.normalize(tokens[label], dim=0)])
+            torch.testing.assert_close(found[row, label], readout.linear(pair)[label])
+
+
+def test_cross_attention_starts_as_the_identity_and_then_reads_the_tokens() -> None:
+    module = TextCrossAttention(16, 8, 4)
+    features, tokens = torch.randn(2, 3, 16), torch.randn(5, 8)
+    assert torch.equal(module(features, tokens), features)
+    with torch.no_grad():
+        module.out.weight.copy_(torch.eye(16))
+    read = module(features, tokens) - features
+    low, high = module.value(tokens).amin(0), module.value(tokens).amax(0)
+    assert ((read > low - 1e-4) & (read < high + 1e-4)).all()  # means of the values
+    assert not torch.allclose(read, module(features, tokens.flip(0) * 2) - features)
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="text_embeds has 5 rows, expected 6 classes"):
+        MultimodalFusion()(torch.randn(1, 192), torch.randn(5, 512))
+    with pytest.raises(ValueError, match="num_heads 5 does not divide visual_dim 192"):
+        MultimodalFusion(mode="cross_attention", num_heads=5)
+    with pytest.raises(ValueError, match="must be known before the model is built"):
+        tiny_model(MultimodalFusion={})
+    model = fused_model()
+    assert model.text_fusion is not None
+    with pytest.raises(ValueError, match=r"texts of shape \[5, 3, 12\], expected \[6, 3, 12\]"):
+        model.text_fusion.texts.set(*texts(5))
+
+
+@pytest.fixture(scope="module")
+def phase_1() -> DEIM:
+    model = tiny_model()
+    shake(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("mode", "query_selection"), [*((mode, True) for mode in (*HEADS, *CONTROLS, "none")), ("cosine", False)]
+)
+def test_phase_2_starts_bit_for_bit_from_phase_1(phase_1: DEIM, mode: str, query_selection: bool) -> None:
+    model = fused_model(mode=mode, query_selection=query_selection)
+    load_phase_1(model, phase_1.state_dict())
+    for half in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            before, after = phase_1(images()), model.eval()(images())
+        assert before.keys() == after.keys()
+        for key in before:
+            assert torch.equal(before[key], after[key]), key
+
+
+def test_an_open_gate_moves_every_output_of_training_and_evaluation() -> None:
+    """All layers, the pre-head, denoising queries and, where asked for, the choice of queries."""
+    outputs = []
+    for opened in (False, True):
+        model = fused_model(query_selection=True)
+        shake(model)
+        assert model.text_fusion is not None
+        with torch.no_grad():
+            model.text_fusion.gates.fill_(float(opened))
+        torch.manual_seed(3)
+        out = model(images(), targets(2, 1))
+        logits = [out, *out["aux_outputs"], out["pre_outputs"], *out["enc_aux_outputs"], *out["dn_outputs"]]
+        logits = [o["pred_logits"] for o in [*logits, out["dn_pre_outputs"]]]
+        outputs.append([*logits, model.eval()(images())["pred_logits"]])
+    assert len(outputs[0]) == 3 + 3 + 4  # matching and denoising queries of 3 layers; pre, enc, dn pre, evaluation
+    for closed, open_ in zip(*outputs, strict=True):
+        assert not torch.allclose(closed, open_, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", [*HEADS, *CONTROLS])
+def test_every_mode_learns(mode: str) -> None:
+    """At the start the gates get a gradient; as soon as they have moved, everything behind them does too."""
+    values = {"mode": mode, "query_selection": True, "learn_prompt_offsets": True}
+    model = fused_model(**values)
+    first = gradients(model, **values)
+    assert (first[f"{PREFIX}gates"] != 0).all()
+    out = [g for name, g in first.items() if name.startswith(PREFIX) and name.endswith("out.weight")]
+    assert len(out) == (4 if mode == "cross_attention" else 0) and all(g.abs().max() > 0 for g in out)
+    shake(model)
+    second = gradients(model, **values)
+    for name, parameter in model.named_parameters():
+        if name.startswith(PREFIX) and not name.endswith("key.bias"):  # a softmax does not see its keys' bias
+            assert parameter.requires_grad and second[name].abs().max() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("mode", "trainable", "counts"),
+    [
+        ("cosine", "heads", (2, 1)),
+        ("cross_attention", "heads_and_decoder", (0, 0)),
+        ("concat", "all", (0, 0)),
+        ("none", "heads", (0, 0)),
+    ],
+)
+def test_every_trained_parameter_takes_part_in_every_step(mode: str, trainable: str, counts: tuple[int, int]) -> None:
+    """Distributed training does not search for unused parameters."""
+    model = fused_model(mode=mode, trainable=trainable)
+    torch.stack(list(losses_of(model, counts, mode=mode, trainable=trainable).values())).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_what_learns() -> None:
+    def learning(trainable: str, **values: Any) -> set[str]:
+        model = fused_model(trainable=trainable, **values)
+        return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    heads, both, every = (learning(choice) for choice in ("heads", "heads_and_decoder", "all"))
+    assert heads < both < every
+    fusion = {name for name in every if name.startswith(PREFIX)}
+    assert fusion <= heads
+    assert {name.rsplit(".", 2)[0] for name in heads - fusion} == {"decoder.dec_score_head"}
+    assert "decoder.enc_score_head.weight" in learning("heads", query_selection=True)
+    assert {name.split(".")[0] for name in both} == {"decoder", "text_fusion"}
+    assert "decoder.up" not in every  # what phase 1 freezes stays frozen
+
+
+def test_frozen_parts_keep_their_statistics() -> None:
+    model = fused_model(trainable="heads_and_decoder")
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train()
+    losses_of(model)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert model.decoder.training and not model.backbone.training and not model.encoder.training
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("cosine", 328_972), ("learned", 332_044), ("none", 0)])
+def test_parameters_beside_deimv2_s(mode: str, expected: int) -> None:
+    config = changed(industrial(), MultimodalFusion={"mode": mode, "text_dim": 512, "num_prompts": 5})
+    with torch.device("meta"):
+        fused, plain = (build_detector(c) for c in (config, changed(config, MultimodalFusion=None)))
+    added = sum(p.numel() for p in fused.parameters()) - sum(p.numel() for p in plain.parameters())
+    assert added == expected <= 800_000
+
+
+@given(st.integers(2, 40), st.integers(0, 10_000))
+def test_a_derangement_moves_everything(size: int, seed: int) -> None:
+    rows = derangement(size, seed).tolist()
+    assert sorted(rows) == list(range(size)) and all(row != place for place, row in enumerate(rows))
+    assert rows == derangement(size, seed).tolist()
+
+
+def test_one_class_cannot_be_shuffled() -> None:
+    with pytest.raises(ValueError, match="one class alone"):
+        derangement(1, 0)
+    with pytest.raises(UserError, match="MultimodalFusion.mode: shuffled needs at least two classes"):
+        tiny_config(num_classes=1, MultimodalFusion=section(mode="shuffled"))
+
+
+def class_texts(**values: Any) -> ClassTexts:
+    made = ClassTexts(FusionConfig(**section(**values)), NUM_CLASSES)
+    made.set(*texts())
+    return made
+
+
+def test_prompts_are_averaged_without_the_padding() -> None:
+    embeds, mask = texts()
+    rows = class_texts()()
+    for label in range(NUM_CLASSES):
+        expected = F.normalize(embeds[label][mask[label]].mean(dim=0), dim=0)
+        torch.testing.assert_close(rows[label], expected)
+
+
+def test_shuffled_gives_every_class_the_texts_of_another() -> None:
+    plain, shuffled = class_texts()(), class_texts(mode="shuffled")()
+    same = (shuffled[:, None] == plain[None]).all(dim=-1)
+    assert same.sum(dim=0).tolist() == same.sum(dim=1).tolist() == [1] * NUM_CLASSES and not same.diagonal().any()
+    assert torch.equal(class_texts(mode="shuffled", seed=0)(), shuffled)
+
+
+def test_random_and_learned_do_not_look_at_the_texts() -> None:
+    drawn = class_texts(mode="random")
+    assert drawn.embeds.shape == (NUM_CLASSES, 1, TEXT_DIM) and not list(drawn.parameters())
+    assert torch.equal(drawn(), class_texts(mode="random")()) and torch.equal(drawn(), class_texts(mode="learned")())
+    assert not torch.equal(drawn(), class_texts(mode="random", seed=1)())
+    assert [name for name, _ in class_texts(mode="learned", learn_prompt_offsets=True).named_parameters()] == ["embeds"]
+
+
+def test_offsets_start_at_nothing_and_are_added() -> None:
+    made = class_texts(learn_prompt_offsets=True)
+    assert made.offsets is not None and torch.equal(made(), class_texts()())
+    with torch.no_grad():
+        made.offsets[2] += 1
+    torch.testing.assert_close(made()[2], class_texts()()[2] + 1)
+
+
+def test_controls_use_the_configured_head() -> None:
+    for mode in CONTROLS:
+        same = fused_model(mode=mode, control_head="cross_attention")
+        real = fused_model(mode="cross_attention")
+        assert same.text_fusion is not None and real.text_fusion is not None
+        shapes = [{k: v.shape for k, v in m.text_fusion.head.state_dict().items()} for m in (same, real)]
+        assert shapes[0] == shapes[1]
+
+
+def test_the_contrastive_loss() -> None:
+    """Without a preference among C classes it is log C a box; it teaches the texts while the gates are closed."""
+    assert "loss_contrastive" not in losses_of(fused_model())
+    values = {"contrastive_weight": 0.5}
+    model = fused_model(**values)
+    assert model.text_fusion is not None
+    grads = gradients(model, **values)
+    assert grads[f"{PREFIX}head.text_projection.weight"].abs().max() > 0
+    with torch.no_grad():
+        for readout in model.text_fusion.head.readouts:
+            readout.log_scale.fill_(-100.0)
+    torch.testing.assert_close(
+        losses_of(model, **values)["loss_contrastive"], torch.tensor(0.5 * math.log(NUM_CLASSES))
+    )
+    assert "loss_contrastive" not in losses_of(fused_model(mode="none", **values), mode="none", **values)
+
+
+def test_texts_are_in_the_state_dict_and_phase_1_keys_stay() -> None:
+    model, phase_1 = fused_model(), tiny_model()
+    own, plain = model.state_dict(), phase_1.state_dict()
+    assert {key for key in own if not key.startswith(PREFIX)} == set(plain)
+    assert torch.equal(own[f"{PREFIX}texts.embeds"], texts()[0]) and torch.equal(own[f"{PREFIX}texts.mask"], texts()[1])
+    assert tiny_model(MultimodalFusion=section(mode="none")).state_dict().keys() == plain.keys()
+
+
+def test_loading_phase_1_is_strict() -> None:
+    state = tiny_model().state_dict()
+    del state["decoder.pre_bbox_head.layers.0.weight"]
+    with pytest.raises(UserError) as error:
+        load_phase_1(fused_model(), state)
+    assert error.value.problems == ("decoder.pre_bbox_head.layers.0.weight: missing in the file",)
+
+
+def test_loading_the_wrong_phase_is_explained() -> None:
+    with pytest.raises(UserError, match=r"of phase 1, without text; train_deimv2_multimodal.py -r starts phase 2"):
+        load_state_dict_strict(fused_model(), tiny_model().state_dict())
+    with pytest.raises(UserError, match="The weights have text fusion, the config has not"):
+        load_state_dict_strict(tiny_model(), fused_model().state_dict())
+
+
+def test_fusion_is_computed_in_float32_under_autocast() -> None:
+    head = MultimodalFusion(16, TEXT_DIM, 4, proj_dim=8)
+    features, embeds = torch.randn(3, 16).bfloat16(), torch.randn(4, TEXT_DIM)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head(features, embeds)
+    assert torch.equal(found, head(features.float(), embeds))

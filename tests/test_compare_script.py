@@ -1,0 +1,268 @@
+"""`compare_models.py` as a user meets it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from PIL import Image
+
+from engine.analysis.match_tables import FILE_NAME
+from tests.support.comparison import WITH_NORMAL, change_results, make_cost, make_truth, write_run
+from tests.support.tiny_run import ROOT
+
+CONFIG = {"num_classes": 2, "epoches": 40}
+ALL_RUNS = ("base", "ours_seed0", "ours_seed1", "ours_seed2", "twin")
+NASTY = "50 % _of_ $a$ & b|c <i>"
+FILES = [
+    *(f"ap_vs_{what}.{kind}" for what in ("latency", "memory", "parameters") for kind in ("pdf", "png")),
+    *("comparison.csv", "comparison.json", "comparison.md", "comparison.tex"),
+    *("comparison_classes.csv", "comparison_differences.csv"),
+]
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def run_here(*arguments: str | Path, cwd: Path) -> Outcome:
+    """The script in this process, which spares loading torch again."""
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv
+    sys.argv = ["compare_models.py", *map(str, arguments)]
+    try:
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(str(ROOT / "compare_models.py"), run_name="__main__")
+    except SystemExit as leave:
+        code = leave.code
+    finally:
+        sys.argv = before
+    assert isinstance(code, int)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def read(folder: Path) -> Any:
+    return json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time."""
+    monkeypatch.setattr("engine.comparison.write.write_plots", lambda *arguments: [])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`base`, three seeds of `ours`, which is better, and `twin`, which is base again."""
+    root = tmp_path_factory.mktemp("runs")
+    write_run(root / "base", quality=0.3, seed=0, config={**CONFIG, "epoches": 20})
+    for seed in range(3):
+        cost = make_cost(9_000_000 + seed, 20.0 + seed)
+        write_run(root / f"ours_seed{seed}", quality=0.8, seed=seed, config=CONFIG, cost=cost)
+    write_run(root / "twin", quality=0.3, seed=0, cost=None, train_seconds=None)
+    return root
+
+
+@pytest.fixture(scope="module")
+def compared(runs: Path) -> Path:
+    """Everything at once, in English."""
+    outcome = run_here(*ALL_RUNS, "--output-dir", "out", cwd=runs)
+    assert outcome.code == 0, outcome.err
+    assert " INFO " not in outcome.err, "nothing but the progress bar"
+    assert outcome.out.startswith("# Model comparison") and outcome.out.endswith("Written to out\n")
+    return runs / "out"
+
+
+def test_files(compared: Path) -> None:
+    assert sorted(path.name for path in compared.iterdir()) == FILES
+    for path in compared.glob("*.png"):
+        with Image.open(path) as image:
+            assert image.width > 500 and len(image.getcolors(1 << 24) or []) > 20, "something is drawn"
+    assert all(path.read_bytes().startswith(b"%PDF") for path in compared.glob("*.pdf"))
+
+
+def test_numbers(compared: Path) -> None:
+    content = read(compared)
+    base, ours, twin = content["models"]
+    assert [model["label"] for model in content["models"]] == ["base", "ours", "twin"]
+    assert content["reference"] == "base" and content["samples"] == 1000 and content["num_images"] == 60
+    per_run = ours["metrics"]["AP"]["per_run"]
+    stated = [
+        json.loads((compared.parent / f"ours_seed{seed}" / "results.json").read_text(encoding="utf-8"))["metrics"]
+        for seed in range(3)
+    ]
+    assert per_run == pytest.approx([metrics["AP"] for metrics in stated])
+    assert ours["metrics"]["AP50"]["value"] == pytest.approx(sum(metrics["AP50"] for metrics in stated) / 3)
+    assert ours["metrics"]["AP"]["sd"] > 0 and base["metrics"]["AP"]["sd"] is None
+    low, high = ours["metrics"]["AP"]["interval"]
+    assert low < ours["metrics"]["AP"]["value"] < high
+    assert set(ours["per_class"]) == {"scratch", "dent & hole"}
+    assert base["differences"] == {}
+    found = ours["differences"]["AP"]
+    assert found["difference"] == pytest.approx(ours["metrics"]["AP"]["value"] - base["metrics"]["AP"]["value"])
+    assert found["p"] == pytest.approx(2 / 1001) and found["p_holm"] == pytest.approx(4 / 1001), "two are compared"
+    same = twin["differences"]["AP"]
+    assert (same["difference"], same["interval"], same["p"], same["p_holm"]) == (0.0, [0.0, 0.0], 1.0, 1.0)
+    assert ours["cost"]["parameters"] == 9_000_001 and ours["cost"]["latency_ms"] == 21.0
+    assert twin["cost"]["latency_ms"] is None and twin["cost"]["parameters"] == 1_500_000
+    assert [run["seed"] for run in ours["runs"]] == [0, 1, 2]
+
+
+def test_tables(compared: Path) -> None:
+    rows = list(csv.reader(io.StringIO((compared / "comparison.csv").read_text(encoding="utf-8-sig"))))
+    head = rows[0]
+    assert head[:6] == ["Model", "Seeds", "AP", "AP low", "AP high", "AP sd"]
+    cells = [dict(zip(head, row, strict=True)) for row in rows[1:]]
+    assert [row["Seeds"] for row in cells] == ["1", "3", "1"]
+    assert [row["Training (h)"] for row in cells] == ["1.5", "1.5", ""]
+    assert [row["Latency (ms)"] for row in cells] == ["12.5", "21", ""]
+    assert [row["Epochs"] for row in cells] == ["30", "30", "30"]
+    markdown = (compared / "comparison.md").read_text(encoding="utf-8")
+    twin = next(line for line in markdown.splitlines() if line.startswith("| twin"))
+    assert [cell.strip() for cell in twin.split("|")][-4:-1] == ["-", "30", "-"]
+    latex = (compared / "comparison.tex").read_text(encoding="utf-8")
+    assert latex.count(r"\toprule") == 3 and r"dent \& hole" in latex
+    assert "twin: not joined" in markdown and "mean ± standard deviation" in markdown
+
+
+def test_spanish_labels_and_nasty_names(runs: Path, no_plots: None) -> None:
+    outcome = run_here(
+        "base", "ours_seed0", "--labels", "_Línea base", NASTY, "--lang", "es", "--samples", "200",
+        "--output-dir", "es", cwd=runs,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("# Comparación de modelos")
+    assert r"50 % \_of\_ \$a\$ \& b\|c \<i\>" in outcome.out
+    latex = (runs / "es" / "comparison.tex").read_text(encoding="utf-8")
+    assert r"50 \% \_of\_ \$a\$ \& b\textbar{}c \textless{}i\textgreater{}" in latex and ",5 &" in latex
+    text = (runs / "es" / "comparison.csv").read_text(encoding="utf-8-sig")
+    assert text.splitlines()[1].split(";")[0] == "_Línea base" and "1,5" in text
+    assert "Semillas" not in text, "no seeds, no column"
+
+
+def test_the_same_command_gives_the_same_files(compared: Path, runs: Path) -> None:
+    assert run_here(*ALL_RUNS, "--output-dir", "again", cwd=runs).code == 0
+    for path in compared.iterdir():
+        assert path.read_bytes() == (runs / "again" / path.name).read_bytes(), path.name
+
+
+def test_plots_of_an_earlier_comparison_do_not_stay(tmp_path: Path) -> None:
+    for name in ("ap_vs_latency.png", "ap_vs_latency.pdf", "ap_vs_memory.png", "mine.png"):
+        (tmp_path / name).touch()
+    copies = [write_run(tmp_path / "runs" / name, cost=None, seed=seed) for seed, name in enumerate("ab")]
+    assert run_here(*copies, "--samples", "100", "--output-dir", tmp_path, cwd=tmp_path).code == 0
+    assert sorted(path.name for path in tmp_path.glob("*.p*")) == [
+        "ap_vs_parameters.pdf",
+        "ap_vs_parameters.png",
+        "mine.png",
+    ]
+
+
+def test_normal_gets_a_column_of_its_own(tmp_path: Path, no_plots: None) -> None:
+    truth = make_truth(classes=WITH_NORMAL)
+    folders = [write_run(tmp_path / name, truth=truth, seed=seed) for seed, name in enumerate("ab")]
+    assert run_here(*folders, "--samples", "100", "--output-dir", tmp_path / "out", cwd=tmp_path).code == 0
+    content = read(tmp_path / "out")
+    for model, folder in zip(content["models"], folders, strict=True):
+        stated = json.loads((folder / "results.json").read_text(encoding="utf-8"))["metrics_defects"]["AP"]
+        assert model["metrics"]["AP_defects"]["value"] == pytest.approx(stated)
+    assert "AP without NORMAL" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_cautions(tmp_path: Path, no_plots: None) -> None:
+    folders = [
+        write_run(tmp_path / "a", seed=0, config=CONFIG),
+        write_run(tmp_path / "b", seed=0, config=CONFIG, cost=make_cost(device="NVIDIA H100")),
+        write_run(tmp_path / "c", seed=1, config={**CONFIG, "epoches": 5}),
+    ]
+    arguments = ("--samples", "100", "--output-dir", "out")
+    notes = run_here(*folders, *arguments, cwd=tmp_path).out
+    assert "measured under different conditions" in notes and "NVIDIA H100" in notes
+    assert "kept apart because their seeds are not different" in notes
+    notes = run_here(*folders, "--labels", "x", "y", "x", *arguments, cwd=tmp_path).out
+    assert "joined under the label x have different configs: epoches" in notes
+
+
+def prepare_bad_runs(root: Path) -> None:
+    write_run(root / "good")
+    write_run(root / "other", truth=make_truth(seed=5))
+    write_run(root / "test_split", split="test")
+    (root / "empty").mkdir()
+    (root / "a_file").touch()
+    for name in ("torn", "list", "keys", "no_tables", "torn_tables", "mixed", "other_ap"):
+        write_run(root / name)
+    (root / "torn" / "results.json").write_text('{"metrics": {', encoding="utf-8")
+    (root / "list" / "results.json").write_text("[1]", encoding="utf-8")
+    change_results(root / "keys", gt_hash=..., num_images="many")
+    (root / "no_tables" / FILE_NAME).unlink()
+    whole = (root / "torn_tables" / FILE_NAME).read_bytes()
+    (root / "torn_tables" / FILE_NAME).write_bytes(whole[: len(whole) // 2])
+    change_results(root / "mixed", gt_hash="f" * 64)
+    change_results(root / "other_ap", metrics={"AP": 0.99}, metrics_defects={"AP": 0.99})
+
+
+BAD_INPUTS: list[tuple[list[str], list[str]]] = [
+    (["good"], ["one run alone cannot be compared; give two or more"]),
+    (["good", "gone"], ["gone: no such folder; expected a run folder or an evaluation folder"]),
+    (["good", "a_file"], ["a_file: a file; expected a run folder"]),
+    (["good", "empty"], ["results.json: no such file", "match_tables.npz: no such file"]),
+    (["good", "torn"], ["results.json: damaged or cut short"]),
+    (["good", "list"], ["results.json: not as expected"]),
+    (["good", "keys"], ["gt_hash: Field required; num_images: Input should be a valid integer"]),
+    (["good", "no_tables"], ["match_tables.npz: no such file. Evaluate the checkpoint again"]),
+    (["good", "torn_tables"], ["match_tables.npz: damaged, cut short or of another version"]),
+    (["good", "mixed"], ["mixed: results.json and match_tables.npz are of different evaluations"]),
+    (["good", "other_ap"], ["other_ap: results.json says AP 0.99, match_tables.npz gives 0."]),
+    (["good", "good"], ["good: given twice; leave one out"]),
+    (["good", "empty/../good"], ["given twice (also as good); leave one out"]),
+    (["good", "test_split"], ["judged on different splits", "good: split val", "test_split: split test, 60 images"]),
+    (
+        ["good", "other", "gone", "torn"],
+        [
+            "judged on different images or ground truth; evaluate all on the same data",
+            f"good: split val, 60 images, gt_hash {make_truth().fingerprint()[:12]}",
+            f"other: split val, 60 images, gt_hash {make_truth(seed=5).fingerprint()[:12]}",
+            "gone: no such folder",
+            "damaged or cut short",
+        ],
+    ),
+    (["good", "good2", "--labels", "a"], ["--labels: found 1 (a), expected 2"]),
+    (
+        ["good", "gone", "--samples", "5", "--seed", "-1", "--labels", "a", "b", "c"],
+        ["--samples 5: expected 100", "--seed -1: expected 0", "found 3 (a, b, c), expected 2", "gone: no such folder"],
+    ),
+    (["good", "good2", "--output-dir", "a_file"], ["a_file is a file; rename it or choose another folder"]),
+]
+
+
+def test_bad_input_gets_one_message_and_no_output(tmp_path: Path) -> None:
+    prepare_bad_runs(tmp_path)
+    write_run(tmp_path / "good2")
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, messages in BAD_INPUTS:
+        outcome = run_here("--output-dir", "new", *arguments, cwd=tmp_path)
+        assert outcome.code == 2, (arguments, outcome)
+        assert [message for message in messages if message not in outcome.err] == [], (arguments, outcome.err)
+        assert outcome.err.count("error: ") == 1 and "Traceback" not in outcome.err, outcome.err
+        assert outcome.out == ""
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
+
+
+def test_full_disk_is_told(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    outcome = run_here("base", "ours_seed0", "--samples", "100", "--output-dir", tmp_path / "full", cwd=runs)
+    assert outcome.code == 2 and "No space left on device" in outcome.err
+    assert list((tmp_path / "full").iterdir()) == []
