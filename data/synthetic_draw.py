@@ -315,7 +315,8 @@ def draw_scratch(rng: np.random.Generator, surface: Array, size: float, light_xy
     middle = (steps[:-1] + steps[1:]) / 2
     taper = 0.7 + 0.3 * np.sin(np.pi * middle)
     mask = _paint([], [(line, width * taper * rng.uniform(0.7, 1.0)) for line in points], side)
-    bright = rng.random() < (0.65 if surface.mean() < 190 else 0.2)
+    # A scratch bares what lies under a dark surface, bright; only on light ones it mostly shows as a dark groove.
+    bright = rng.random() < (0.85 if surface.mean() < 190 else 0.2)
     flank = np.clip(_shift(mask, light_xy * (-0.8 * width)) - mask, 0, 1)
     core, edge = (250.0, 0.8 * surface) if bright else (0.15 * surface, surface + 22)
     return _over(_over(surface, flank, edge), mask, core)

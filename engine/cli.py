@@ -66,8 +66,9 @@ def setup_logging(*, is_main: bool = True, level: int = logging.INFO) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level if is_main else logging.WARNING)
-    # It reports every glyph that matplotlib puts into a PDF.
-    logging.getLogger("fontTools").setLevel(logging.WARNING)
+    # They report every glyph that matplotlib puts into a PDF, and every stage of COCO's evaluation.
+    for chatty in ("fontTools", "faster_coco_eval"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def add_config_argument(parser: argparse.ArgumentParser, *, required: bool, help_text: str) -> None:
