@@ -79,7 +79,7 @@ def prepare_texts(
         config: Any; without text fusion it comes back as it is.
         classes: Label order.
         dist: This process's place; the main process encodes for all.
-        folder: Run folder; texts that an earlier run in it encoded are taken from there.
+        folder: Run folder, or one that several runs share; texts that an earlier run encoded are taken from there.
         resume: Checkpoint to go on from; it holds the texts.
         tuning: Checkpoint of phase 1.
 

@@ -22,7 +22,7 @@ from data.errors import UserError
 from engine.checkpoint import write_atomically
 from engine.config import ExperimentConfig
 from models.encoder_files import find_encoder
-from models.text_encoder import TextEmbeddings, encode_texts, is_english_only
+from models.text_encoder import RANDOM_WEIGHTS, TextEmbeddings, encode_texts, is_english_only
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _read(path: Path, config: ExperimentConfig) -> TextEmbeddings | None:
     except UserError:
         log.info("The text encoder is not on this machine; its vectors are taken from %s", path)
         return embeddings
-    if here != source:
+    if here != source.removesuffix(RANDOM_WEIGHTS):
         log.warning("%s was made by %s, the encoder is now %s; the texts are encoded again", path, source, here)
         return None
     log.info("Text vectors of %s taken from %s", source, path)

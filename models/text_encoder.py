@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 Kind = Literal["clip", "siglip", "other"]
 Pooling = Literal["own", "mean", "cls", "max"]
 
+RANDOM_WEIGHTS = " (random weights)"
+"""Marks the source of vectors whose encoder was never trained."""
 _BATCH = 32
 _LONGEST = 512
 """Tokens for models that do not say; class texts are far shorter."""
@@ -47,11 +50,16 @@ class TextEmbeddings:
     mask: Tensor
     """bool [C, P]: True where the class has a prompt. Every class has at least one."""
     source: str
-    """Encoder and a hash of its files, for logs and checkpoints."""
+    """Encoder and a hash of its files, for logs and checkpoints; ends with `RANDOM_WEIGHTS` if it never learned."""
 
     def __post_init__(self) -> None:
         if self.embeds.ndim != 3 or self.mask.shape != self.embeds.shape[:2]:
             raise ValueError(f"embeds {list(self.embeds.shape)} and mask {list(self.mask.shape)} do not fit")
+
+    @property
+    def has_real_weights(self) -> bool:
+        """Whether the encoder was trained: vectors of random weights test the machinery and say nothing of texts."""
+        return not self.source.endswith(RANDOM_WEIGHTS)
 
     def class_vectors(self) -> Tensor:
         """Prompt averages of length 1, float32 [C, D]."""
@@ -78,7 +86,7 @@ def encode_texts(texts: Sequence[Sequence[str]], encoder: TextEncoderConfig) -> 
     for label, prompts in enumerate(texts):
         for position in range(len(prompts)):
             embeds[label, position], mask[label, position] = next(vectors), True
-    return TextEmbeddings(embeds, mask, tower.files.source())
+    return TextEmbeddings(embeds, mask, tower.files.source() + (RANDOM_WEIGHTS if tower.is_untrained else ""))
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,13 @@ class TextTower:
     pooling: Pooling
     lower_case: bool
     width: int
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether the weights are those of a fresh model: every scale of its norms is still the same number."""
+        named = self.model.named_parameters()
+        scales = [scale for name, scale in named if name.endswith("weight") and scale.ndim == 1]
+        return bool(scales) and all(bool((scale == scale[0]).all()) for scale in scales)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Token ids int64 [N, T] and the mask of real tokens [N, T]; None where the model was trained without one.
@@ -207,13 +222,22 @@ def is_english_only(encoder: TextEncoderConfig) -> bool:
     return _kind(config.model_type) == "clip"
 
 
+def has_image_tower(encoder: TextEncoderConfig) -> bool:
+    """Whether the encoder also encodes images, as CLIP and SigLIP do.
+
+    Raises:
+        UserError: The encoder is not on this machine, or damaged.
+    """
+    return hasattr(_read_config(find_encoder(encoder)), "vision_config")
+
+
 @torch.no_grad()
-def encode_images(images: Sequence[NDArray[np.uint8]], encoder: TextEncoderConfig) -> Tensor:
+def encode_images(images: Iterable[NDArray[np.uint8]], encoder: TextEncoderConfig) -> Tensor:
     """Vectors of images in the space of the texts, for CLIP, SigLIP and relatives.
 
     Args:
-        images: One or more, RGB [height, width, 3] of any size, such as cropped boxes; the encoder's own preprocessing
-            is applied.
+        images: One or more, RGB [height, width, 3] of any size, such as cropped boxes; taken as they are needed, the
+            encoder's own preprocessing is applied.
         encoder: Section `texts.encoder`.
 
     Returns:
@@ -233,12 +257,11 @@ def encode_images(images: Sequence[NDArray[np.uint8]], encoder: TextEncoderConfi
         )
     model, processor = _load(files, _kind(config.model_type), AutoModel, AutoImageProcessor)
     model.eval()
+    rest = iter(images)
     with _quiet_transformers():
         chunks = []
-        for start in range(0, len(images), _BATCH):
-            inputs = processor(
-                images=list(images[start : start + _BATCH]), input_data_format="channels_last", return_tensors="pt"
-            )
+        while batch := list(islice(rest, _BATCH)):
+            inputs = processor(images=batch, input_data_format="channels_last", return_tensors="pt")
             output = model.get_image_features(**inputs)
             # A tensor in some 5.x versions of transformers, an output with a pooled vector in others.
             chunks.append(output if isinstance(output, Tensor) else output.pooler_output)

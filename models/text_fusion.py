@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import FusionConfig, FusionHead, ModelConfig
+from models.layers import without_autocast
 
 PREFIX = "text_fusion."
 """Start of the names of all parameters and buffers that phase 2 adds to the detector."""
@@ -139,7 +140,7 @@ class MultimodalFusion(nn.Module):
         """
         if text_embeds.shape[0] != self._num_classes:
             raise ValueError(f"text_embeds has {text_embeds.shape[0]} rows, expected {self._num_classes} classes")
-        with torch.autocast(visual_feats.device.type, enabled=False):
+        with without_autocast(visual_feats.device.type):
             exact = visual_feats.float()
             tokens = self.text_projection(text_embeds.float())
             if self.attentions:

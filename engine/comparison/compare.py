@@ -114,7 +114,7 @@ def compare_runs(
         gt_hash=first.results.gt_hash,
         samples=samples,
         seed=seed,
-        groups=_compare_groups(groups, of_groups, _normal_label(runs)),
+        groups=_compare_groups(groups, of_groups, judged_normal_label(runs)),
     )
 
 
@@ -130,7 +130,7 @@ def _option_problems(folders: Sequence[Path], labels: Sequence[str], samples: in
     return problems
 
 
-def _normal_label(runs: Sequence[RunResults]) -> int | None:
+def judged_normal_label(runs: Sequence[RunResults]) -> int | None:
     """Label of NORMAL where it has boxes, which are easy AP."""
     if all(run.results.metrics == run.results.metrics_defects for run in runs):
         return None
@@ -141,7 +141,7 @@ def _normal_label(runs: Sequence[RunResults]) -> int | None:
 def _compare_groups(
     groups: Sequence[Group], drawn: Sequence[Sequence[BootstrapResult]], normal: int | None
 ) -> list[GroupResult]:
-    metrics = [_metrics(results, normal) for results in drawn]
+    metrics = [resampled_metrics(results, normal) for results in drawn]
     compared = [_differences(of_group, metrics[0]) for of_group in metrics]
     compared[0] = {}
     corrected = _with_holm(compared)
@@ -149,8 +149,8 @@ def _compare_groups(
         GroupResult(
             group=group,
             metrics={name: estimate(runs) for name, runs in of_group.items()},
-            per_class_ap=_per_class(results, "ap"),
-            per_class_ap50=_per_class(results, "ap50"),
+            per_class_ap=per_class_estimates(results, "ap"),
+            per_class_ap50=per_class_estimates(results, "ap50"),
             cost=group_cost(group.runs),
             differences=differences,
         )
@@ -158,7 +158,8 @@ def _compare_groups(
     ]
 
 
-def _metrics(results: Sequence[BootstrapResult], normal: int | None) -> dict[str, list[Resampled]]:
+def resampled_metrics(results: Sequence[BootstrapResult], normal: int | None) -> dict[str, list[Resampled]]:
+    """AP, AP50, AP75 of each run; without the class `normal` too, where one is given."""
     metrics = {
         "AP": [Resampled(result.point_ap, result.ap) for result in results],
         "AP50": [Resampled(result.point_ap50, result.ap50) for result in results],
@@ -186,7 +187,8 @@ def _with_holm(compared: Sequence[Mapping[str, CorrectedDifference]]) -> list[di
     return corrected
 
 
-def _per_class(results: Sequence[BootstrapResult], metric: str) -> dict[str, Estimate]:
+def per_class_estimates(results: Sequence[BootstrapResult], metric: str) -> dict[str, Estimate]:
+    """Every class's `ap` or `ap50` over the runs."""
     points = [getattr(result, f"point_per_class_{metric}") for result in results]
     samples = [getattr(result, f"per_class_{metric}") for result in results]
     return {

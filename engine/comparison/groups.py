@@ -105,12 +105,20 @@ def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
     train = kept.get("train_dataloader")
     if isinstance(train, Mapping):
         kept["train_dataloader"] = {key: value for key, value in train.items() if key != "num_workers"}
+    fusion = kept.get("MultimodalFusion")
+    if isinstance(fusion, Mapping):
+        kept["MultimodalFusion"] = {key: value for key, value in fusion.items() if key != "seed"}
     return kept
 
 
 def _differences(members: Sequence[RunResults]) -> tuple[str, ...]:
     """Dotted keys in which the known configs differ."""
-    flat = [_flat(training_config(run.config)) for run in members if run.config is not None]
+    return config_differences([training_config(run.config) for run in members if run.config is not None])
+
+
+def config_differences(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Dotted keys in which configs differ."""
+    flat = [_flat(config) for config in configs]
     keys = sorted({key for leaves in flat for key in leaves})
     return tuple(key for key in keys if len({leaves.get(key, "absent") for leaves in flat}) > 1)
 

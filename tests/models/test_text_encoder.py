@@ -400,6 +400,17 @@ def test_real_sentence_embeddings_understand_english() -> None:
     assert hole @ opening > 0.5 > max(float(hole @ scratch), float(hole @ clean))
 
 
+def test_random_weights_are_told(tower: Path) -> None:
+    """Nothing that such an encoder gives can be evidence about texts."""
+    found = encode_texts([["a hole"], ["a crack"]], local(tower))
+    assert not found.has_real_weights and found.source.endswith(" (random weights)")
+
+
+@needs_minilm
+def test_learned_weights_are_told() -> None:
+    assert encode_texts([["a hole"]], TextEncoderConfig(name=MINILM, allow_download=False)).has_real_weights
+
+
 @needs_minilm
 def test_real_sentence_embeddings_match_phrasings_to_their_class() -> None:
     names = ["crazing", "inclusion", "patches", "pitted_surface", "rolled-in_scale", "scratches"]

@@ -1,0 +1,78 @@
+"""Does text help? Trains modes of text fusion with several seeds from one phase 1 checkpoint and compares them.
+
+`python ablate_text.py -c configs/neu_det_small_multimodal.yml -r outputs/neu_det_small/best.pth`: the same command goes
+on after an interruption and skips what is finished.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from engine.ablation.ablate import Ablation, ablate
+from engine.ablation.answer import MODES
+from engine.cli import (
+    add_config_argument,
+    add_device_argument,
+    add_overrides_argument,
+    run_script,
+    setup_logging,
+)
+from engine.distributed import cleanup, init_distributed
+from engine.reporting.labels import LANGUAGES
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_argument(parser, required=True, help_text="YAML config of phase 2, a *_multimodal.yml")
+    parser.add_argument(
+        "-r", "--resume", type=Path, required=True, metavar="PHASE1", help="phase 1 checkpoint all runs start from"
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        default=list(MODES),
+        metavar="MODE",
+        help=f"of {', '.join(MODES)} (default: all); verdicts need none, and learned to tell texts from parameters",
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds of every mode (default: 0 1 2)"
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of the runs (<mode>_seed<N>) and the tables (default: outputs/<config name>_ablation)",
+    )
+    parser.add_argument("--lang", choices=LANGUAGES, default="en", help="language of tables and figure (default: en)")
+    parser.add_argument("--samples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
+    add_overrides_argument(parser)
+    add_device_argument(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    setup_logging()
+    ablation = Ablation(
+        config=arguments.config,
+        phase_1=arguments.resume,
+        modes=arguments.modes,
+        seeds=arguments.seeds,
+        folder=arguments.output_dir or Path("outputs") / f"{arguments.config.stem}_ablation",
+        overrides=arguments.update,
+        samples=arguments.samples,
+        lang=arguments.lang,
+    )
+    dist = init_distributed(arguments.device)
+    setup_logging(is_main=dist.is_main)
+    try:
+        markdown = ablate(ablation, dist)
+    finally:
+        cleanup()
+    if markdown is not None:
+        sys.stdout.write(f"{markdown}\nWritten to {ablation.folder}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
