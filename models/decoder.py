@@ -22,7 +22,7 @@ from models.deformable_attention import DeformableAttention, split_heads
 from models.denoising import DenoisingQueries, make_denoising_queries
 from models.distribution import distance_to_box, weighting_function
 from models.hybrid_encoder import ConvNorm
-from models.layers import Mlp, SelfAttention
+from models.layers import Mlp, SelfAttention, without_autocast
 from models.text_fusion import TextFusion
 
 _PRIOR = 0.01
@@ -175,7 +175,9 @@ def make_anchors(shapes: Shapes, eps: float) -> Anchors:
     """Anchors of maps with sizes (h, w), fine to coarse (spec 5.1); those near the border are not valid."""
     levels = []
     for level, (height, width) in enumerate(shapes):
-        y, x = torch.meshgrid(torch.arange(0.5, height), torch.arange(0.5, width), indexing="ij")
+        y, x = torch.meshgrid(
+            *(torch.arange(side, dtype=torch.float32) + 0.5 for side in (height, width)), indexing="ij"
+        )
         size = torch.full_like(x, _ANCHOR_SIZE * 2.0**level)
         levels.append(torch.stack([x / width, y / height, size, size], dim=-1).flatten(0, 1))
     boxes = torch.cat(levels)[None]
@@ -214,7 +216,7 @@ class DEIMTransformer(nn.Module):
         width, num_layers = config.hidden_dim, config.num_layers
         self._config = config
         self._num_classes = num_classes
-        self._eval_layers = config.eval_idx % num_layers + 1
+        self.num_eval_layers = config.eval_idx % num_layers + 1
         self._anchor_cache: dict[tuple[Shapes, torch.device], Anchors] = {}
 
         self.up = nn.Parameter(torch.tensor([0.5]), requires_grad=False)
@@ -286,7 +288,7 @@ class DEIMTransformer(nn.Module):
     ) -> SelectedQueries:
         """The tokens with the best class score (spec 5.1). memory [B, L, D]."""
         # All tokens are ranked, outside the graph; only the chosen ones go through the heads with gradients.
-        with torch.autocast(memory.device.type, enabled=False):
+        with without_autocast(memory.device.type):
             tokens = memory.detach().float().masked_fill(~anchors.valid, 0)
             with torch.no_grad():
                 scores = _encoder_scores(self.enc_score_head, tokens, text_fusion).amax(dim=-1)
@@ -299,6 +301,10 @@ class DEIMTransformer(nn.Module):
         return SelectedQueries(indices, content, logits, reference_logits)
 
     def _anchors_for(self, shapes: Shapes, device: torch.device) -> Anchors:
+        if not all(isinstance(side, int) for shape in shapes for side in shape):
+            # An export for any size: the anchors become part of the graph.
+            made = make_anchors(shapes, self._config.eps)
+            return Anchors(made.logits.to(device), made.valid.to(device))
         key = (shapes, device)
         if key not in self._anchor_cache:
             # Kept for later steps, so they must not become inference tensors, which no backward pass may use.
@@ -351,7 +357,7 @@ class DEIMTransformer(nn.Module):
         bins = weighting_function(self._config.reg_max, self.up, self.reg_scale)
         boxes = reference_logits.sigmoid()
         position = self.query_pos_head(boxes).clamp(-10, 10)
-        num_layers = len(self.decoder.layers) if self.training else self._eval_layers
+        num_layers = len(self.decoder.layers) if self.training else self.num_eval_layers
         corners = torch.zeros((), device=target.device)
         previous = torch.zeros((), device=target.device)
         outputs: list[LayerOutput] = []

@@ -26,11 +26,11 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, width: int, num_heads: int, points_per_level: Sequence[int]) -> None:
         super().__init__()
-        self._num_heads = num_heads
-        self._points_per_level = tuple(points_per_level)
-        points = sum(self._points_per_level)
+        self.num_heads = num_heads
+        self.points_per_level = tuple(points_per_level)
+        points = sum(self.points_per_level)
         # Persistent: official files carry this constant, and their stored value is the one to use (spec 2.1).
-        scale = [1 / count for count in self._points_per_level for _ in range(count)]
+        scale = [1 / count for count in self.points_per_level for _ in range(count)]
         self.register_buffer("num_points_scale", torch.tensor(scale, dtype=torch.float32))
         self.sampling_offsets = nn.Linear(width, num_heads * points * 2)
         self.attention_weights = nn.Linear(width, num_heads * points)
@@ -41,10 +41,10 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.sampling_offsets.weight)
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
-        theta = torch.arange(self._num_heads) * (2 * math.pi / self._num_heads)
+        theta = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         direction = torch.stack([theta.cos(), theta.sin()], dim=-1)
         direction = direction / direction.abs().amax(dim=-1, keepdim=True)
-        steps = torch.cat([torch.arange(1, count + 1) for count in self._points_per_level])
+        steps = torch.cat([torch.arange(1, count + 1) for count in self.points_per_level])
         with torch.no_grad():
             self.sampling_offsets.bias.copy_((direction[:, None] * steps[:, None]).flatten())
 
@@ -60,7 +60,7 @@ class DeformableAttention(nn.Module):
             float32 [B, Q, D].
         """
         batch, queries, width = query.shape
-        per_head = (batch, queries, self._num_heads, -1)
+        per_head = (batch, queries, self.num_heads, -1)
         weights = self.attention_weights(query).view(per_head).float().softmax(dim=-1)
         offsets = self.sampling_offsets(query).float().view(*per_head, 2)
         centre, size = boxes[:, :, None, None, :2], boxes[:, :, None, None, 2:]
@@ -71,8 +71,8 @@ class DeformableAttention(nn.Module):
         weights = weights.permute(0, 2, 3, 1).flatten(0, 1)[:, None]
         levels = zip(
             values,
-            torch.split(grid, list(self._points_per_level), dim=1),
-            torch.split(weights, list(self._points_per_level), dim=2),
+            torch.split(grid, list(self.points_per_level), dim=1),
+            torch.split(weights, list(self.points_per_level), dim=2),
             strict=True,
         )
         read = [

@@ -196,6 +196,8 @@ class HybridEncoder(nn.Module):
         return out.transpose(1, 2).reshape(x.shape)
 
     def _position(self, height: int, width: int, device: torch.device) -> Tensor:
+        if not (isinstance(height, int) and isinstance(width, int)):  # an export for any size
+            return sine_position_embedding(height, width, self._width, self._temperature).to(device)
         key = (height, width, device)
         if key not in self._positions:
             # Kept for later steps, so it must not become an inference tensor, which no backward pass may use.

@@ -5,9 +5,18 @@ Legend: B images, Q tokens, D width.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
+    """Compute as written, also under autocast. Nothing where autocast is off: an exported graph stays free of it."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 class Mlp(nn.Module):
@@ -40,7 +49,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        self._num_heads = num_heads
+        self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -53,7 +62,7 @@ class SelfAttention(nn.Module):
         rows = 2 * width
         qk = F.linear(x + position, self.in_proj_weight[:rows], self.in_proj_bias[:rows])
         v = F.linear(x, self.in_proj_weight[rows:], self.in_proj_bias[rows:])
-        heads = (batch, tokens, -1, width // self._num_heads)
+        heads = (batch, tokens, -1, width // self.num_heads)
         q, k = qk.view(heads).transpose(1, 2).chunk(2, dim=1)
         out = F.scaled_dot_product_attention(q, k, v.view(heads).transpose(1, 2), attn_mask=allowed)
         projected: Tensor = self.out_proj(out.transpose(1, 2).reshape(batch, tokens, width))

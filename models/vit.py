@@ -42,8 +42,8 @@ class RotaryEmbedding(nn.Module):
     def forward(self, height: int, width: int, rescale: Tensor | None = None) -> Tensor:
         """Angles, float32 [height*width, d/2]: rows first, then columns; `rescale` [1] multiplies coordinates."""
         device = self.periods.device
-        rows = torch.arange(0.5, height, device=device) * (2 / height) - 1
-        columns = torch.arange(0.5, width, device=device) * (2 / width) - 1
+        rows = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) * (2 / height) - 1
+        columns = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) * (2 / width) - 1
         if rescale is not None:
             rows, columns = rows * rescale, columns * rescale
         frequency = 2 * math.pi / self.periods.float()
@@ -95,14 +95,14 @@ class Attention(nn.Module):
 
     def __init__(self, shape: ViTShape, dinov3: bool) -> None:
         super().__init__()
-        self._num_heads = shape.heads
+        self.num_heads = shape.heads
         self.qkv = MaskedKeyLinear(shape.width) if dinov3 else nn.Linear(shape.width, 3 * shape.width)
         self.proj = nn.Linear(shape.width, shape.width)
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
         batch, tokens, width = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self._num_heads, width // self._num_heads)
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
         q, k = rotation(qkv[:, :, :2]).permute(2, 0, 3, 1, 4)
         v = qkv[:, :, 2].transpose(1, 2)
         out = F.scaled_dot_product_attention(q, k, v)
@@ -206,7 +206,7 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self._dinov3 = dinov3
-        self._returned_blocks = tuple(returned_blocks)
+        self.returned_blocks = tuple(returned_blocks)
         self._gradient_checkpointing = gradient_checkpointing
         self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
         if dinov3:
@@ -218,7 +218,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(shape, dinov3, swiglu) for _ in range(shape.depth))
         self._init_weights()
         # Nothing reads the blocks after the last returned one. They stay, because weight files hold them.
-        self.blocks[self._returned_blocks[-1] + 1 :].requires_grad_(False)
+        self.blocks[self.returned_blocks[-1] + 1 :].requires_grad_(False)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -231,6 +231,11 @@ class VisionTransformer(nn.Module):
         else:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
 
+    @property
+    def num_prefix(self) -> int:
+        """P: the class token and the registers, which come before the patches."""
+        return 1 + (_NUM_REGISTERS if self._dinov3 else 0)
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W], sides multiples of 16 -> maps [B, D, Hp, Wp], one per returned block."""
         height, width = images.shape[-2] // PATCH_SIZE, images.shape[-1] // PATCH_SIZE
@@ -240,11 +245,11 @@ class VisionTransformer(nn.Module):
         rescales = self._dinov3 and self.training
         rotation = None
         maps = []
-        for index in range(self._returned_blocks[-1] + 1):
+        for index in range(self.returned_blocks[-1] + 1):
             if rotation is None or rescales:
                 rotation = self._rotation(height, width, num_prefix, rescales)
             x = self._run_block(self.blocks[index], x, rotation)
-            if index in self._returned_blocks:
+            if index in self.returned_blocks:
                 tokens = self.norm(x) if self._dinov3 else x
                 maps.append(tokens[:, num_prefix:].transpose(1, 2).reshape(x.shape[0], -1, height, width))
         return maps

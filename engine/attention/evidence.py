@@ -1,0 +1,252 @@
+"""Where the evidence for a class score lies in the image: Grad-CAM and its relatives for one query of a detector.
+
+A map belongs to a query (DEIMv2) or a detection (CNN baseline), not to the image: the gradient is that of its own
+class score. Sources: Grad-CAM, Selvaraju et al. 2017; HiResCAM, Draelos and Carin 2020; Eigen-CAM, Muhammad and
+Yeasin 2020.
+
+Legend: B images, D channels, h x w cells of a map, N = P + Hp*Wp tokens (P prefix tokens), Q queries, C classes,
+K detections.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.errors import UserError
+from models.baselines import TorchvisionDetector
+from models.detector import DEIM
+from models.vit import PATCH_SIZE
+
+EvidenceMethod = Literal["grad_cam", "hires_cam", "eigen_cam"]
+EVIDENCE_METHODS: tuple[EvidenceMethod, ...] = get_args(EvidenceMethod)
+
+_LOGIT_EPS = 1e-7
+
+
+@dataclass(frozen=True)
+class EvidenceLayer:
+    """A place in a detector whose output is one or several maps; `resolve_layer` makes it."""
+
+    name: str
+    """As the user writes it, e.g. `encoder`, `encoder.1`, `vit.5`."""
+    module: nn.Module
+    level: int | None
+    """Of a list of maps, which one; None: all of them, or the output is a single tensor."""
+    num_prefix: int | None = None
+    """The output are tokens [B, N, D] with so many before the patches; None: it is maps."""
+
+
+def layer_names(model: nn.Module) -> tuple[str, ...]:
+    """Every name that `resolve_layer` knows for this model, the default first.
+
+    Raises:
+        UserError: The model is neither DEIMv2 nor a baseline.
+    """
+    if isinstance(model, DEIM):
+        levels = ("", *(f".{level}" for level in range(len(model.backbone.norms))))
+        blocks = tuple(f"vit.{index}" for index in range(model.backbone.vit.returned_blocks[-1] + 1))
+        return (*(f"encoder{level}" for level in levels), *(f"backbone{level}" for level in levels), *blocks)
+    if isinstance(model, TorchvisionDetector):
+        body: Any = model.body
+        stages = len(body.return_layers)
+        return ("fpn", *(f"fpn.{k}" for k in range(stages)), "body", *(f"body.{k}" for k in range(stages)))
+    raise UserError(
+        f"Class evidence is defined for DEIMv2 and the CNN baselines, not for a model of type {type(model).__name__}."
+    )
+
+
+def resolve_layer(model: nn.Module, name: str | None = None) -> EvidenceLayer:
+    """The place that a name stands for.
+
+    DEIMv2: `encoder` (default) and `backbone` are the maps of strides 8, 16 and 32 together, with `.0`, `.1`, `.2` one
+    of them; `vit.K` the patch tokens after block K. Baselines: `fpn` (default) and `body`, likewise by level.
+
+    Raises:
+        UserError: The model has no such place; the message lists those it has.
+    """
+    known = layer_names(model)
+    name = known[0] if name is None else name
+    if name not in known:
+        raise UserError(f"Layer {name!r}: this model has no such place; choose one of {', '.join(known)}.")
+    part, _, number = name.partition(".")
+    level = int(number) if number else None
+    if isinstance(model, DEIM):
+        if part == "vit":
+            vit = model.backbone.vit
+            return EvidenceLayer(name, vit.blocks[int(number)], None, vit.num_prefix)
+        return EvidenceLayer(name, model.encoder if part == "encoder" else model.backbone, level)
+    assert isinstance(model, TorchvisionDetector)
+    return EvidenceLayer(name, model.body if part == "body" else model.detector.backbone, level)
+
+
+def evidence_map(
+    model: nn.Module,
+    image: Tensor,
+    query: int,
+    label: int,
+    method: EvidenceMethod = "grad_cam",
+    layer: str | None = None,
+) -> Tensor:
+    """What the score of `label` at `query` rests on.
+
+    `grad_cam` weighs channels by their mean gradient; `hires_cam` multiplies gradient and activation cell by cell,
+    which keeps the place and therefore tells one object of a class from the next; `eigen_cam` is the strongest
+    pattern in the map, whatever the query is. What counts is what later parts read in a map directly, not what reaches
+    them through another map of the same list. Several maps are added up as shares: a coarse cell's evidence is spread
+    over the finer cells that it covers.
+
+    Args:
+        model: DEIMv2 or a baseline, in evaluation mode. Nothing in it changes, no gradient is left behind.
+        image: float [1, 3, H, W], normalised.
+        query: Index of the query (DEIMv2), or of the detection (baseline).
+        label: Contiguous class label; a detection of a baseline has a score for its own only.
+        method: See above.
+        layer: See `resolve_layer`.
+
+    Returns:
+        float32 [h, w] on the CPU, >= 0, at the resolution of the finest map.
+
+    Raises:
+        UserError: The model has no such layer.
+        ValueError: The model is in training mode, there is more than one image, no such query, or no score for the
+            label.
+    """
+    if model.training:
+        raise ValueError("the model must be in evaluation mode")
+    if image.shape[0] != 1:
+        raise ValueError(f"expected one image, found {image.shape[0]}")
+    place = resolve_layer(model, layer)
+    if method == "eigen_cam":
+        with torch.no_grad(), _tapped(model, place) as taken:
+            model(image)
+        return _add_up([_share(_eigen_cam(x[0])) for x in _as_maps(taken, place, image)]).cpu()
+    with torch.enable_grad(), _tapped(model, place) as taken:
+        score = class_logit(model(image), query, label)
+        gradients = torch.autograd.grad(score, taken, allow_unused=True)
+    filled = [torch.zeros_like(x) if g is None else g for x, g in zip(taken, gradients, strict=True)]
+    pairs = zip(_as_maps(taken, place, image), _as_maps(filled, place, image), strict=True)
+    weigh = grad_cam if method == "grad_cam" else hires_cam
+    return _add_up([weigh(x[0].detach(), g[0]) for x, g in pairs]).clamp(min=0).cpu()
+
+
+def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """[D, h, w], [D, h, w] -> signed [h, w]: channels weighted by their mean gradient."""
+    return (gradient.mean(dim=(1, 2), keepdim=True) * activation).sum(dim=0).float()
+
+
+def hires_cam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """[D, h, w], [D, h, w] -> signed [h, w]: first-order contribution of every cell."""
+    return (gradient * activation).sum(dim=0).float()
+
+
+def class_logit(outputs: Any, query: int, label: int) -> Tensor:
+    """The score of a class as a logit, scalar, with its graph.
+
+    Args:
+        outputs: Of `model(image)` in evaluation: DEIMv2's dict or a baseline's list, one image.
+        query: Row of `pred_logits`, or index of the detection.
+        label: Contiguous.
+
+    Raises:
+        ValueError: There is no such query or detection, or the detection is of another class.
+    """
+    if isinstance(outputs, Mapping):
+        logits: Tensor = outputs["pred_logits"][0]
+        if not (0 <= query < logits.shape[0] and 0 <= label < logits.shape[1]):
+            raise ValueError(f"query {query}, label {label}: there are {logits.shape[0]} and {logits.shape[1]}")
+        return logits[query, label]
+    scores, labels = outputs[0]["scores"], outputs[0]["labels"]
+    if not 0 <= query < len(scores):
+        raise ValueError(f"detection {query}: there are {len(scores)}")
+    if int(labels[query]) != label:
+        raise ValueError(f"detection {query} is of class {int(labels[query])} and has no score for class {label}")
+    return torch.logit(scores[query], eps=_LOGIT_EPS)
+
+
+def enlarge(evidence: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """A map [h, w] -> float32 [H, W] by bilinear interpolation: what is laid over the image."""
+    batch = evidence[None, None].float()
+    out: Tensor = F.interpolate(batch, size=size_hw, mode="bilinear", align_corners=False)[0, 0]
+    return out
+
+
+def _eigen_cam(activation: Tensor) -> Tensor:
+    """[D, h, w] -> [h, w]: projection on the first right singular vector, signed so that most of it is positive."""
+    channels, height, width = activation.shape
+    rows = activation.detach().float().reshape(channels, -1).T
+    # The first eigenvector of the small D x D matrix; an SVD of all cells would take far longer.
+    direction = torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -1]
+    projected = (rows @ direction).reshape(height, width)
+    upright: Tensor = projected.clamp(min=0) if projected.sum() >= 0 else (-projected).clamp(min=0)
+    return upright
+
+
+def _share(evidence: Tensor) -> Tensor:
+    """Summing to 1: activations of different levels have no common unit."""
+    total = evidence.sum()
+    return evidence / total if total > 0 else evidence
+
+
+def _add_up(maps: Sequence[Tensor]) -> Tensor:
+    """One map at the finest resolution; the sum over all cells stays (but for the rims of the interpolation)."""
+    finest = max(maps, key=Tensor.numel)
+    size_hw = (finest.shape[0], finest.shape[1])
+    return torch.stack([enlarge(x, size_hw) * (x.numel() / finest.numel()) for x in maps]).sum(dim=0)
+
+
+def _as_maps(tensors: Sequence[Tensor], layer: EvidenceLayer, image: Tensor) -> list[Tensor]:
+    """[B, D, h, w] each; tokens go back to where their patches are."""
+    if layer.num_prefix is None:
+        return list(tensors)
+    grid = (image.shape[-2] // PATCH_SIZE, image.shape[-1] // PATCH_SIZE)
+    return [x[:, layer.num_prefix :].transpose(1, 2).unflatten(2, grid) for x in tensors]
+
+
+@contextmanager
+def _tapped(model: nn.Module, layer: EvidenceLayer) -> Iterator[list[Tensor]]:
+    """Inside, the layer's maps become leaves of the graph, which are collected; afterwards nothing is left.
+
+    No parameter requires a gradient meanwhile, so the graph holds only what lies between the leaves and the score:
+    that bounds the memory and leaves every `.grad` alone.
+    """
+    taken: list[Tensor] = []
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    handles = [layer.module.register_forward_hook(lambda _module, _inputs, out: _make_leaves(out, layer.level, taken))]
+    if isinstance(model, DEIM) and torch.is_grad_enabled():
+        # A frozen ViT runs under no_grad, which ends, whatever is set inside, with the ViT's own call.
+        handles.append(model.backbone.dinov3.register_forward_pre_hook(_enable_grad))
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield taken
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        for handle in handles:
+            handle.remove()
+
+
+def _enable_grad(_module: nn.Module, _inputs: Any) -> None:
+    torch.set_grad_enabled(True)
+
+
+def _make_leaves(output: Any, level: int | None, taken: list[Tensor]) -> Any:
+    """The output with the chosen tensors as leaves; a list or dict keeps its form."""
+    if isinstance(output, Tensor):
+        leaf = output.detach().requires_grad_(torch.is_grad_enabled())
+        taken.append(leaf)
+        return leaf
+    items = list(output.items()) if isinstance(output, Mapping) else list(enumerate(output))
+    made = [
+        (key, _make_leaves(value, None, taken) if level is None or level == place else value)
+        for place, (key, value) in enumerate(items)
+    ]
+    return OrderedDict(made) if isinstance(output, Mapping) else [value for _, value in made]

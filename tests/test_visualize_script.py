@@ -1,0 +1,221 @@
+"""`visualize_attention.py` as a user meets it."""
+
+import contextlib
+import io
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from data.classes import ClassMap
+from engine.attention.scoring import ScoreOptions
+from engine.checkpoint import save_checkpoint
+from engine.config import config_to_dict, load_config
+from engine.reporting.style import save_figure
+from models.detector import build_detector
+from tests.support.baselines import write_tiny_baseline
+from tests.support.tiny_run import CLASS_NAMES, ROOT, write_tiny_config, write_tiny_data
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data with ground truth, a folder of odd images, a checkpoint of DEIMv2 and one of a baseline."""
+    folder = tmp_path_factory.mktemp("look")
+    write_tiny_data(folder, num_val=4)
+    configs = {
+        "tiny": write_tiny_config(folder),
+        "cnn": write_tiny_baseline(folder, "fcos_resnet18", extra="  score_thresh: 0.0\n"),
+    }
+    for name, path in configs.items():
+        config = load_config(path)
+        torch.manual_seed(0)
+        content = {
+            "model": build_detector(config).state_dict(),
+            "config": config_to_dict(config),
+            "classes": ClassMap((3, 7), CLASS_NAMES).to_dict(),
+        }
+        save_checkpoint(folder / "run" / f"{name}.pth", content)
+    odd = folder / "odd"
+    (odd / "below").mkdir(parents=True)
+    (folder / "empty").mkdir()
+    (folder / "empty" / "figure.pdf").write_bytes(b"%PDF")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 65535, (30, 90), dtype=np.uint16)).save(odd / "deep.png")
+    Image.fromarray(rng.integers(0, 255, (70, 50, 4), dtype=np.uint8)).save(odd / "below" / "DEEP.png")
+    (odd / "broken.png").write_bytes(b"\x89PNG no more")
+    (odd / "notes.txt").write_text("not an image", encoding="utf-8")
+    return folder
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def run_here(*arguments: str | Path, cwd: Path) -> Outcome:
+    """The script in this process, which spares loading torch again."""
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv
+    sys.argv = ["visualize_attention.py", "-d", "cpu", *map(str, arguments)]
+    try:
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(str(ROOT / "visualize_attention.py"), run_name="__main__")
+    except SystemExit as leave:
+        code = leave.code
+    finally:
+        sys.argv = before
+    assert isinstance(code, int)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """Figures are put together, but of an image only `main` is painted: that takes most of the time."""
+
+    drawn: dict[str, Figure] = {}
+
+    def touch(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+        drawn[name] = figure
+        if name in ("main", "overview"):
+            return save_figure(figure, folder, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = folder / f"{name}.png", folder / f"{name}.pdf"
+        for path in paths:
+            path.touch()
+        return paths
+
+    monkeypatch.setattr("engine.attention.run.save_figure", touch)
+    return drawn
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_everything_of_a_validation_image(tiny: Path, unpainted: dict[str, Figure]) -> None:
+    before = (tiny / "run" / "tiny.pth").read_bytes()
+    done = run_here("-r", "run/tiny.pth", "--from-val", "1", "--top", "1", "--lang", "es", cwd=tiny)
+    assert done.code == 0, done.err
+    assert (tiny / "run" / "tiny.pth").read_bytes() == before
+    folder = tiny / "run" / "attention_tiny"
+    names = {path.stem for path in (folder / "0").glob("*.png")}
+    query = next(name for name in names if name.startswith("object_q"))
+    assert names == {"main", "heads_cls", "heads_patch", "features", "queries", "evidence", query}
+    for name in names:
+        assert (folder / "0" / f"{name}.pdf").is_file()
+        sidecar = read(folder / "0" / f"{name}.json")
+        assert sidecar["figure"] == name and sidecar["image"]["size_wh"] == [64, 64]
+        assert len(sidecar["checkpoint"]["sha256"]) == len(sidecar["image"]["sha256"]) == 64
+        assert sidecar["settings"]["lang"] == "es" and "--from-val" in sidecar["command"]
+    caption = read(folder / "0" / "heads_cls.json")["caption"]
+    assert "El CLS del último bloque nunca llega al detector" in caption
+    assert read(folder / "0" / "heads_cls.json")["drawn"]["vit_blocks"] == [0, 1, 2]
+    assert f"object_q{read(folder / '0' / f'{query}.json')['drawn']['query']}" == query
+    bar = next(axes for axes in unpainted["main"].axes if axes.get_xlabel() == "Proporción de la atención")
+    ticks = [tick.get_text() for tick in bar.get_xticklabels()]
+    assert any("," in tick for tick in ticks) and not any("." in tick for tick in ticks)
+    assert b"/Font" in (folder / "0" / "main.pdf").read_bytes(), "text stays text"
+    with Image.open(folder / "overview.png") as picture:
+        assert picture.size[0] == 1259, "16 cm at 200 dpi"
+    assert read(folder / "run.json")["left_out"] == []
+    assert f"{len(names) + 1} figures of 1 images" in done.out
+
+
+def test_unreadable_files_come_last_and_the_rest_is_done(tiny: Path, unpainted: dict[str, Figure]) -> None:
+    chosen = ["--what", "decoder", "--query", "5", "--output-dir", "odd_out"]
+    done = run_here("-r", "run/tiny.pth", "--images", "odd", *chosen, cwd=tiny)
+    assert done.code == 1, done.err
+    assert "1 images left out:" in done.out and "broken.png" in done.out and "notes.txt" not in done.out
+    drawn = {path.name for path in (tiny / "odd_out").iterdir() if path.is_dir()}
+    assert drawn == {"DEEP", "deep_2"}, "names that Windows would take for the same get a number"
+    assert (tiny / "odd_out" / "deep_2" / "object_q5.png").is_file()
+    assert not (tiny / "odd_out" / "deep_2" / "features.png").exists()
+    assert "broken.png" in read(tiny / "odd_out" / "run.json")["left_out"][0]
+
+
+def test_layers_and_a_point(tiny: Path, unpainted: dict[str, Figure]) -> None:
+    chosen = ["--what", "backbone", "--layers", "0", "2", "--point", "40", "10", "--output-dir", "point"]
+    done = run_here("-r", "run/tiny.pth", "--images", "val/0.png", *chosen, cwd=tiny)
+    assert done.code == 0, done.err
+    drawn = read(tiny / "point" / "0" / "heads_patch.json")["drawn"]
+    assert drawn["vit_blocks"] == [0, 2] and drawn["focus_patches"] == [2] and drawn["grid_hw"] == [4, 4]
+
+
+def test_a_baseline_has_evidence_alone(tiny: Path, unpainted: dict[str, Figure]) -> None:
+    done = run_here("-r", "run/cnn.pth", "--from-val", "1", "--output-dir", "cnn", cwd=tiny)
+    assert done.code == 0, done.err
+    assert {path.stem for path in (tiny / "cnn" / "0").glob("*.png")} == {"main", "evidence"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-r", "run/tiny.pth"], "give --images PATH_OR_FOLDER, or --from-val N"),
+        (["-r", "run/tiny.pth", "--images", "nowhere"], "nowhere: there is no such file or folder"),
+        (["-r", "run/tiny.pth", "--images", "empty"], "no image file in this folder"),
+        (["-r", "run/tiny.pth", "--from-val", "-1"], "--from-val -1: expected"),
+        (["-r", "run/tiny.pth", "--from-val", "1", "--layers", "3", "7"], "--layers 3 7: the ViT runs blocks 0 to 2"),
+        (["-r", "run/tiny.pth", "--from-val", "1", "--top", "0", "--min-score", "2"], "--min-score 2: expected 0 to 1"),
+        (["-r", "run/tiny.pth", "--from-val", "1", "--point", "-1", "3"], "--point -1 3: expected pixels"),
+        (["-r", "run/tiny.pth", "--images", "val/0.png", "--point", "64", "3"], "lies outside the image"),
+        (["-r", "run/tiny.pth", "--images", "val/0.png", "--query", "12"], "they go from 0 to 11"),
+        (["-r", "run/tiny.pth", "--images", "odd/broken.png"], "None of the 1 images could be drawn"),
+        (["-r", "run/cnn.pth", "--from-val", "1", "--what", "decoder"], "--what decoder: not defined for a CNN"),
+        (["-r", "run/cnn.pth", "--from-val", "1", "--layers", "all"], "--layers: not defined for a CNN"),
+    ],
+)
+def test_mistakes_are_named(tiny: Path, arguments: list[str], message: str) -> None:
+    done = run_here(*arguments, "--output-dir", "wrong", cwd=tiny)
+    assert done.code == 2 and message in done.err and "Traceback" not in done.err
+
+
+def test_scoring_gets_what_was_asked_for(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def record(*arguments: Any, **options: Any) -> str:
+        calls.append((arguments, options))
+        return "the table"
+
+    monkeypatch.setattr("engine.attention.score_run.score", record)
+    chosen = [
+        "--score",
+        "7",
+        "--min-score",
+        "0.2",
+        "--score-steps",
+        "5",
+        "--score-baseline",
+        "mean",
+        "--bootstrap",
+        "9",
+    ]
+    more = ["--score-layer", "vit.1", "--seed", "3", "--lang", "es", "--output-dir", "judged"]
+    done = run_here("-r", "run/tiny.pth", *chosen, *more, cwd=tiny)
+    assert done.code == 0, done.err
+    assert "the table" in done.out and not (tiny / "judged").exists(), "no figures unless images are named"
+    (((detector, count, folder), options),) = calls
+    assert (detector.path, count, folder) == (Path("run/tiny.pth"), 7, Path("judged/score"))
+    asked = ScoreOptions(steps=5, baseline="mean", score_threshold=0.2, samples=9, seed=3)
+    assert options == {"lang": "es", "layer": "vit.1", "options": asked}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--score", "0"], "--score 0: expected the number of images"),
+        (["--score", "2", "--score-steps", "1", "--bootstrap", "-1"], "--score-steps 1: expected 2 or more"),
+        (["--score", "2", "--score-layer", "fpn"], "Layer 'fpn': this model has no such place"),
+    ],
+)
+def test_mistakes_in_scoring_are_named(tiny: Path, arguments: list[str], message: str) -> None:
+    done = run_here("-r", "run/tiny.pth", *arguments, "--output-dir", "wrong", cwd=tiny)
+    assert done.code == 2 and message in done.err and "Traceback" not in done.err
+    assert not (tiny / "wrong").exists()
