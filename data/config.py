@@ -110,6 +110,24 @@ class RandomVerticalFlipOp(_Section):
     p: Fraction = 0.5
 
 
+class RandomRotate90Op(_Section):
+    """One, two or three quarter turns: for surfaces without a direction."""
+
+    type: Literal["RandomRotate90"] = "RandomRotate90"
+    p: Fraction = 0.5
+
+
+class RandomGammaOp(_Section):
+    """Grey-level jitter: value^gamma + shift, values in [0, 1], the same for all channels."""
+
+    type: Literal["RandomGamma"] = "RandomGamma"
+    gamma: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.7, 1.4)
+    """Drawn evenly on a logarithmic scale; below 1 is brighter."""
+    shift: tuple[Annotated[float, Field(ge=-1, le=1)], Annotated[float, Field(ge=-1, le=1)]] = (-0.05, 0.05)
+    """Fraction of the range of values."""
+    p: Fraction = 0.5
+
+
 class ResizeOp(_Section):
     """To a fixed size, aspect not kept, antialiased bilinear."""
 
@@ -150,6 +168,8 @@ Op = Annotated[
     | SanitizeBoundingBoxesOp
     | RandomHorizontalFlipOp
     | RandomVerticalFlipOp
+    | RandomRotate90Op
+    | RandomGammaOp
     | ResizeOp
     | ConvertPILImageOp
     | NormalizeOp
@@ -164,6 +184,8 @@ OpName = Literal[
     "SanitizeBoundingBoxes",
     "RandomHorizontalFlip",
     "RandomVerticalFlip",
+    "RandomRotate90",
+    "RandomGamma",
     "Resize",
     "ConvertPILImage",
     "Normalize",
@@ -209,6 +231,9 @@ class DatasetConfig(_Section):
     ann_file: PortablePath
     return_masks: Literal[False] = False
     transforms: TransformsConfig = TransformsConfig()
+    cache_mib: NonNegativeInt = 1024
+    """Memory for decoded training images, MiB, shared by the workers of a process; at most half of what is free.
+    0 reads every image from its file each time. Never changes a result."""
 
     def require_paths(self, section: str) -> None:
         """Raise UserError if a path still holds `${NAME}`, that is, NAME was not set when the config was read.
@@ -268,6 +293,9 @@ class LoaderConfig(_Section):
     """Images per optimiser step: processes x micro-batch x accumulation steps."""
     batch_size: PositiveInt | None = None
     """Images per micro-batch and process; instead of `total_batch_size`."""
+    repeat_factor_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Training only: images with a class that fewer than this fraction of the images hold come more often,
+    sqrt(threshold / fraction) times on average (LVIS, Gupta et al. 2019). null: every image once an epoch."""
 
 
 class DataConfig(_Section):
@@ -332,6 +360,11 @@ def data_problems(config: DataConfig) -> list[str]:
         problems += _loader_problems(name, loader)
         problems += _transform_problems(f"{name}.dataset.transforms", loader.dataset.transforms)
     problems += _train_problems(config)
+    problems += [
+        f"{name}.repeat_factor_threshold: every image is judged once; remove it here, it is for train_dataloader"
+        for name, loader in loaders(config).items()
+        if name != "train_dataloader" and loader.repeat_factor_threshold is not None
+    ]
     normalizations = {name: loader.dataset.transforms.normalize for name, loader in loaders(config).items()}
     if len({str(normalization) for normalization in normalizations.values()}) > 1:
         problems.append(
@@ -365,6 +398,8 @@ def _transform_problems(path: str, transforms: TransformsConfig) -> list[str]:
     for op in transforms.ops:
         if isinstance(op, MosaicOp) and op.scaling_range[0] > op.scaling_range[1]:
             problems.append(f"{path}.ops: Mosaic scaling_range {list(op.scaling_range)} must rise")
+        if isinstance(op, RandomGammaOp) and (op.gamma[0] > op.gamma[1] or op.shift[0] > op.shift[1]):
+            problems.append(f"{path}.ops: RandomGamma gamma {list(op.gamma)} and shift {list(op.shift)} must rise")
         if isinstance(op, RandomZoomOutOp) and op.side_range[0] > op.side_range[1]:
             problems.append(f"{path}.ops: RandomZoomOut side_range {list(op.side_range)} must rise")
         if isinstance(op, RandomIoUCropOp) and (

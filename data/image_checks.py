@@ -85,6 +85,50 @@ def check_images(
     return problems
 
 
+def alike_groups(split: CocoSplit, *, progress: bool = True) -> tuple[npt.NDArray[np.int64], list[Problem]]:
+    """Which images of a split look alike, directly or through others, as `check_images` compares splits.
+
+    Args:
+        split: Its files exist.
+        progress: Show a bar on stderr, if that is a terminal.
+
+    Returns:
+        [I] the number of each image's group, from 0 in order of appearance; and what is wrong with the images.
+    """
+    bar = tqdm(_inspect_all(split), "open images", len(split), unit="image", disable=None if progress else True)
+    found = list(bar)
+    group = list(range(len(found)))
+
+    def root(index: int) -> int:
+        while group[index] != index:
+            group[index] = group[group[index]]
+            index = group[index]
+        return index
+
+    first_of: dict[bytes, int] = {}
+    for index, inspection in enumerate(found):
+        if inspection.pixel_hash:
+            group[root(index)] = root(first_of.setdefault(inspection.pixel_hash, index))
+    for i, j in _similar_pairs(found):
+        group[root(i)] = root(j)
+    roots = [root(index) for index in range(len(found))]
+    numbers = {one: number for number, one in enumerate(dict.fromkeys(roots))}
+    return np.array([numbers[one] for one in roots], dtype=np.int64), _file_problems(split, found)
+
+
+def _similar_pairs(inspections: Sequence[_Inspection]) -> Iterator[tuple[int, int]]:
+    """All pairs of one list within `NEAR_DUPLICATE_BITS`."""
+    index = [i for i, inspection in enumerate(inspections) if inspection.look is not None]
+    if not index:
+        return
+    signs = np.stack([_signs(inspections[i]) for i in index])
+    for start in range(0, len(index), 256):
+        differing = (_HASH_BITS - signs[start : start + 256] @ signs.T) / 2
+        for row, column in np.argwhere(differing <= NEAR_DUPLICATE_BITS).tolist():
+            if start + row < column:
+                yield index[start + row], index[column]
+
+
 def _inspect_all(split: CocoSplit) -> Iterator[_Inspection]:
     paths = [image.path for image in split.images]
     with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:  # decoding releases the interpreter lock

@@ -1,13 +1,16 @@
-"""Any image file -> RGB uint8, as a person sees it.
+"""Any image file -> RGB uint8, as a person sees it; for training also at a half, a quarter, an eighth of its size.
 
 Legend: H, W height and width in pixels after EXIF rotation.
 """
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
@@ -20,6 +23,16 @@ _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _EXIF_ORIENTATION = 0x0112
+_END_OF_JPEG = b"\xff\xd9"
+
+REDUCTIONS = (1, 2, 4, 8)
+"""Images for training are read at full size or at one of these fractions of it."""
+_JPEG_FLAGS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,11 @@ class ImageFacts:
     """A palette with a transparent entry."""
 
     @property
+    def upright_wh(self) -> tuple[int, int]:
+        """Width and height after EXIF rotation."""
+        return self.size_wh[::-1] if self.orientation >= 5 else self.size_wh
+
+    @property
     def is_16_bit(self) -> bool:
         """Grey with more than 8 bits."""
         return self.mode in _SIXTEEN_BIT_MODES
@@ -46,6 +64,12 @@ class ImageFacts:
     def may_have_alpha(self) -> bool:
         """Whether pixels can be transparent."""
         return self.has_palette_alpha or self.mode in _ALPHA_MODES
+
+
+def as_pixels(array: Any) -> PixelArray:
+    """The array itself: OpenCV's annotations do not tell that uint8 stays uint8."""
+    pixels: PixelArray = array
+    return pixels
 
 
 def decode_image(path: Path) -> PixelArray:
@@ -69,10 +93,45 @@ def read_image(path: Path) -> tuple[PixelArray, ImageFacts]:
     Raises:
         UserError: As `decode_image`.
     """
+    return _read(path, 1, fast=False)
+
+
+def read_facts(path: Path) -> ImageFacts:
+    """What a file says of itself; its pixels are not decoded.
+
+    Raises:
+        UserError: The file is missing or not an image.
+    """
     try:
         with Image.open(path) as image:
+            return _facts(image)
+    except FileNotFoundError:
+        raise UserError(f"{path}: the image file does not exist.") from None
+    except Exception as error:  # as in `_read`
+        raise UserError(f"{path}: cannot be read as an image ({type(error).__name__}). Replace the file.") from error
+
+
+def read_reduced(path: Path, reduction: int) -> tuple[PixelArray, ImageFacts]:
+    """An image for training, as fast as it gets, at 1/`reduction` of its size (one of `REDUCTIONS`), rounded up.
+
+    Ordinary JPEG files are decoded by OpenCV, with the pixels of `read_image` at full size (both are libjpeg) and
+    by libjpeg's scaled decoding below it; everything else is read by `read_image` and averaged over squares. A
+    pixel of the result covers `reduction` x `reduction` pixels of the image, those of the last row and column
+    perhaps fewer.
+
+    Raises:
+        UserError: As `decode_image`.
+    """
+    return _read(path, reduction, fast=True)
+
+
+def _read(path: Path, reduction: int, *, fast: bool) -> tuple[PixelArray, ImageFacts]:
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
             facts = _facts(image)
-            return _to_rgb(image, path), facts
+            pixels = _fast_jpeg(data, image, facts, reduction) if fast else None
+            return reduced(_to_rgb(image, path), reduction) if pixels is None else pixels, facts
     except UserError:
         raise
     except FileNotFoundError:
@@ -82,6 +141,34 @@ def read_image(path: Path) -> tuple[PixelArray, ImageFacts]:
         raise UserError(
             f"{path}: cannot be read as an image ({reason}). Replace the file or remove its entry."
         ) from error
+
+
+def _fast_jpeg(data: bytes, image: Image.Image, facts: ImageFacts, reduction: int) -> PixelArray | None:
+    """OpenCV's pixels, or None where Pillow should read: odd formats, rotated or damaged files.
+
+    OpenCV fills up what a cut-off file lacks instead of refusing it, hence the look at its end.
+    """
+    if image.format != "JPEG" or facts.mode not in ("RGB", "L") or facts.orientation != 1:
+        return None
+    if not data.endswith(_END_OF_JPEG):
+        return None
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _JPEG_FLAGS[reduction])
+    width, height = (-(-side // reduction) for side in facts.size_wh)
+    if pixels is None or pixels.shape != (height, width, 3):
+        return None
+    return as_pixels(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels))
+
+
+def reduced(image: PixelArray, reduction: int) -> PixelArray:
+    """uint8 [H, W, 3] -> [ceil(H / reduction), ceil(W / reduction), 3], means of squares; the image itself for 1."""
+    if reduction == 1:
+        return image
+    height, width = image.shape[:2]
+    bottom, right = -height % reduction, -width % reduction
+    if bottom or right:
+        image = as_pixels(cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE))
+    size_wh = (image.shape[1] // reduction, image.shape[0] // reduction)
+    return as_pixels(cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA))
 
 
 def _facts(image: Image.Image) -> ImageFacts:

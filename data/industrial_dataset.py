@@ -5,11 +5,11 @@ A sample depends only on (seed, epoch, index): not on the worker that makes it, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,10 +18,15 @@ from data.batch import Target
 from data.coco import CocoSplit, size_problem
 from data.config import DataConfig, LoaderConfig
 from data.errors import UserError
-from data.images import read_image, resize_antialiased
+from data.images import ImageFacts, PixelArray, read_image, read_reduced, resize_antialiased
 from data.mix import mosaic
+from data.pixel_cache import PixelCache
+from data.scene import Scene, draw, scene_of
 from data.schedule import EpochPlan, epoch_plan
-from data.transforms import LabelledImage, TrainTransform, labelled_image, output_size_hw, to_target
+from data.transforms import TrainTransform, output_size_hw, to_target
+
+FloatArray = npt.NDArray[np.float64]
+LabelArray = npt.NDArray[np.int64]
 
 SAMPLE_STREAM, BATCH_STREAM, SHUFFLE_STREAM = 1, 2, 3
 """First number of every random seed, so that no two purposes share one."""
@@ -36,6 +41,8 @@ class SampleKey:
     """Number of the micro-batch in the epoch."""
     index: int
     """Position in the split."""
+    copy: int = 0
+    """Which one, where an epoch has the image several times (`repeat_factor_threshold`)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,15 @@ def pixel_mean_std(config: DataConfig) -> tuple[tuple[float, float, float], tupl
 class IndustrialDataset(Dataset[Sample]):
     """Images of a split with their boxes; augmented in training, only resized otherwise."""
 
-    def __init__(self, split: CocoSplit, loader: LoaderConfig, *, training: bool, seed: int = 0) -> None:
+    def __init__(
+        self,
+        split: CocoSplit,
+        loader: LoaderConfig,
+        *,
+        training: bool,
+        seed: int = 0,
+        cache: PixelCache | None = None,
+    ) -> None:
         """Nothing is read yet.
 
         Args:
@@ -73,6 +88,7 @@ class IndustrialDataset(Dataset[Sample]):
             loader: Transforms, and the collate section for the schedule.
             training: Whether to augment.
             seed: Of the run.
+            cache: Of training images' pixels.
 
         Raises:
             UserError: The transforms cannot work (see `TrainTransform`).
@@ -80,7 +96,9 @@ class IndustrialDataset(Dataset[Sample]):
         self.split = split
         self._config = loader
         self._seed = seed
-        self._size_hw = output_size_hw(loader.dataset.transforms)
+        self.size_hw = output_size_hw(loader.dataset.transforms)
+        """Height and width of the Resize op."""
+        self._cache = cache
         self._transform = TrainTransform(loader.dataset.transforms) if training else None
 
     def __len__(self) -> int:
@@ -95,57 +113,94 @@ class IndustrialDataset(Dataset[Sample]):
         Raises:
             UserError: The image is unreadable, or its size is not what the annotations say.
         """
-        key = SampleKey(0, 0, key) if isinstance(key, int) else key
+        return self.sample(SampleKey(0, 0, key) if isinstance(key, int) else key)
+
+    def sample(self, key: SampleKey, out: Tensor | None = None) -> Sample:
+        """Image and target.
+
+        Args:
+            key: Of the sample.
+            out: uint8 [3, h, w] to draw the image into, of any size in training. None makes one of `size_hw`.
+
+        Raises:
+            UserError: As `__getitem__`.
+        """
+        out = torch.empty((3, *self.size_hw), dtype=torch.uint8) if out is None else out
+        size_hw = (out.shape[1], out.shape[2])
         image = self.split.images[key.index]
-        transform = self._transform
-        source = self._resized(key.index) if transform is None else self._augmented(transform, key)
-        pixels, target = to_target(source)
-        return Sample(pixels, target, image.id, (image.width, image.height), key)
+        if self._transform is None:
+            pixels, boxes, labels = self._resized(key.index, size_hw)
+        else:
+            pixels, scene = draw(self._augmented(self._transform, key), size_hw)
+            boxes, labels = scene.boxes_xyxy, scene.labels
+        cv2.split(pixels, list(out.numpy()))
+        return Sample(out, to_target(boxes, labels, size_hw), image.id, (image.width, image.height), key)
 
     def plan(self, epoch: int) -> EpochPlan:
         """What is on in an epoch."""
         return epoch_plan(self._config.dataset.transforms, self._config.collate_fn, epoch)
 
-    def load(self, index: int) -> LabelledImage:
-        """The image as it is, with its boxes; crowd boxes are left out."""
-        image = self.split.images[index]
-        pixels, facts = read_image(image.path)
-        problem = size_problem(self.split, image, facts, (pixels.shape[1], pixels.shape[0]))
+    def pixels(self, index: int, reduction: int) -> PixelArray:
+        """An image for training at 1/`reduction` of its size (see `read_reduced`), perhaps from the cache.
+
+        Raises:
+            UserError: The image is unreadable, or its size is not what the annotations say.
+        """
+        cached = None if self._cache is None else self._cache.get(index, reduction)
+        if cached is not None:
+            return cached
+        pixels, facts = read_reduced(self.split.images[index].path, reduction)
+        self._require_size(index, facts)
+        if self._cache is not None:
+            self._cache.put(index, reduction, pixels)
+        return pixels
+
+    def _resized(self, index: int, size_hw: tuple[int, int]) -> tuple[PixelArray, FloatArray, LabelArray]:
+        """Pixels, boxes and labels for evaluation."""
+        pixels, facts = read_image(self.split.images[index].path)
+        self._require_size(index, facts)
+        height, width = pixels.shape[:2]
+        boxes, labels = self._boxes(index)
+        scale = np.array([size_hw[1] / width, size_hw[0] / height] * 2)
+        return resize_antialiased(pixels, size_hw), boxes * scale, labels
+
+    def _require_size(self, index: int, facts: ImageFacts) -> None:
+        problem = size_problem(self.split, self.split.images[index], facts, facts.upright_wh)
         if problem is not None:
             raise UserError(str(problem))
-        rows = self.split.training_rows(image)
-        return labelled_image(pixels, self.split.boxes_xyxy[rows], self.split.labels[rows])
 
-    def _resized(self, index: int) -> LabelledImage:
-        source = self.load(index)
-        height, width = source.size_hw
-        pixels = resize_antialiased(source.image.permute(1, 2, 0).numpy(), self._size_hw)
-        scale = np.array([self._size_hw[1] / width, self._size_hw[0] / height] * 2)
-        return labelled_image(pixels, source.boxes_xyxy * scale, source.labels)
+    def _boxes(self, index: int) -> tuple[FloatArray, LabelArray]:
+        """xyxy [N, 4] in pixels and labels [N]; crowd boxes are left out."""
+        rows = self.split.training_rows(self.split.images[index])
+        return self.split.boxes_xyxy[rows].astype(np.float64), self.split.labels[rows]
 
-    def _augmented(self, transform: TrainTransform, key: SampleKey) -> LabelledImage:
+    def _scene(self, index: int) -> Scene:
+        return scene_of(_SplitImage(self, index), *self._boxes(index))
+
+    def _augmented(self, transform: TrainTransform, key: SampleKey) -> Scene:
         plan, op = self.plan(key.epoch), transform.mosaic
-        seeds = np.random.SeedSequence([SAMPLE_STREAM, self._seed, key.epoch, key.index])
-        rng = np.random.default_rng(seeds)
-        with seeded_torch(int(seeds.generate_state(1, np.uint64)[0])):
-            source = self.load(key.index)
-            is_mosaic = op is not None and rng.random() < plan.mosaic_prob and rng.random() < op.probability
-            if op is not None and is_mosaic:
-                partners = rng.integers(len(self), size=3).tolist()
-                source = mosaic([source, *map(self.load, partners)], op, rng)
-            return transform(source, plan, rng, mosaic=is_mosaic)
+        rng = np.random.default_rng([SAMPLE_STREAM, self._seed, key.epoch, key.index, key.copy])
+        scene = self._scene(key.index)
+        is_mosaic = op is not None and rng.random() < plan.mosaic_prob and rng.random() < op.probability
+        if op is not None and is_mosaic:
+            partners = rng.integers(len(self), size=3).tolist()
+            scene = mosaic([scene, *map(self._scene, partners)], op, rng)
+        return transform(scene, plan, rng, mosaic=is_mosaic)
 
 
-@contextmanager
-def seeded_torch(seed: int) -> Iterator[None]:
-    """Inside, torch's global CPU generator starts from `seed`; afterwards it goes on where it was.
+@dataclass(frozen=True, eq=False)
+class _SplitImage:
+    """An image of the split as the source of a scene; nothing is read before it is drawn."""
 
-    `torch.manual_seed` would reseed the GPUs too, in the middle of training when there are no workers.
-    """
-    generator = torch.default_generator
-    state = generator.get_state()
-    generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        generator.set_state(state)
+    dataset: IndustrialDataset
+    index: int
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """As the annotations have it; checked when the file is read."""
+        image = self.dataset.split.images[self.index]
+        return image.height, image.width
+
+    def pixels(self, reduction: int) -> PixelArray:
+        """From the file or the cache."""
+        return self.dataset.pixels(self.index, reduction)

@@ -1,7 +1,7 @@
 """Batches: the same ones for any number of workers, from any point of an epoch on.
 
 Whole batches are made in one place (a worker, or this process), from keys that carry the epoch. Seeds:
-(seed, epoch, index) per sample, (seed, epoch, batch, rank) per batch, (seed, epoch) for the order.
+(seed, epoch, index, copy) per sample, (seed, epoch, batch, rank) per batch, (seed, epoch) for the order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from data.batch import Batch
 from data.classes import ClassMap
@@ -29,7 +30,10 @@ from data.coco import CocoSplit
 from data.config import DataConfig, LoaderConfig, loaders
 from data.errors import UserError
 from data.industrial_dataset import BATCH_STREAM, SHUFFLE_STREAM, IndustrialDataset, Sample, SampleKey
-from data.mix import mix_batch
+from data.mix import batch_size_hw, mix_batch
+from data.pixel_cache import PixelCache
+from data.sampling import FloatArray, epoch_length, repeat_factors, repeated
+from data.shared_memory import memory_to_spare, shared_bytes
 from data.splits import DataBundle, build_datasets
 
 __all__ = [
@@ -80,8 +84,11 @@ def build_train_loader(
     _require_same_classes(split, classes)
     loader = config.train_dataloader
     micro_batch = _micro_batch_size(loader, world_size, config.accumulation_steps)
+    factors = np.ones(len(split))
+    if loader.repeat_factor_threshold is not None:
+        factors = repeat_factors(split, loader.repeat_factor_threshold)
     order = _EpochOrder(
-        len(split),
+        factors,
         micro_batch,
         seed=seed,
         rank=rank,
@@ -96,9 +103,10 @@ def build_train_loader(
             f"accumulation steps), and drop_last leaves nothing. Set train_dataloader.total_batch_size to at most "
             f"{len(split)}, or train_dataloader.drop_last: False."
         )
-    dataset = IndustrialDataset(split, loader, training=True, seed=seed)
-    batches = _Batches(dataset, loader, training=True, seed=seed, rank=rank)
     workers = loader.num_workers if num_workers is None else num_workers
+    cache = _cache(split, loader.dataset.cache_mib, shared=workers > 0)
+    dataset = IndustrialDataset(split, loader, training=True, seed=seed, cache=cache)
+    batches = _Batches(dataset, loader, training=True, seed=seed, rank=rank)
     return TrainLoader(batches, order, workers, pin_memory, config.accumulation_steps)
 
 
@@ -138,10 +146,19 @@ def build_eval_loader(
     return EvalLoader(batches, order, loader.num_workers, pin_memory)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of one size; B = len(samples)."""
+def _cache(split: CocoSplit, max_mib: int, *, shared: bool) -> PixelCache | None:
+    """Room for the split's pixels, as far as config and memory allow."""
+    if not max_mib:
+        return None
+    spare = memory_to_spare()
+    max_bytes = max_mib * 2**20 if spare is None else min(max_mib * 2**20, spare)
+    return PixelCache([(image.height, image.width) for image in split.images], max_bytes, shared=shared)
+
+
+def collate(images: Tensor, samples: Sequence[Sample]) -> Batch:
+    """The batch of samples that were drawn into `images` [B, 3, H, W]."""
     return Batch(
-        images=torch.stack([sample.image for sample in samples]),
+        images=images,
         targets=[sample.target for sample in samples],
         image_ids=[sample.image_id for sample in samples],
         orig_sizes_wh=torch.tensor([sample.orig_size_wh for sample in samples], dtype=torch.int64),
@@ -255,7 +272,7 @@ class _EpochOrder(Sampler[Keys]):
 
     def __init__(
         self,
-        num_images: int,
+        factors: FloatArray,
         micro_batch: int,
         *,
         seed: int,
@@ -264,10 +281,12 @@ class _EpochOrder(Sampler[Keys]):
         shuffle: bool,
         window: int | None,
     ) -> None:
-        """Args: `window`: micro-batches per optimiser step; None keeps the incomplete last step."""
+        """Args: `factors`: how often each image comes, see `repeated`; `window`: micro-batches per optimiser step,
+        None keeps the incomplete last step."""
         self.epoch = 0
         self.first_batch = 0
-        self._num_images = num_images
+        self._factors = factors
+        self._num_images = num_images = epoch_length(factors)
         self._micro_batch = micro_batch
         self._seed = seed
         self._rank, self._world_size = rank, world_size
@@ -283,15 +302,15 @@ class _EpochOrder(Sampler[Keys]):
 
     def __iter__(self) -> Iterator[Keys]:
         epoch, first_batch = self.epoch, self.first_batch
-        order = np.arange(self._num_images)
-        if self._shuffle:
-            order = np.random.default_rng([SHUFFLE_STREAM, self._seed, epoch]).permutation(self._num_images)
+        rng = np.random.default_rng([SHUFFLE_STREAM, self._seed, epoch])
+        order = rng.permutation(self._num_images) if self._shuffle else np.arange(self._num_images)
+        images, copies = repeated(self._factors, rng)
         # Repeats the first few where the last step is kept and the processes cannot share it evenly.
         order = np.resize(order, self._images_per_rank * self._world_size)
         mine = order[self._rank :: self._world_size].tolist()
         for batch in range(first_batch, len(self)):
-            indices = mine[batch * self._micro_batch : (batch + 1) * self._micro_batch]
-            yield [SampleKey(epoch, batch, index) for index in indices]
+            places = mine[batch * self._micro_batch : (batch + 1) * self._micro_batch]
+            yield [SampleKey(epoch, batch, int(images[place]), int(copies[place])) for place in places]
 
 
 class _EvalOrder(Sampler[Keys]):
@@ -325,33 +344,28 @@ class _Batches(Dataset[Any]):
     def __getitem__(self, keys: Keys) -> Batch | UserError:
         """The batch; a UserError comes as a value, because the DataLoader would bury its text in a traceback."""
         try:
-            with _one_thread():
-                return self._batch(keys)
+            return self._batch(keys)
         except UserError as error:
             return error
 
     def _batch(self, keys: Keys) -> Batch:
-        batch = collate([self.dataset[key] for key in keys])
-        if self._training:
-            first = keys[0]
-            rng = np.random.default_rng([BATCH_STREAM, self._seed, first.epoch, first.batch, self._rank])
-            plan = self.dataset.plan(first.epoch)
-            batch.images, batch.targets = mix_batch(batch.images, batch.targets, plan, self._collate, rng)
+        first, size_hw = keys[0], self.dataset.size_hw
+        if not self._training:
+            return self._drawn(keys, size_hw)
+        rng = np.random.default_rng([BATCH_STREAM, self._seed, first.epoch, first.batch, self._rank])
+        plan = self.dataset.plan(first.epoch)
+        batch = self._drawn(keys, batch_size_hw(size_hw, plan, self._collate.base_size, rng))
+        batch.images, batch.targets = mix_batch(batch.images, batch.targets, plan, self._collate, rng, size_hw=size_hw)
         return batch
 
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread inside: sums over pixels are the same in this process as in a worker, to the last bit."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    def _drawn(self, keys: Keys, size_hw: tuple[int, int]) -> Batch:
+        """Every sample is drawn at its place in the batch: in a worker, in memory that the main process sees."""
+        shape = (len(keys), 3, *size_hw)
+        if get_worker_info() is None:
+            images = torch.empty(shape, dtype=torch.uint8)
+        else:
+            images = shared_bytes(math.prod(shape)).view(shape)
+        return collate(images, [self.dataset.sample(key, image) for key, image in zip(keys, images, strict=True)])
 
 
 def _unchanged(item: Any) -> Any:

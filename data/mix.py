@@ -1,6 +1,6 @@
-"""Augmentations that mix images: Mosaic, MixUp, CopyBlend, multi-scale (spec sections 10.2 and 10.4).
+"""Augmentations that mix images: Mosaic, MixUp, CopyBlend; the size of a batch (spec sections 10.2 and 10.4).
 
-Nothing is changed in place: every function returns new tensors. Draws come from the generator passed in.
+Nothing that is passed in is changed: every function returns new tensors. Draws come from the generator passed in.
 
 Legend: B images, N boxes of one image, H, W image size in pixels.
 """
@@ -9,28 +9,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from data.batch import Target
 from data.config import CollateConfig, MosaicOp
+from data.scene import Matrix, Scene, Tile
 from data.schedule import EpochPlan
-from data.transforms import LabelledImage, resized_shorter_side
-
-Matrix = npt.NDArray[np.float64]
 
 _HAIR_PX = 1e-3
 
 
-def mosaic(sources: Sequence[LabelledImage], op: MosaicOp, rng: np.random.Generator) -> LabelledImage:
+def mosaic(sources: Sequence[Scene], op: MosaicOp, rng: np.random.Generator) -> Scene:
     """Four images on one canvas, turned, shifted and scaled together (spec section 10.2).
 
     Args:
-        sources: Four images; the first lies at the top left.
+        sources: Four images as they are (`scene_of`); the first lies at the top left.
         op: Its `use_cache`, `max_cached_images` and `random_pop` have no effect: partners are drawn from the whole
             data set by the sample's own seed, so that no sample depends on what a worker has seen before.
         rng: Draws angle, shift and scale.
@@ -38,29 +36,34 @@ def mosaic(sources: Sequence[LabelledImage], op: MosaicOp, rng: np.random.Genera
     Returns:
         The canvas; boxes are hulls of the turned boxes, clipped to it. Boxes that left it have no area.
     """
-    tiles = [resized_shorter_side(source, op.output_size) for source in sources]
-    tile_h, tile_w = (max(tile.size_hw[axis] for tile in tiles) for axis in (0, 1))
-    canvas = np.full((2 * tile_h, 2 * tile_w, 3), op.fill_value, dtype=np.uint8)
-    boxes = []
-    for tile, (x, y) in zip(tiles, ((0, 0), (tile_w, 0), (0, tile_h), (tile_w, tile_h)), strict=True):
-        height, width = tile.size_hw
-        canvas[y : y + height, x : x + width] = tile.image.permute(1, 2, 0).numpy()
-        boxes.append(tile.boxes_xyxy + (x, y, x, y))
-    matrix = _affine_matrix(canvas.shape[1], canvas.shape[0], op, rng)
-    turned = cv2.warpAffine(
-        canvas,
-        _in_pixel_indices(matrix)[:2],
-        (canvas.shape[1], canvas.shape[0]),
-        flags=cv2.INTER_NEAREST,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=(op.fill_value,) * 3,
+    sizes = [_shorter_side(source.size_hw, op.output_size) for source in sources]
+    tile_h, tile_w = (max(size[axis] for size in sizes) for axis in (0, 1))
+    tiles, boxes = [], []
+    places = ((0, 0), (tile_w, 0), (0, tile_h), (tile_w, tile_h))
+    for source, (height, width), (x, y) in zip(sources, sizes, places, strict=True):
+        tiles.append(Tile(source.tiles[0].source, (x, y, x + width, y + height)))
+        own_h, own_w = source.size_hw
+        boxes.append(source.boxes_xyxy * np.tile([width / own_w, height / own_h], 2) + (x, y, x, y))
+    size_hw = (2 * tile_h, 2 * tile_w)
+    canvas = Scene(
+        tiles=tuple(tiles),
+        canvas_hw=size_hw,
+        matrix=np.eye(3),
+        size_hw=size_hw,
+        window_xyxy=np.array([0.0, 0.0, 2 * tile_w, 2 * tile_h]),
+        boxes_xyxy=np.concatenate(boxes),
+        labels=np.concatenate([source.labels for source in sources]),
+        fill=op.fill_value,
     )
-    result = LabelledImage(
-        torch.from_numpy(turned).permute(2, 0, 1),
-        np.empty((0, 4)),
-        np.concatenate([tile.labels for tile in tiles]),
-    )
-    return result.with_boxes(result.image, _hulls(np.concatenate(boxes), matrix))
+    turned = canvas.moved(_affine_matrix(2 * tile_w, 2 * tile_h, op, rng), size_hw)
+    return replace(turned, window_xyxy=canvas.window_xyxy)  # what turns in from outside is canvas, too
+
+
+def _shorter_side(size_hw: tuple[int, int], side: int) -> tuple[int, int]:
+    """Scaled so that the shorter side has `side` pixels; the aspect is kept."""
+    height, width = size_hw
+    longer = max(1, math.floor(side * max(height, width) / min(height, width)))
+    return (side, longer) if height <= width else (longer, side)
 
 
 def _affine_matrix(width: int, height: int, op: MosaicOp, rng: np.random.Generator) -> Matrix:
@@ -78,20 +81,6 @@ def _affine_matrix(width: int, height: int, op: MosaicOp, rng: np.random.Generat
             [0.0, 0.0, 1.0],
         ]
     )
-
-
-def _in_pixel_indices(matrix: Matrix) -> Matrix:
-    """The same map where a pixel's centre is at its index, as OpenCV has it."""
-    half = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
-    result: Matrix = np.linalg.inv(half) @ matrix @ half
-    return result
-
-
-def _hulls(boxes_xyxy: Matrix, matrix: Matrix) -> Matrix:
-    """[N, 4] -> [N, 4]: upright boxes around the mapped corners."""
-    corners = boxes_xyxy[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]  # [N, 4, 2]
-    mapped = corners @ matrix[:2, :2].T + matrix[:2, 2]
-    return np.concatenate([mapped.min(axis=1), mapped.max(axis=1)], axis=1)
 
 
 def mixup(images: Tensor, targets: Sequence[Target], rng: np.random.Generator) -> tuple[Tensor, list[Target]]:
@@ -112,21 +101,27 @@ def mixup(images: Tensor, targets: Sequence[Target], rng: np.random.Generator) -
 
 
 def copyblend(
-    images: Tensor, targets: Sequence[Target], config: CollateConfig, rng: np.random.Generator
+    images: Tensor,
+    targets: Sequence[Target],
+    config: CollateConfig,
+    rng: np.random.Generator,
+    *,
+    area_threshold: float | None = None,
 ) -> tuple[Tensor, list[Target]]:
     """Objects of the batch blended into every image at random places (spec section 10.4).
 
     Args:
         images: uint8 [B, 3, H, W]. Patches come from these, not from earlier pastes.
         targets: B.
-        config: `area_threshold`, `num_objects`, `random_num_objects`, `with_expand`, `expand_ratios`,
-            `copyblend_type`.
+        config: `num_objects`, `random_num_objects`, `with_expand`, `expand_ratios`, `copyblend_type`.
         rng: Draws objects, places, margins and the one weight of the batch, U(0.45, 0.55).
+        area_threshold: Smallest box to copy, square pixels of these images; the config's if None.
     """
+    area_threshold = config.area_threshold if area_threshold is None else area_threshold
     pool = [
         (source, row)
         for source, target in enumerate(targets)
-        for row in torch.nonzero(target["area"] >= config.area_threshold).flatten().tolist()
+        for row in torch.nonzero(target["area"] >= area_threshold).flatten().tolist()
     ]
     if not pool:
         return images, list(targets)
@@ -189,42 +184,50 @@ def _pixel_box(box_cxcywh: Tensor, width: int, height: int) -> tuple[int, int, i
     return left, top, min(right, width), min(bottom, height)
 
 
-def resize_batch(images: Tensor, targets: Sequence[Target], size_hw: tuple[int, int]) -> tuple[Tensor, list[Target]]:
-    """Multi-scale: all images to one size, nearest neighbour; areas follow, boxes are relative and stay."""
-    if tuple(images.shape[-2:]) == size_hw:
-        return images, list(targets)
-    resized = torch.nn.functional.interpolate(images, size=size_hw, mode="nearest")
-    return resized, [with_area(target, size_hw) for target in targets]
+def batch_size_hw(
+    size_hw: tuple[int, int], plan: EpochPlan, base_size: int, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Multi-scale: height and width that all images of a batch are drawn at (spec section 10.4).
 
+    Square images become square; others keep their aspect, in steps of 32 pixels. The batch's side is known before
+    its images are made, so they are drawn at it: the original draws at `size_hw` and resizes the batch afterwards,
+    by nearest neighbour.
 
-def with_area(target: Target, size_hw: tuple[int, int]) -> Target:
-    """The target with areas computed from its boxes, in pixels of an image of that size."""
-    area = target["boxes"][:, 2] * target["boxes"][:, 3] * (size_hw[0] * size_hw[1])
-    return Target(labels=target["labels"], boxes=target["boxes"], area=area)
-
-
-def mix_batch(
-    images: Tensor, targets: Sequence[Target], plan: EpochPlan, config: CollateConfig, rng: np.random.Generator
-) -> tuple[Tensor, list[Target]]:
-    """What happens to a whole batch in training: at most one of MixUp and CopyBlend, then multi-scale."""
-    mixed = list(targets)
-    if rng.random() < plan.mixup_prob:
-        images, mixed = mixup(images, mixed, rng)
-    elif rng.random() < plan.copyblend_prob:
-        images, mixed = copyblend(images, mixed, config, rng)
-    if plan.sides:
-        side = plan.sides[int(rng.integers(len(plan.sides)))]
-        images, mixed = resize_batch(images, mixed, _scaled_size(images, side, config.base_size))
-    return images, mixed
-
-
-def _scaled_size(images: Tensor, side: int, base_size: int) -> tuple[int, int]:
-    """Square images become side x side; others keep their aspect, in steps of 32 pixels."""
-    height, width = images.shape[-2:]
+    Args:
+        size_hw: Of the Resize op.
+        plan: Its `sides` are drawn from.
+        base_size: The side that stands for `size_hw`.
+        rng: Of the batch.
+    """
+    if not plan.sides:
+        return size_hw
+    side = plan.sides[int(rng.integers(len(plan.sides)))]
+    height, width = size_hw
     if height == width:
         return side, side
     factor = side / base_size / 32
     return max(1, round(height * factor)) * 32, max(1, round(width * factor)) * 32
+
+
+def mix_batch(
+    images: Tensor,
+    targets: Sequence[Target],
+    plan: EpochPlan,
+    config: CollateConfig,
+    rng: np.random.Generator,
+    *,
+    size_hw: tuple[int, int],
+) -> tuple[Tensor, list[Target]]:
+    """What happens to a whole batch in training: at most one of MixUp and CopyBlend.
+
+    `size_hw` is the Resize op's: `area_threshold` is meant in pixels of that size, whatever multi-scale made of it.
+    """
+    if rng.random() < plan.mixup_prob:
+        return mixup(images, targets, rng)
+    if rng.random() < plan.copyblend_prob:
+        scale = images.shape[-2] * images.shape[-1] / (size_hw[0] * size_hw[1])
+        return copyblend(images, targets, config, rng, area_threshold=config.area_threshold * scale)
+    return images, list(targets)
 
 
 def _blend(a: Tensor, b: Tensor, weight_of_a: float) -> Tensor:

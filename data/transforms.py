@@ -1,32 +1,30 @@
-"""Transforms of one image with its boxes, through torchvision.transforms.v2 (spec section 10.1).
+"""Training transforms: each op of the config as a step from one scene to the next (spec section 10.1).
 
-Pixels stay uint8; scaling to [0, 1] and normalisation happen on the device. torchvision draws from torch's
-global generator, which the data set seeds per sample; our own draws use the generator that is passed in.
+Steps draw their random numbers and move the plan; no pixel is touched before `data.scene.draw`. Pixels stay uint8;
+scaling to [0, 1] and normalisation happen on the device.
 
-Legend: N boxes, H, W size of the current image in pixels.
+Legend: N boxes, H, W size of the current view in pixels.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from data.batch import Target
+from data.colour import Brightness, Change, ChannelOrder, Contrast, GreyCurve, Hue, Saturation
 from data.config import (
     MosaicOp,
     Op,
+    RandomGammaOp,
     RandomHorizontalFlipOp,
     RandomIoUCropOp,
     RandomPhotometricDistortOp,
+    RandomRotate90Op,
     RandomVerticalFlipOp,
     RandomZoomOutOp,
     ResizeOp,
@@ -34,46 +32,10 @@ from data.config import (
     TransformsConfig,
 )
 from data.errors import UserError
-from data.images import PixelArray
+from data.scene import FloatArray, Matrix, Scene, shift
 from data.schedule import EpochPlan
 
-
-@dataclass(frozen=True)
-class LabelledImage:
-    """An image with its boxes, between decoding and batch. Boxes are arrays: for a few of them numpy is ten times
-    as fast as torchvision's tensors."""
-
-    image: Tensor
-    """uint8 [3, H, W], RGB."""
-    boxes_xyxy: FloatArray
-    """float64 [N, 4], pixels of this image."""
-    labels: npt.NDArray[np.int64]
-    """[N]"""
-
-    @property
-    def size_hw(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.image.shape[-2], self.image.shape[-1]
-
-    def with_boxes(self, image: Tensor, boxes_xyxy: FloatArray) -> LabelledImage:
-        """Another image with moved boxes, clipped to it; the labels stay."""
-        height, width = image.shape[-2:]
-        return LabelledImage(image, boxes_xyxy.clip(0, (width, height, width, height)), self.labels)
-
-    def select(self, keep: npt.NDArray[np.bool_]) -> LabelledImage:
-        """Only the boxes that a mask [N] keeps."""
-        return LabelledImage(self.image, self.boxes_xyxy[keep], self.labels[keep])
-
-
-FloatArray = npt.NDArray[np.float64]
-Step = Callable[[LabelledImage, np.random.Generator], LabelledImage]
-
-
-def labelled_image(pixels: PixelArray, boxes_xyxy: npt.ArrayLike, labels: npt.ArrayLike) -> LabelledImage:
-    """From uint8 [H, W, 3], [N, 4] in pixels, [N]. The pixels are not copied."""
-    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
-    image = torch.from_numpy(pixels).permute(2, 0, 1)
-    return LabelledImage(image, boxes, np.asarray(labels, dtype=np.int64).reshape(-1))
+Step = Callable[[Scene, np.random.Generator], Scene]
 
 
 class TrainTransform:
@@ -85,22 +47,20 @@ class TrainTransform:
         Raises:
             UserError: There is no Resize op, or Mosaic is not the first op.
         """
-        size_hw = output_size_hw(config)
+        output_size_hw(config)
         self.mosaic = next((op for op in config.ops if isinstance(op, MosaicOp)), None)
         if self.mosaic is not None and not isinstance(config.ops[0], MosaicOp):
             raise UserError("transforms.ops: Mosaic is not the first op. Move it to the top of the list.")
-        built = [(op.type, _build_step(op, size_hw)) for op in config.ops]
+        built = [(op.type, _build_step(op)) for op in config.ops]
         self._steps: list[tuple[str, Step]] = [(name, step) for name, step in built if step is not None]
 
-    def __call__(
-        self, source: LabelledImage, plan: EpochPlan, rng: np.random.Generator, *, mosaic: bool
-    ) -> LabelledImage:
+    def __call__(self, source: Scene, plan: EpochPlan, rng: np.random.Generator, *, mosaic: bool) -> Scene:
         """Run the steps that the plan has on.
 
         Args:
             source: Image or mosaic.
             plan: Of the sample's epoch.
-            rng: For our own draws; torchvision's come from torch's global generator.
+            rng: All draws come from it.
             mosaic: Whether `source` is a mosaic: the plan leaves some steps out then.
         """
         for name, step in self._steps:
@@ -120,138 +80,145 @@ def output_size_hw(config: TransformsConfig) -> tuple[int, int]:
     return config.resize.size
 
 
-def to_target(source: LabelledImage) -> tuple[Tensor, Target]:
-    """Image and target as the network sees them; boxes without area are dropped, areas computed from the boxes."""
-    height, width = source.size_hw
-    boxes = source.boxes_xyxy.clip(0, (width, height, width, height))
+def to_target(boxes_xyxy: FloatArray, labels: npt.NDArray[np.int64], size_hw: tuple[int, int]) -> Target:
+    """The target as the network sees it; boxes without area are dropped, areas computed from the boxes."""
+    height, width = size_hw
+    boxes = boxes_xyxy.clip(0, (width, height, width, height))
     sizes = boxes[:, 2:] - boxes[:, :2]
     keep = (sizes > 0).all(axis=1)
     boxes, sizes = boxes[keep], sizes[keep]
     boxes_cxcywh = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, sizes], axis=1) / (width, height, width, height)
-    return source.image, Target(
-        labels=torch.from_numpy(source.labels[keep]),
+    return Target(
+        labels=torch.from_numpy(labels[keep]),
         boxes=torch.from_numpy(boxes_cxcywh.astype(np.float32)),
         area=torch.from_numpy(sizes.prod(axis=1).astype(np.float32)),
     )
 
 
-def _build_step(op: Op, size_hw: tuple[int, int]) -> Step | None:
+def _build_step(op: Op) -> Step | None:
     """The step of an op; None for what happens elsewhere (mosaic in the data set, conversions on the device)."""
-    if isinstance(op, RandomPhotometricDistortOp):
-        return _PhotometricDistort(op)
-    if isinstance(op, RandomZoomOutOp):
-        return _ZoomOut(op, size_hw)
-    if isinstance(op, RandomIoUCropOp):
-        return _IoUCrop(op)
-    if isinstance(op, SanitizeBoundingBoxesOp):
-        return _Sanitize(op)
-    if isinstance(op, RandomHorizontalFlipOp):
-        return _HorizontalFlip(op)
-    if isinstance(op, RandomVerticalFlipOp):
-        return _VerticalFlip(op)
-    if isinstance(op, ResizeOp):
-        return _Resize(op)
+    match op:
+        case RandomPhotometricDistortOp():
+            return _PhotometricDistort(op)
+        case RandomGammaOp():
+            return _Gamma(op)
+        case RandomZoomOutOp():
+            return _ZoomOut(op)
+        case RandomIoUCropOp():
+            return _IoUCrop(op)
+        case SanitizeBoundingBoxesOp():
+            return _Sanitize(op)
+        case RandomHorizontalFlipOp():
+            return _Flip(op.p, horizontal=True)
+        case RandomVerticalFlipOp():
+            return _Flip(op.p, horizontal=False)
+        case RandomRotate90Op():
+            return _Rotate90(op)
+        case ResizeOp():
+            return _Resize(op)
     return None
 
 
 class _PhotometricDistort:
-    def __init__(self, op: RandomPhotometricDistortOp) -> None:
-        self._op = v2.RandomPhotometricDistort(op.brightness, op.contrast, op.saturation, op.hue, op.p)
+    """torchvision's RandomPhotometricDistort: which changes, in which order. Filled areas are left as they are."""
 
-    def __call__(self, source: LabelledImage, rng: np.random.Generator) -> LabelledImage:
-        return LabelledImage(self._op(source.image), source.boxes_xyxy, source.labels)
+    def __init__(self, op: RandomPhotometricDistortOp) -> None:
+        self._op = op
+
+    def __call__(self, source: Scene, rng: np.random.Generator) -> Scene:
+        op = self._op
+        ranges = (op.brightness, op.contrast, op.saturation, op.hue)
+        kinds: tuple[Callable[[float], Change], ...] = (Brightness, Contrast, Saturation, Hue)
+        brightness, contrast, saturation, hue = (
+            [kind(float(rng.uniform(*limits)))] if rng.random() < op.p else []
+            for kind, limits in zip(kinds, ranges, strict=True)
+        )
+        contrast_before = rng.random() < 0.5
+        order = [ChannelOrder(tuple(rng.permutation(3).tolist()))] if rng.random() < op.p else []
+        middle = [*contrast, *saturation, *hue] if contrast_before else [*saturation, *hue, *contrast]
+        changes: list[Change] = [*brightness, *middle, *order]
+        return replace(source, changes=(*source.changes, *changes))
+
+
+class _Gamma:
+    def __init__(self, op: RandomGammaOp) -> None:
+        self._op = op
+
+    def __call__(self, source: Scene, rng: np.random.Generator) -> Scene:
+        if rng.random() >= self._op.p:
+            return source
+        low, high = np.log(self._op.gamma)
+        curve = GreyCurve(float(np.exp(rng.uniform(low, high))), float(rng.uniform(*self._op.shift)))
+        return replace(source, changes=(*source.changes, curve))
 
 
 class _ZoomOut:
-    """The image at a random place of a canvas up to four times as large.
+    """The image at a random place of a canvas up to four times as wide and high."""
 
-    Sources far larger than the network's input are shrunk first, or a 12-megapixel image would be laid on a
-    canvas of half a gigabyte: a canvas `_ENOUGH` times the output keeps at least the output's resolution even
-    after the smallest crop, so nothing that the network could see is lost.
-    """
+    def __init__(self, op: RandomZoomOutOp) -> None:
+        self._op = op
 
-    _ENOUGH = 1 / 0.3
-
-    def __init__(self, op: RandomZoomOutOp, size_hw: tuple[int, int]) -> None:
-        self._p = op.p
-        self._fill = op.fill
-        self._op = v2.RandomZoomOut(fill=op.fill, side_range=op.side_range, p=1.0)
-        self._enough_hw = (size_hw[0] * self._ENOUGH, size_hw[1] * self._ENOUGH)
-
-    def __call__(self, source: LabelledImage, rng: np.random.Generator) -> LabelledImage:
-        if rng.random() >= self._p:
+    def __call__(self, source: Scene, rng: np.random.Generator) -> Scene:
+        if rng.random() >= self._op.p:
             return source
-        left, top, right, bottom = self._op.make_params([source.image])["padding"]
+        ratio = rng.uniform(*self._op.side_range)
         height, width = source.size_hw
-        canvas_hw = (top + height + bottom, left + width + right)
-        scale = max(enough / side for enough, side in zip(self._enough_hw, canvas_hw, strict=True))
-        if scale < 1:
-            source = _resized(source, (max(1, round(height * scale)), max(1, round(width * scale))))
-            left, top, right, bottom = (int(side * scale) for side in (left, top, right, bottom))
-        image = F.pad(source.image, [left, top, right, bottom], fill=self._fill)
-        return source.with_boxes(image, source.boxes_xyxy + (left, top, left, top))
+        canvas_h, canvas_w = int(height * ratio), int(width * ratio)
+        left, top = int((canvas_w - width) * rng.random()), int((canvas_h - height) * rng.random())
+        return replace(source.moved(shift(left, top), (canvas_h, canvas_w)), fill=self._op.fill)
 
 
 class _IoUCrop:
-    """A random crop that keeps at least one box centre. Boxes whose centre is outside are dropped."""
+    """A random crop that keeps at least one box centre. Boxes whose centre is outside are dropped.
+
+    All trials of an option are drawn at once: forty small loops took 6 ms a sample.
+    """
 
     _LEAST_SIDE_PX = 4
     """Below, a crop could be 0 pixels wide."""
+    _DEFAULT_OPTIONS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
     def __init__(self, op: RandomIoUCropOp) -> None:
-        self._p = op.p
-        options = None if op.sampler_options is None else list(op.sampler_options)
-        self._op = _FastIoUCrop(
-            op.min_scale, op.max_scale, op.min_aspect_ratio, op.max_aspect_ratio, options, op.trials
-        )
+        self._op = op
+        self._options = self._DEFAULT_OPTIONS if op.sampler_options is None else op.sampler_options
 
-    def __call__(self, source: LabelledImage, rng: np.random.Generator) -> LabelledImage:
-        if rng.random() >= self._p or not len(source.labels) or min(source.size_hw) < self._LEAST_SIDE_PX:
+    def __call__(self, source: Scene, rng: np.random.Generator) -> Scene:
+        if rng.random() >= self._op.p or not len(source.labels) or min(source.size_hw) < self._LEAST_SIDE_PX:
             return source
-        params = self._op.make_params([source.image, source.boxes_xyxy])
-        if not params:
+        found = self.crop(source.boxes_xyxy, source.size_hw, rng)
+        if found is None:
             return source
-        kept = source.select(params.pop("is_within_crop_area"))
-        left, top = params["left"], params["top"]
-        return kept.with_boxes(F.crop(source.image, **params), kept.boxes_xyxy - (left, top, left, top))
+        (left, top, width, height), inside = found
+        return source.select(inside).moved(shift(-left, -top), (height, width))
 
-
-class _FastIoUCrop(v2.RandomIoUCrop):  # type: ignore[misc]
-    """torchvision's crop with all trials of an option drawn at once: 40 small loops took 6 ms a sample."""
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """As torchvision's: the crop and which box centres lie in it, or nothing to leave the image as it is."""
-        image, corners = flat_inputs
-        height, width = image.shape[-2:]
-        centre_x, centre_y = corners[:, 0::2].mean(axis=1), corners[:, 1::2].mean(axis=1)
-        areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+    def crop(
+        self, boxes_xyxy: FloatArray, size_hw: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[tuple[int, int, int, int], npt.NDArray[np.bool_]] | None:
+        """Left, top, width and height, and which box centres are inside [N]; None leaves the image as it is."""
+        op, (height, width) = self._op, size_hw
+        x0, y0, x1, y1 = boxes_xyxy.T
+        centre_x, centre_y, areas = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) * (y1 - y0)
         while True:
-            least_iou = self.options[int(torch.randint(len(self.options), ()))]
+            least_iou = self._options[int(rng.integers(len(self._options)))]
             if least_iou >= 1.0:
-                return {}
-            draws = torch.rand(self.trials, 4).numpy()  # [T, 4]
-            scale = self.min_scale + (self.max_scale - self.min_scale) * draws[:, :2]
+                return None
+            draws = rng.random((op.trials, 4))  # [T, 4]
+            scale = op.min_scale + (op.max_scale - op.min_scale) * draws[:, :2]
             w, h = (width * scale[:, 0]).astype(np.int64), (height * scale[:, 1]).astype(np.int64)
-            x0, y0 = ((width - w) * draws[:, 2]).astype(np.int64), ((height - h) * draws[:, 3]).astype(np.int64)
-            x1, y1 = x0 + w, y0 + h
+            left, top = ((width - w) * draws[:, 2]).astype(np.int64), ((height - h) * draws[:, 3]).astype(np.int64)
+            right, bottom = left + w, top + h
             aspect = w / np.maximum(h, 1)
-            possible = (w > 0) & (h > 0) & (self.min_aspect_ratio <= aspect) & (aspect <= self.max_aspect_ratio)
-            inside = (x0[:, None] < centre_x) & (centre_x < x1[:, None])  # [T, N]
-            inside &= (y0[:, None] < centre_y) & (centre_y < y1[:, None])
-            overlap_w = np.minimum(x1[:, None], corners[:, 2]) - np.maximum(x0[:, None], corners[:, 0])
-            overlap_h = np.minimum(y1[:, None], corners[:, 3]) - np.maximum(y0[:, None], corners[:, 1])
+            possible = (w > 0) & (h > 0) & (op.min_aspect_ratio <= aspect) & (aspect <= op.max_aspect_ratio)
+            inside = (left[:, None] < centre_x) & (centre_x < right[:, None])  # [T, N]
+            inside &= (top[:, None] < centre_y) & (centre_y < bottom[:, None])
+            overlap_w = np.minimum(right[:, None], x1) - np.maximum(left[:, None], x0)
+            overlap_h = np.minimum(bottom[:, None], y1) - np.maximum(top[:, None], y0)
             overlap = overlap_w.clip(min=0) * overlap_h.clip(min=0)
             iou = overlap / ((w * h)[:, None] + areas - overlap).clip(min=1e-9)
             accepted = possible & (inside & (iou >= least_iou)).any(axis=1)
             if accepted.any():
                 t = int(accepted.argmax())
-                return {
-                    "top": int(y0[t]),
-                    "left": int(x0[t]),
-                    "height": int(h[t]),
-                    "width": int(w[t]),
-                    "is_within_crop_area": inside[t],
-                }
+                return (int(left[t]), int(top[t]), int(w[t]), int(h[t])), inside[t]
 
 
 class _Sanitize:
@@ -261,53 +228,43 @@ class _Sanitize:
     def __init__(self, op: SanitizeBoundingBoxesOp) -> None:
         self._min_size, self._min_area = op.min_size, op.min_area
 
-    def __call__(self, source: LabelledImage, rng: np.random.Generator) -> LabelledImage:
+    def __call__(self, source: Scene, rng: np.random.Generator) -> Scene:
         sizes = source.boxes_xyxy[:, 2:] - source.boxes_xyxy[:, :2]
         return source.select((sizes >= self._min_size).all(axis=1) & (sizes.prod(axis=1) >= self._min_area))
 
 
-class _HorizontalFlip:
-    def __init__(self, op: RandomHorizontalFlipOp) -> None:
-        self._p = op.p
+class _Flip:
+    def __init__(self, p: float, *, horizontal: bool) -> None:
+        self._p, self._horizontal = p, horizontal
 
-    def __call__(self, source: LabelledImage, rng: np.random.Generator) -> LabelledImage:
+    def __call__(self, source: Scene, rng: np.random.Generator) -> Scene:
         if rng.random() >= self._p:
             return source
-        x0, y0, x1, y1 = source.boxes_xyxy.T
-        width = source.size_hw[1]
-        return source.with_boxes(F.horizontal_flip(source.image), np.stack([width - x1, y0, width - x0, y1], axis=1))
+        height, width = source.size_hw
+        across = np.array([[-1.0, 0.0, width], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        down = np.array([[1.0, 0.0, 0.0], [0.0, -1.0, height], [0.0, 0.0, 1.0]])
+        return source.moved(across if self._horizontal else down, source.size_hw)
 
 
-class _VerticalFlip:
-    def __init__(self, op: RandomVerticalFlipOp) -> None:
+class _Rotate90:
+    """One, two or three quarter turns, each as likely."""
+
+    def __init__(self, op: RandomRotate90Op) -> None:
         self._p = op.p
 
-    def __call__(self, source: LabelledImage, rng: np.random.Generator) -> LabelledImage:
+    def __call__(self, source: Scene, rng: np.random.Generator) -> Scene:
         if rng.random() >= self._p:
             return source
-        x0, y0, x1, y1 = source.boxes_xyxy.T
-        height = source.size_hw[0]
-        return source.with_boxes(F.vertical_flip(source.image), np.stack([x0, height - y1, x1, height - y0], axis=1))
+        for _ in range(int(rng.integers(1, 4))):
+            height, width = source.size_hw
+            clockwise: Matrix = np.array([[0.0, -1.0, height], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+            source = source.moved(clockwise, (width, height))
+        return source
 
 
 class _Resize:
     def __init__(self, op: ResizeOp) -> None:
         self._size_hw = op.size
 
-    def __call__(self, source: LabelledImage, rng: np.random.Generator) -> LabelledImage:
-        return _resized(source, self._size_hw)
-
-
-def _resized(source: LabelledImage, size_hw: tuple[int, int]) -> LabelledImage:
-    (height, width), (new_height, new_width) = source.size_hw, size_hw
-    if source.size_hw == size_hw:
-        return source
-    image = F.resize(source.image, [new_height, new_width], antialias=True)
-    return source.with_boxes(image, source.boxes_xyxy * np.tile([new_width / width, new_height / height], 2))
-
-
-def resized_shorter_side(source: LabelledImage, side: int) -> LabelledImage:
-    """Scaled so that the shorter side has `side` pixels; the aspect is kept."""
-    height, width = source.size_hw
-    longer = max(1, math.floor(side * max(height, width) / min(height, width)))
-    return _resized(source, (side, longer) if height <= width else (longer, side))
+    def __call__(self, source: Scene, rng: np.random.Generator) -> Scene:
+        return source.resized(self._size_hw)

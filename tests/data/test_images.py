@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.errors import UserError
-from data.images import decode_image, read_image, resize_antialiased
+from data.images import decode_image, read_image, read_reduced, resize_antialiased
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
@@ -155,3 +155,40 @@ def test_resize_is_pillows_antialiased_bilinear() -> None:
     stripes = np.zeros((64, 64, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
     assert np.ptp(resize_antialiased(stripes, (16, 16))[:, 2:-2]) < 20  # plain bilinear would keep the stripes
+
+
+class TestReadForTraining:
+    """OpenCV where it gives Pillow's pixels, Pillow everywhere else."""
+
+    @pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"subsampling": 1}])
+    @pytest.mark.parametrize("mode", ["RGB", "L"])
+    def test_jpegs_have_the_pixels_of_evaluation(self, tmp_path: Path, options: dict[str, object], mode: str) -> None:
+        pixels = np.random.default_rng(3).integers(0, 256, (61, 83, 3), dtype=np.uint8)
+        path = _saved(tmp_path / "a.jpg", Image.fromarray(pixels).convert(mode), quality=90, **options)
+        np.testing.assert_array_equal(read_reduced(path, 1)[0], decode_image(path))
+
+    def test_odd_files_are_read_as_ever(self, tmp_path: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image = Image.fromarray(np.random.default_rng(4).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+        grey = Image.fromarray(np.random.default_rng(5).integers(0, 65536, (40, 50), dtype=np.uint16))
+        paths = [
+            _saved(tmp_path / "turned.jpg", image, exif=exif),
+            _saved(tmp_path / "cmyk.jpg", image.convert("CMYK")),
+            _saved(tmp_path / "alpha.png", image.convert("RGBA")),
+            _saved(tmp_path / "palette.png", image.quantize(16)),
+            _saved(tmp_path / "grey16.png", grey),
+        ]
+        for path in paths:
+            expected, facts = read_image(path)
+            found, found_facts = read_reduced(path, 1)
+            np.testing.assert_array_equal(found, expected)
+            assert found_facts == facts and facts.upright_wh == (expected.shape[1], expected.shape[0])
+            assert read_reduced(path, 4)[0].shape == (-(-expected.shape[0] // 4), -(-expected.shape[1] // 4), 3)
+
+    def test_a_jpeg_that_was_cut_off_is_refused(self, tmp_path: Path) -> None:
+        pixels = np.random.default_rng(6).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+        path = _saved(tmp_path / "a.jpg", Image.fromarray(pixels))
+        path.write_bytes(path.read_bytes()[:3000])
+        with pytest.raises(UserError, match=r"a\.jpg: cannot be read as an image"):
+            read_reduced(path, 1)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
 from PIL import Image
@@ -175,16 +176,18 @@ class TestRepeatability:
         assert len(loader) == 5
         assert _same(_epoch(loader, 3), _epoch(_train(root), 3))
 
-    def test_the_number_of_torch_threads_does_not_matter(self, root: Path) -> None:
-        threads = torch.get_num_threads()
+    def test_the_number_of_threads_does_not_matter(self, root: Path) -> None:
+        threads, opencv_threads = torch.get_num_threads(), cv2.getNumThreads()
         try:
             torch.set_num_threads(3)
+            cv2.setNumThreads(3)
             many = _epoch(_train(root), 3)
-            assert torch.get_num_threads() == 3
             torch.set_num_threads(1)
+            cv2.setNumThreads(1)
             assert _same(many, _epoch(_train(root), 3))
         finally:
             torch.set_num_threads(threads)
+            cv2.setNumThreads(opencv_threads)
 
     def test_global_generators_are_left_alone(self, root: Path) -> None:
         loader = _train(root)
@@ -267,6 +270,12 @@ class TestWorkers:
         for epoch in (0, 1, 2, 5, 3, 1):
             assert _same(_epoch(loader, epoch), _epoch(plain, epoch)), epoch
         assert _same(_epoch(loader, 2, first_batch=3), _epoch(plain, 2)[3:])
+
+    def test_workers_share_one_cache(self, loader: TrainLoader) -> None:
+        """What the workers decoded is there for this process, too, and the batches above did not change by it."""
+        _epoch(loader, 0)
+        cache = loader.dataset._cache
+        assert cache is not None and sum(cache.get(index, 1) is not None for index in range(11)) >= 10
 
     def test_an_epoch_left_early(self, root: Path, loader: TrainLoader) -> None:
         loader.set_epoch(1)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from data.batch import Target
 from data.config import CollateConfig, MosaicOp
-from data.mix import copyblend, mix_batch, mixup, mosaic, resize_batch, with_area
+from data.mix import batch_size_hw, copyblend, mix_batch, mixup, mosaic
+from data.scene import ArraySource, Scene, draw, scene_of
 from data.schedule import EpochPlan
-from data.transforms import LabelledImage, labelled_image
 
 RNG = np.random.default_rng
 BLEND = CollateConfig(area_threshold=100, num_objects=3, with_expand=True)
@@ -23,8 +23,8 @@ def _target(boxes_xyxy: Any, labels: Any, size_wh: tuple[int, int]) -> Target:
     boxes = torch.tensor(boxes_xyxy, dtype=torch.float32).reshape(-1, 4)
     size = torch.tensor([*size_wh, *size_wh], dtype=torch.float32)
     boxes_cxcywh = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1) / size
-    target = Target(labels=torch.tensor(labels, dtype=torch.int64), boxes=boxes_cxcywh, area=torch.empty(0))
-    return with_area(target, (size_wh[1], size_wh[0]))
+    area = boxes_cxcywh[:, 2] * boxes_cxcywh[:, 3] * (size_wh[0] * size_wh[1])
+    return Target(labels=torch.tensor(labels, dtype=torch.int64), boxes=boxes_cxcywh, area=area)
 
 
 def _batch(
@@ -50,35 +50,35 @@ def _corners_px(target: Target, size_wh: tuple[int, int]) -> Any:
 
 
 class TestMosaic:
-    def _sources(self) -> list[LabelledImage]:
+    def _sources(self) -> list[Scene]:
         sizes = [(40, 40), (80, 40), (40, 60), (20, 20)]
         sources = []
         for index, (width, height) in enumerate(sizes):
             pixels = np.full((height, width, 3), 50 * (index + 1), dtype=np.uint8)
-            sources.append(labelled_image(pixels, [(0, 0, width, height)], [index]))
+            sources.append(scene_of(ArraySource(pixels), [(0, 0, width, height)], [index]))
         return sources
 
     def test_places(self) -> None:
         """Each tile at the top left of its quadrant; the shorter side scaled to output_size."""
-        result = mosaic(self._sources(), STILL, RNG(0))
+        image, result = draw(mosaic(self._sources(), STILL, RNG(0)))
         assert result.size_hw == (120, 160) and result.labels.tolist() == [0, 1, 2, 3]
         np.testing.assert_allclose(
             result.boxes_xyxy, [(0, 0, 40, 40), (80, 0, 160, 40), (0, 60, 40, 120), (80, 60, 120, 100)], atol=1e-9
         )
         for (x0, y0, x1, y1), label in zip(result.boxes_xyxy.astype(int), result.labels, strict=True):
-            assert (result.image[:, y0:y1, x0:x1] == 50 * (label + 1)).all()
-        assert (result.image[:, :60, 40:80] == 0).all()
+            assert (image[y0:y1, x0:x1] == 50 * (label + 1)).all()
+        assert (image[:60, 40:80] == 0).all()
 
     def test_fill(self) -> None:
-        result = mosaic(self._sources(), STILL.model_copy(update={"fill_value": 9}), RNG(0))
-        assert (result.image[:, :60, 40:80] == 9).all()
+        image, _ = draw(mosaic(self._sources(), STILL.model_copy(update={"fill_value": 9}), RNG(0)))
+        assert (image[:60, 40:80] == 9).all()
 
     def test_inputs_are_not_changed(self) -> None:
         sources = self._sources()
         before = copy.deepcopy(sources)
-        mosaic(sources, MosaicOp(output_size=20), RNG(0))
+        draw(mosaic(sources, MosaicOp(output_size=20), RNG(0)))
         for source, old in zip(sources, before, strict=True):
-            assert torch.equal(source.image, old.image)
+            np.testing.assert_array_equal(source.tiles[0].source.pixels(1), old.tiles[0].source.pixels(1))
             np.testing.assert_array_equal(source.boxes_xyxy, old.boxes_xyxy)
 
     @pytest.mark.parametrize("seed", range(40))
@@ -88,9 +88,10 @@ class TestMosaic:
     ) -> None:
         pixels = np.zeros((50, 50, 3), dtype=np.uint8)
         pixels[box[1] : box[3], box[0] : box[2]] = 255
-        blank = labelled_image(np.zeros((50, 50, 3), dtype=np.uint8), [], [])
-        result = mosaic([labelled_image(pixels, [box], [0]), blank, blank, blank], MosaicOp(output_size=50), RNG(seed))
-        bright = result.image[0].numpy() > 0
+        blank = scene_of(ArraySource(np.zeros((50, 50, 3), dtype=np.uint8)), [], [])
+        first = scene_of(ArraySource(pixels), [box], [0])
+        image, result = draw(mosaic([first, blank, blank, blank], MosaicOp(output_size=50), RNG(seed)))
+        bright = image[..., 0] >= 128
         rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
         found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
         hull = result.boxes_xyxy[0]
@@ -147,7 +148,7 @@ class TestCopyblend:
             corners = _corners_px(new, (64, 48))
             assert (corners >= -1e-3).all() and (corners <= np.array([64, 48, 64, 48]) + 1e-3).all()
             np.testing.assert_allclose(corners[own:], corners[own:].round(), atol=1e-4)  # whole pixels
-            torch.testing.assert_close(new["area"], with_area(new, (48, 64))["area"])
+            torch.testing.assert_close(new["area"], new["boxes"][:, 2] * new["boxes"][:, 3] * (48 * 64))
             assert len(set(new["labels"][own:].tolist())) == min(3, pool)  # distinct entries
         assert mixed.dtype == torch.uint8 and mixed.shape == images.shape
 
@@ -213,18 +214,18 @@ class TestCopyblend:
         assert len(joined[0]["labels"]) == 1
 
 
-class TestMultiScale:
-    def test_nearest_and_areas(self) -> None:
-        images, targets = _batch()
-        resized, moved = resize_batch(images, targets, (96, 128))
-        assert torch.equal(resized, images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
-        for old, new in zip(targets, moved, strict=True):
-            torch.testing.assert_close(new["area"], old["area"] * 4)
-            assert torch.equal(new["boxes"], old["boxes"])
+class TestSizeOfABatch:
+    def test_square_images_stay_square(self) -> None:
+        plan = _plan(sides=(64, 96, 96))
+        sides = [batch_size_hw((64, 64), plan, 64, RNG(seed)) for seed in range(200)]
+        assert set(sides) == {(64, 64), (96, 96)} and 100 < sides.count((96, 96)) < 170
 
-    def test_the_same_size_costs_nothing(self) -> None:
-        images, targets = _batch()
-        assert resize_batch(images, targets, (48, 64))[0] is images
+    def test_other_images_keep_their_aspect(self) -> None:
+        for size_wh, expected in (((128, 64), (96, 192)), ((64, 32), (64, 96))):
+            assert batch_size_hw(size_wh[::-1], _plan(sides=(96,)), 64, RNG(0)) == expected
+
+    def test_without_multi_scale(self) -> None:
+        assert batch_size_hw((48, 64), _plan(), 640, RNG(0)) == (48, 64)
 
 
 def _plan(**changes: Any) -> EpochPlan:
@@ -245,19 +246,23 @@ class TestMixBatch:
         config, counts = CollateConfig(num_objects=3), {1: 0, 2: 0, 4: 0}
         plan = _plan(mixup_prob=0.5, copyblend_prob=0.5)
         for seed in range(400):
-            _, mixed = mix_batch(images, targets, plan, config, RNG(seed))
+            _, mixed = mix_batch(images, targets, plan, config, RNG(seed), size_hw=(48, 64))
             counts[len(mixed[0]["labels"])] += 1
         # Spec 10.4: MixUp 50 %, CopyBlend 25 %, none 25 %.
         assert abs(counts[2] - 200) < 45 and abs(counts[4] - 100) < 40 and abs(counts[1] - 100) < 40
 
     def test_off(self) -> None:
         images, targets = _batch()
-        same, unchanged = mix_batch(images, targets, _plan(), BLEND, RNG(0))
+        same, unchanged = mix_batch(images, targets, _plan(), BLEND, RNG(0), size_hw=(48, 64))
         assert same is images and unchanged == targets
 
-    def test_sides_of_square_and_other_images(self) -> None:
-        config = CollateConfig(base_size=64)
-        for size_wh, expected in (((64, 64), (96, 96)), ((128, 64), (96, 192)), ((64, 32), (64, 96))):
-            images, targets = _batch(size_wh=size_wh, counts=(0, 0))
-            resized, _ = mix_batch(images, targets, _plan(sides=(96,)), config, RNG(0))
-            assert tuple(resized.shape[-2:]) == expected
+    def test_the_area_threshold_is_meant_at_the_nominal_size(self) -> None:
+        """A box of 240 square pixels in images drawn at half of both sides stands for one of 960."""
+        images = torch.zeros(1, 3, 48, 64, dtype=torch.uint8)
+        targets = [_target([(10, 10, 30, 22)], [0], (64, 48))]
+        plan, counts = _plan(copyblend_prob=1.0), []
+        for threshold in (950, 970):
+            config = CollateConfig(area_threshold=threshold)
+            _, mixed = mix_batch(images, targets, plan, config, RNG(0), size_hw=(96, 128))
+            counts.append(len(mixed[0]["labels"]))
+        assert counts == [2, 1]

@@ -1,0 +1,308 @@
+"""CPU milliseconds per 640-pixel training sample, beside a straightforward PIL pipeline in the official order.
+
+`python benchmarks/data_pipeline.py [--json FILE]`. One thread, `time.process_time`, writing the batch included;
+sources are drawn on the fly and saved as JPEG (200 x 200 and 1280 x 960). "plain": all strong augmentations but
+mosaic, every sample. "mosaic": every sample is a mosaic (the recipes make half of them one). "cached": the decoded
+images are in memory; otherwise every image is decoded from its file, for a mosaic four of them.
+
+Ultralytics' loader is a peer to time where it is installed; elsewhere the figures of the project's issue stand in,
+measured on such a machine when nothing else ran, so that only ratios within a run are comparable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.colour import Brightness, Contrast, Hue, Saturation, apply_changes, sample_of
+from data.config import DataConfig
+from data.images import read_reduced
+from data.loader import TrainLoader, build_train_loader
+from data.splits import build_datasets
+
+SIDE, TILE_SIDE, BATCH, NUM_IMAGES = 640, 320, 4, 16
+SIZES = {"200": (200, 200), "1280": (1280, 960)}
+CELLS = (("200", 0), ("1280", 0), ("1280_cached", 1024))
+ISSUE_ULTRALYTICS_MS = {
+    "200": {"plain": 5.5, "mosaic": 7.0},
+    "1280": {"plain": 8.7, "mosaic": 10.2},
+    "1280_cached": {"plain": 4.3, "mosaic": 5.8},
+}
+TARGET_RATIO_PIL = {"200": 4.0, "1280": 6.0, "1280_cached": 12.0}
+POLICIES = {"plain": 0.0, "mosaic": 1.0, "mosaic_half": 0.5}
+STRONG = ("Mosaic", "RandomPhotometricDistort", "RandomZoomOut", "RandomIoUCrop")
+
+
+def write_images(folder: Path, size_wh: tuple[int, int]) -> None:
+    """Blotches with some noise and three boxes each, as JPEG."""
+    rng, (width, height) = np.random.default_rng(0), size_wh
+    folder.mkdir(parents=True)
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "defect"}]}
+    for image_id in range(1, NUM_IMAGES + 1):
+        coarse = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+        pixels = cv2.resize(coarse, size_wh, interpolation=cv2.INTER_CUBIC) * 0.5 + rng.normal(
+            64, 2, (height, width, 1)
+        )
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{image_id}.jpg", quality=90)
+        content["images"].append({"id": image_id, "file_name": f"{image_id}.jpg", "width": width, "height": height})
+        for _ in range(3):
+            w, h = (int(rng.integers(side // 12, side // 3)) for side in size_wh)
+            x, y = int(rng.integers(width - w)), int(rng.integers(height - h))
+            box = {"id": len(content["annotations"]) + 1, "image_id": image_id, "category_id": 1}
+            content["annotations"].append({**box, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
+    (folder / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def our_loader(folder: Path, mosaic_prob: float, cache_mib: int, num_workers: int = 0) -> TrainLoader:
+    """The project's loader with the official ops, in the epochs with mosaic; no mixing of whole batches."""
+    ops = [
+        {"type": "Mosaic", "output_size": TILE_SIDE},
+        {"type": "RandomPhotometricDistort"},
+        {"type": "RandomZoomOut"},
+        {"type": "RandomIoUCrop", "p": 0.8},
+        {"type": "SanitizeBoundingBoxes"},
+        {"type": "RandomHorizontalFlip"},
+        {"type": "Resize", "size": [SIDE, SIDE]},
+        {"type": "SanitizeBoundingBoxes"},
+    ]
+    policy = {"name": "stop_epoch", "epoch": [0, 100_000, 100_000], "ops": STRONG}
+    where = {"img_folder": folder, "ann_file": folder / "annotations.json"}
+    dataset = {
+        **where,
+        "cache_mib": cache_mib,
+        "transforms": {"ops": ops, "policy": policy, "mosaic_prob": mosaic_prob},
+    }
+    config = DataConfig.model_validate(
+        {
+            "num_classes": 1,
+            "allow_split_overlap": True,
+            "train_dataloader": {"dataset": dataset, "total_batch_size": BATCH, "shuffle": True, "drop_last": True},
+            "val_dataloader": {"dataset": {**where, "transforms": {"ops": [ops[6]]}}, "total_batch_size": BATCH},
+        }
+    )
+    split = build_datasets(config).splits["train"]
+    return build_train_loader(config, split, split.classes, seed=0, num_workers=num_workers)
+
+
+class PilPipeline:
+    """The official order with torchvision on PIL images, float images stacked; tiles of earlier mosaics are reused."""
+
+    def __init__(self, folder: Path, mosaic_prob: float) -> None:
+        content = json.loads((folder / "annotations.json").read_text(encoding="utf-8"))
+        self._images = [
+            (folder / image["file_name"], [a["bbox"] for a in content["annotations"] if a["image_id"] == image["id"]])
+            for image in content["images"]
+        ]
+        self._mosaic_prob = mosaic_prob
+        self._tiles: list[dict[str, Any]] = []
+        self._colour = v2.RandomPhotometricDistort()
+        self._moves = v2.Compose([v2.RandomZoomOut(fill=0), v2.RandomApply([v2.RandomIoUCrop()], p=0.8)])
+        self._rest = v2.Compose(
+            [
+                v2.SanitizeBoundingBoxes(),
+                v2.RandomHorizontalFlip(),
+                v2.Resize((SIDE, SIDE)),
+                v2.SanitizeBoundingBoxes(),
+                v2.PILToTensor(),
+                v2.ToDtype({"image": torch.float32, torch.Tensor: torch.float32, "others": None}, scale=True),
+            ]
+        )
+        self._normalize = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+    def batches(self, seed: int) -> None:
+        """One epoch."""
+        torch.manual_seed(seed)
+        order = torch.randperm(len(self._images)).tolist()
+        for start in range(0, len(order), BATCH):
+            torch.stack([self._sample(index) for index in order[start : start + BATCH]])
+
+    def _sample(self, index: int) -> torch.Tensor:
+        path, boxes = self._images[index]
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+        size_hw = (image.height, image.width)
+        xyxy = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in boxes], dtype=torch.float32)
+        sample = {
+            "image": image,
+            "boxes": BoundingBoxes(xyxy, format=BoundingBoxFormat.XYXY, canvas_size=size_hw),
+            "labels": torch.zeros(len(boxes), dtype=torch.int64),
+        }
+        is_mosaic = float(torch.rand(())) < self._mosaic_prob
+        sample = self._colour(self._mosaic(sample) if is_mosaic else sample)
+        return self._normalize(self._rest(sample if is_mosaic else self._moves(sample))["image"])
+
+    def _mosaic(self, sample: dict[str, Any]) -> dict[str, Any]:
+        self._tiles.append(v2.Resize(TILE_SIDE)(sample))
+        self._tiles = self._tiles[-50:]
+        tiles = [self._tiles[-1], *(self._tiles[int(torch.randint(len(self._tiles), ()))] for _ in range(3))]
+        width, height = (max(tile["image"].size[axis] for tile in tiles) for axis in (0, 1))
+        canvas, boxes = Image.new("RGB", (2 * width, 2 * height)), []
+        for tile, (x, y) in zip(tiles, ((0, 0), (width, 0), (0, height), (width, height)), strict=True):
+            canvas.paste(tile["image"], (x, y))
+            boxes.append(tile["boxes"].as_subclass(torch.Tensor) + torch.tensor([x, y, x, y]))
+        merged = BoundingBoxes(torch.cat(boxes), format=BoundingBoxFormat.XYXY, canvas_size=(2 * height, 2 * width))
+        affine = v2.RandomAffine(10, (0.1, 0.1), (0.5, 1.5))
+        image, turned = affine(canvas, merged)
+        return {"image": image, "boxes": turned, "labels": torch.cat([tile["labels"] for tile in tiles])}
+
+
+def run_epoch(loader: TrainLoader, epoch: int) -> None:
+    """All batches of one epoch."""
+    loader.set_epoch(epoch)
+    for _ in loader:
+        pass
+
+
+def milliseconds(epochs: dict[str, Callable[[int], None]], repeats: int) -> dict[str, float]:
+    """Median CPU milliseconds per sample of pipelines that take turns; the first epochs are the warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in epochs}
+    for repeat in range(repeats + 3):
+        for name, epoch in epochs.items():
+            if repeat < 2 and name == "pil":
+                continue
+            start = time.process_time()
+            epoch(repeat)
+            if repeat >= 3:
+                times[name].append((time.process_time() - start) * 1e3 / NUM_IMAGES)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure_cell(cell: str, folder: Path, cache_mib: int, repeats: int) -> dict[str, dict[str, Any]]:
+    """All policies of one kind of source."""
+    result: dict[str, dict[str, Any]] = {}
+    for policy, probability in POLICIES.items():
+        loader, pil = our_loader(folder, probability, cache_mib), PilPipeline(folder, probability)
+
+        def ours(epoch: int, loader: TrainLoader = loader) -> None:
+            run_epoch(loader, epoch)
+
+        found = milliseconds({"ours": ours, "pil": pil.batches}, repeats)
+        peer = ISSUE_ULTRALYTICS_MS[cell].get(policy)
+        result[policy] = {
+            "ms": found["ours"],
+            "pil_ms": found["pil"],
+            "ratio_pil": found["pil"] / found["ours"],
+            "ratio_ultralytics": None,  # measured in the same run only
+            "issue_ultralytics_ms": peer,
+        }
+    return result
+
+
+def measure_stages(folder: Path, repeats: int = 40) -> dict[str, float]:
+    """Median CPU milliseconds of single stages, each on a whole source."""
+    path = folder / "1.jpg"
+    pixels = read_reduced(path, 1)[0]
+    batch = np.empty((3, SIDE, SIDE), np.uint8)
+    drawn = cv2.resize(pixels, (SIDE, SIDE))
+    all_changes = (Brightness(1.1), Contrast(1.2), Saturation(0.8), Hue(0.03))
+
+    def pil_decode() -> None:
+        with Image.open(path) as image:
+            np.asarray(image.convert("RGB"))
+
+    stages: dict[str, Callable[[], object]] = {
+        "decode (PIL, for comparison)": pil_decode,
+        "decode": lambda: read_reduced(path, 1),
+        "decode at a half": lambda: read_reduced(path, 2),
+        "resize": lambda: cv2.resize(pixels, (SIDE, SIDE)),
+        "all four colour changes at 640": lambda: apply_changes(drawn, all_changes, sample_of(pixels)),
+        "into the batch": lambda: cv2.split(drawn, list(batch)),
+        "float and normalise (PIL pipeline)": lambda: F.normalize(
+            F.to_dtype(torch.from_numpy(drawn).permute(2, 0, 1), torch.float32, scale=True), [0.4] * 3, [0.2] * 3
+        ),
+    }
+    result = {}
+    for name, stage in stages.items():
+        times = []
+        for _ in range(repeats):
+            start = time.process_time()
+            stage()
+            times.append((time.process_time() - start) * 1e3)
+        result[name] = statistics.median(times)
+    return result
+
+
+def samples_per_second(folder: Path, num_workers: int, epochs: int = 12) -> float:
+    """Wall-clock throughput of the recipe (half mosaics), without a cache."""
+    loader = our_loader(folder, 0.5, 0, num_workers)
+    run_epoch(loader, 0)
+    start = time.perf_counter()
+    for epoch in range(1, epochs + 1):
+        run_epoch(loader, epoch)
+    seconds = time.perf_counter() - start
+    loader.close()
+    return epochs * NUM_IMAGES / seconds
+
+
+def report(cells: dict[str, Any]) -> list[str]:
+    """The table, and which targets were met."""
+    lines = [f"{'source':12}{'policy':13}{'ours ms':>9}{'PIL ms':>9}{'ratio':>7}   target   Ultralytics (issue)"]
+    for cell, policies in cells.items():
+        for policy, row in policies.items():
+            target, peer = TARGET_RATIO_PIL[cell], row["issue_ultralytics_ms"]
+            verdict = f">= {target:g}x {'met' if row['ratio_pil'] >= target else 'MISSED'}"
+            beside = "" if peer is None else f"{peer:.1f} ms, {'met' if row['ms'] <= peer else 'MISSED'}"
+            numbers = f"{row['ms']:9.2f}{row['pil_ms']:9.2f}{row['ratio_pil']:7.1f}"
+            lines.append(f"{cell:12}{policy:13}{numbers}   {verdict:13} {beside}")
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7, help="epochs of 16 samples per cell")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--skip-workers", action="store_true", help="no throughput with worker processes")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folders = {size: Path(name, size) for size in SIZES}
+        for size, folder in folders.items():
+            write_images(folder, SIZES[size])
+        for cell, cache_mib in CELLS:
+            results[cell] = measure_cell(cell, folders[cell.removesuffix("_cached")], cache_mib, arguments.repeats)
+            sys.stdout.write("\n".join(report({cell: results[cell]})) + "\n")
+            sys.stdout.flush()
+        lines: list[str] = []
+        for size, folder in folders.items():
+            stages = measure_stages(folder)
+            results[f"stages_{size}"] = stages
+            lines.append(f"stages {size}: " + ", ".join(f"{stage} {ms:.2f} ms" for stage, ms in stages.items()))
+        if not arguments.skip_workers:
+            for size, folder in folders.items():
+                rates = {str(workers): samples_per_second(folder, workers) for workers in (0, 2)}
+                results[f"samples_per_second_{size}"] = rates
+                lines.append(
+                    f"samples/s {size}, half mosaics: {rates['0']:.0f} in one process, {rates['2']:.0f} with 2 workers"
+                )
+    if importlib.util.find_spec("ultralytics") is None:
+        lines.append("ultralytics is not installed: its column is the issue's, not of this run")
+    else:
+        lines.append("ultralytics is installed, but this benchmark does not time it yet")
+    sys.stdout.write("\n".join(lines) + "\n")
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,379 @@
+"""What all converters share: images and boxes gathered from a foreign format, checked, written as a new COCO folder.
+
+Nothing that exists is ever changed: the result is built in a temporary folder beside its place, checked there, and
+moved in one step.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data.coco import check_annotations, check_overlap, read_split
+from data.errors import UserError
+from data.image_checks import check_images
+from data.images import ImageFacts, read_facts
+from data.problems import Problem, errors_of, problem_lines
+
+log = logging.getLogger(__name__)
+
+SHOWN_PER_KIND = 50
+IMAGE_SUFFIXES = frozenset(
+    f".{name}"
+    for name in ("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "tif", "tiff", "webp", "gif", "ppm", "pgm", "pbm", "jp2")
+)
+_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_OUTSIDE_TOLERANCE_PX = 0.5
+"""As `data.coco_reader` has it."""
+
+
+@dataclass(frozen=True)
+class ForeignBox:
+    """One object as the foreign file has it."""
+
+    name: str
+    """Of its class."""
+    corners_xyxy: tuple[float, float, float, float]
+    """Pixels; the first pixel's outer edge is 0."""
+    where: str
+    """Line or object, for messages."""
+
+
+@dataclass(frozen=True)
+class ForeignImage:
+    """One image with its boxes."""
+
+    path: Path
+    annotation: Path | None
+    """The file its boxes are from; None for an image without one."""
+    stated_wh: tuple[int, int] | None
+    """The size its annotations say; None where they say none."""
+    boxes: tuple[ForeignBox, ...]
+
+
+@dataclass
+class Gathered:
+    """A foreign data set."""
+
+    root: Path
+    images: list[ForeignImage] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    class_names: tuple[str, ...] | None = None
+    """In the order of their ids; None sorts the names that occur."""
+    splits: dict[Path, str] = field(default_factory=dict)
+    """Image -> train, val or test, where the format says so itself."""
+
+    def error(self, file: Path, where: str, found: str, fix: str, kind: str) -> None:
+        """Note a fault."""
+        self.problems.append(Problem("error", str(file), where, found, fix, kind))
+
+    def warn(self, file: Path, where: str, found: str, fix: str, kind: str) -> None:
+        """Note an oddity."""
+        self.problems.append(Problem("warning", str(file), where, found, fix, kind))
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion has written."""
+
+    ann_files: tuple[Path, ...]
+    img_folder: Path
+    num_images: int
+    num_boxes: int
+    class_names: tuple[str, ...]
+    warnings: tuple[Problem, ...]
+
+
+def files_below(root: Path, suffixes: Iterable[str]) -> list[Path]:
+    """Files with these suffixes (lower case) below `root`, sorted; hidden ones are passed over.
+
+    Raises:
+        UserError: `root` is no folder.
+    """
+    if not root.is_dir():
+        found = "is a file, expected a folder" if root.exists() else "does not exist"
+        raise UserError(f"{root}: {found}. Give the folder of the data set.")
+    wanted, files = frozenset(suffixes), []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [
+            Path(folder, name)
+            for name in sorted(names)
+            if not name.startswith(".") and Path(name).suffix.lower() in wanted
+        ]
+    return files
+
+
+def warn_left_out(gathered: Gathered, images: Iterable[Path], what: str) -> None:
+    """Images that nothing annotates: nobody says that they are free of objects."""
+    used = {image.path for image in gathered.images}
+    unused = [path for path in images if path not in used]
+    if unused and used:
+        found = f"{len(unused)} images have no {what}, e.g. {unused[0]}"
+        fix = "They are left out; to use them as images without objects, save an annotation without objects for them"
+        gathered.warn(gathered.root, "images", found, fix, "images without annotations")
+
+
+class ImageIndex:
+    """Finds the image that an annotation file means."""
+
+    def __init__(self, images: Iterable[Path]) -> None:
+        self._by_name: dict[str, list[Path]] = defaultdict(list)
+        self._by_stem: dict[str, list[Path]] = defaultdict(list)
+        for path in images:
+            self._by_name[path.name].append(path)
+            self._by_stem[path.stem].append(path)
+
+    def find(self, name: str, annotation: Path) -> list[Path]:
+        """Images called `name`, or else those with the annotation file's own stem. Of several, the one whose folders
+        have most in common with the annotation's; more than one only if that does not decide."""
+        base = PurePosixPath(name.replace("\\", "/")).name
+        candidates = self._by_name.get(base) or self._by_stem.get(annotation.stem, [])
+        if len(candidates) < 2:
+            return list(candidates)
+        folders = set(annotation.parent.parts)
+        alike = [len(folders & set(path.parent.parts)) - len(path.parent.parts) / 1000 for path in candidates]
+        return [path for path, score in zip(candidates, alike, strict=True) if score == max(alike)]
+
+
+def write_coco(gathered: Gathered, target: Path, *, copy_images: bool, progress: bool = True) -> Converted:
+    """Check everything, then write `annotations/instances*.json` and, if wanted, `images/`.
+
+    Args:
+        gathered: From a reader.
+        target: New or empty folder.
+        copy_images: False leaves the images where they are; `img_folder` is their common folder then.
+        progress: Show a bar while images are opened.
+
+    Raises:
+        UserError: Faults of the data, all at once; nothing has been written then.
+    """
+    require_new_folder(target, gathered.root)
+    names = _class_names(gathered)
+    facts = _check_images(gathered)
+    sets = _assign_splits(gathered)
+    require_no_errors(gathered.problems)
+    root = _common_folder([image.path for image in gathered.images])
+    contents = {name: _coco(images, root, names, facts) for name, images in sets.items()}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        private = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+        work = private / target.name  # with ordinary permissions
+        work.mkdir()
+    except OSError as error:
+        raise UserError(f"{target}: cannot be made ({error.strerror or error}). Choose another folder.") from error
+    try:
+        if copy_images:
+            _copy(gathered.images, root, work / "images")
+        warnings = _write_and_check(contents, work, work / "images" if copy_images else root, target, progress)
+        if target.is_dir():
+            target.rmdir()  # it is empty, and Windows renames onto nothing only
+        os.replace(work, target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error}). Free some space.") from error
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+    return Converted(
+        tuple(target / "annotations" / name for name in contents),
+        target / "images" if copy_images else root,
+        len(gathered.images),
+        sum(len(image.boxes) for image in gathered.images),
+        names,
+        tuple(problem for problem in [*gathered.problems, *warnings] if problem.severity == "warning"),
+    )
+
+
+def require_new_folder(target: Path, source: Path) -> None:
+    """Raise UserError unless `target` is new or empty, and outside of `source`, a folder."""
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target}: lies in the data set {source} itself. Choose a folder outside.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: exists and is not an empty folder; nothing is overwritten. Choose a new one.")
+
+
+def require_no_errors(problems: Sequence[Problem]) -> None:
+    """Raise one UserError with all errors among `problems`."""
+    errors = errors_of(problems)
+    if errors:
+        count = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
+        raise UserError(f"The data set has {count}; nothing was written:", problem_lines(errors, SHOWN_PER_KIND))
+
+
+def _class_names(gathered: Gathered) -> tuple[str, ...]:
+    counts = Counter(box.name for image in gathered.images for box in image.boxes)
+    names = gathered.class_names or tuple(sorted(counts))
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        spellings[name.strip().casefold()].append(name)
+    kind = "class names"
+    for same in spellings.values():
+        if len(same) > 1:
+            found = f"{', '.join(f'{name!r} ({counts[name]} boxes)' for name in same)} differ in case or spaces only"
+            gathered.error(gathered.root, "classes", found, "Give the class one name", kind)
+    for name in sorted(set(counts) - set(names)):
+        found = f"{name!r} ({counts[name]} boxes) is not among the given classes {', '.join(names)}"
+        gathered.error(gathered.root, "classes", found, "Add it to the list, or rename the boxes", kind)
+    if not counts:
+        gathered.error(
+            gathered.root, "boxes", "there is not a single one", "Give the folder with the annotations", kind
+        )
+    return names
+
+
+def _check_images(gathered: Gathered) -> dict[Path, ImageFacts]:
+    """Sizes as they are, and what the boxes are worth on them."""
+    facts: dict[Path, ImageFacts] = {}
+    for image in gathered.images:
+        if image.path in facts:
+            file = image.annotation or image.path
+            gathered.error(file, "image", f"{image.path} has two annotation files", "Remove one", "repeated image")
+            continue
+        try:
+            facts[image.path] = read_facts(image.path)
+        except UserError as error:
+            file = image.annotation or image.path
+            gathered.error(file, "image", str(error), "Replace the image", "unreadable image")
+            continue
+        _check_size(gathered, image, facts[image.path])
+        for box in image.boxes:
+            _check_box(gathered, image, box, facts[image.path].upright_wh)
+    return facts
+
+
+def _check_size(gathered: Gathered, image: ForeignImage, facts: ImageFacts) -> None:
+    stated, real = image.stated_wh, facts.upright_wh
+    if stated is None or stated == real or image.annotation is None:
+        return
+    found = f"says {stated[0]} x {stated[1]} pixels, but {image.path.name} has {real[0]} x {real[1]}"
+    fix = "Annotate the image anew, or restore the one that was annotated"
+    if stated == facts.size_wh:
+        found += f" once its EXIF orientation {facts.orientation} is applied"
+        fix = "The boxes were drawn on the unrotated image: remove the EXIF orientation from the file"
+    gathered.error(image.annotation, "size", found, fix, "size mismatch")
+
+
+def _check_box(gathered: Gathered, image: ForeignImage, box: ForeignBox, size_wh: tuple[int, int]) -> None:
+    file = image.annotation or image.path
+    left, top, right, bottom = box.corners_xyxy
+    shown = ", ".join(f"{value:g}" for value in box.corners_xyxy)
+    if not (right > left and bottom > top):
+        found = f"the box from corner to corner ({shown}) has no area"
+        gathered.error(file, box.where, found, "Correct or remove it", "box without area")
+    elif max(-left, -top, right - size_wh[0], bottom - size_wh[1]) > _OUTSIDE_TOLERANCE_PX:
+        found = f"the box from corner to corner ({shown}) leaves the image of {size_wh[0]} x {size_wh[1]} pixels"
+        gathered.error(file, box.where, found, "Correct or remove it", "box outside the image")
+
+
+def _assign_splits(gathered: Gathered) -> dict[str, list[ForeignImage]]:
+    """Name of the annotation file -> its images: the splits that the format or its folders know, else one file."""
+    splits = dict(gathered.splits)
+    if not splits:
+        for image in gathered.images:
+            parts = [_SPLIT_FOLDERS.get(part) for part in image.path.relative_to(gathered.root).parts[:-1]]
+            known = next(filter(None, parts), None)
+            if known is not None:
+                splits[image.path] = known
+    without = [image.path for image in gathered.images if image.path not in splits]
+    if not splits or not gathered.images:
+        return {"instances.json": list(gathered.images)}
+    if without:
+        found = (
+            f"{len(without)} of {len(gathered.images)} images are in none of train, val, test, e.g. {without[0].name}"
+        )
+        fix = "They go to instances_rest.json"
+        gathered.warn(gathered.root, "splits", found, fix, "images without a split")
+    sets: dict[str, list[ForeignImage]] = {}
+    for name in ("train", "val", "test", "rest"):
+        images = [image for image in gathered.images if splits.get(image.path, "rest") == name]
+        if images:
+            sets[f"instances_{name}.json"] = images
+    return sets
+
+
+def _common_folder(paths: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def _coco(
+    images: Sequence[ForeignImage], root: Path, names: Sequence[str], facts: dict[Path, ImageFacts]
+) -> dict[str, Any]:
+    ids = {name: number for number, name in enumerate(names, start=1)}
+    records: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, image in enumerate(images, start=1):
+        width, height = facts[image.path].upright_wh
+        name = image.path.relative_to(root).as_posix()
+        records.append({"id": number, "file_name": name, "width": width, "height": height})
+        for box in image.boxes:
+            left, top, right, bottom = box.corners_xyxy
+            bbox = [round(value, 4) for value in (left, top, right - left, bottom - top)]
+            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": ids[box.name], "bbox": bbox}
+            annotations.append({**entry, "area": round(bbox[2] * bbox[3], 4), "iscrowd": 0})
+    categories = [{"id": number, "name": name} for name, number in ids.items()]
+    return {"images": records, "annotations": annotations, "categories": categories}
+
+
+def _copy(images: Sequence[ForeignImage], root: Path, folder: Path) -> None:
+    for image in images:
+        place = folder / image.path.relative_to(root)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(image.path, place)
+
+
+def _write_and_check(
+    contents: dict[str, dict[str, Any]], work: Path, img_folder: Path, target: Path, progress: bool
+) -> list[Problem]:
+    """Write the annotation files below `work` and put them through the checks of check_data.py; the messages name
+    where the files will be."""
+    (work / "annotations").mkdir()
+    for name, content in contents.items():
+        write_json(work / "annotations" / name, content)
+    problems = check_files({name: work / "annotations" / name for name in contents}, img_folder, progress=progress)
+    moved = [
+        Problem(
+            problem.severity,
+            problem.file.replace(str(work), str(target)),
+            problem.where,
+            problem.found.replace(str(work), str(target)),
+            problem.fix,
+            problem.kind,
+        )
+        for problem in problems
+    ]
+    require_no_errors(moved)
+    return moved
+
+
+def check_files(ann_files: dict[str, Path], img_folder: Path, *, progress: bool = True) -> list[Problem]:
+    """What check_data.py says of these annotation files, by the name of their split.
+
+    The same image in two of them is a warning: the foreign set was split by someone else.
+    """
+    splits, problems = [], []
+    for name, path in ann_files.items():
+        split, found = read_split(name.removeprefix("instances_").removesuffix(".json"), path, img_folder)
+        splits.append(split)
+        problems += found + check_annotations(split)
+    problems += check_overlap(splits) + check_images(splits, progress=progress)
+    kind = "same image in two splits"
+    return [
+        Problem("warning", p.file, p.where, p.found, p.fix, p.kind) if p.kind == kind else p
+        for p in dict.fromkeys(problems)
+    ]
+
+
+def write_json(path: Path, content: object) -> None:
+    """A JSON file in UTF-8, flushed to the disk; it must not exist yet."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    with path.open("x", encoding="utf-8", newline="\n") as file:
+        file.write(f"{text}\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,212 @@
+"""One annotated set into train, val and test: every class in the same proportions, what looks alike in one split.
+
+Iterative stratification (K. Sechidis et al., On the Stratification of Multi-Label Data, 2011), with groups of images
+that look alike in place of single images.
+
+Legend: G groups, L kinds (classes, and "no boxes"), S splits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data.coco import CocoSplit, check_annotations, read_split
+from data.convert.common import check_files, require_no_errors, write_json
+from data.errors import UserError
+from data.image_checks import alike_groups
+from data.problems import Problem, warnings_of
+
+_NAMES = ("train", "val", "test")
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """What a division has written."""
+
+    ann_files: Mapping[str, Path]
+    """By split."""
+    img_folder: Path
+    num_images: Mapping[str, int]
+    boxes_per_class: Mapping[str, tuple[int, ...]]
+    class_names: tuple[str, ...]
+    num_groups: int
+    """Groups of two or more images that look alike."""
+    largest_group: int
+    warnings: tuple[Problem, ...]
+
+
+def split_set(
+    ann_file: Path,
+    fractions: Mapping[str, float],
+    *,
+    img_folder: Path | None = None,
+    output_dir: Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> SplitResult:
+    """Write `<name>_train.json`, ... beside the annotation file; entries are taken over as they stand, ids included.
+
+    Args:
+        ann_file: COCO JSON.
+        fractions: Of train, val, test; their sum is 1, and 0 leaves a split out.
+        img_folder: Where file names start; None looks for `images` beside the file or its folder, then takes the
+            file's folder.
+        output_dir: Instead of the annotation file's folder.
+        seed: Which of equally good divisions.
+        progress: Show a bar while images are opened.
+
+    Raises:
+        UserError: Faults of the arguments or the data, all at once; nothing has been written then.
+    """
+    names = _check_fractions(fractions)
+    folder = output_dir or ann_file.parent
+    targets = {name: folder / f"{ann_file.stem}_{name}.json" for name in names}
+    existing = [str(path) for path in targets.values() if path.exists()]
+    if existing:
+        raise UserError("Files that exist are not overwritten; move them, or choose another --output-dir:", existing)
+    images = img_folder or _find_images(ann_file)
+    split, problems = read_split("all", ann_file, images)
+    problems += check_annotations(split)
+    require_no_errors(problems)
+    groups, found = alike_groups(split, progress=progress)
+    require_no_errors(found)
+    ratios = np.array([fractions[name] for name in names])
+    chosen = assign_groups(_kinds(split, groups), np.bincount(groups), ratios, seed)
+    sets = {name: {split.images[i].id for i in np.flatnonzero(chosen[groups] == k)} for k, name in enumerate(names)}
+    empty = [name for name, ids in sets.items() if not ids]
+    if empty:
+        raise UserError(
+            f"{ann_file}: {len(split)} images in {groups.max() + 1} groups that look alike are too few: "
+            f"{', '.join(empty)} would be empty. Set --{empty[0]} 0, or add images."
+        )
+    warnings = _write(ann_file, sets, targets, images, progress)
+    sizes = np.bincount(groups)
+    return SplitResult(
+        ann_files=targets,
+        img_folder=images,
+        num_images={name: len(ids) for name, ids in sets.items()},
+        boxes_per_class={name: _boxes(split, ids) for name, ids in sets.items()},
+        class_names=split.classes.names,
+        num_groups=int((sizes > 1).sum()),
+        largest_group=int(sizes.max()),
+        warnings=tuple(warnings),
+    )
+
+
+def assign_groups(kinds: IntArray, sizes: IntArray, ratios: FloatArray, seed: int) -> IntArray:
+    """The split of every group.
+
+    Args:
+        kinds: [G, L] images of the group that hold the kind; every group holds one.
+        sizes: [G] images.
+        ratios: [S] that add up to 1.
+        seed: Decides between equals.
+
+    Returns:
+        [G] from 0 to S-1. A kind that is in S groups or more is in every split, if no rarer one stands against it.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(sizes))
+    wanted = np.outer(ratios, kinds.sum(axis=0)).astype(np.float64)  # [S, L] still to be given
+    wanted_images = ratios * sizes.sum()
+    has = np.zeros(wanted.shape, dtype=bool)
+    chosen = np.full(len(sizes), -1, dtype=np.int64)
+    while (chosen < 0).any():
+        open_groups = order[chosen[order] < 0]
+        left = (kinds[open_groups] > 0).sum(axis=0)
+        # The rarest first: later there may be no choice for it.
+        kind = int(np.argmin(np.where(left > 0, left, np.iinfo(np.int64).max)))
+        members = open_groups[kinds[open_groups, kind] > 0]
+        group = int(members[np.argmax(sizes[members])])  # large groups are hard to place: first
+        lacking = np.flatnonzero(~has[:, kind])
+        must_share = len(lacking) > 0 and len(members) <= len(lacking)
+        candidates = lacking if must_share else np.arange(len(ratios))
+        place = max(candidates.tolist(), key=lambda s: (round(wanted[s, kind], 9), round(wanted_images[s], 9)))
+        chosen[group] = place
+        wanted[place] -= kinds[group]
+        wanted_images[place] -= sizes[group]
+        has[place] |= kinds[group] > 0
+    return chosen
+
+
+def _check_fractions(fractions: Mapping[str, float]) -> list[str]:
+    problems = [f"--{name} {value:g}: expected 0 to 1" for name, value in fractions.items() if not 0 <= value <= 1]
+    problems += [f"--{name} 0: expected a part of the images" for name in ("train", "val") if fractions.get(name) == 0]
+    total = sum(fractions.values())
+    if not problems and abs(total - 1) > 1e-6:
+        shown = " + ".join(f"{fractions[name]:g}" for name in _NAMES if name in fractions)
+        problems.append(f"{shown} = {total:g}: the parts must add up to 1")
+    if problems:
+        raise UserError("Parts that cannot be used:", problems)
+    return [name for name in _NAMES if fractions.get(name, 0) > 0]
+
+
+def _find_images(ann_file: Path) -> Path:
+    for folder in (ann_file.parent / "images", ann_file.parent.parent / "images"):
+        if folder.is_dir():
+            return folder
+    return ann_file.parent
+
+
+def _kinds(split: CocoSplit, groups: IntArray) -> IntArray:
+    """[G, C + 1] images of the group with a box of the class; last column: images without any."""
+    held = np.zeros((len(split), len(split.classes) + 1), dtype=np.int64)
+    for index, image in enumerate(split.images):
+        labels = split.labels[image.rows]
+        held[index, labels] = 1
+        held[index, -1] = not len(labels)
+    kinds = np.zeros((groups.max() + 1, held.shape[1]), dtype=np.int64)
+    np.add.at(kinds, groups, held)
+    return kinds
+
+
+def _boxes(split: CocoSplit, ids: set[int]) -> tuple[int, ...]:
+    gone = {image.id for image in split.images} - ids
+    return tuple(split.without_images(gone).boxes_per_class())
+
+
+def _write(
+    ann_file: Path, sets: Mapping[str, set[int]], targets: Mapping[str, Path], img_folder: Path, progress: bool
+) -> list[Problem]:
+    """All files or none: they are made and checked in a folder of their own, then moved."""
+    content: dict[str, Any] = json.loads(ann_file.read_text(encoding="utf-8-sig"))
+    folder = next(iter(targets.values())).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{ann_file.stem}.", dir=folder))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}).") from error
+    try:
+        for name, ids in sets.items():
+            kept = {
+                **content,
+                "images": [entry for entry in content["images"] if entry["id"] in ids],
+                "annotations": [entry for entry in content["annotations"] if entry["image_id"] in ids],
+            }
+            write_json(work / targets[name].name, kept)
+        problems = check_files({name: work / targets[name].name for name in sets}, img_folder, progress=progress)
+        require_no_errors(problems)
+        for path in targets.values():
+            os.replace(work / path.name, path)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}). Free some space.") from error
+    except ValueError as error:
+        raise UserError(f"{ann_file}: holds a number that JSON does not know ({error}).") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return [
+        Problem(p.severity, p.file.replace(str(work), str(folder)), p.where, p.found, p.fix, p.kind)
+        for p in warnings_of(problems)
+    ]
