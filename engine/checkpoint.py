@@ -7,29 +7,30 @@ A checkpoint is a dict of plain containers, numbers, strings and tensors with at
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
-import pickle
-import re
 import sys
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from data.classes import ClassMap
 from data.errors import UserError
 from engine.config import ExperimentConfig, config_from_dict
+from engine.hub import how_to_fetch, hub_weights, is_hub_name, read_hub_config
+from models.weight_files import is_state_dict, read_metadata, read_weight_file
+from models.weights import is_vit
 
 log = logging.getLogger(__name__)
 
+METADATA_KEYS = ("config", "classes")
+"""What our safetensors files carry as JSON in their metadata."""
 _IS_WINDOWS = os.name == "nt"
 _SCALARS = (str, int, float, bool, type(None))
 
@@ -137,36 +138,47 @@ def _remove_quietly(path: Path) -> None:
         log.warning("could not remove the temporary file %s: %s", path, error)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU: ours, an official one, or a safetensors file of bare weights (as `model`).
+def load_checkpoint(path: Path, *, allow_backbone: bool = False) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU: ours, an official one, or a bare detector's weights (as `model`).
 
-    Nothing in the file is executed (`weights_only`), and the file is not memory-mapped: Windows could not replace
-    it while it is in use.
+    Args:
+        path: A file, a folder with the hub's layout, or a name on the hub (`engine.hub`). What stands in a
+            safetensors file's metadata or in `config.json` beside it comes along (`config`, `classes`, `hub_config`).
+        allow_backbone: Return the weights of a bare ViT too, as `backbone`.
 
     Raises:
         UserError: The file is missing, damaged, holds more than data, or has no weights under `model` or
             `ema.module`.
     """
-    if not path.is_file():
+    file = hub_weights(path)
+    if not file.is_file():
         raise UserError(_missing_message(path))
-    try:
-        if path.suffix == ".safetensors":
-            return {"model": load_file(path)}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused anyway
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise UserError(f"Checkpoint {path}: cannot be read ({error.strerror}); check its permissions.") from error
-    except SafetensorError as error:
-        raise UserError(f"Checkpoint {path}: damaged or not a safetensors file ({error}).") from error
-    except Exception as error:
-        # The unpickler meets arbitrary bytes here and raises a dozen types; all mean that the file is unusable.
-        raise UserError(_unreadable_message(path, error)) from error
+    content = read_weight_file(file, what="Checkpoint")
+    if isinstance(content, dict) and is_state_dict(content):
+        if is_vit(content) and allow_backbone:
+            return {"backbone": content}
+        if file.suffix == ".safetensors" or any(key.startswith("decoder.") for key in content):
+            content = {"model": content}
     _require_weights(path, content)
-    return dict(content)
+    assert isinstance(content, dict)
+    return dict(content) | (_stored_beside(file) if file.suffix == ".safetensors" else {})
+
+
+def _stored_beside(file: Path) -> dict[str, Any]:
+    """Config and classes out of a safetensors file's metadata, and a hub folder's config.json."""
+    metadata = read_metadata(file)
+    try:
+        stored: dict[str, Any] = {key: json.loads(metadata[key]) for key in METADATA_KEYS if key in metadata}
+    except ValueError as error:
+        raise UserError(f"Checkpoint {file}: its metadata are damaged ({error}).") from error
+    hub_config = read_hub_config(file)
+    return stored if hub_config is None else stored | {"hub_config": hub_config}
 
 
 def _missing_message(path: Path) -> str:
+    if is_hub_name(path):
+        name = path.as_posix()
+        return f"Checkpoint {name}: no such file or folder, and not in Hugging Face's cache. {how_to_fetch(name)}"
     if path.is_dir():
         found = "it is a folder"
         folder = path
@@ -178,30 +190,14 @@ def _missing_message(path: Path) -> str:
     return f"Checkpoint {path}: {found}; expected a .pth file of a training run.{hint}"
 
 
-def _unreadable_message(path: Path, error: Exception) -> str:
-    text = str(error)
-    refused = re.search(r"GLOBAL (\S+)", text)
-    if refused:
-        return (
-            f"Checkpoint {path}: it holds a Python object ({refused[1]}), not only weights. Loading that could run "
-            "foreign code, so nothing was loaded. Ask its author for a file of plain tensors."
-        )
-    # The unpickler's own text is long and advises to switch the protection off.
-    detail = "" if isinstance(error, pickle.UnpicklingError) else f" ({(text.splitlines() or [''])[0][:160]})"
-    return (
-        f"Checkpoint {path}: damaged, cut short or not a checkpoint{detail}. "
-        "Copy or download it again, or use an earlier checkpoint of the run."
-    )
-
-
 def _require_weights(path: Path, content: object) -> None:
     if not isinstance(content, dict):
         raise UserError(f"Checkpoint {path}: it holds a {type(content).__name__}; expected a dict with `model`.")
     if "model" not in content:
-        bare = bool(content) and all(isinstance(value, Tensor) for value in content.values())
+        bare = bool(content) and is_state_dict(content)
         found = (
             "it holds bare weights; a backbone's weight file belongs into `DINOv3STAs.weights_path` of the config "
-            "(a baseline's: `Baseline.weights`)"
+            "(a baseline's: `Baseline.weights`), or after -t"
             if bare
             else f"it holds {', '.join(sorted(map(str, content))[:6]) or 'nothing'}"
         )
@@ -211,14 +207,8 @@ def _require_weights(path: Path, content: object) -> None:
     if ema is not None:
         parts["ema.module"] = ema.get("module") if isinstance(ema, dict) else ema
     for name, part in parts.items():
-        if not _is_state_dict(part):
+        if not is_state_dict(part):
             raise UserError(f"Checkpoint {path}: `{name}` is not a dict of names to tensors; the file is not usable.")
-
-
-def _is_state_dict(part: object) -> bool:
-    return isinstance(part, dict) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in part.items()
-    )
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

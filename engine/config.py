@@ -166,6 +166,8 @@ class ExperimentConfig(DataConfig, ModelConfig):
     """TensorBoard folder; null puts it into the run folder."""
     resume: PortablePath | None = None
     tuning: PortablePath | None = None
+    tuning_class_map: dict[str, str] = {}
+    """Class of the data set: class of the weights of `tuning` whose rows of the heads it starts from (own addition)."""
 
     _provenance: Provenance | None = PrivateAttr(default=None)
 

@@ -22,13 +22,14 @@ from engine.analysis.analyse import analyse_with_tables
 from engine.analysis.cost import measure_cost
 from engine.analysis.overlaps import MIN_IOU
 from engine.analysis.result import Analysis, Cost
-from engine.checkpoint import checkpoint_classes, checkpoint_config, load_checkpoint, model_state
+from engine.checkpoint import checkpoint_classes, load_checkpoint, model_state
 from engine.cli import require_output_folder
 from engine.coco_metrics import CocoNumbers, GroundTruth
-from engine.config import ExperimentConfig, apply_overrides, load_config
+from engine.config import ExperimentConfig
 from engine.distributed import Distributed
 from engine.evaluate import EvalResult, evaluate
-from engine.multimodal import with_stored_texts
+from engine.hub import output_parent
+from engine.judged_config import judged_config
 from engine.results import write_results
 from models.detector import build_detector
 from models.weights import load_state_dict_strict
@@ -112,11 +113,8 @@ def evaluate_checkpoint(
     """
     options = options or AnalysisOptions()
     checkpoint = load_checkpoint(path)
-    if config_path is None:
-        config = apply_overrides(checkpoint_config(checkpoint, path), overrides)
-    else:
-        config = with_stored_texts(load_config(config_path, overrides), checkpoint, path)
-    folder = output_dir or path.parent / f"eval_{split}_{path.stem}"
+    config = judged_config(checkpoint, path, config_path, overrides)
+    folder = output_dir or output_parent(path) / f"eval_{split}_{path.stem.removeprefix('hf:')}"
     require_output_folder(folder)
     if config.synthetic is not None and dist.is_main:
         ensure_dataset(config.synthetic)

@@ -17,20 +17,21 @@ from data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_
 from data.splits import DataBundle, build_datasets
 from data.synthetic import ensure_dataset
 from engine.amp import choose_amp_dtype
-from engine.checkpoint import check_classes, load_checkpoint, model_state, save_checkpoint
+from engine.checkpoint import check_classes, load_checkpoint, save_checkpoint
 from engine.config import ExperimentConfig, config_to_dict, derive_run_length
 from engine.distributed import Distributed
 from engine.ema import ModelEma
 from engine.monitor import Monitor
-from engine.multimodal import finish_model, has_fusion, optimizer_with_fusion, prepare_texts
+from engine.multimodal import finish_model, optimizer_with_fusion, prepare_texts
 from engine.optim import build_optimizer
 from engine.run_folder import prepare_run_folder, write_yaml
 from engine.schedule import FlatCosine
 from engine.selection import Selection
 from engine.text_embeddings import store_embeddings
+from engine.tuning import start_from
 from models.criterion import build_criterion
 from models.detector import build_detector
-from models.weights import load_backbone_weights, load_for_tuning, load_phase_1, load_state_dict_strict
+from models.weights import load_backbone_weights, load_state_dict_strict
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,13 @@ class Run:
 
 
 def build_run(
-    config: ExperimentConfig, dist: Distributed, folder: Path, *, resume: Path | None, tuning: Path | None
+    config: ExperimentConfig,
+    dist: Distributed,
+    folder: Path,
+    *,
+    resume: Path | None,
+    tuning: Path | None,
+    text_cache: Path | None = None,
 ) -> Run:
     """All parts of a run. Whatever can fail on bad input comes before the first file is written."""
     seed = config.seed
@@ -106,7 +113,7 @@ def build_run(
     val_loader = build_eval_loader(
         config, data.splits["val"], data.classes, rank=rank, world_size=world_size, pin_memory=pin
     )
-    config, texts = prepare_texts(config, data.classes, dist, folder, resume=resume, tuning=tuning)
+    config, texts = prepare_texts(config, data.classes, dist, text_cache or folder, resume=resume, tuning=tuning)
     config, _ = derive_run_length(config, train_loader.steps_per_epoch)
     for note in config.derivation_log:
         log.info("derived: %s", note)
@@ -234,15 +241,10 @@ def _load_weights(
         load_state_dict_strict(model, checkpoint["model"], source=resume)
         return checkpoint
     if tuning is not None:
-        checkpoint = load_checkpoint(tuning)
-        state = model_state(checkpoint)
-        if config.MultimodalFusion is not None and not has_fusion(state):
-            check_classes(checkpoint, data.classes, tuning)
-            load_phase_1(model, state, source=tuning)
-            log.info("phase 2 starts from the weights of %s", tuning)
-        else:
-            load_for_tuning(model, state).log(tuning)
+        start_from(model, config, data.classes, tuning)
         return None
+    if config.tuning_class_map:
+        raise UserError("tuning_class_map: chooses rows of the weights to tune from, so it needs them: -t CKPT.")
     load_backbone_weights(model, config)
     return None
 

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.batch import Batch
 from data.errors import UserError
 from data.industrial_dataset import pixel_mean_std
+from data.schedule import stage_starts
 from engine.analysis.match_tables import MatchTables
 from engine.checkpoint import load_checkpoint
 from engine.coco_metrics import GroundTruth
@@ -49,6 +50,7 @@ def train(
     *,
     resume: Path | None = None,
     tuning: Path | None = None,
+    text_cache: Path | None = None,
 ) -> None:
     """Train one experiment and leave its run folder complete.
 
@@ -58,6 +60,7 @@ def train(
         folder: Run folder; an earlier run in it is moved aside unless `resume` is given.
         resume: Checkpoint to go on from, exactly.
         tuning: Checkpoint or weights to start a new run from.
+        text_cache: Folder in which several runs share their texts' vectors; None: the run folder alone.
 
     Raises:
         UserError: Anything wrong with the input; nothing has been written then.
@@ -65,7 +68,7 @@ def train(
     """
     with StopSignal() as stop:
         with stop.at_once():
-            run = build_run(config, dist, folder, resume=resume, tuning=tuning)
+            run = build_run(config, dist, folder, resume=resume, tuning=tuning, text_cache=text_cache)
         try:
             fit(run, stop)
         except RuntimeError as error:
@@ -404,10 +407,9 @@ def _evaluates(run: Run, epoch: int) -> bool:
 
 def _shows_images(config: ExperimentConfig, position: Position) -> bool:
     """TensorBoard sees the first batch of every stage of augmentation."""
-    policy = config.train_dataloader.dataset.transforms.policy
-    starts = policy.epoch if policy is not None else ()
-    stages = {0, *(starts if isinstance(starts, tuple) else (starts,))}
-    return position.batch_in_epoch == 0 and position.epoch in stages
+    section = config.train_dataloader
+    starts = stage_starts(section.dataset.transforms, section.collate_fn, config.epoches)
+    return position.batch_in_epoch == 0 and position.epoch in starts
 
 
 def _out_of_patience(config: ExperimentConfig, position: Position) -> bool:

@@ -47,6 +47,11 @@ class PostProcessor:
         Returns:
             B detections; K = min(num_top_queries, Q * C). One query may appear with several labels.
         """
+        images = zip(*self.batched(outputs, orig_sizes_wh), strict=True)
+        return [Detections(scores=s, labels=k, boxes=b) for k, b, s in images]
+
+    def batched(self, outputs: Mapping[str, Tensor], orig_sizes_wh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As a call, for the whole batch: labels int64 [B, K], boxes [B, K, 4], scores [B, K]; what exports compute."""
         logits = outputs["pred_logits"].float()
         if logits.shape[-1] != self.num_classes:
             raise ValueError(f"the model has {logits.shape[-1]} classes, PostProcessor expects {self.num_classes}")
@@ -57,9 +62,7 @@ class PostProcessor:
         # Half-precision boxes would be off by pixels once scaled to the image.
         boxes = cxcywh_to_xyxy(outputs["pred_boxes"].float()) * scale
         boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
-        labels = index % self.num_classes
-        images = zip(scores, labels, boxes, strict=True)
-        return [Detections(scores=s, labels=k, boxes=b) for s, k, b in images]
+        return index % self.num_classes, boxes, scores
 
 
 class ScaleToImage:

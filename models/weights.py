@@ -7,16 +7,14 @@ Official files fit without renaming: detectors (`load_state_dict_strict`, `load_
 from __future__ import annotations
 
 import logging
-import pickle
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data.errors import UserError
@@ -24,6 +22,7 @@ from models.baselines import TorchvisionDetector, body_of
 from models.config import BaselineConfig, ModelConfig
 from models.detector import DEIM
 from models.text_fusion import PREFIX as FUSION_PREFIX
+from models.weight_files import is_state_dict, read_weight_file
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +36,9 @@ _SCORE_HEADS = {
     "detector.head.classification_head.cls_logits.weight": 0,
 }
 """Whose first size tells the number of classes, plus this many for the background."""
+_ROW_PER_CLASS = re.compile(r"decoder\.(?:enc_score_head|dec_score_head\.\d+)\.(?:weight|bias)$")
+_EMBEDDING = "decoder.denoising_class_embed.weight"
+"""One row per class, and a last one, the padding."""
 _MOST_LISTED = 20
 _LEAST_FITTING_SHARE = 0.5
 
@@ -103,15 +105,27 @@ def load_backbone_weights(model: nn.Module, config: ModelConfig) -> None:
             f"{_SOURCES[backbone.name]}) and put it there, or start from random weights with "
             "`DINOv3STAs.weights_path: null`, which needs many more images and epochs."
         )
-    assert isinstance(model, DEIM)
-    tensors = _read_tensors(path)
-    vit = model.backbone.vit
+    load_vit(model, config, _read_tensors(path), f"DINOv3STAs.weights_path: {path}")
+
+
+def is_vit(state_dict: Mapping[str, object]) -> bool:
+    """Whether these are a bare ViT's weights, such as `vitt_distill.pt`, and no detector's."""
+    return "cls_token" in state_dict and "patch_embed.proj.weight" in state_dict
+
+
+def load_vit(model: nn.Module, config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load a bare ViT's weights into the backbone; every key must fit (spec 2.4).
+
+    Raises:
+        UserError: `model` is a baseline, or the weights are another network's.
+    """
+    if not isinstance(model, DEIM):
+        raise UserError(f"{source} is the backbone of a DEIMv2, the config describes a baseline (section Baseline).")
+    name, vit = config.deimv2.backbone.name, model.backbone.vit
     problems = _differences(vit.state_dict(), tensors).problems()
     if problems:
         raise UserError(
-            f"DINOv3STAs.weights_path: {path} does not hold the weights of `{backbone.name}` as configured. "
-            f"Expected: {_SOURCES[backbone.name]}.",
-            problems,
+            f"{source} does not hold the weights of `{name}` as configured. Expected: {_SOURCES[name]}.", problems
         )
     vit.load_state_dict(tensors)
 
@@ -207,14 +221,24 @@ def load_phase_1(model: nn.Module, state_dict: Mapping[str, Tensor], source: Pat
     model.load_state_dict(_checked(shared, state_dict, source), strict=False)
 
 
-def load_for_tuning(model: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadReport:
+def load_for_tuning(
+    model: nn.Module, state_dict: Mapping[str, Tensor], class_rows: Mapping[int, int] | None = None
+) -> LoadReport:
     """Copy what fits, by name and shape; the rest keeps its fresh weights and is reported (spec 2.4).
+
+    Args:
+        model: Any detector; with `class_rows` a DEIMv2.
+        state_dict: Weights of a detector of the same size.
+        class_rows: Label of the model -> label of the file: these rows of the class heads are copied, those of other
+            labels start fresh, whatever the file's class count. None: heads are copied whole where the shapes fit.
 
     Raises:
         UserError: Less than half of the model would be filled: these are another model's weights.
     """
     own = model.state_dict()
     tensors = _completed(state_dict, own)
+    if class_rows is not None:
+        tensors |= _heads_by_class(own, tensors, class_rows)
     report = _differences(own, tensors)
     fitting = {key: value for key, value in tensors.items() if key in own and value.shape == own[key].shape}
     filled = sum(value.numel() for value in fitting.values()) / sum(value.numel() for value in own.values())
@@ -226,6 +250,25 @@ def load_for_tuning(model: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadR
         )
     model.load_state_dict(fitting, strict=False)
     return LoadReport(report.missing, report.unexpected, report.mismatched)
+
+
+def num_classes_of(state_dict: Mapping[str, Tensor]) -> int | None:
+    """Classes that a DEIMv2's weights are for; None for other weights."""
+    head = state_dict.get("decoder.enc_score_head.bias")
+    return None if head is None else len(head)
+
+
+def _heads_by_class(
+    own: Mapping[str, Tensor], found: Mapping[str, Tensor], class_rows: Mapping[int, int]
+) -> dict[str, Tensor]:
+    """The model's class heads with chosen rows of the file's in them."""
+    into, out_of = list(class_rows), list(class_rows.values())
+    mapped = {}
+    for key, value in own.items():
+        if key in found and (key == _EMBEDDING or _ROW_PER_CLASS.match(key)):
+            mapped[key] = value.clone()
+            mapped[key][into] = found[key][out_of].to(value)
+    return mapped
 
 
 @dataclass(frozen=True)
@@ -297,25 +340,8 @@ def _fusion_hint(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a bare state dict onto the CPU."""
-    try:
-        if path.suffix == ".safetensors":
-            content: object = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read or is damaged ({error}); download it again") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: holds more than tensors, or is damaged; nothing in it was executed. Expected a plain state dict."
-        ) from error
-    except Exception as error:
-        # The unpickler meets arbitrary bytes here and raises a dozen types; all mean that the file is unusable.
-        raise UserError(f"{path}: is damaged or no weight file ({type(error).__name__}); download it again") from error
-    if not isinstance(content, dict) or not _all_tensors(content.items()):
+    content = read_weight_file(path)
+    if not isinstance(content, dict) or not is_state_dict(content):
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path}: expected a plain state dict (key -> tensor), found {keys}")
     return content
-
-
-def _all_tensors(items: Iterable[tuple[object, object]]) -> bool:
-    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in items)

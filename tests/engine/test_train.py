@@ -9,10 +9,11 @@ import torch
 
 import engine.train as training
 from data.errors import UserError
+from data.schedule import stage_starts
 from engine.config import load_config
 from engine.interrupt import StopSignal
-from engine.run import build_run
-from engine.train import fit, out_of_memory
+from engine.run import Position, build_run
+from engine.train import _shows_images, fit, out_of_memory
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import alone, assert_same_state, checkpoint, log_records, train_here
 
@@ -292,3 +293,11 @@ def test_early_stopping(finished: tuple[Path, Path], tmp_path: Path) -> None:
     overrides = ["epoches=12", "no_aug_epoch=2", "flat_epoch=4", "early_stopping_patience=2"]
     folder = train_here(write_tiny_config(tmp_path), tmp_path / "run", overrides)
     assert checkpoint(folder / "last.pth")["last_epoch"] == 2
+
+
+def test_tensorboard_sees_the_first_batch_of_every_stage(tmp_path: Path) -> None:
+    experiment = load_config(write_tiny_config(tmp_path), ["epoches=12", "flat_epoch=4", "no_aug_epoch=2"])
+    section = experiment.train_dataloader
+    shown = [epoch for epoch in range(12) if _shows_images(experiment, Position(epoch=epoch))]
+    assert shown == stage_starts(section.dataset.transforms, section.collate_fn, 12) == [0, 1, 4, 10]
+    assert not _shows_images(experiment, Position(epoch=4, batch_in_epoch=1))

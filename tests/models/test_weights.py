@@ -15,7 +15,14 @@ from torch import Tensor
 
 from data.errors import UserError
 from models.detector import DEIM, build_detector
-from models.weights import load_backbone_weights, load_for_tuning, load_state_dict_strict
+from models.weights import (
+    is_vit,
+    load_backbone_weights,
+    load_for_tuning,
+    load_state_dict_strict,
+    load_vit,
+    num_classes_of,
+)
 from tests.support.models import images, shake, tiny_config, tiny_model
 
 
@@ -157,6 +164,35 @@ def test_tuning_from_another_size_is_refused() -> None:
     assert_same(model, before)
 
 
+def test_tuning_takes_rows_of_chosen_classes() -> None:
+    source, model = other(num_classes=9), tiny_model()
+    fresh, weights = state(model), state(source)
+    report = load_for_tuning(model, weights, {1: 7, 4: 0})
+    assert report.mismatched == ()
+    for key in (
+        "decoder.enc_score_head.bias",
+        "decoder.dec_score_head.2.weight",
+        "decoder.denoising_class_embed.weight",
+    ):
+        value = model.state_dict()[key]
+        assert torch.equal(value[[1, 4]], weights[key][[7, 0]])
+        assert torch.equal(value[[0, 2, 3, 5]], fresh[key][[0, 2, 3, 5]])
+    assert not model.decoder.denoising_class_embed.weight[-1].any(), "the padding stays 0"
+
+
+def test_tuning_with_rows_renews_the_other_classes_of_an_equal_count() -> None:
+    source, model = other(), tiny_model()
+    fresh = state(model)
+    load_for_tuning(model, state(source), {0: 5})
+    bias = "decoder.enc_score_head.bias"
+    assert torch.equal(model.state_dict()[bias][1:], fresh[bias][1:])
+    assert model.state_dict()[bias][0] == source.state_dict()[bias][5]
+
+
+def test_class_count_of_weights() -> None:
+    assert num_classes_of(state(other(num_classes=9))) == 9 and num_classes_of({}) is None
+
+
 # --- backbones --------------------------------------------------------------------------------------------------
 
 
@@ -240,7 +276,7 @@ class Hostile:
 def test_a_hostile_file_runs_nothing(tmp_path: Path) -> None:
     path = save(tmp_path / "hostile.pt", {"cls_token": Hostile(tmp_path / "pwned")})
     model = build_detector(config := backbone_config(path))
-    with pytest.raises(UserError, match=r"hostile\.pt: holds more than tensors.*nothing in it was executed"):
+    with pytest.raises(UserError, match=r"hostile\.pt: it holds a Python object \(\S*mkdir\).*nothing was loaded"):
         load_backbone_weights(model, config)
     assert not (tmp_path / "pwned").exists()
 
@@ -261,3 +297,13 @@ def test_files_of_another_kind(tmp_path: Path, content: Any) -> None:
     model = build_detector(config := backbone_config(save(tmp_path / "x.pt", content)))
     with pytest.raises(UserError, match=r"x\.pt: expected a plain state dict"):
         load_backbone_weights(model, config)
+
+
+def test_a_vit_is_told_from_a_detector() -> None:
+    model = tiny_model()
+    assert is_vit(model.backbone.vit.state_dict()) and not is_vit(model.state_dict())
+
+
+def test_a_baseline_takes_no_vit() -> None:
+    with pytest.raises(UserError, match=r"-t x\.pt: is the backbone of a DEIMv2, the config describes a baseline"):
+        load_vit(torch.nn.Linear(1, 1), tiny_config(), {}, "-t x.pt:")

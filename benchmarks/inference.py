@@ -1,0 +1,194 @@
+"""How fast is one image on the CPU, and on which runtime?
+
+    python benchmarks/inference.py -r outputs/quickstart/best.pth
+    python benchmarks/inference.py -c configs/deimv2/deimv2_dinov3_s_coco.yml      # random weights
+
+PyTorch eager, compiled and in the deploy form, ONNX Runtime and OpenVINO (float32, and bfloat16 if asked for) side by
+side in one process: every round times each of them once, in a changing order, so what else happens on the machine hits
+all alike. Reported are medians over the rounds, wall clock and CPU time. Network and post-processing are in, reading images is not. The graphs
+have a fixed size and a batch of 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script: the repository is not on the path
+
+from data.errors import UserError  # noqa: E402
+from engine.cli import run_script  # noqa: E402
+from engine.config import load_config  # noqa: E402
+from engine.export.graph import GraphOptions, deployed_detector, example_inputs, torch_program, write_onnx  # noqa: E402
+from engine.export.runtimes import Runner, agreement, onnx_runner, openvino_runner, torch_runner  # noqa: E402
+from engine.export.source import Source, load_source  # noqa: E402
+from models.deploy import DeployedDetector  # noqa: E402
+from models.detector import build_detector  # noqa: E402
+from models.postprocess import PostProcessor  # noqa: E402
+
+TARGET = 1.5
+EAGER = "PyTorch eager"
+
+
+def build_source(arguments: argparse.Namespace) -> Source:
+    """The checkpoint's model, or the config's with random weights."""
+    if arguments.checkpoint is not None:
+        return load_source(arguments.checkpoint, arguments.config, arguments.update)
+    if arguments.config is None:
+        raise UserError("Give a checkpoint (-r) or a config (-c).")
+    config = load_config(arguments.config, arguments.update)
+    torch.manual_seed(0)
+    names = tuple(map(str, range(config.num_classes)))
+    return Source(arguments.config, {}, config, build_detector(config).eval(), names)
+
+
+def build_runners(source: Source, folder: Path, *, threads: int, compiled: bool, bf16: bool) -> dict[str, Runner]:
+    """Every way to run the detector that works on this machine; what does not is said on stderr."""
+    size_hw = source.config.eval_spatial_size
+    eager = DeployedDetector(
+        source.deim("a benchmark"), PostProcessor(source.config.num_classes, source.config.num_top_queries)
+    ).eval()
+    deployed = deployed_detector(source)
+    runners = {
+        EAGER: torch_runner(eager),
+        "deploy form": torch_runner(deployed),
+    }
+    if compiled:
+        runners["PyTorch compiled"] = torch_runner(torch.compile(eager))
+    try:
+        onnx_path = write_onnx(torch_program(deployed, GraphOptions(size_hw)), folder / "model.onnx", {})
+        runners["ONNX Runtime"] = onnx_runner(onnx_path, threads)
+        runners["OpenVINO"] = openvino_runner(onnx_path, threads)
+        if bf16:
+            runners["OpenVINO bfloat16"] = openvino_runner(onnx_path, threads, "bf16")
+    except UserError as error:
+        sys.stderr.write(f"left out: {error}\n")
+    return runners
+
+
+def warm_up(runners: dict[str, Runner], inputs: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Runner]:
+    """Those that run; torch.compile needs a C++ compiler."""
+    working = {}
+    for name, runner in runners.items():
+        try:
+            for _ in range(3):
+                runner(*inputs)
+        except (RuntimeError, OSError) as error:
+            sys.stderr.write(f"left out: {name}: {str(error).strip().splitlines()[0]}\n")
+            continue
+        working[name] = runner
+    return working
+
+
+@dataclass
+class Times:
+    """Milliseconds of every round."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    """Of all threads of this process: what other work on the machine does not lengthen."""
+
+    def medians(self) -> tuple[float, float]:
+        """Wall clock and CPU."""
+        return statistics.median(self.wall), statistics.median(self.cpu)
+
+
+def time_interleaved(
+    runners: dict[str, Runner], inputs: tuple[torch.Tensor, torch.Tensor], rounds: int
+) -> dict[str, Times]:
+    """Every runner once a round, in an order that changes."""
+    order, times = random.Random(0), {name: Times() for name in runners}
+    for _ in range(rounds):
+        for name in order.sample(list(runners), len(runners)):
+            wall, cpu = time.perf_counter(), time.process_time()
+            runners[name](*inputs)
+            times[name].wall.append(1e3 * (time.perf_counter() - wall))
+            times[name].cpu.append(1e3 * (time.process_time() - cpu))
+    return times
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-r", "--checkpoint", type=Path, metavar="CKPT")
+    parser.add_argument("-c", "--config", type=Path)
+    parser.add_argument("-u", "--update", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out: minutes")
+    parser.add_argument("--bf16", action="store_true", help="OpenVINO in bfloat16 too: faster, other numbers")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    source = build_source(arguments)
+    size_hw = source.config.eval_spatial_size
+    inputs = example_inputs(size_hw, batch=1)
+    with tempfile.TemporaryDirectory() as folder:
+        built = build_runners(
+            source, Path(folder), threads=arguments.threads, compiled=arguments.compile, bf16=arguments.bf16
+        )
+        runners = warm_up(built, inputs)
+        times = time_interleaved(runners, inputs, arguments.rounds)
+        expected = runners[EAGER](*inputs)
+        differences = {name: agreement(expected, runner(*inputs), inputs[1]) for name, runner in runners.items()}
+    medians = {name: values.medians() for name, values in times.items()}
+    report(source, medians, {name: (one.score, one.box) for name, one in differences.items()}, arguments)
+    return 0
+
+
+def report(
+    source: Source,
+    medians: dict[str, tuple[float, float]],
+    differences: dict[str, tuple[float, float]],
+    arguments: argparse.Namespace,
+) -> None:
+    height, width = source.config.eval_spatial_size
+    lines = [
+        f"{source.path.name}, {height} x {width}, batch 1, {arguments.threads} threads, {arguments.rounds} rounds",
+        f"{'':20}{'wall ms':>9}{'x eager':>9}{'CPU ms':>9}{'x eager':>9}{'scores':>9}{'boxes':>9}",
+    ]
+    eager_wall, eager_cpu = medians[EAGER]
+    for name, (wall, cpu) in medians.items():
+        score, box = differences[name]
+        lines.append(
+            f"{name:20}{wall:9.1f}{eager_wall / wall:9.2f}{cpu:9.1f}{eager_cpu / cpu:9.2f}{score:9.1g}{box:9.1g}"
+        )
+    exact = {name: pair for name, pair in medians.items() if "bfloat16" not in name}
+    best = min(exact, key=lambda name: exact[name][0])
+    speedups = [eager / fast for eager, fast in zip(medians[EAGER], exact[best], strict=True)]
+    verdict = "met" if min(speedups) >= TARGET else "MISSED"
+    lines.append(
+        f"best in float32: {best}, {speedups[0]:.2f} x eager by the clock, {speedups[1]:.2f} x by CPU time; "
+        f"target >= {TARGET:g} x by both: {verdict}"
+    )
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > 1.5 * arguments.threads:
+        lines.append(
+            f"load average {load:.1f}: other work held this machine. Waiting threads then cost PyTorch most of its "
+            "wall-clock time; measure with --threads 1, and trust the CPU time more"
+        )
+    sys.stdout.write("\n".join(lines) + "\n")
+    if arguments.json is not None:
+        content: dict[str, Any] = {
+            "model": source.path.as_posix(),
+            "size_hw": [height, width],
+            "threads": arguments.threads,
+            "rounds": arguments.rounds,
+            "median_wall_and_cpu_ms": medians,
+            "largest_difference_of_scores_and_boxes": differences,
+        }
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,108 @@
+"""README.md of a hub folder: what the model is, how good, under which licence."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from engine.export.source import Source
+
+log = logging.getLogger(__name__)
+
+_LICENCE_URL = "https://ai.meta.com/resources/models-and-libraries/dinov3-license"
+_SHOWN_METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")
+
+
+def model_card(source: Source) -> str:
+    """Markdown with the hub's YAML header; the numbers come from `results.json` beside the checkpoint."""
+    config = source.config
+    height, width = config.eval_spatial_size
+    parameters = sum(parameter.numel() for parameter in source.model.parameters())
+    name = config.deimv2.backbone.name
+    lines = [
+        *_header(source),
+        "",
+        f"# DEIMv2, {source.path.parent.name or source.path.stem}",
+        "",
+        f"A DEIMv2 object detector: backbone `{name}`, {parameters / 1e6:.2f} M parameters, input {height} x {width} "
+        f"(height x width) pixels, {config.num_classes} classes. Trained with deimv2-industrial.",
+        "",
+        "## Classes",
+        "",
+        *(f"{label}. {text}" for label, text in enumerate(source.class_names)),
+        "",
+        "## Evaluation",
+        "",
+        *_metrics(source.path.parent / "results.json"),
+        "",
+        "## Use",
+        "",
+        "`model.safetensors` has the keys of the official DEIMv2, `config.json` its layout. Input: RGB, resized to "
+        f"{height} x {width} without keeping the aspect, divided by 255, normalised with ImageNet's mean and standard "
+        "deviation.",
+        "",
+        "```bash",
+        "python predict_deimv2.py -r THIS_FOLDER IMAGES",
+        "python train_deimv2.py -c CONFIG -t THIS_FOLDER",
+        "```",
+        "",
+        "## Licence",
+        "",
+        *_licence(source),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _header(source: Source) -> list[str]:
+    lines = ["---", "pipeline_tag: object-detection", "tags:", "- deimv2", "- object-detection"]
+    if source.derived_from_dinov3:
+        lines += ["license: other", "license_name: dinov3-license", f"license_link: {_LICENCE_URL}"]
+    return [*lines, "---"]
+
+
+def _licence(source: Source) -> list[str]:
+    if source.derived_from_dinov3:
+        return [
+            "These weights were fine-tuned from DINOv3 weights or distillates of them (or from weights that may hold "
+            f"them) and fall under the [DINOv3 License]({_LICENCE_URL}): read it before you use or pass them on, and "
+            "pass it on with them.",
+        ]
+    return [
+        "These weights were trained from random initialisation. Their licence is their author's choice: state it here "
+        "and as `license:` in the header."
+    ]
+
+
+def _metrics(path: Path) -> list[str]:
+    results = _read(path)
+    if results is None:
+        return [f"Not evaluated: there was no {path.name} beside the checkpoint when it was exported."]
+    split = results.get("split")
+    lines = [
+        f"COCO metrics{f' on the split `{split}`' if split else ''}, in percent:",
+        "",
+        "| metric | value |",
+        "|---|---|",
+    ]
+    lines += [f"| {name} | {_percent(results['metrics'].get(name))} |" for name in _SHOWN_METRICS]
+    lines += ["", "| class | AP | AP50 | boxes |", "|---|---|---|---|"]
+    for name, row in results.get("per_class", {}).items():
+        lines.append(f"| {name} | {_percent(row.get('AP'))} | {_percent(row.get('AP50'))} | {row.get('num_gt', '-')} |")
+    return lines
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        log.warning("%s: cannot be read (%s); the model card has no metrics", path, error)
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("metrics"), dict) else None
+
+
+def _percent(value: object) -> str:
+    return f"{100 * value:.1f}" if isinstance(value, (int, float)) else "-"

@@ -1,0 +1,259 @@
+"""One prediction: load, look, write. What `predict_deimv2.py` does."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from data.classes import ClassMap
+from data.errors import UserError
+from data.images import PixelArray, decode_image
+from engine.cli import require_output_folder
+from engine.coco_metrics import unique_names
+from engine.hub import output_parent
+from engine.prediction.detector import Detector, load_detector
+from engine.prediction.found import Found
+from engine.prediction.pipeline import predict_frames, read_frames
+from engine.prediction.sources import ImageSource, Sources, find_sources
+from engine.prediction.texts import TEXTS
+from engine.prediction.thresholds import Thresholds, choose_thresholds
+from engine.prediction.tiling import Tiling
+from engine.prediction.video import Recording, UnreadableVideo, predict_video
+from engine.prediction.writers import FORMS, Form, ImageWriter
+from engine.reporting.labels import Language
+
+log = logging.getLogger(__name__)
+
+DEFAULT_FORMS: tuple[Form, ...] = ("images", "coco", "csv")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How to look and what to write.
+
+    Raises:
+        UserError: A number is out of its range.
+    """
+
+    score: float | None = None
+    """For all classes; None: the best-F1 scores of the checkpoint's evaluation."""
+    score_per_class: tuple[str, ...] = ()
+    """`NAME=S`."""
+    forms: tuple[Form, ...] = DEFAULT_FORMS
+    tiling: Tiling | None = None
+    batch_size: int = 8
+    use_amp: bool = False
+    lang: Language = "en"
+    recursive: bool = False
+    max_frames: int | None = None
+    """Of each video or camera."""
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.batch_size < 1:
+            problems.append(f"--batch-size {self.batch_size}: expected 1 or more")
+        if self.max_frames is not None and self.max_frames < 1:
+            problems.append(f"--max-frames {self.max_frames}: expected 1 or more")
+        if problems:
+            raise UserError("Options out of range:", problems)
+
+
+@dataclass
+class Prediction:
+    """What came of it; grows while it runs, so that it holds after an interruption what was done until then."""
+
+    folder: Path
+    classes: ClassMap
+    thresholds: Thresholds
+    num_images: int = 0
+    num_frames: int = 0
+    num_found: Counter[int] = field(default_factory=Counter)
+    """By label."""
+    failures: list[str] = field(default_factory=list)
+    """What could not be read, with the reason."""
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    def count(self, found: Found) -> None:
+        """Add the detections of an image."""
+        self.num_found.update(found.labels.tolist())
+
+
+def parse_forms(text: str) -> tuple[Form, ...]:
+    """`images,coco` -> those forms.
+
+    Raises:
+        UserError: An unknown one.
+    """
+    asked = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [part for part in asked if part not in FORMS]
+    if unknown or not asked:
+        raise UserError(
+            f"--save {text}: {', '.join(unknown) or 'nothing'} is no choice; expected some of {','.join(FORMS)}"
+        )
+    return tuple(form for form in FORMS if form in asked)
+
+
+def predict(
+    checkpoint: Path,
+    arguments: Sequence[str],
+    device: torch.device,
+    *,
+    options: PredictOptions | None = None,
+    config_path: Path | None = None,
+    overrides: Sequence[str] = (),
+    output_dir: Path | None = None,
+) -> Prediction:
+    """Look at images, videos and cameras with a checkpoint and write what is there. Ctrl-C ends it early with all
+    tables complete.
+
+    Args:
+        checkpoint: Its EMA weights are used.
+        arguments: Files, folders, patterns, camera indices.
+        device: Where to compute.
+        options: None: the defaults.
+        config_path: Config to use instead of the one in the checkpoint.
+        overrides: `a.b=c`, on top of either.
+        output_dir: An empty or new folder; default `predict_<checkpoint>` beside the checkpoint, or the first of
+            `predict_<checkpoint>_2`, ... that is free.
+
+    Raises:
+        UserError: Bad input of any kind, before anything is written; or a file cannot be written.
+    """
+    options = options or PredictOptions()
+    folder = _output_folder(checkpoint, output_dir)
+    sources = find_sources(arguments, recursive=options.recursive, exclude=folder)
+    loaded = load_detector(checkpoint, device, config_path=config_path, overrides=overrides, use_amp=options.use_amp)
+    thresholds = choose_thresholds(
+        checkpoint, loaded.classes, epoch=loaded.epoch, score=options.score, per_class=options.score_per_class
+    )
+    prediction = Prediction(folder, loaded.classes, thresholds)
+    started = time.perf_counter()
+    try:
+        _predict_images(sources.images, loaded.detector, prediction, options)
+        _predict_videos(sources, loaded.detector, prediction, options)
+    except KeyboardInterrupt:
+        prediction.interrupted = True
+    prediction.seconds = time.perf_counter() - started
+    return prediction
+
+
+def _output_folder(checkpoint: Path, output_dir: Path | None) -> Path:
+    if output_dir is not None:
+        require_output_folder(output_dir)
+        if output_dir.is_dir() and any(output_dir.iterdir()):
+            raise UserError(
+                f"Output folder {output_dir} is not empty; nothing in it would be overwritten knowingly. Choose "
+                "another one with --output-dir, or empty it."
+            )
+        return output_dir
+    plain = output_parent(checkpoint) / f"predict_{checkpoint.stem.removeprefix('hf:')}"
+    folder, number = plain, 1
+    while folder.exists():
+        number += 1
+        folder = plain.with_name(f"{plain.name}_{number}")
+    require_output_folder(folder)
+    return folder
+
+
+def _predict_images(
+    images: Sequence[ImageSource], detector: Detector, prediction: Prediction, options: PredictOptions
+) -> None:
+    bar = tqdm(
+        total=len(images),
+        desc="predict",
+        unit="image",
+        leave=False,
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        disable=not options.progress or not images,
+    )
+
+    def read(image: ImageSource) -> PixelArray:
+        return decode_image(image.path)
+
+    def failed(image: ImageSource, error: UserError) -> None:
+        prediction.failures.append(str(error))
+        bar.update()
+
+    frames = read_frames(images, read, detector, options.tiling, failed)
+    writer = ImageWriter(prediction.folder, options.forms, prediction.classes, options.lang)
+    with bar, writer:
+        for frame, found in predict_frames(frames, detector, prediction.thresholds.scores, options.batch_size):
+            writer.add(frame.key, frame.pixels, found)
+            prediction.num_images += 1
+            prediction.count(found)
+            bar.update()
+
+
+def _predict_videos(sources: Sources, detector: Detector, prediction: Prediction, options: PredictOptions) -> None:
+    ignored = sorted({"coco", "yolo", "crops"} & set(options.forms))
+    if sources.videos and not {"images", "csv"} & set(options.forms):
+        log.warning("--save %s: a video leaves a video (images) and a table (csv) only", ",".join(ignored))
+    for source in sources.videos:
+        try:
+            recording = Recording.open(source, options.max_frames)
+            for found in _video_frames(recording, detector, prediction, options):
+                prediction.num_frames += 1
+                prediction.count(found)
+        except UnreadableVideo as error:
+            prediction.failures.append(str(error))
+        except KeyboardInterrupt:
+            if not source.is_camera:  # which has no other end
+                raise
+
+
+def _video_frames(
+    recording: Recording, detector: Detector, prediction: Prediction, options: PredictOptions
+) -> Iterator[Found]:
+    return predict_video(
+        recording,
+        detector,
+        prediction.thresholds.scores,
+        prediction.classes,
+        prediction.folder,
+        write_video="images" in options.forms,
+        write_table="csv" in options.forms,
+        tiling=options.tiling,
+        batch_size=options.batch_size,
+        lang=options.lang,
+        progress=options.progress,
+    )
+
+
+def format_prediction(prediction: Prediction, lang: Language) -> str:
+    """The outcome in a few lines."""
+    texts = TEXTS[lang]
+    names = unique_names(prediction.classes)
+    thresholds = prediction.thresholds
+
+    def number(value: float, digits: int) -> str:
+        return f"{value:.{digits}f}".replace(".", texts.decimal_mark)
+
+    separator = "; " if texts.decimal_mark == "," else ", "
+    scores = separator.join(f"{name} {number(score, 4)}" for name, score in zip(names, thresholds.scores, strict=True))
+    if thresholds.source is not None:
+        lines = [texts.evaluated_thresholds.format(source=thresholds.source, thresholds=scores)]
+    else:
+        lines = [(texts.given_threshold if thresholds.given else texts.default_threshold).format(thresholds=scores)]
+    seconds = number(prediction.seconds, 1)
+    lines.append(texts.seen.format(images=prediction.num_images, frames=prediction.num_frames, seconds=seconds))
+    counts = ", ".join(f"{names[label]} {count}" for label, count in sorted(prediction.num_found.items()))
+    total = prediction.num_found.total()
+    lines.append(texts.found.format(total=total, classes=counts) if total else texts.nothing)
+    if prediction.failures:
+        lines.append(texts.failures.format(count=len(prediction.failures)))
+        lines += [f"  - {failure}" for failure in prediction.failures]
+    if prediction.interrupted:
+        lines.append(texts.stopped)
+    lines.append(texts.written.format(folder=prediction.folder))
+    return "\n".join(lines)

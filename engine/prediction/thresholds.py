@@ -1,0 +1,131 @@
+"""From which score on a detection counts, class by class."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.classes import ClassMap
+from data.errors import UserError
+from engine.coco_metrics import FloatArray, unique_names
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SCORE = 0.5
+
+
+class Thresholds(NamedTuple):
+    """Least scores and where they are from."""
+
+    scores: FloatArray
+    """[C], by label."""
+    source: Path | None
+    """The results.json whose best-F1 scores they are, where none was given for all classes."""
+    given: bool
+    """One score was given for all classes."""
+
+
+def choose_thresholds(
+    checkpoint: Path, classes: ClassMap, *, epoch: int | None, score: float | None, per_class: Sequence[str]
+) -> Thresholds:
+    """What was asked for, else the best-F1 scores of the checkpoint's evaluation, else 0.5.
+
+    Args:
+        checkpoint: Its evaluation is looked for beside it.
+        classes: Of the checkpoint.
+        epoch: Of the checkpoint: an evaluation of another epoch is passed over.
+        score: For all classes.
+        per_class: `NAME=S`; they win over everything else.
+
+    Raises:
+        UserError: Unknown classes, scores out of range; all at once.
+    """
+    names = unique_names(classes)
+    problems: list[str] = []
+    if score is not None and not 0 <= score <= 1:
+        problems.append(f"--score {score:g}: expected 0 to 1")
+    own = [_parse(entry, names, problems) for entry in per_class]
+    if problems:
+        raise UserError("Score thresholds that cannot be used:", problems)
+    source = None
+    scores = np.full(len(names), DEFAULT_SCORE if score is None else score)
+    if score is None:
+        source, best = _evaluated(checkpoint, epoch)
+        scores = np.array([_best(best, name) for name in names], dtype=np.float64)
+    for label, value in filter(None, own):
+        scores[label] = value
+    return Thresholds(scores, source, score is not None)
+
+
+def _parse(entry: str, names: Sequence[str], problems: list[str]) -> tuple[int, float] | None:
+    name, sign, text = entry.rpartition("=")
+    if not sign:
+        problems.append(f"--score-per-class {entry}: expected NAME=S, e.g. {names[0]}=0.4; write sources before it")
+        return None
+    by_name = {known.casefold(): label for label, known in enumerate(names)}
+    label = by_name.get(name.strip().casefold())
+    if label is None:
+        near = difflib.get_close_matches(name.strip().casefold(), by_name, n=1)
+        hint = f"did you mean {names[by_name[near[0]]]}?" if near else f"there are {', '.join(names[:20])}"
+        problems.append(f"--score-per-class {entry}: the checkpoint has no class {name!r}; {hint}")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        problems.append(f"--score-per-class {entry}: {text!r} is no score, expected 0 to 1")
+        return None
+    return None if label is None else (label, value)
+
+
+def _evaluated(checkpoint: Path, epoch: int | None) -> tuple[Path | None, Mapping[str, Any]]:
+    """The thresholds of the checkpoint's evaluation: validation before the run's own, never the test split's, on
+    which nothing may be chosen."""
+    folder = checkpoint.parent
+    for path in (folder / f"eval_val_{checkpoint.stem}" / "results.json", folder / "results.json"):
+        results = _read(path)
+        thresholds = results.get("thresholds")
+        if results.get("checkpoint") != checkpoint.name or not isinstance(thresholds, dict):
+            continue
+        judged = results.get("epoch")
+        if epoch is not None and judged is not None and judged != epoch:
+            log.warning(
+                "%s: judged epoch %s of %s, which now holds epoch %s; its thresholds are not used. Run "
+                "evaluate_deimv2.py again",
+                path,
+                judged,
+                checkpoint.name,
+                epoch,
+            )
+            continue
+        return path, thresholds
+    return None, {}
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("%s: cannot be read, its thresholds are not used (%s)", path, error)
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _best(thresholds: Mapping[str, Any], name: str) -> float:
+    """Of the class, of all classes together where it was never hit, or 0.5."""
+    per_class = thresholds.get("per_class")
+    own = per_class.get(name) if isinstance(per_class, dict) else None
+    for entry in (own, thresholds.get("overall")):
+        value = entry.get("score") if isinstance(entry, dict) else None
+        if isinstance(value, int | float) and 0 <= value <= 1:
+            return float(value)
+    return DEFAULT_SCORE

@@ -1,0 +1,162 @@
+"""The one reader of weight files: nothing in them is executed, and the official ones are recognised."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """A published weight file, as seen in one mirror (a later release may differ)."""
+
+    name: str
+    sha256: str
+    """Hexadecimal; of the DINOv3 files only the start, which their names state."""
+    size_bytes: int | None
+    what: str
+
+
+KNOWN_FILES = (
+    KnownFile(
+        "deimv2_dinov3_s_coco.pth",
+        "9491ab33b68ecfc0e34043abb3009599ab1e892fb953a1faad12ef4fca5a35c4",
+        39_537_357,
+        "official DEIMv2-S, COCO",
+    ),
+    KnownFile(
+        "vitt_distill.pt",
+        "2053b865f4e2673fba3f95f7e7e54ad5ee18143885e3ad27eaabb5b3b9919738",
+        21_996_698,
+        "official ViT-Tiny distilled from DINOv3, backbone of DEIMv2-S",
+    ),
+    KnownFile(
+        "vittplus_distill.pt",
+        "470b65d9a7704973ae105057f7ec7a4c85f853bc379a7bfbcc49ecc80a17e25b",
+        38_749_082,
+        "official ViT-Tiny+ distilled from DINOv3, backbone of DEIMv2-M",
+    ),
+    KnownFile(
+        "dinov3_vits16_pretrain_lvd1689m-08c60483.pth",
+        "08c60483",
+        None,
+        "DINOv3 ViT-S/16, backbone of DEIMv2-L",
+    ),
+    KnownFile(
+        "dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth",
+        "4057cbaa",
+        None,
+        "DINOv3 ViT-S+/16, backbone of DEIMv2-X",
+    ),
+)
+
+
+def identify(path: Path, known_files: tuple[KnownFile, ...] = KNOWN_FILES) -> KnownFile | None:
+    """The published file that `path` is, byte for byte, under whatever name; says so in the log.
+
+    A file with a published name but another content gets a warning and None: it may be a newer release, or damaged.
+    """
+    size = path.stat().st_size
+    named = next((known for known in known_files if known.name == path.name), None)
+    if named is None and size not in {known.size_bytes for known in known_files}:
+        return None
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    for known in known_files:
+        if known.size_bytes in (None, size) and digest.startswith(known.sha256):
+            log.info("%s: is %s (%s), sha256 %s verified", path, known.name, known.what, known.sha256[:12])
+            return known
+    if named is not None:
+        expected = "" if named.size_bytes is None else f"{named.size_bytes:,} bytes, "
+        log.warning(
+            "%s: is not the %s known here (%s): found %s bytes, sha256 %s, expected %ssha256 %s. It may be a newer "
+            "release, or damaged; loading it all the same",
+            path,
+            named.name,
+            named.what,
+            f"{size:,}",
+            digest[:16],
+            expected,
+            named.sha256[:16],
+        )
+    return None
+
+
+def read_weight_file(path: Path, *, what: str = "Weight file") -> object:
+    """The content of a .safetensors file (name -> tensor) or of a .pth/.pt file (plain containers), on the CPU.
+
+    Nothing in the file is executed (`weights_only`), and a .pth file is not memory-mapped: Windows could not replace
+    it while it is in use.
+
+    Args:
+        path: An existing file.
+        what: How messages call it.
+
+    Raises:
+        UserError: It cannot be read, is damaged, or holds more than data.
+    """
+    try:
+        identify(path)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused anyway
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
+        return content
+    except PermissionError as error:
+        raise UserError(f"{what} {path}: cannot be read ({error.strerror}); check its permissions.") from error
+    except SafetensorError as error:
+        raise UserError(f"{what} {path}: damaged or not a safetensors file ({error}); copy it again.") from error
+    except Exception as error:
+        # The unpickler meets arbitrary bytes here and raises a dozen types; all mean that the file is unusable.
+        raise UserError(_unreadable_message(path, error, what)) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file carries beside its tensors.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"Weight file {path}: damaged or not a safetensors file ({error}); copy it again.") from error
+
+
+def is_state_dict(part: object) -> bool:
+    """Whether `part` is a dict of names to tensors and nothing else."""
+    return isinstance(part, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in part.items()
+    )
+
+
+def _unreadable_message(path: Path, error: Exception, what: str) -> str:
+    text = str(error)
+    refused = re.search(r"GLOBAL (\S+)", text)
+    if refused:
+        return (
+            f"{what} {path}: it holds a Python object ({refused[1]}), not only weights. Loading that could run "
+            "foreign code, so nothing was loaded. Ask its author for a file of plain tensors."
+        )
+    # The unpickler's own text is long and advises to switch the protection off.
+    detail = "" if isinstance(error, pickle.UnpicklingError) else f" ({(text.splitlines() or [''])[0][:160]})"
+    return (
+        f"{what} {path}: damaged, cut short or not a {what.lower()}{detail}. "
+        "Copy or download it again, or use an earlier one."
+    )

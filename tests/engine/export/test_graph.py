@@ -1,0 +1,147 @@
+"""Graphs for other runtimes: what they accept, and that they detect what PyTorch detects."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.errors import UserError
+from engine.config import load_config
+from engine.export import graph
+from engine.export.graph import GraphOptions, deployed_detector, example_inputs, graph_metadata, require_packages
+from engine.export.run import check_against_torch, export_checkpoint
+from engine.export.runtimes import Found, agreement, onnx_runner, torch_runner
+from engine.export.source import Source, load_source
+from tests.support.baselines import small_baseline
+from tests.support.configs import CONFIGS
+from tests.support.export import NAMES, write_tiny_checkpoint
+from tests.support.text_fusion import fused_model, section
+
+SIZES = torch.tensor([[64, 32]])
+
+
+def found(scores: Any, labels: Any, boxes: Any) -> Found:
+    return Found(np.array([labels]), np.array([boxes], dtype=np.float32), np.array([scores], dtype=np.float32))
+
+
+BOXES = [[0, 0, 8, 8], [4, 4, 20, 20], [30, 0, 40, 30]]
+EXPECTED = found([0.9, 0.5, 0.5], [1, 2, 2], BOXES)
+
+
+def test_equal_detections_agree() -> None:
+    same = agreement(EXPECTED, EXPECTED, SIZES)
+    assert (same.score, same.box, same.unmatched) == (0, 0, 0) and same.within(0)
+
+
+def test_detections_of_equal_scores_may_swap() -> None:
+    swapped = found([0.9, 0.5, 0.5], [1, 2, 2], [BOXES[0], BOXES[2], BOXES[1]])
+    assert agreement(EXPECTED, swapped, SIZES).within(1e-6)
+
+
+def test_differences_are_measured() -> None:
+    moved = [[0.64, 0, 8, 8], *BOXES[1:]]
+    assert agreement(EXPECTED, found([0.9, 0.5, 0.5], [1, 2, 2], moved), SIZES).box == pytest.approx(0.01)
+    assert agreement(EXPECTED, found([0.8999, 0.5, 0.5], [1, 2, 2], BOXES), SIZES).score == pytest.approx(1e-4, rel=0.1)
+    relabelled = agreement(EXPECTED, found([0.9, 0.5, 0.5], [0, 2, 2], BOXES), SIZES)
+    assert relabelled.unmatched == 1 and not relabelled.within(1.0)
+    assert agreement(EXPECTED, found([0.9, 0.5, 0.5], [0, 2, 2], BOXES), SIZES, top=1).unmatched == 1
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return load_source(write_tiny_checkpoint(tmp_path_factory.mktemp("graph"), DEIMTransformer__num_layers=1))
+
+
+def test_the_check_passes_and_fails(source: Source) -> None:
+    detector = deployed_detector(source)
+    runner, options = torch_runner(detector), GraphOptions((64, 64), dynamic_size=True)
+    assert check_against_torch(detector, runner, options, Path("x.onnx")).within(0)
+
+    def wrong(images: torch.Tensor, sizes: torch.Tensor) -> Found:
+        right = runner(images, sizes)
+        return Found(right.labels, right.boxes, right.scores + 0.01)
+
+    with pytest.raises(UserError, match=r"x\.onnx: detects something else than PyTorch: scores differ by up to 0\.01"):
+        check_against_torch(detector, wrong, options, Path("x.onnx"))
+
+
+def test_example_inputs_differ_by_seed() -> None:
+    images, sizes = example_inputs((64, 96), 2, seed=1)
+    assert images.shape == (2, 3, 64, 96) and sizes.tolist() == [[96, 64], [96, 64]]
+    assert not torch.equal(images[0], images[1]) and not torch.equal(images, example_inputs((64, 96), 2, seed=2)[0])
+
+
+def test_metadata_tell_how_to_feed_it(source: Source) -> None:
+    facts = {key: json.loads(value) for key, value in graph_metadata(source, GraphOptions((64, 64))).items()}
+    assert facts["names"] == list(NAMES) and facts["input_size_hw"] == [64, 64]
+    assert facts["mean"][0] == pytest.approx(0.485) and facts["scale"] == pytest.approx(1 / 255)
+
+
+def test_what_cannot_be_exported(tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"--size 60 64: both sides must be multiples of 32"):
+        export_checkpoint(source.path, ["onnx"], size_hw=(60, 64), output_dir=tmp_path / "out")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'onnx, onnxscript, onnxruntime: not installed\. Run: pip install -e "\.\[exp'):
+        export_checkpoint(source.path, ["onnx"], output_dir=tmp_path / "out")
+    with pytest.raises(UserError, match=r'openvino: not installed\. Run: pip install -e "\.\[openvino\]"'):
+        require_packages("openvino")
+    monkeypatch.undo()
+    config = load_config(CONFIGS / "baselines" / "quickstart_resnet18.yml")
+    baseline = Source(tmp_path / "b.pth", {}, config, small_baseline("fasterrcnn_resnet18"), NAMES)
+    with pytest.raises(UserError, match=r"is the baseline fasterrcnn_resnet18, .* a graph \(torch_export, onnx, openv"):
+        deployed_detector(baseline)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_program_can_be_saved_and_run(source: Source, tmp_path: Path) -> None:
+    written = export_checkpoint(source.path, ["torch_export"], output_dir=tmp_path)
+    assert written[0].path == tmp_path / "model.pt2"
+    assert written[0].agreement is not None and written[0].agreement.within(1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic_size", [False, True])
+def test_onnx(tmp_path: Path, dynamic_size: bool) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = write_tiny_checkpoint(tmp_path)
+    written = export_checkpoint(
+        path, ["onnx"], output_dir=tmp_path / "out", dynamic_size=dynamic_size, optimize=not dynamic_size
+    )
+    assert written[0].agreement is not None and written[0].agreement.within(1e-4)
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    onnx.checker.check_model(model)
+    assert json.loads({prop.key: prop.value for prop in model.metadata_props}["names"]) == list(NAMES)
+    runner = onnx_runner(tmp_path / "out" / "model.onnx")
+    sizes = [(64, 64), (160, 96)] if dynamic_size else [(64, 64)]
+    for height, width in sizes:
+        assert runner(*example_inputs((height, width), 5)).boxes.shape == (5, 120, 4)
+
+
+@pytest.mark.slow
+def test_openvino_and_text(tmp_path: Path) -> None:
+    """OpenVINO through ONNX, of a detector with class texts."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnx")
+    path = write_tiny_checkpoint(
+        tmp_path, fused_model(gate_init=0.5), MultimodalFusion=section(gate_init=0.5), DEIMTransformer__num_layers=3
+    )
+    written = export_checkpoint(path, ["openvino"], output_dir=tmp_path / "out", optimize=False)
+    assert written[0].agreement is not None and written[0].agreement.within(1e-4)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["model.bin", "model.xml"]
+
+
+def test_the_exporter_is_kept_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    before = logging.getLogger("onnxscript").level
+    with graph._quiet():
+        logging.getLogger("onnxscript").warning("chatter")
+        sys.stdout.write("progress\n")
+    assert capsys.readouterr() == ("", "") and logging.getLogger("onnxscript").level == before

@@ -1,0 +1,143 @@
+"""Hub folders and names: what is on this machine is used, the network only where asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from data.errors import UserError
+from engine.checkpoint import load_checkpoint, model_state
+from engine.config import config_to_dict
+from engine.hub import hub_overrides, hub_weights, is_hub_name, output_parent, read_hub_config
+from engine.judged_config import judged_config
+from tests.support.models import tiny_config
+
+SECTIONS: dict[str, Any] = {"DINOv3STAs": {}, "HybridEncoder": {}, "DEIMTransformer": {}}
+
+
+def hub_folder(folder: Path, config: Any = SECTIONS) -> Path:
+    folder.mkdir(parents=True)
+    save_file({"decoder.w": torch.ones(2)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+
+
+def test_a_folder_is_a_checkpoint(tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "DEIMv2_S", SECTIONS | {"DINOv3STAs": {"name": "vit_tiny"}})
+    checkpoint = load_checkpoint(folder)
+    assert list(model_state(checkpoint)) == ["decoder.w"]
+    assert checkpoint["hub_config"]["DINOv3STAs"] == {"name": "vit_tiny"}
+    assert hub_weights(folder) == folder / "model.safetensors" and output_parent(folder) == tmp_path
+
+
+def test_names() -> None:
+    assert is_hub_name(Path("Owner/Name")) and is_hub_name(Path("hf:Owner/Name"))
+    for other in ("a/b/c", "best.pth", "runs/best.pth", "ckpts/vitt_distill.pt", "../a", "a"):
+        assert not is_hub_name(Path(other)), other
+    assert not is_hub_name(Path(__file__).parent), "what is on this machine is no name"
+    assert output_parent(Path("hf:Owner/Name")) == Path("outputs/Name")
+    assert hub_weights(Path("runs/best.pth")) == Path("runs/best.pth")
+
+
+def test_the_cache_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
+    import huggingface_hub
+
+    folder = hub_folder(tmp_path / "snapshot")
+    cached = str(folder / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: cached)
+    for name in ("Owner/Name", "hf:Owner/Name"):
+        assert hub_weights(Path(name)) == folder / "model.safetensors"
+
+
+def test_a_plain_name_never_asks_the_network(no_network: None) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"Owner/Name: no such file or folder, and not in Hugging Face's cache\. With a network, give "
+        r"hf:Owner/Name\. .*`hf download Owner/Name --local-dir ckpts/Name`",
+    ):
+        load_checkpoint(Path("Owner/Name"))
+
+
+def test_offline_message(no_network: None) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"hf:Owner/Name: could not be fetched .*\(OSError: no route to the hub\)\. .*hf download Owner/Name",
+    ):
+        load_checkpoint(Path("hf:Owner/Name"))
+
+
+def test_a_download_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path))
+    with pytest.raises(UserError, match=r"hf:Owner/Name: has no model\.safetensors"):
+        hub_weights(Path("hf:Owner/Name"))
+    hub_folder(tmp_path / "x").rename(tmp_path / "y")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path / "y"))
+    assert hub_weights(Path("hf:Owner/Name")) == tmp_path / "y" / "model.safetensors"
+
+
+def test_a_misspelt_name() -> None:
+    with pytest.raises(UserError, match="is no file here and no name on the Hugging Face hub"):
+        hub_weights(Path("hf:a/b/c"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", r"config\.json: cannot be read"),
+        ({"HGNetv2": {}}, r"not the config of an official DEIMv2 .*DINOv3STAs, .*HGNetv2 sizes and the `transformers`"),
+        ([1], "not the config of an official DEIMv2"),
+    ],
+)
+def test_other_configs_are_refused(tmp_path: Path, config: Any, message: str) -> None:
+    folder = hub_folder(tmp_path / "x", config)
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(folder)
+
+
+def test_no_config_beside_the_weights(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    assert read_hub_config(path) is None
+
+
+def test_what_the_tensors_do_not_show_comes_from_the_folder(caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny_config()
+    stored = SECTIONS | {
+        "DINOv3STAs": {"interaction_indexes": [0, 2, 1], "finetune": False},
+        "DEIMTransformer": {"nhead": config.DEIMTransformer.nhead, "eps": None},
+    }
+    assert hub_overrides({"hub_config": stored}, config) == ["DINOv3STAs.interaction_indexes=[0, 2, 1]"]
+    assert (
+        "interaction_indexes: these weights were made for [0, 2, 1] (their config.json), the config says" in caplog.text
+    )
+    assert hub_overrides({}, config) == []
+
+
+def test_a_judged_model_follows_the_folder(tmp_path: Path) -> None:
+    """`-u` has the last word."""
+    path = tmp_path / "c.yml"
+    path.write_text(yaml.safe_dump(config_to_dict(tiny_config())), encoding="utf-8")
+    checkpoint = {"hub_config": SECTIONS | {"DEIMTransformer": {"eval_idx": 0}}, "model": {}}
+    config = judged_config(checkpoint, tmp_path, path)
+    assert config.DEIMTransformer is not None and config.DEIMTransformer.eval_idx == 0
+    config = judged_config(checkpoint, tmp_path, path, ["DEIMTransformer.eval_idx=1"])
+    assert config.DEIMTransformer is not None and config.DEIMTransformer.eval_idx == 1

@@ -1,0 +1,80 @@
+"""`export_deimv2.py` as a user meets it, and an evaluation of what it wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.classes import ClassMap
+from engine.checkpoint import save_checkpoint
+from engine.config import config_to_dict, load_config
+from engine.distributed import Distributed
+from engine.evaluation_run import AnalysisOptions, evaluate_checkpoint
+from models.detector import build_detector
+from tests.support.tiny_run import CLASS_NAMES, ROOT, write_tiny_config, write_tiny_data
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a config, and a checkpoint of random weights."""
+    folder = tmp_path_factory.mktemp("run")
+    write_tiny_data(folder)
+    config = load_config(write_tiny_config(folder))
+    torch.manual_seed(0)
+    save_checkpoint(
+        folder / "best.pth",
+        {
+            "model": build_detector(config).state_dict(),
+            "config": config_to_dict(config),
+            "classes": ClassMap((3, 7), CLASS_NAMES).to_dict(),
+        },
+    )
+    return folder
+
+
+def run_here(*arguments: str | Path) -> tuple[object, str, str]:
+    """Exit code, stdout, stderr of the script in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv
+    sys.argv = ["export_deimv2.py", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as leave:
+            runpy.run_path(str(ROOT / "export_deimv2.py"), run_name="__main__")
+    finally:
+        sys.argv = before
+    return leave.value.code, out.getvalue(), err.getvalue()
+
+
+def test_weights_out_and_judged_again(run_folder: Path) -> None:
+    code, out, _ = run_here("-r", run_folder / "best.pth", "--format", "hub", "official")
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["official", "hub"]
+    folder = run_folder / "export_best"
+    options = AnalysisOptions(samples=0, report=False, cost=False)
+    dist = Distributed(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+    metrics = []
+    for path, config in (
+        (run_folder / "best.pth", None),
+        (folder / "best_official.pth", None),
+        (folder / "hub", run_folder / "tiny.yml"),
+    ):
+        metrics.append(evaluate_checkpoint(path, dist, config_path=config, options=options).result.metrics)
+    assert metrics[1] == metrics[0] and metrics[2] == metrics[0]
+    assert (folder / "eval_val_hub" / "results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("-r", "nowhere.pth", "--format", "hub"), 2, "nowhere.pth: no such file"),
+        (("-r", "x.pth", "--format", "tflite"), 2, "invalid choice"),
+    ],
+)
+def test_bad_input(arguments: tuple[str, ...], code: int, message: str) -> None:
+    found, _, err = run_here(*arguments)
+    assert found == code and message in err and "Traceback" not in err

@@ -1,0 +1,289 @@
+"""`predict_deimv2.py` as a user meets it: in this process, with a network of toy widths."""
+
+import contextlib
+import csv
+import io
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.classes import ClassMap
+from data.loader import build_eval_loader
+from data.splits import build_datasets
+from engine.checkpoint import save_checkpoint
+from engine.config import config_to_dict, load_config
+from engine.evaluate import evaluate
+from engine.prediction.detector import load_detector
+from engine.prediction.thresholds import choose_thresholds
+from engine.prediction.writers import safe_name
+from models.detector import build_detector
+from tests.support.tiny_run import CLASS_NAMES, ROOT, write_tiny_config, write_tiny_data
+
+CLASSES = ClassMap((3, 7), CLASS_NAMES)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a config and an untrained checkpoint."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_data(folder, num_val=5)
+    Image.open(folder / "val/0.png").resize((150, 90)).save(folder / "val/0.png")
+    content = json.loads((folder / "val.json").read_text(encoding="utf-8"))
+    content["images"][0].update(width=150, height=90)
+    (folder / "val.json").write_text(json.dumps(content), encoding="utf-8")
+    write_tiny_config(folder)
+    config = load_config(folder / "tiny.yml")
+    torch.manual_seed(0)
+    state = build_detector(config).state_dict()
+    save = {"last_epoch": 4, "model": state, "config": config_to_dict(config), "classes": CLASSES.to_dict()}
+    save_checkpoint(folder / "run" / "best.pth", save)
+    return folder
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def run_here(*arguments: str | Path, cwd: Path) -> Outcome:
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv
+    sys.argv = ["predict_deimv2.py", "-r", "run/best.pth", "-d", "cpu", *map(str, arguments)]
+    try:
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(str(ROOT / "predict_deimv2.py"), run_name="__main__")
+    except SystemExit as leave:
+        code = leave.code
+    finally:
+        sys.argv = before
+    assert isinstance(code, int)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_table(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter=delimiter))
+
+
+def test_what_evaluation_finds_is_what_prediction_finds(tiny: Path) -> None:
+    """Box for box, score for score, in images of two sizes."""
+    config = load_config(tiny / "tiny.yml")
+    torch.manual_seed(0)
+    model = build_detector(config)
+    data = build_datasets(config, splits=("val",))
+    loader = build_eval_loader(config, data.splits["val"], data.classes)
+    expected = evaluate(
+        model,
+        loader,
+        classes=data.classes,
+        split=data.splits["val"],
+        config=config,
+        device=torch.device("cpu"),
+        progress=False,
+    ).predictions
+    outcome = run_here("val", "--score", "0", "--batch-size", "4", "--save", "coco", "--output-dir", "same", cwd=tiny)
+    assert outcome.code == 0, outcome.err
+    content = read_json(tiny / "same/coco.json")
+    ids = {image.file_name: image.id for image in data.splits["val"].images}
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    found = [
+        {"image_id": ids[names[one["image_id"]]], **{key: one[key] for key in ("category_id", "bbox", "score")}}
+        for one in content["annotations"]
+    ]
+    assert found == expected and len(found) == 5 * 20
+    assert [one["name"] for one in content["categories"]] == list(CLASS_NAMES)
+
+
+def test_every_form(tiny: Path) -> None:
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    (tiny / "odd").mkdir()
+    noise = np.random.default_rng(0).integers(0, 65536, (60, 80))
+    Image.fromarray(noise.astype(np.uint16)).save(tiny / "odd/grey16.png")
+    Image.fromarray((noise // 256).astype(np.uint8)).save(tiny / "odd/rotated.jpg", exif=rotated)
+    (tiny / "odd/broken.png").write_bytes(b"nonsense")
+    (tiny / "odd/notes.txt").write_text("no image")
+    every = ("--save", "yolo,crops,csv,coco,images", "--score", "0.0", "--lang", "es", "--output-dir", "all")
+    outcome = run_here("odd", *every, cwd=tiny)
+    assert outcome.code == 1, outcome.err
+    assert "1 archivos no se han podido leer" in outcome.out and "broken.png: cannot be read as an image" in outcome.out
+    folder = tiny / "all"
+    assert sorted(path.name for path in folder.iterdir()) == ["coco.json", "crops", "images", "predictions.csv", "yolo"]
+    sizes = {one["file_name"]: (one["width"], one["height"]) for one in read_json(folder / "coco.json")["images"]}
+    assert sizes == {"grey16.png": (80, 60), "rotated.jpg": (60, 80)}, "upright"
+    assert sorted(path.name for path in (folder / "images").iterdir()) == ["grey16.jpg", "rotated.jpg"]
+    rows = read_table(folder / "predictions.csv", ";")
+    assert {row["clase"] for row in rows} <= set(CLASS_NAMES) and {row["archivo"] for row in rows} == set(sizes)
+    assert all(0 <= float(row["xmin"].replace(",", ".")) <= int(row["ancho"]) for row in rows)
+    assert any("," in row["puntuacion"] for row in rows)
+    assert (folder / "yolo/classes.txt").read_text().split() == list(CLASS_NAMES)
+    lines = (folder / "yolo/labels/grey16.txt").read_text().splitlines()
+    first, row = [float(value) for value in lines[0].split()], rows[0]
+    assert len(lines) == sum(one["archivo"] == "grey16.png" for one in rows)
+    middle = (float(row["xmin"].replace(",", ".")) + float(row["xmax"].replace(",", "."))) / 2
+    assert first[1] * 80 == pytest.approx(middle, abs=0.02) and CLASS_NAMES[int(first[0])] == row["clase"]
+    crops = list((folder / "crops").rglob("*.png"))
+    assert len(crops) == len(rows) and all(min(Image.open(path).size) >= 1 for path in crops)
+
+
+def test_videos(tiny: Path) -> None:
+    video = tiny / "clip.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (66, 64))
+    for level in range(7):
+        writer.write(np.full((64, 66, 3), 30 * level, np.uint8))
+    writer.release()
+    (tiny / "broken.mp4").write_bytes(b"nonsense")
+    arguments = ("--score", "0", "--output-dir", "moving", "--max-frames", "5", "--tile", "48", "--batch-size", "3")
+    outcome = run_here("clip.avi", "broken.mp4", *arguments, cwd=tiny)
+    assert outcome.code == 1 and "broken.mp4: cannot be opened" in outcome.out, outcome
+    assert "Looked at 0 images and 5 video frames" in outcome.out
+    capture = cv2.VideoCapture(str(tiny / "moving/videos/clip.mp4"))
+    shapes = [capture.read()[1].shape for _ in range(5)]
+    assert shapes == [(64, 66, 3)] * 5 and not capture.read()[0] and capture.get(cv2.CAP_PROP_FPS) == 10
+    rows = read_table(tiny / "moving/videos/clip.csv")
+    assert sorted({row["frame"] for row in rows}) == ["0", "1", "2", "3", "4"]
+    assert {row["seconds"] for row in rows} == {"0", "0.1", "0.2", "0.3", "0.4"}
+
+
+def test_thresholds_come_from_the_evaluation_beside(tiny: Path) -> None:
+    run = tiny / "run"
+
+    def thresholds(*per_class: str, score: float | None = None, epoch: int = 5) -> list[float]:
+        return choose_thresholds(
+            run / "best.pth", CLASSES, epoch=epoch, score=score, per_class=per_class
+        ).scores.tolist()
+
+    def write(folder: Path, square: float | None, **facts: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        per_class = {"square": square and {"score": square}, "bar": None}
+        content = {
+            "checkpoint": "best.pth",
+            "epoch": 5,
+            "thresholds": {"overall": {"score": 0.2}, "per_class": per_class},
+        }
+        (folder / "results.json").write_text(json.dumps(content | facts), encoding="utf-8")
+
+    assert thresholds() == [0.5, 0.5]
+    outcome = run_here("val", "--save", "csv", "--output-dir", "plain", cwd=tiny)
+    assert "There is no evaluation of this checkpoint beside it" in outcome.out and outcome.code == 0
+    write(run / "eval_test_best", 0.9)
+    assert thresholds() == [0.5, 0.5], "nothing is chosen on the test split"
+    write(run, 0.3)
+    assert thresholds() == [0.3, 0.2], "a class that was never hit takes the threshold of all"
+    write(run / "eval_val_best", 0.4)
+    assert thresholds() == [0.4, 0.2] and thresholds("bar=0.7") == [0.4, 0.7]
+    assert thresholds("Bar=0.7", score=0.1) == [0.1, 0.7]
+    write(run / "eval_val_best", 0.4, epoch=4)
+    assert thresholds() == [0.3, 0.2], "judged before the checkpoint was replaced"
+    write(run, 0.3, checkpoint="other.pth")
+    assert thresholds() == [0.5, 0.5]
+    write(run / "eval_val_best", 0.4)
+    outcome = run_here("val", "--save", "csv", "--output-dir", "best", cwd=tiny)
+    assert "Score thresholds with the best F1, from run" in outcome.out and "square 0.4000, bar 0.2000" in outcome.out
+
+
+BAD_INPUTS: list[tuple[list[str], str]] = [
+    (["gone.png"], "gone.png: no such file or folder"),
+    (["val", "--score", "2"], "--score 2: expected 0 to 1"),
+    (["val", "--score-per-class", "squares=0.5"], "has no class 'squares'; did you mean square?"),
+    (["val", "--score-per-class", "square=x"], "'x' is no score"),
+    (["val", "--score-per-class", "val"], "expected NAME=S"),
+    (["val", "--save", "images,png"], "--save images,png: png is no choice"),
+    (["val", "--tile", "5"], "--tile 5: expected at least 32"),
+    (["val", "--batch-size", "0"], "--batch-size 0: expected 1 or more"),
+    (["val", "--max-frames", "0"], "--max-frames 0: expected 1 or more"),
+    (["val", "--output-dir", "train"], "Output folder train is not empty"),
+    (["val", "--output-dir", "tiny.yml"], "tiny.yml is a file"),
+    (["val", "-d", "tpu"], "expected cpu, cuda"),
+]
+
+
+def test_bad_input_gets_one_message_and_no_output(tiny: Path) -> None:
+    before = sorted(tiny.rglob("*"))
+    for arguments, message in BAD_INPUTS:
+        outcome = run_here(*arguments, cwd=tiny)
+        assert outcome.code == 2 and message in outcome.err, (arguments, outcome)
+        assert outcome.err.count("error: ") == 1 and outcome.out == ""
+    assert sorted(tiny.rglob("*")) == before
+
+
+def test_an_interruption_keeps_what_was_done(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine.prediction.writers import ImageWriter
+
+    add, calls = ImageWriter.add, []
+
+    def interrupted(self: ImageWriter, *arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        add(self, *arguments)
+
+    monkeypatch.setattr(ImageWriter, "add", interrupted)
+    outcome = run_here("val", "--score", "0", "--save", "coco,csv", cwd=tiny)
+    assert outcome.code == 130 and "Stopped before the end." in outcome.out
+    assert len(read_json(tiny / "run/predict_best/coco.json")["images"]) == 2
+    assert len(read_table(tiny / "run/predict_best/predictions.csv")) > 20
+    monkeypatch.undo()
+    assert run_here("val", "--save", "csv", cwd=tiny).code == 0
+    assert (tiny / "run/predict_best_2/predictions.csv").is_file(), "an earlier prediction is not touched"
+
+
+def test_files_without_classes_and_bad_class_names(tiny: Path) -> None:
+    checkpoint = torch.load(tiny / "run/best.pth", weights_only=True)
+    save_checkpoint(tiny / "official.pth", {"model": checkpoint["model"]})
+    loaded = load_detector(tiny / "official.pth", torch.device("cpu"), config_path=tiny / "tiny.yml")
+    assert loaded.classes == CLASSES and loaded.epoch is None, "the data's"
+    nowhere = ["val_dataloader.dataset.ann_file=gone.json"]
+    numbered = load_detector(
+        tiny / "official.pth", torch.device("cpu"), config_path=tiny / "tiny.yml", overrides=nowhere
+    )
+    assert numbered.classes.names == ("class 1", "class 2")
+    assert [safe_name(name) for name in ("a/b: c?", "con", "..", "nul.x")] == ["a_b_ c_", "con_", "_", "nul.x_"]
+
+
+class _Camera:
+    """Gives grey frames of odd size until someone presses Ctrl-C at the fourth."""
+
+    def __init__(self, source: int) -> None:
+        assert source == 0
+        self.read_frames = 0
+
+    def isOpened(self) -> bool:  # noqa: N802
+        return True
+
+    def get(self, key: int) -> float:
+        return {cv2.CAP_PROP_FPS: 0.0, cv2.CAP_PROP_FRAME_COUNT: -1.0}[key]
+
+    def read(self) -> tuple[bool, Any]:
+        self.read_frames += 1
+        if self.read_frames == 4:
+            raise KeyboardInterrupt
+        return True, np.full((49, 65, 3), 99, np.uint8)
+
+    def release(self) -> None:
+        pass
+
+
+def test_a_camera_ends_with_ctrl_c(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", _Camera)
+    outcome = run_here("0", "--score", "0", "--output-dir", "camera", cwd=tiny)
+    monkeypatch.setattr(cv2, "VideoCapture", opened)
+    assert outcome.code == 0 and "0 images and 3 video frames" in outcome.out, outcome
+    capture = cv2.VideoCapture(str(tiny / "camera/videos/camera_0.mp4"))
+    frames = [capture.read() for _ in range(4)]
+    assert [read for read, _ in frames] == [True, True, True, False]
+    assert frames[0][1].shape == (50, 66, 3), "nothing is cut off"
+    assert {row["frame"] for row in read_table(tiny / "camera/videos/camera_0.csv")} == {"0", "1", "2"}
