@@ -5,8 +5,8 @@
 
 PyTorch eager, compiled and in the deploy form, ONNX Runtime and OpenVINO (float32, and bfloat16 if asked for) side by
 side in one process: every round times each of them once, in a changing order, so what else happens on the machine hits
-all alike. Reported are medians over the rounds, wall clock and CPU time. Network and post-processing are in, reading images is not. The graphs
-have a fixed size and a batch of 1.
+all alike. Reported are medians over the rounds, wall clock and CPU time. Network and post-processing are in, reading
+images is not. The graphs have a fixed size and a batch of 1.
 """
 
 from __future__ import annotations
@@ -174,8 +174,8 @@ def report(
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 1.5 * arguments.threads:
         lines.append(
-            f"load average {load:.1f}: other work held this machine. Waiting threads then cost PyTorch most of its "
-            "wall-clock time; measure with --threads 1, and trust the CPU time more"
+            f"load average {load:.1f}: other work held this machine, trust the CPU time more"
+            + (" and measure with --threads 1: PyTorch's threads wait for each other" if arguments.threads > 1 else "")
         )
     sys.stdout.write("\n".join(lines) + "\n")
     if arguments.json is not None:

@@ -86,7 +86,7 @@ def test_metadata_tell_how_to_feed_it(source: Source) -> None:
 
 def test_what_cannot_be_exported(tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"--size 60 64: both sides must be multiples of 32"):
-        export_checkpoint(source.path, ["onnx"], size_hw=(60, 64), output_dir=tmp_path / "out")
+        export_checkpoint(source.path, ["torch_export"], size_hw=(60, 64), output_dir=tmp_path / "out")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'onnx, onnxscript, onnxruntime: not installed\. Run: pip install -e "\.\[exp'):
         export_checkpoint(source.path, ["onnx"], output_dir=tmp_path / "out")
