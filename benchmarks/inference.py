@@ -32,7 +32,7 @@ from engine.cli import run_script  # noqa: E402
 from engine.config import load_config  # noqa: E402
 from engine.export.graph import GraphOptions, deployed_detector, example_inputs, torch_program, write_onnx  # noqa: E402
 from engine.export.runtimes import Runner, agreement, onnx_runner, openvino_runner, torch_runner  # noqa: E402
-from engine.export.source import Source, load_source  # noqa: E402
+from engine.source import Source, load_source  # noqa: E402
 from models.deploy import DeployedDetector  # noqa: E402
 from models.detector import build_detector  # noqa: E402
 from models.postprocess import PostProcessor  # noqa: E402

@@ -99,20 +99,8 @@ def build_run(
     text_cache: Path | None = None,
 ) -> Run:
     """All parts of a run. Whatever can fail on bad input comes before the first file is written."""
-    seed = config.seed
-    torch.manual_seed(seed)
-    if config.synthetic is not None and dist.is_main:
-        ensure_dataset(config.synthetic)  # one process draws, the others find it drawn
-    dist.barrier()
-    data = build_datasets(config)
-    pin = dist.device.type == "cuda"
-    rank, world_size = dist.rank, dist.world_size
-    train_loader = build_train_loader(
-        config, data.splits["train"], data.classes, seed=seed, rank=rank, world_size=world_size, pin_memory=pin
-    )
-    val_loader = build_eval_loader(
-        config, data.splits["val"], data.classes, rank=rank, world_size=world_size, pin_memory=pin
-    )
+    torch.manual_seed(config.seed)
+    data, train_loader, val_loader = _build_data(config, dist)
     config, texts = prepare_texts(config, data.classes, dist, text_cache or folder, resume=resume, tuning=tuning)
     config, _ = derive_run_length(config, train_loader.steps_per_epoch)
     for note in config.derivation_log:
@@ -128,14 +116,8 @@ def build_run(
     amp_dtype = choose_amp_dtype(config.use_amp, dist.device)
     optimizer = build_optimizer(model, optimizer_with_fusion(config, model))
     scaler = torch.amp.GradScaler(dist.device.type, enabled=amp_dtype is torch.float16 and config.scaler.enabled)
-    ema = (
-        ModelEma(model, decay=config.ema.decay, warmups=config.ema.warmups, start=config.ema.start)
-        if config.use_ema
-        else None
-    )
-    position = Position()
-    if checkpoint is not None:
-        position = _restore(checkpoint, ema, optimizer, scaler, resume)
+    ema = _build_ema(config, model)
+    position = Position() if checkpoint is None else _restore(checkpoint, ema, optimizer, scaler, resume)
 
     if dist.is_main:
         prepare_run_folder(folder, keep_existing=resume is not None)
@@ -147,7 +129,7 @@ def build_run(
         config=config,
         dist=dist,
         folder=folder,
-        seed=seed,
+        seed=config.seed,
         data=data,
         train_loader=train_loader,
         val_loader=val_loader,
@@ -162,6 +144,27 @@ def build_run(
         monitor=_build_monitor(config, data, dist, folder, train_loader.steps_per_epoch, position),
         position=position,
     )
+
+
+def _build_data(config: ExperimentConfig, dist: Distributed) -> tuple[DataBundle, TrainLoader, EvalLoader]:
+    if config.synthetic is not None and dist.is_main:
+        ensure_dataset(config.synthetic)  # one process draws, the others find it drawn
+    dist.barrier()
+    data = build_datasets(config)
+    rank, world_size, pin = dist.rank, dist.world_size, dist.device.type == "cuda"
+    train_loader = build_train_loader(
+        config, data.splits["train"], data.classes, seed=config.seed, rank=rank, world_size=world_size, pin_memory=pin
+    )
+    val_loader = build_eval_loader(
+        config, data.splits["val"], data.classes, rank=rank, world_size=world_size, pin_memory=pin
+    )
+    return data, train_loader, val_loader
+
+
+def _build_ema(config: ExperimentConfig, model: nn.Module) -> ModelEma | None:
+    if not config.use_ema:
+        return None
+    return ModelEma(model, decay=config.ema.decay, warmups=config.ema.warmups, start=config.ema.start)
 
 
 def _build_schedule(config: ExperimentConfig, steps_per_epoch: int) -> FlatCosine:

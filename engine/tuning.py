@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from data.classes import ClassMap
-from data.coco_names import COCO_NAMES
+from data.coco_names import COCO_CLASSES
 from data.errors import UserError
 from engine.checkpoint import check_classes, checkpoint_classes, load_checkpoint, model_state
 from engine.config import ExperimentConfig
@@ -85,12 +85,12 @@ def _learned_names(checkpoint: Mapping[str, Any], path: Path) -> Sequence[str]:
     count = num_classes_of(model_state(checkpoint))
     if count is None:
         raise UserError(f"tuning_class_map: {path} is no DEIMv2's checkpoint, so it has no class heads to take from.")
-    if count != len(COCO_NAMES):
+    if count != len(COCO_CLASSES):
         raise UserError(
-            f"tuning_class_map: {path} is for {count} classes and does not say which (only COCO's {len(COCO_NAMES)} "
+            f"tuning_class_map: {path} is for {count} classes and does not say which (only COCO's {len(COCO_CLASSES)} "
             "are known without names); leave tuning_class_map out."
         )
-    return COCO_NAMES
+    return COCO_CLASSES.names
 
 
 def _names(names: Sequence[str]) -> str:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import os
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from engine.analysis.match_tables import FILE_NAME
 from tests.support.comparison import WITH_NORMAL, change_results, make_cost, make_truth, write_run
-from tests.support.tiny_run import ROOT
+from tests.support.scripts import run_script
 
 CONFIG = {"num_classes": 2, "epoches": 40}
 ALL_RUNS = ("base", "ours_seed0", "ours_seed1", "ours_seed2", "twin")
@@ -29,26 +27,7 @@ FILES = [
 ]
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def run_here(*arguments: str | Path, cwd: Path) -> Outcome:
-    """The script in this process, which spares loading torch again."""
-    out, err = io.StringIO(), io.StringIO()
-    before = sys.argv
-    sys.argv = ["compare_models.py", *map(str, arguments)]
-    try:
-        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(str(ROOT / "compare_models.py"), run_name="__main__")
-    except SystemExit as leave:
-        code = leave.code
-    finally:
-        sys.argv = before
-    assert isinstance(code, int)
-    return Outcome(code, out.getvalue(), err.getvalue())
+run_here = partial(run_script, "compare_models.py")
 
 
 def read(folder: Path) -> Any:

@@ -1,15 +1,13 @@
 """`evaluate_deimv2.py` as a user meets it."""
 
-import contextlib
-import io
 import json
 import os
-import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +22,7 @@ from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
 from engine.evaluate import evaluate
 from models.detector import build_detector
+from tests.support.scripts import Outcome, run_script
 from tests.support.tiny_run import (
     CLASS_NAMES,
     ROOT,
@@ -60,26 +59,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def run_here(*arguments: str | Path, cwd: Path) -> Outcome:
-    """The script in this process, which spares loading torch again."""
-    out, err = io.StringIO(), io.StringIO()
-    before = sys.argv
-    sys.argv = ["evaluate_deimv2.py", *map(str, arguments)]
-    try:
-        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(str(ROOT / "evaluate_deimv2.py"), run_name="__main__")
-    except SystemExit as leave:
-        code = leave.code
-    finally:
-        sys.argv = before
-    assert isinstance(code, int)
-    return Outcome(code, out.getvalue(), err.getvalue())
+run_here = partial(run_script, "evaluate_deimv2.py")
 
 
 FAST = ("--bootstrap", "0", "--no-report", "--no-cost")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,8 @@ from engine.config import config_to_dict, load_config
 from engine.distributed import Distributed
 from engine.evaluation_run import AnalysisOptions, evaluate_checkpoint
 from models.detector import build_detector
-from tests.support.tiny_run import CLASS_NAMES, ROOT, write_tiny_config, write_tiny_data
+from tests.support.scripts import run_script
+from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +36,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_here(*arguments: str | Path) -> tuple[object, str, str]:
-    """Exit code, stdout, stderr of the script in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    before = sys.argv
-    sys.argv = ["export_deimv2.py", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as leave:
-            runpy.run_path(str(ROOT / "export_deimv2.py"), run_name="__main__")
-    finally:
-        sys.argv = before
-    return leave.value.code, out.getvalue(), err.getvalue()
+run_here = partial(run_script, "export_deimv2.py")
 
 
 def test_weights_out_and_judged_again(run_folder: Path) -> None:

@@ -1,13 +1,11 @@
 """`predict_deimv2.py` as a user meets it: in this process, with a network of toy widths."""
 
-import contextlib
 import csv
 import io
 import json
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,7 +23,8 @@ from engine.prediction.detector import load_detector
 from engine.prediction.thresholds import choose_thresholds
 from engine.prediction.writers import safe_name
 from models.detector import build_detector
-from tests.support.tiny_run import CLASS_NAMES, ROOT, write_tiny_config, write_tiny_data
+from tests.support.scripts import run_script
+from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
 
 CLASSES = ClassMap((3, 7), CLASS_NAMES)
 
@@ -48,25 +47,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def run_here(*arguments: str | Path, cwd: Path) -> Outcome:
-    out, err = io.StringIO(), io.StringIO()
-    before = sys.argv
-    sys.argv = ["predict_deimv2.py", "-r", "run/best.pth", "-d", "cpu", *map(str, arguments)]
-    try:
-        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(str(ROOT / "predict_deimv2.py"), run_name="__main__")
-    except SystemExit as leave:
-        code = leave.code
-    finally:
-        sys.argv = before
-    assert isinstance(code, int)
-    return Outcome(code, out.getvalue(), err.getvalue())
+run_here = partial(run_script, "predict_deimv2.py", "-r", "run/best.pth", "-d", "cpu")
 
 
 def read_json(path: Path) -> Any:

@@ -1,12 +1,9 @@
 """`visualize_attention.py` as a user meets it."""
 
-import contextlib
-import io
 import json
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +18,8 @@ from engine.config import config_to_dict, load_config
 from engine.reporting.style import save_figure
 from models.detector import build_detector
 from tests.support.baselines import write_tiny_baseline
-from tests.support.tiny_run import CLASS_NAMES, ROOT, write_tiny_config, write_tiny_data
+from tests.support.scripts import run_script
+from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
 
 
 @pytest.fixture(scope="module")
@@ -54,26 +52,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def run_here(*arguments: str | Path, cwd: Path) -> Outcome:
-    """The script in this process, which spares loading torch again."""
-    out, err = io.StringIO(), io.StringIO()
-    before = sys.argv
-    sys.argv = ["visualize_attention.py", "-d", "cpu", *map(str, arguments)]
-    try:
-        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(str(ROOT / "visualize_attention.py"), run_name="__main__")
-    except SystemExit as leave:
-        code = leave.code
-    finally:
-        sys.argv = before
-    assert isinstance(code, int)
-    return Outcome(code, out.getvalue(), err.getvalue())
+run_here = partial(run_script, "visualize_attention.py", "-d", "cpu")
 
 
 @pytest.fixture

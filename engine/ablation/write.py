@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +13,9 @@ from engine.ablation.sentences import notes_of, sentences_of, short_verdict
 from engine.ablation.statistics import Effect
 from engine.ablation.texts import Texts, texts_of
 from engine.ablation.zero_shot import Accuracy, ZeroShot
-from engine.checkpoint import write_atomically
 from engine.comparison.statistics import Estimate
 from engine.reporting.labels import Language, labels_of
+from engine.reporting.table_files import write_tables
 from engine.reporting.tables import Cell, Number, Table, escape_markdown
 
 FIGURE_NAME = "text_similarity"
@@ -40,23 +39,9 @@ def write_answer(answer: Answer, folder: Path, lang: Language) -> str:
             (folder / f"{FIGURE_NAME}.{suffix}").unlink(missing_ok=True)
     else:
         write_similarity_figure(answer.texts.similarity, answer.classes, folder, FIGURE_NAME, lang)
-    _write(folder / "ablation.md", markdown)
-    head = "% \\usepackage[utf8]{inputenc}\n% \\usepackage{booktabs,graphicx}\n"
-    _write(folder / "ablation.tex", head + "\n\n".join(table.to_latex(lang) for table in tables.values()) + "\n")
-    for name in _TABLES:
-        path = folder / ("ablation.csv" if name == "modes" else f"ablation_{name}.csv")
-        if name in tables:
-            # The mark tells a spreadsheet that this is UTF-8.
-            _write(path, "\ufeff" + tables[name].to_csv(lang))
-        else:
-            path.unlink(missing_ok=True)
-    content = json.dumps(answer_to_json(answer, lang), indent=2, ensure_ascii=False, allow_nan=False)
-    _write(folder / "ablation.json", content + "\n")
+    content = answer_to_json(answer, lang)
+    write_tables(folder, "ablation", tables, lang, markdown=markdown, content=content, possible=_TABLES)
     return markdown
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")), what="ablation")
 
 
 def answer_tables(answer: Answer, lang: Language) -> dict[str, Table]:

@@ -20,18 +20,17 @@ from torch import Tensor, nn
 
 from data.classes import ClassMap
 from data.errors import UserError
-from engine.checkpoint import checkpoint_classes, checkpoint_config, load_checkpoint, model_state
-from engine.config import ExperimentConfig, apply_overrides, load_config
-from engine.multimodal import with_stored_texts
+from engine.config import ExperimentConfig
+from engine.hub import hub_weights
+from engine.source import load_source
 from models.baselines import TorchvisionDetector
 from models.boxes import inverse_sigmoid
 from models.decoder import DecoderLayer
 from models.deformable_attention import DeformableAttention
-from models.detector import DEIM, build_detector
+from models.detector import DEIM
 from models.distribution import distance_to_box, weighting_function
 from models.layers import SelfAttention
 from models.vit import PATCH_SIZE, Attention, Block
-from models.weights import load_state_dict_strict
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class LoadedDetector:
     """The EMA weights where there are any, on the device, in evaluation mode."""
     config: ExperimentConfig
     classes: ClassMap
-    """An official file names none: there they are "class 0", "class 1", ..."""
+    """Made up where the checkpoint names none."""
     has_class_names: bool
     """Whether the checkpoint names its classes."""
     path: Path
@@ -57,7 +56,7 @@ def load_detector(
     """Load a checkpoint as evaluation does.
 
     Args:
-        path: The checkpoint; no other weight file is read.
+        path: The checkpoint, or a hub folder or name; no other weight file is read.
         device: Where the model goes.
         overrides: `a.b=c`, on top of the config.
         config_path: Config to use instead of the one in the checkpoint; an official file needs one.
@@ -65,19 +64,12 @@ def load_detector(
     Raises:
         UserError: The checkpoint or the config cannot be used.
     """
-    checkpoint = load_checkpoint(path)
-    if config_path is None:
-        config = apply_overrides(checkpoint_config(checkpoint, path), overrides)
-    else:
-        config = with_stored_texts(load_config(config_path, overrides), checkpoint, path)
-    model = build_detector(config)
-    load_state_dict_strict(model, model_state(checkpoint), source=path)
-    stored = checkpoint_classes(checkpoint, path)
-    count = config.num_classes
-    classes = stored or ClassMap(tuple(range(count)), tuple(f"class {label}" for label in range(count)))
-    with path.open("rb") as file:
+    source = load_source(path, config_path, overrides)
+    assert isinstance(source.model, DEIM | TorchvisionDetector)
+    with hub_weights(path).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return LoadedDetector(model.to(device).eval(), config, classes, stored is not None, path, sha256, device)
+    model = source.model.to(device)
+    return LoadedDetector(model, source.config, source.classes, source.names_classes, path, sha256, device)
 
 
 def require_deim(model: nn.Module, what: str) -> DEIM:

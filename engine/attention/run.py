@@ -44,7 +44,6 @@ from engine.attention.figures import (
 )
 from engine.attention.objects import PredictedObject, all_objects, choose_objects
 from engine.attention.panels import Scene, make_scene
-from engine.attention.score_tables import write_table
 from engine.attention.sources import OpenedImage, SourceImage, input_size_hw, open_image
 from engine.attention.text_evidence import has_text, text_evidence, text_view
 from engine.attention.wording import wording_of
@@ -52,6 +51,7 @@ from engine.checkpoint import write_atomically
 from engine.cli import require_output_folder
 from engine.reporting.labels import Language
 from engine.reporting.style import figure_style, save_figure
+from engine.reporting.table_files import write_table
 from models.detector import DEIM
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.attention.scoring import CENTRE, METRICS, RANDOM, AttentionScores, Estimate
-from engine.checkpoint import write_atomically
 from engine.reporting.labels import Language
+from engine.reporting.table_files import write_tables
 from engine.reporting.tables import Cell, Number, Table, escape_markdown, format_number
 
 FILE_NAME = "attention_score"
-_LATEX_HEAD = "% \\usepackage[utf8]{inputenc}\n% \\usepackage{booktabs,graphicx}\n"
+_TABLES = ("scores", "differences", "randomisation")
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,8 @@ def write_scores(scores: AttentionScores, folder: Path, lang: Language, facts: M
     """
     tables = score_tables(scores, lang)
     markdown = to_markdown(scores, tables, lang, facts)
-    _write(folder / f"{FILE_NAME}.md", markdown)
-    _write(folder / f"{FILE_NAME}.tex", _LATEX_HEAD + "\n\n".join(t.to_latex(lang) for t in tables.values()) + "\n")
-    for name, table in tables.items():
-        suffix = "" if name == "scores" else f"_{name}"
-        _write_csv(table, folder / f"{FILE_NAME}{suffix}.csv", lang)
-    content = json.dumps(scores_to_json(scores, facts), indent=1, ensure_ascii=False, allow_nan=False)
-    _write(folder / f"{FILE_NAME}.json", content + "\n")
+    content = scores_to_json(scores, facts)
+    write_tables(folder, FILE_NAME, tables, lang, markdown=markdown, content=content, possible=_TABLES)
     return markdown
 
 
@@ -187,25 +181,6 @@ def _cell(one: Estimate, *, signed: bool) -> Number:
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
-
-
-def write_table(table: Table, path: Path, lang: Language) -> None:
-    """`path`.csv and `path`.tex.
-
-    Raises:
-        UserError: A file cannot be written.
-    """
-    _write_csv(table, path.with_name(f"{path.name}.csv"), lang)
-    _write(path.with_name(f"{path.name}.tex"), f"{_LATEX_HEAD}{table.to_latex(lang)}\n")
-
-
-def _write_csv(table: Table, path: Path, lang: Language) -> None:
-    # The mark tells a spreadsheet that this is UTF-8.
-    _write(path, "\ufeff" + table.to_csv(lang))
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")), what="table")
 
 
 _ENGLISH = Texts(

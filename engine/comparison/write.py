@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import write_atomically
 from engine.comparison.compare import Comparison, GroupResult
 from engine.comparison.groups import training_config
 from engine.comparison.plots import PLOT_NAMES, write_plots
 from engine.comparison.statistics import Estimate
 from engine.comparison.texts import Texts, texts_of
 from engine.reporting.labels import Language
+from engine.reporting.table_files import write_tables
 from engine.reporting.tables import Cell, Number, PValue, Table, escape_markdown, format_number
 
 _HASH_SHOWN = 12
@@ -35,20 +35,9 @@ def write_comparison(comparison: Comparison, folder: Path, lang: Language) -> st
     for path in (folder / f"{name}.{suffix}" for name in PLOT_NAMES for suffix in ("png", "pdf")):
         if path not in drawn:
             path.unlink(missing_ok=True)
-    _write(folder / "comparison.md", markdown)
-    head = "% \\usepackage[utf8]{inputenc}\n% \\usepackage{booktabs,graphicx}\n"
-    _write(folder / "comparison.tex", head + "\n\n".join(table.to_latex(lang) for table in tables.values()) + "\n")
-    for name, table in tables.items():
-        suffix = "" if name == "models" else f"_{name}"
-        # The mark tells a spreadsheet that this is UTF-8.
-        _write(folder / f"comparison{suffix}.csv", "\ufeff" + table.to_csv(lang))
-    content = json.dumps(comparison_to_json(comparison, lang), indent=2, ensure_ascii=False, allow_nan=False)
-    _write(folder / "comparison.json", content + "\n")
+    content = comparison_to_json(comparison, lang)
+    write_tables(folder, "comparison", tables, lang, markdown=markdown, content=content)
     return markdown
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")), what="comparison")
 
 
 def comparison_tables(comparison: Comparison, lang: Language) -> dict[str, Table]:

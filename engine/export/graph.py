@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from data.errors import UserError
 from data.industrial_dataset import pixel_mean_std
 from engine.checkpoint import write_atomically
-from engine.export.source import Source
+from engine.source import Source
 from models.deploy import DeployedDetector, deploy
 from models.detector import SIZE_DIVISOR
 from models.postprocess import PostProcessor
@@ -161,7 +161,7 @@ def graph_metadata(source: Source, options: GraphOptions) -> dict[str, str]:
     """What a program that runs the ONNX file has to know, each value as JSON."""
     mean, std = pixel_mean_std(source.config)
     facts = {
-        "names": list(source.class_names),
+        "names": list(source.classes.names),
         "input_size_hw": list(options.size_hw),
         "dynamic_size": options.dynamic_size,
         "scale": 1 / 255,

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from engine.export.source import Source
+from engine.source import Source
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def model_card(source: Source) -> str:
         "",
         "## Classes",
         "",
-        *(f"{label}. {text}" for label, text in enumerate(source.class_names)),
+        *(f"{label}. {text}" for label, text in enumerate(source.classes.names)),
         "",
         "## Evaluation",
         "",

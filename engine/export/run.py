@@ -32,9 +32,9 @@ from engine.export.runtimes import (
     program_runner,
     torch_runner,
 )
-from engine.export.source import Source, load_source
 from engine.export.weights_out import write_hub_folder, write_official, write_safetensors
 from engine.hub import output_parent
+from engine.source import Source, load_source
 from models.deploy import DeployedDetector
 
 log = logging.getLogger(__name__)

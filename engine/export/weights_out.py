@@ -15,8 +15,8 @@ from data.errors import UserError
 from engine.checkpoint import METADATA_KEYS, save_checkpoint, write_atomically
 from engine.config import ExperimentConfig, config_to_dict
 from engine.export.model_card import model_card
-from engine.export.source import Source
 from engine.hub import CONFIG_NAME, WEIGHTS_NAME
+from engine.source import Source
 
 log = logging.getLogger(__name__)
 

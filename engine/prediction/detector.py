@@ -10,20 +10,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from data.classes import ClassMap
-from data.coco_reader import AnnotationReader
-from data.config import UNSET_VARIABLE
 from data.errors import UserError
 from data.images import PixelArray, resize_antialiased
 from data.industrial_dataset import pixel_mean_std
 from data.transforms import output_size_hw
 from engine.amp import choose_amp_dtype
-from engine.checkpoint import checkpoint_classes
 from engine.config import ExperimentConfig
-from engine.export.source import load_source
 from engine.prediction.found import Found
+from engine.source import load_source
 from models.detector import normalize_images
 from models.postprocess import Detections, build_postprocessor
 
@@ -124,29 +120,6 @@ def load_detector(
         UserError: The checkpoint or the config cannot be used.
     """
     source = load_source(path, config_path, overrides)
-    config = source.config
-    classes = checkpoint_classes(source.checkpoint, path) or _classes_of(config)
-    if len(classes) != config.num_classes:
-        raise UserError(
-            f"{path}: it names {len(classes)} classes, but the config says num_classes: {config.num_classes}"
-        )
     last_epoch = source.checkpoint.get("last_epoch")
     epoch = last_epoch + 1 if isinstance(last_epoch, int) else None
-    return Loaded(NetworkDetector(source.model, config, device, use_amp=use_amp), classes, epoch)
-
-
-def _classes_of(config: ExperimentConfig) -> ClassMap:
-    """Classes for a file that names none: the data's, COCO's own where there are 80, or plain numbers."""
-    dataset = config.val_dataloader.dataset
-    if not UNSET_VARIABLE.search(str(dataset.ann_file)) and dataset.ann_file.is_file():
-        reader = AnnotationReader("val", dataset.ann_file, dataset.img_folder)
-        categories = reader.categories(reader.load())
-        if len(categories) == config.num_classes:
-            return ClassMap.from_categories([{"id": key, "name": name} for key, name in categories.items()])
-    names = FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"]  # by COCO's category id
-    coco = [{"id": key, "name": name} for key, name in enumerate(names) if name not in ("__background__", "N/A")]
-    if config.num_classes == len(coco):
-        log.info("the 80 classes are taken to be COCO's")
-        return ClassMap.from_categories(coco)
-    numbers = range(1, config.num_classes + 1)
-    return ClassMap(tuple(numbers), tuple(f"class {number}" for number in numbers))
+    return Loaded(NetworkDetector(source.model, source.config, device, use_amp=use_amp), source.classes, epoch)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from data.classes import ClassMap
-from data.coco_names import COCO_NAMES
+from data.coco_names import COCO_CLASSES
 from data.errors import UserError
 from engine.checkpoint import save_checkpoint
 from engine.tuning import class_rows, start_from
@@ -33,8 +34,10 @@ def other(num_classes: int) -> DEIM:
 
 
 def test_coco_names() -> None:
-    assert len(COCO_NAMES) == len(set(COCO_NAMES)) == 80
-    assert [COCO_NAMES.index(name) for name in ("person", "knife", "toothbrush")] == [0, 43, 79]
+    """Ids and order as torchvision knows them."""
+    names = FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"]
+    known = [{"id": key, "name": name} for key, name in enumerate(names) if name not in ("__background__", "N/A")]
+    assert ClassMap.from_categories(known) == COCO_CLASSES and len(COCO_CLASSES) == 80
 
 
 def test_rows_of_coco(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -65,7 +68,7 @@ def test_names_of_our_checkpoints() -> None:
 
 def test_unknown_names_are_all_listed() -> None:
     with pytest.raises(UserError, match="tuning_class_map") as error:
-        class_rows({"RAYONES": "knif", "RAYONE": "vase", "D": "qq"}, CLASSES, COCO_NAMES, Path("coco.pth"))
+        class_rows({"RAYONES": "knif", "RAYONE": "vase", "D": "qq"}, CLASSES, COCO_CLASSES.names, Path("coco.pth"))
     assert error.value.problems == (
         "RAYONES: knif: 'knif' is no class of coco.pth; did you mean knife?",
         "RAYONE: vase: 'RAYONE' is no class of the data set; did you mean RAYONES?",

@@ -14,9 +14,9 @@ from data.errors import UserError
 from engine.attention.capture import LoadedDetector
 from engine.attention.objects import all_objects
 from engine.attention.run import ViewOptions, visualize
-from engine.attention.score_tables import write_table
 from engine.attention.sources import SourceImage
 from engine.attention.text_evidence import has_text, text_evidence, text_table, text_view
+from engine.reporting.table_files import write_table
 from tests.support.baselines import small_baseline
 from tests.support.models import images, shake, tiny_config, tiny_model
 from tests.support.text_fusion import fused_model, section

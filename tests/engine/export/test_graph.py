@@ -18,7 +18,7 @@ from engine.export import graph
 from engine.export.graph import GraphOptions, deployed_detector, example_inputs, graph_metadata, require_packages
 from engine.export.run import check_against_torch, export_checkpoint
 from engine.export.runtimes import Found, agreement, onnx_runner, torch_runner
-from engine.export.source import Source, load_source
+from engine.source import Source, load_source
 from tests.support.baselines import small_baseline
 from tests.support.configs import CONFIGS
 from tests.support.export import NAMES, write_tiny_checkpoint

@@ -15,8 +15,8 @@ from data.errors import UserError
 from engine.checkpoint import checkpoint_classes, checkpoint_config, load_checkpoint, model_state
 from engine.config import ExperimentConfig, config_to_dict, load_config
 from engine.export.run import export_checkpoint
-from engine.export.source import Source, load_source
 from engine.export.weights_out import official_model_config, write_hub_folder, write_official
+from engine.source import Source, load_source
 from models.detector import build_detector
 from tests.support.baselines import small_baseline
 from tests.support.configs import CONFIGS, official
@@ -61,7 +61,7 @@ def test_everything_comes_back(exported: Path, name: str) -> None:
     found = source.state_dict()
     assert [key for key, value in expected.items() if not torch.equal(found[key], value)] == []
     checkpoint = load_checkpoint(exported / name)
-    assert checkpoint_classes(checkpoint, exported).names == NAMES and source.class_names == NAMES  # type: ignore[union-attr]
+    assert checkpoint_classes(checkpoint, exported).names == NAMES and source.classes.names == NAMES  # type: ignore[union-attr]
     assert checkpoint_config(checkpoint, exported) == load_source(exported.parent / "best.pth").config
 
 
@@ -132,5 +132,5 @@ def test_classes_without_names(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         load_source(path)
     (tmp_path / "c.yml").write_text(yaml.safe_dump(config_to_dict(tiny_config())), encoding="utf-8")
     source = load_source(path, tmp_path / "c.yml")
-    assert source.class_names[0] == "class_0" and "names no classes" in caplog.text
+    assert source.classes.names[0] == "class 1" and "names no classes" in caplog.text
     assert source.derived_from_dinov3, "nobody knows, so the stricter licence"

@@ -1,4 +1,4 @@
-"""What an export starts from: a checkpoint's weights in the model that it describes."""
+"""What export, prediction and the attention tool start from: a checkpoint's weights in the model it describes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from data.coco_names import COCO_NAMES
+from data.classes import ClassMap
+from data.coco_names import COCO_CLASSES
+from data.coco_reader import AnnotationReader
+from data.config import UNSET_VARIABLE
 from data.errors import UserError
 from engine.checkpoint import checkpoint_classes, load_checkpoint, model_state
 from engine.config import ExperimentConfig
@@ -31,8 +34,10 @@ class Source:
     config: ExperimentConfig
     model: nn.Module
     """In evaluation mode, with the weights that are judged: the EMA's where there are any."""
-    class_names: tuple[str, ...]
-    """In label order; made up where the checkpoint names none."""
+    classes: ClassMap
+    """From the checkpoint; where it names none: the data's, COCO's if there are 80, or "class 1", "class 2", ..."""
+    names_classes: bool
+    """Whether the checkpoint names them."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every weight and buffer under its official name, shape and dtype."""
@@ -72,7 +77,7 @@ class Source:
 
 
 def load_source(path: Path, config_path: Path | None = None, overrides: Sequence[str] = ()) -> Source:
-    """Load a checkpoint to be exported.
+    """Load a checkpoint; neither a data set nor any other weight file is needed.
 
     Args:
         path: Ours, an official one (which needs `config_path`), or a hub folder or name.
@@ -86,16 +91,31 @@ def load_source(path: Path, config_path: Path | None = None, overrides: Sequence
     config = judged_config(checkpoint, path, config_path, overrides)
     model = build_detector(config)
     load_state_dict_strict(model, model_state(checkpoint), source=path)
-    classes = checkpoint_classes(checkpoint, path)
-    if classes is not None:
-        names = classes.names
-    elif config.num_classes == len(COCO_NAMES):
-        names = COCO_NAMES
-    else:
-        names = tuple(f"class_{label}" for label in range(config.num_classes))
-        log.warning("%s names no classes; they are called %s, ...", path, names[0])
+    stored = checkpoint_classes(checkpoint, path)
+    classes = stored or _classes_of(config, path)
+    if len(classes) != config.num_classes:
+        raise UserError(
+            f"{path}: it names {len(classes)} classes, but the config says num_classes: {config.num_classes}"
+        )
     rest = {key: value for key, value in checkpoint.items() if key not in ("model", "ema", "optimizer")}
     ema = checkpoint.get("ema")
     if isinstance(ema, dict):
         rest["ema_updates"] = int(ema.get("updates", 0))
-    return Source(path, rest, config, model.eval(), names)
+    return Source(path, rest, config, model.eval(), classes, stored is not None)
+
+
+def _classes_of(config: ExperimentConfig, path: Path) -> ClassMap:
+    """Classes for a file that names none."""
+    dataset = config.val_dataloader.dataset
+    if not UNSET_VARIABLE.search(str(dataset.ann_file)) and dataset.ann_file.is_file():
+        reader = AnnotationReader("val", dataset.ann_file, dataset.img_folder)
+        categories = reader.categories(reader.load())
+        if len(categories) == config.num_classes:
+            return ClassMap.from_categories([{"id": key, "name": name} for key, name in categories.items()])
+    if config.num_classes == len(COCO_CLASSES):
+        log.info("the %d classes are taken to be COCO's", len(COCO_CLASSES))
+        return COCO_CLASSES
+    numbers = tuple(range(1, config.num_classes + 1))
+    classes = ClassMap(numbers, tuple(f"class {number}" for number in numbers))
+    log.warning("%s names no classes; they are called %s, ...", path, classes.names[0])
+    return classes
