@@ -1,4 +1,3 @@
-import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from PIL import Image
 import check_data
 from engine.cli import run_script
 from tests.support.coco_files import CocoFiles
+from tests.support.scripts import start_script
 
 ROOT = Path(__file__).parents[1]
 
@@ -180,14 +180,7 @@ def test_bad_arguments_and_configs(
 def test_as_a_script(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
     train.content["annotations"][0]["bbox"] = [1, 1, float("nan"), 5]
     train.save()
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "check_data.py"), "-c", str(_config(tmp_path))],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 1, result.stderr
-    assert "bbox is [1, 1, nan, 5], expected four finite numbers" in result.stdout
-    assert "Traceback" not in result.stderr
+    outcome = start_script("check_data.py", "-c", _config(tmp_path))
+    assert outcome.code == 1, outcome.err
+    assert "bbox is [1, 1, nan, 5], expected four finite numbers" in outcome.out
+    assert "Traceback" not in outcome.err

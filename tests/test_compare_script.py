@@ -15,7 +15,7 @@ from PIL import Image
 
 from engine.analysis.match_tables import FILE_NAME
 from tests.support.comparison import WITH_NORMAL, change_results, make_cost, make_truth, write_run
-from tests.support.scripts import run_script
+from tests.support.scripts import start_script
 
 CONFIG = {"num_classes": 2, "epoches": 40}
 ALL_RUNS = ("base", "ours_seed0", "ours_seed1", "ours_seed2", "twin")
@@ -27,7 +27,7 @@ FILES = [
 ]
 
 
-run_here = partial(run_script, "compare_models.py")
+run_here = partial(start_script, "compare_models.py")
 
 
 def read(folder: Path) -> Any:

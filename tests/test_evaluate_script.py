@@ -22,7 +22,7 @@ from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
 from engine.evaluate import evaluate
 from models.detector import build_detector
-from tests.support.scripts import Outcome, run_script
+from tests.support.scripts import Outcome, start_script
 from tests.support.tiny_run import (
     CLASS_NAMES,
     ROOT,
@@ -59,7 +59,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-run_here = partial(run_script, "evaluate_deimv2.py")
+run_here = partial(start_script, "evaluate_deimv2.py")
 
 
 FAST = ("--bootstrap", "0", "--no-report", "--no-cost")

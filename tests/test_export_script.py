@@ -14,7 +14,7 @@ from engine.config import config_to_dict, load_config
 from engine.distributed import Distributed
 from engine.evaluation_run import AnalysisOptions, evaluate_checkpoint
 from models.detector import build_detector
-from tests.support.scripts import run_script
+from tests.support.scripts import start_script
 from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
 
 
@@ -36,7 +36,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-run_here = partial(run_script, "export_deimv2.py")
+run_here = partial(start_script, "export_deimv2.py")
 
 
 def test_weights_out_and_judged_again(run_folder: Path) -> None:

@@ -23,7 +23,7 @@ from engine.prediction.detector import load_detector
 from engine.prediction.thresholds import choose_thresholds
 from engine.prediction.writers import safe_name
 from models.detector import build_detector
-from tests.support.scripts import run_script
+from tests.support.scripts import start_script
 from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
 
 CLASSES = ClassMap((3, 7), CLASS_NAMES)
@@ -47,7 +47,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-run_here = partial(run_script, "predict_deimv2.py", "-r", "run/best.pth", "-d", "cpu")
+run_here = partial(start_script, "predict_deimv2.py", "-r", "run/best.pth", "-d", "cpu")
 
 
 def read_json(path: Path) -> Any:

@@ -1,19 +1,22 @@
 """`train_deimv2.py` as a user meets it: every bad input gets one clear message and exit code 2."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from tests.support.tiny_run import command, run_script, script_environment, write_tiny_config, write_tiny_data
+from tests.support.scripts import start_script
+from tests.support.tiny_run import command, script_environment, write_tiny_config, write_tiny_data
 from tests.support.training import assert_same_state
+
+run_here = partial(start_script, "train_deimv2.py")
 
 
 @pytest.fixture(scope="module")
@@ -22,22 +25,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_data(folder)
     write_tiny_config(folder)
     return folder
-
-
-# Runs the script once for each list of arguments and prints [exit code, stderr] of each.
-DRIVER = """
-import contextlib, io, json, runpy, sys
-script, cases, rows = sys.argv[1], json.loads(sys.argv[2]), []
-for arguments in cases:
-    sys.argv, error, code = [script, *arguments], io.StringIO(), None
-    with contextlib.redirect_stderr(error):
-        try:
-            runpy.run_path(script, run_name="__main__")
-        except SystemExit as leave:
-            code = leave.code
-    rows.append([code, error.getvalue()])
-print(json.dumps(rows))
-"""
 
 
 class Bomb:
@@ -90,40 +77,21 @@ def prepare(folder: Path) -> None:
 
 
 def test_bad_input_gets_one_message_and_exit_code_2(tiny: Path) -> None:
-    """All cases in one process (importing torch takes seconds), each through the script's own main."""
     prepare(tiny)
     before = {path for path in tiny.rglob("*")}
-    cases = bad_inputs()
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            DRIVER,
-            command("train_deimv2.py", [])[1],
-            json.dumps([row[1] for row in cases]),
-        ],
-        cwd=tiny,
-        env=script_environment() | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    rows = json.loads(result.stdout.splitlines()[-1])
-    for (name, _, words), (code, message) in zip(cases, rows, strict=True):
-        assert code == 2, (name, code, message[-1500:])
-        assert "Traceback" not in message, name
-        assert words in message, (name, message)
+    for name, arguments, words in bad_inputs():
+        outcome = run_here(*arguments, cwd=tiny)
+        assert outcome.code == 2, (name, outcome.code, outcome.err[-1500:])
+        assert "Traceback" not in outcome.err, name
+        assert words in outcome.err, (name, outcome.err)
     assert not (tiny / "exploded").exists()
     assert {path for path in tiny.rglob("*")} == before, "bad input left files behind"
 
 
 def test_dry_run_prints_the_resolved_config_and_writes_nothing(tiny: Path) -> None:
-    result = run_script("train_deimv2.py", "-c", "tiny.yml", "--dry-run", "--use-amp", "--seed", "5", cwd=tiny)
-    assert result.returncode == 0, result.stderr
-    config = yaml.safe_load(result.stdout)
+    outcome = run_here("-c", "tiny.yml", "--dry-run", "--use-amp", "--seed", "5", cwd=tiny)
+    assert outcome.code == 0, outcome.err
+    config = yaml.safe_load(outcome.out)
     assert config["use_amp"] is True and config["seed"] == 5
     assert not (tiny / "outputs").exists()
 
@@ -142,8 +110,8 @@ def test_a_killed_run_continues_exactly(tmp_path: Path) -> None:
     """SIGKILL in the middle of the second epoch: last.pth of the first one is whole, and nothing is lost but time."""
     write_tiny_data(tmp_path, num_train=64)
     write_tiny_config(tmp_path)
-    whole = run_script("train_deimv2.py", "-c", "tiny.yml", "--output-dir", "whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr[-2000:]
+    whole = run_here("-c", "tiny.yml", "--output-dir", "whole", cwd=tmp_path)
+    assert whole.code == 0, whole.err[-2000:]
     arguments = ["-c", "tiny.yml", "--output-dir", "killed"]
     process = subprocess.Popen(
         command("train_deimv2.py", arguments),
@@ -154,8 +122,8 @@ def test_a_killed_run_continues_exactly(tmp_path: Path) -> None:
     wait_for_step(tmp_path / "killed" / "log.jsonl", 20, process)  # 16 steps an epoch
     process.kill()
     process.wait()
-    resumed = run_script("train_deimv2.py", *arguments, "-r", "killed/last.pth", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    resumed = run_here(*arguments, "-r", "killed/last.pth", cwd=tmp_path)
+    assert resumed.code == 0, resumed.err[-2000:]
     assert_same_state(tmp_path / "whole" / "last.pth", tmp_path / "killed" / "last.pth")
 
 

@@ -18,7 +18,7 @@ from engine.config import config_to_dict, load_config
 from engine.reporting.style import save_figure
 from models.detector import build_detector
 from tests.support.baselines import write_tiny_baseline
-from tests.support.scripts import run_script
+from tests.support.scripts import start_script
 from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
 
 
@@ -52,7 +52,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-run_here = partial(run_script, "visualize_attention.py", "-d", "cpu")
+run_here = partial(start_script, "visualize_attention.py", "-d", "cpu")
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def test_another_seed_gives_other_weights(finished: tuple[Path, Path], tmp_path:
     assert not torch.equal(one["model"][key], two["model"][key])
 
 
-@pytest.mark.parametrize("stop_after_steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("stop_after_steps", [1, 3, 5])
 def test_a_stopped_run_continues_exactly(
     finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after_steps: int
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import runpy
 import sys
 from pathlib import Path
@@ -20,10 +21,10 @@ class Outcome(NamedTuple):
     err: str
 
 
-def run_script(name: str, *arguments: str | Path, cwd: Path | None = None) -> Outcome:
+def start_script(name: str, *arguments: str | Path, cwd: Path | None = None) -> Outcome:
     """Run the project's script `name` with these arguments, from the folder `cwd`."""
     out, err = io.StringIO(), io.StringIO()
-    before = sys.argv
+    before, handlers, level = sys.argv, logging.root.handlers[:], logging.root.level
     sys.argv = [name, *map(str, arguments)]
     try:
         with (
@@ -36,5 +37,7 @@ def run_script(name: str, *arguments: str | Path, cwd: Path | None = None) -> Ou
         code = leave.code
     finally:
         sys.argv = before
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
     assert isinstance(code, int)
     return Outcome(code, out.getvalue(), err.getvalue())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,26 +56,6 @@ def write_tiny_config(folder: Path, *, name: str = "tiny", extra: str = "") -> P
     path = folder / f"{name}.yml"
     path.write_text(_CONFIG.format(root=ROOT.as_posix(), data=folder.as_posix()) + extra, encoding="utf-8")
     return path
-
-
-def run_script(
-    script: str,
-    *arguments: str | Path,
-    cwd: Path,
-    threads: int = 1,
-    environment: dict[str, str] | None = None,
-) -> subprocess.CompletedProcess[str]:
-    """Run a script at the repository's root, as a user would."""
-    return subprocess.run(
-        command(script, arguments),
-        cwd=cwd,
-        env=script_environment(threads) | (environment or {}),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=240,
-        check=False,
-    )
 
 
 def command(script: str, arguments: Sequence[str | Path]) -> list[str]:
