@@ -27,6 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script: the repository is not on the path
 
+from data.classes import ClassMap  # noqa: E402
 from data.errors import UserError  # noqa: E402
 from engine.cli import run_script  # noqa: E402
 from engine.config import load_config  # noqa: E402
@@ -49,8 +50,9 @@ def build_source(arguments: argparse.Namespace) -> Source:
         raise UserError("Give a checkpoint (-r) or a config (-c).")
     config = load_config(arguments.config, arguments.update)
     torch.manual_seed(0)
-    names = tuple(map(str, range(config.num_classes)))
-    return Source(arguments.config, {}, config, build_detector(config).eval(), names)
+    labels = tuple(range(config.num_classes))
+    classes = ClassMap(labels, tuple(map(str, labels)))
+    return Source(arguments.config, {}, config, build_detector(config).eval(), classes, names_classes=False)
 
 
 def build_runners(source: Source, folder: Path, *, threads: int, compiled: bool, bf16: bool) -> dict[str, Runner]:

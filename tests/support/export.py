@@ -15,6 +15,7 @@ from models.detector import DEIM
 from tests.support.models import NUM_CLASSES, images, shake, tiny_config, tiny_model
 
 NAMES = ("PERFORACIONES", "RAYONES", "ROTURA", "DEFORMACIONES", "CONTAMINACIÓN", "NORMAL")
+CLASSES = ClassMap(tuple(range(NUM_CLASSES)), NAMES)
 
 
 def write_tiny_checkpoint(folder: Path, model: DEIM | None = None, **sections: Any) -> Path:
@@ -32,7 +33,7 @@ def write_tiny_checkpoint(folder: Path, model: DEIM | None = None, **sections: A
             "model": raw.state_dict(),
             "ema": {"module": ema.state_dict(), "updates": 9},
             "config": config_to_dict(config),
-            "classes": ClassMap(tuple(range(NUM_CLASSES)), NAMES).to_dict(),
+            "classes": CLASSES.to_dict(),
         },
     )
     results = {

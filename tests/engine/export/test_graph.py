@@ -21,7 +21,7 @@ from engine.export.runtimes import Found, agreement, onnx_runner, torch_runner
 from engine.source import Source, load_source
 from tests.support.baselines import small_baseline
 from tests.support.configs import CONFIGS
-from tests.support.export import NAMES, write_tiny_checkpoint
+from tests.support.export import CLASSES, NAMES, write_tiny_checkpoint
 from tests.support.text_fusion import fused_model, section
 
 SIZES = torch.tensor([[64, 32]])
@@ -94,7 +94,7 @@ def test_what_cannot_be_exported(tmp_path: Path, source: Source, monkeypatch: py
         require_packages("openvino")
     monkeypatch.undo()
     config = load_config(CONFIGS / "baselines" / "quickstart_resnet18.yml")
-    baseline = Source(tmp_path / "b.pth", {}, config, small_baseline("fasterrcnn_resnet18"), NAMES)
+    baseline = Source(tmp_path / "b.pth", {}, config, small_baseline("fasterrcnn_resnet18"), CLASSES, True)
     with pytest.raises(UserError, match=r"is the baseline fasterrcnn_resnet18, .* a graph \(torch_export, onnx, openv"):
         deployed_detector(baseline)
     assert not (tmp_path / "out").exists()

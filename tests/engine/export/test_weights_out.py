@@ -20,7 +20,7 @@ from engine.source import Source, load_source
 from models.detector import build_detector
 from tests.support.baselines import small_baseline
 from tests.support.configs import CONFIGS, official
-from tests.support.export import NAMES, write_tiny_checkpoint
+from tests.support.export import CLASSES, NAMES, write_tiny_checkpoint
 from tests.support.models import tiny_config, tiny_model
 from tests.support.parity import SIX_CLASSES, golden_json
 from tests.support.text_fusion import fused_model
@@ -40,7 +40,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_official_keys_shapes_and_dtypes(tmp_path: Path) -> None:
     """Those of the original's own state dict (S, six classes)."""
     config = load_config(official("s"), list(SIX_CLASSES))
-    source = Source(tmp_path / "x.pth", {}, config, build_detector(config).eval(), NAMES)
+    source = Source(tmp_path / "x.pth", {}, config, build_detector(config).eval(), CLASSES, True)
     content = torch.load(write_official(source, tmp_path / "out.pth"), weights_only=True)
     spec = golden_json("keys")
     integers = {"decoder.reg_scale", "decoder.decoder.reg_scale"}
@@ -108,15 +108,15 @@ def test_damaged_results_do_not_stop_an_export(tmp_path: Path, caplog: pytest.Lo
 def test_what_the_official_code_does_not_know(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config, path = tiny_config(), tmp_path / "best.pth"
     with pytest.raises(UserError, match=r"has class texts in its scores .* --format safetensors, onnx"):
-        write_official(Source(path, {}, config, fused_model(), NAMES), tmp_path / "x.pth")
+        write_official(Source(path, {}, config, fused_model(), CLASSES, True), tmp_path / "x.pth")
     baseline = small_baseline("fasterrcnn_resnet18")
-    source = Source(path, {}, _baseline_config(), baseline, NAMES)
+    source = Source(path, {}, _baseline_config(), baseline, CLASSES, True)
     with pytest.raises(
         UserError, match=r"is the baseline fasterrcnn_resnet18, which cannot be exported to the official"
     ):
         write_hub_folder(source, tmp_path / "hub")
     assert not (tmp_path / "x.pth").exists() and not (tmp_path / "hub").exists()
-    write_official(Source(path, {}, config, tiny_model(), NAMES), tmp_path / "y.pth")
+    write_official(Source(path, {}, config, tiny_model(), CLASSES, True), tmp_path / "y.pth")
     assert "no backbone `vit_custom`" in caplog.text
 
 
