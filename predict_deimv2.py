@@ -54,6 +54,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--overlap", type=float, default=0.2, metavar="F", help="share of a tile its neighbour sees too (default: 0.2)"
     )
+    parser.add_argument(
+        "--nms",
+        type=float,
+        metavar="IOU",
+        help="of boxes of one class that overlap more, keep the best (default: keep all, as the evaluation does)",
+    )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images or tiles at once (default: 8)")
     parser.add_argument("--use-amp", action="store_true", help="mixed precision on a GPU (default: float32)")
     parser.add_argument("--recursive", action="store_true", help="look into the folders' folders too")
@@ -70,6 +76,7 @@ def main() -> int:
         score_per_class=tuple(arguments.score_per_class),
         forms=parse_forms(arguments.save),
         tiling=None if arguments.tile is None else Tiling(arguments.tile, arguments.overlap),
+        nms_iou=arguments.nms,
         batch_size=arguments.batch_size,
         use_amp=arguments.use_amp,
         lang=arguments.lang,

@@ -5,7 +5,9 @@ Legend: H, W height and width in pixels after EXIF rotation.
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.errors import UserError
 
@@ -24,6 +26,14 @@ _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _EXIF_ORIENTATION = 0x0112
 _END_OF_JPEG = b"\xff\xd9"
+
+IMAGE_SUFFIXES = frozenset(
+    f".{name}"
+    for name in ("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "tif", "tiff", "webp", "gif")
+    + ("ppm", "pgm", "pbm", "pnm", "jp2", "avif", "tga")
+)
+"""By which images are known in a folder, in lower case."""
+_MOST_PIXELS = 2**31
 
 REDUCTIONS = (1, 2, 4, 8)
 """Images for training are read at full size or at one of these fractions of it."""
@@ -138,9 +148,23 @@ def _read(path: Path, reduction: int, *, fast: bool) -> tuple[PixelArray, ImageF
         raise UserError(f"{path}: the image file does not exist.") from None
     except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # whose text names a buffer in memory
+            reason = "empty, or of no known image format"
         raise UserError(
             f"{path}: cannot be read as an image ({reason}). Replace the file or remove its entry."
         ) from error
+
+
+@contextlib.contextmanager
+def large_images_allowed() -> Iterator[None]:
+    """Until the end of the context, in the whole process, images of up to 2 gigapixels are read; elsewhere Pillow takes
+    anything above 179 megapixels for an attack on the memory, scans of sheets and webs included."""
+    usual = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = _MOST_PIXELS // 2  # Pillow warns above this and refuses above twice as much
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = usual
 
 
 def _fast_jpeg(data: bytes, image: Image.Image, facts: ImageFacts, reduction: int) -> PixelArray | None:

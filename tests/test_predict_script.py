@@ -20,8 +20,10 @@ from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
 from engine.evaluate import evaluate
 from engine.prediction.detector import load_detector
+from engine.prediction.found import Found
+from engine.prediction.sources import ImageSource
 from engine.prediction.thresholds import choose_thresholds
-from engine.prediction.writers import safe_name
+from engine.prediction.writers import ImageWriter, safe_name
 from models.detector import build_detector
 from tests.support.scripts import start_script
 from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
@@ -99,7 +101,10 @@ def test_every_form(tiny: Path) -> None:
     every = ("--save", "yolo,crops,csv,coco,images", "--score", "0.0", "--lang", "es", "--output-dir", "all")
     outcome = run_here("odd", *every, cwd=tiny)
     assert outcome.code == 1, outcome.err
-    assert "1 archivos no se han podido leer" in outcome.out and "broken.png: cannot be read as an image" in outcome.out
+    assert (
+        "1 archivos no se han podido leer" in outcome.out
+        and "broken.png: cannot be read as an image (empty, or of no known" in outcome.out
+    )
     folder = tiny / "all"
     assert sorted(path.name for path in folder.iterdir()) == ["coco.json", "crops", "images", "predictions.csv", "yolo"]
     sizes = {one["file_name"]: (one["width"], one["height"]) for one in read_json(folder / "coco.json")["images"]}
@@ -117,6 +122,22 @@ def test_every_form(tiny: Path) -> None:
     assert first[1] * 80 == pytest.approx(middle, abs=0.02) and CLASS_NAMES[int(first[0])] == row["clase"]
     crops = list((folder / "crops").rglob("*.png"))
     assert len(crops) == len(rows) and all(min(Image.open(path).size) >= 1 for path in crops)
+
+
+def test_large_images_need_tiles(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    arguments = ("val/1.png", "--score", "0", "--save", "csv", "--output-dir")
+    outcome = run_here(*arguments, "whole", cwd=tiny)
+    assert outcome.code == 1 and "decompression bomb" in outcome.out and "Written" not in outcome.out
+    assert run_here(*arguments, "tiled", "--tile", "48", cwd=tiny).code == 0
+    assert Image.MAX_IMAGE_PIXELS == 1000, "as it was before"
+
+
+def test_pictures_too_long_for_jpeg(tmp_path: Path) -> None:
+    line_scan = np.zeros((70_000, 3, 3), np.uint8)
+    with ImageWriter(tmp_path, ["images"], CLASSES, "en") as writer:
+        writer.add(ImageSource(tmp_path / "a.tif", "a.tif", "a"), line_scan, Found.empty())
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["a.png"]
 
 
 def test_videos(tiny: Path) -> None:
@@ -183,6 +204,7 @@ BAD_INPUTS: list[tuple[list[str], str]] = [
     (["val", "--score-per-class", "val"], "expected NAME=S"),
     (["val", "--save", "images,png"], "--save images,png: png is no choice"),
     (["val", "--tile", "5"], "--tile 5: expected at least 32"),
+    (["val", "--nms", "1.5"], "--nms 1.5: expected an IoU between 0 and 1"),
     (["val", "--batch-size", "0"], "--batch-size 0: expected 1 or more"),
     (["val", "--max-frames", "0"], "--max-frames 0: expected 1 or more"),
     (["val", "--output-dir", "train"], "Output folder train is not empty"),
@@ -201,8 +223,6 @@ def test_bad_input_gets_one_message_and_no_output(tiny: Path) -> None:
 
 
 def test_an_interruption_keeps_what_was_done(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.prediction.writers import ImageWriter
-
     add, calls = ImageWriter.add, []
 
     def interrupted(self: ImageWriter, *arguments: Any) -> None:

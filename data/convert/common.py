@@ -26,10 +26,6 @@ from data.problems import Problem, errors_of, problem_lines
 log = logging.getLogger(__name__)
 
 SHOWN_PER_KIND = 50
-IMAGE_SUFFIXES = frozenset(
-    f".{name}"
-    for name in ("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "tif", "tiff", "webp", "gif", "ppm", "pgm", "pbm", "jp2")
-)
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _OUTSIDE_TOLERANCE_PX = 0.5
 """As `data.coco_reader` has it."""

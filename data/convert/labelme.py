@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.convert.common import (
-    IMAGE_SUFFIXES,
     ForeignBox,
     ForeignImage,
     Gathered,
@@ -17,6 +16,7 @@ from data.convert.common import (
     files_below,
     warn_left_out,
 )
+from data.images import IMAGE_SUFFIXES
 
 _LEAST_POINTS = {"rectangle": 2, "polygon": 3, "mask": 2, "circle": 2, "rotation": 4, "oriented_rectangle": 4}
 

@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from data.convert.common import (
-    IMAGE_SUFFIXES,
     ForeignBox,
     ForeignImage,
     Gathered,
@@ -18,6 +17,7 @@ from data.convert.common import (
     files_below,
     warn_left_out,
 )
+from data.images import IMAGE_SUFFIXES
 
 VocOrigin = Literal["auto", "0", "1"]
 _SIDES = ("xmin", "ymin", "xmax", "ymax")

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from data.convert.common import IMAGE_SUFFIXES, ForeignBox, ForeignImage, Gathered, files_below
+from data.convert.common import ForeignBox, ForeignImage, Gathered, files_below
 from data.errors import UserError
-from data.images import read_facts
+from data.images import IMAGE_SUFFIXES, read_facts
 
 _LISTS = ("classes.txt", "obj.names", "classes.names")
 _NO_LABELS = frozenset((*_LISTS, "train.txt", "val.txt", "test.txt", "readme.txt", "README.txt"))

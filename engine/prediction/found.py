@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torchvision.ops import batched_nms
 
 from engine.analysis.overlaps import BoolArray
 from engine.coco_metrics import FloatArray, IntArray
@@ -44,6 +46,11 @@ class Found:
         """Those whose score reaches their class's threshold [C]. Scores are judged and written with nine decimals: the
         detection that a threshold of results.json was taken from must not fall below it."""
         return self.rows(self.scores.round(SCORE_DECIMALS) >= thresholds[self.labels])
+
+    def without_repeats(self, most_iou: float) -> Found:
+        """Non-maximum suppression within each class: none of two boxes of one class overlaps more than `most_iou`."""
+        boxes, scores, labels = (torch.from_numpy(part) for part in (self.boxes_xyxy, self.scores, self.labels))
+        return self.rows(batched_nms(boxes, scores, labels, most_iou).numpy())
 
     def clipped(self, size_wh: tuple[int, int]) -> Found:
         """Boxes cut off at the edges of an image of this size; those wholly outside are dropped."""

@@ -96,7 +96,11 @@ class _Open(Generic[Key]):
 
 
 def predict_frames(
-    frames: Iterable[Frame[Key]], detector: Detector, thresholds: FloatArray, batch_size: int
+    frames: Iterable[Frame[Key]],
+    detector: Detector,
+    thresholds: FloatArray,
+    batch_size: int,
+    nms_iou: float | None = None,
 ) -> Iterator[tuple[Frame[Key], Found]]:
     """Every frame with what is in it, in order; boxes in pixels of the frame.
 
@@ -105,6 +109,7 @@ def predict_frames(
         detector: Computes.
         thresholds: [C] least scores.
         batch_size: Windows at once; a batch takes windows of several frames, and only the last one may be smaller.
+        nms_iou: Of boxes of one class that overlap more, the best is kept; None keeps all, as the evaluation does.
     """
     waiting: deque[_Open[Key]] = deque()
     todo: list[tuple[_Open[Key], int]] = []
@@ -115,10 +120,10 @@ def predict_frames(
         while len(todo) >= batch_size:
             _detect(todo[:batch_size], detector, thresholds)
             del todo[:batch_size]
-        yield from _finished(waiting)
+        yield from _finished(waiting, nms_iou)
     if todo:
         _detect(todo, detector, thresholds)
-    yield from _finished(waiting)
+    yield from _finished(waiting, nms_iou)
 
 
 def _detect(batch: Sequence[tuple[_Open[Key], int]], detector: Detector, thresholds: FloatArray) -> None:
@@ -129,11 +134,12 @@ def _detect(batch: Sequence[tuple[_Open[Key], int]], detector: Detector, thresho
         opened.parts[number] = found.above(thresholds)
 
 
-def _finished(waiting: deque[_Open[Key]]) -> Iterator[tuple[Frame[Key], Found]]:
+def _finished(waiting: deque[_Open[Key]], nms_iou: float | None) -> Iterator[tuple[Frame[Key], Found]]:
     while waiting:
         frame = waiting[0].frame
         parts = [part for part in waiting[0].parts if part is not None]
         if len(parts) < len(frame.tiles):
             return
         waiting.popleft()
-        yield frame, merge_tiles(parts, frame.tiles, frame.size_wh)
+        found = merge_tiles(parts, frame.tiles, frame.size_wh)
+        yield frame, found if nms_iou is None else found.without_repeats(nms_iou)

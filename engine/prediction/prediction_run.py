@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from data.classes import ClassMap
 from data.errors import UserError
-from data.images import PixelArray, decode_image
+from data.images import PixelArray, decode_image, large_images_allowed
 from engine.cli import require_output_folder
 from engine.coco_metrics import unique_names
 from engine.hub import output_parent
@@ -49,6 +50,8 @@ class PredictOptions:
     """`NAME=S`."""
     forms: tuple[Form, ...] = DEFAULT_FORMS
     tiling: Tiling | None = None
+    nms_iou: float | None = None
+    """Of boxes of one class that overlap more, the best is kept; None keeps all, as the evaluation does."""
     batch_size: int = 8
     use_amp: bool = False
     lang: Language = "en"
@@ -63,6 +66,8 @@ class PredictOptions:
             problems.append(f"--batch-size {self.batch_size}: expected 1 or more")
         if self.max_frames is not None and self.max_frames < 1:
             problems.append(f"--max-frames {self.max_frames}: expected 1 or more")
+        if self.nms_iou is not None and not 0 < self.nms_iou < 1:
+            problems.append(f"--nms {self.nms_iou:g}: expected an IoU between 0 and 1, e.g. 0.7")
         if problems:
             raise UserError("Options out of range:", problems)
 
@@ -139,7 +144,8 @@ def predict(
     prediction = Prediction(folder, loaded.classes, thresholds)
     started = time.perf_counter()
     try:
-        _predict_images(sources.images, loaded.detector, prediction, options)
+        with large_images_allowed() if options.tiling is not None else contextlib.nullcontext():
+            _predict_images(sources.images, loaded.detector, prediction, options)
         _predict_videos(sources, loaded.detector, prediction, options)
     except KeyboardInterrupt:
         prediction.interrupted = True
@@ -188,7 +194,9 @@ def _predict_images(
     frames = read_frames(images, read, detector, options.tiling, failed)
     writer = ImageWriter(prediction.folder, options.forms, prediction.classes, options.lang)
     with bar, writer:
-        for frame, found in predict_frames(frames, detector, prediction.thresholds.scores, options.batch_size):
+        for frame, found in predict_frames(
+            frames, detector, prediction.thresholds.scores, options.batch_size, options.nms_iou
+        ):
             writer.add(frame.key, frame.pixels, found)
             prediction.num_images += 1
             prediction.count(found)
@@ -225,6 +233,7 @@ def _video_frames(
         write_table="csv" in options.forms,
         tiling=options.tiling,
         batch_size=options.batch_size,
+        nms_iou=options.nms_iou,
         lang=options.lang,
         progress=options.progress,
     )
@@ -255,5 +264,6 @@ def format_prediction(prediction: Prediction, lang: Language) -> str:
         lines += [f"  - {failure}" for failure in prediction.failures]
     if prediction.interrupted:
         lines.append(texts.stopped)
-    lines.append(texts.written.format(folder=prediction.folder))
+    if prediction.folder.is_dir():  # without a single readable file there is none
+        lines.append(texts.written.format(folder=prediction.folder))
     return "\n".join(lines)

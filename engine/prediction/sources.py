@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import UserError
+from data.images import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in ("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "tif", "tiff", "webp", "gif")
-    + ("ppm", "pgm", "pbm", "pnm", "jp2", "avif", "tga")
-)
 VIDEO_SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in ("mp4", "avi", "mov", "mkv", "m4v", "wmv", "mpg", "mpeg", "webm", "flv", "ogv", "mts", "m2ts", "3gp")
@@ -27,7 +24,8 @@ class ImageSource:
 
     path: Path
     name: str
-    """Path below the folder it was found in, with forward slashes; for the tables."""
+    """Path below the folder it was found in, or as given where another one has the same; with forward slashes, for the
+    tables."""
     stem: str
     """Path of its results below the output folder, without suffix; no two images share one."""
 
@@ -116,22 +114,20 @@ def _files_of(folder: Path, recursive: bool, exclude: Path | None) -> list[Path]
 def _named(found: Iterable[tuple[Path, str]], cameras: Iterable[int]) -> Sources:
     images: list[ImageSource] = []
     videos: list[VideoSource] = []
-    seen: set[Path | int] = set()
-    stems: set[str] = set()
+    once: dict[Path, tuple[Path, str]] = {}
     for path, name in found:
-        real = path.resolve()
-        if real in seen:
-            continue
-        seen.add(real)
+        once.setdefault(path.resolve(), (path, name))
+    uses = Counter(name for _, name in once.values())
+    stems: set[str] = set()
+    for path, name in once.values():
+        unique = name if uses[name] == 1 else path.as_posix()
         stem = _free_stem(name, stems)
         if _kind(path) == "video":
-            videos.append(VideoSource(path, name, stem))
+            videos.append(VideoSource(path, unique, stem))
         else:
-            images.append(ImageSource(path, name, stem))
-    for camera in cameras:
-        if camera not in seen:
-            seen.add(camera)
-            videos.append(VideoSource(camera, f"camera {camera}", _free_stem(f"camera_{camera}", stems)))
+            images.append(ImageSource(path, unique, stem))
+    for camera in dict.fromkeys(cameras):
+        videos.append(VideoSource(camera, f"camera {camera}", _free_stem(f"camera_{camera}", stems)))
     return Sources(tuple(images), tuple(videos))
 
 

@@ -129,6 +129,7 @@ def predict_video(
     write_table: bool,
     tiling: Tiling | None,
     batch_size: int,
+    nms_iou: float | None,
     lang: Language,
     progress: bool = True,
 ) -> Iterator[Found]:
@@ -144,6 +145,7 @@ def predict_video(
         write_table: `videos/NAME.csv`, a line per detection.
         tiling: None takes frames whole.
         batch_size: Of the network; a camera's frames go through one by one.
+        nms_iou: As `predict_frames` has it.
         lang: Of the table.
         progress: Show a bar with the time left on stderr.
 
@@ -160,7 +162,7 @@ def predict_video(
     bar = tqdm(total=recording.expected_frames, desc=source.name, unit="frame", leave=False, disable=not progress)
     table = Table(stem.with_name(f"{stem.name}.csv"), TEXTS[lang].video_columns, lang)
     with bar, VideoFile(stem, recording.rate) as video, table:
-        for frame, found in predict_frames(frames, detector, thresholds, size):
+        for frame, found in predict_frames(frames, detector, thresholds, size, nms_iou):
             inside = found.clipped(frame.size_wh)
             if write_video:
                 video.add(drawn(frame.pixels, inside, classes, min_side_px=1))

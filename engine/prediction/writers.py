@@ -34,6 +34,7 @@ Form = Literal["images", "coco", "csv", "yolo", "crops"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
 _JPEG_QUALITY = 92
+_LONGEST_JPEG_SIDE = 65_500
 _RESERVED = frozenset(
     ["con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))]
 )
@@ -72,7 +73,7 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         if self._table is not None:
             self._table.add([[source.name, *size_wh, *cells] for cells in table_cells(inside, self._classes)])
         if "images" in self._forms:
-            _save_jpeg(self._folder / "images" / f"{source.stem}.jpg", drawn(pixels, inside, self._classes))
+            _save_picture(self._folder / "images" / source.stem, drawn(pixels, inside, self._classes))
         if "yolo" in self._forms:
             write_text(self._folder / "yolo" / "labels" / f"{source.stem}.txt", yolo_lines(inside, size_wh))
         if "crops" in self._forms:
@@ -98,7 +99,7 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
             left, top = np.floor(box[:2]).astype(int).tolist()
             right, bottom = np.ceil(box[2:]).astype(int).tolist()
             folder = self._folder / "crops" / safe_name(self._classes.names[label])
-            path = folder / f"{source.stem.replace('/', '__')}_{number}.png"
+            path = folder / f"{source.stem}_{number}.png"
             _save(path, pixels[top:bottom, left:right], format="PNG")
 
     def __exit__(
@@ -256,8 +257,12 @@ def write_text(path: Path, lines: Sequence[str]) -> None:
         raise _unwritable(path, error) from error
 
 
-def _save_jpeg(path: Path, pixels: PixelArray) -> None:
-    _save(path, pixels, format="JPEG", quality=_JPEG_QUALITY)
+def _save_picture(stem: Path, pixels: PixelArray) -> None:
+    """A JPEG file; PNG where a side is longer than JPEG can have it."""
+    if max(pixels.shape[:2]) > _LONGEST_JPEG_SIDE:
+        _save(stem.with_name(f"{stem.name}.png"), pixels, format="PNG")
+    else:
+        _save(stem.with_name(f"{stem.name}.jpg"), pixels, format="JPEG", quality=_JPEG_QUALITY)
 
 
 def _save(path: Path, pixels: PixelArray, **options: Any) -> None:

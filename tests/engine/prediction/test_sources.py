@@ -41,9 +41,17 @@ def test_folders(folder: Path) -> None:
 def test_files_patterns_and_cameras(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     sources = find_sources(["b[1].png", "*.png", "**/a.png", "notes.txt", "0", "7", "0"])
-    assert [one.name for one in sources.images] == ["b[1].png", "a.png", "a.png", "notes.txt", "a.bmp"]
+    assert [one.name for one in sources.images] == ["b[1].png", "a.png", "deep/a.png", "notes.txt", "a.bmp"]
     assert [one.stem for one in sources.images] == ["b[1]", "a", "a_png", "notes", "a_bmp"]
     assert [(one.source, one.is_camera) for one in sources.videos] == [(0, True)], "7 is a folder here"
+
+
+def test_equal_names_from_two_folders_are_told_apart(folder: Path) -> None:
+    """Otherwise nobody could say of which of them a row of the tables speaks."""
+    sources = find_sources([str(folder), str(folder / "deep"), str(folder / "a.png")])
+    names = [one.name for one in sources.images]
+    assert names == ["a.jpg", (folder / "a.png").as_posix(), "b[1].png", (folder / "deep/a.png").as_posix()]
+    assert [one.stem for one in sources.images] == ["a", "a_png", "b[1]", "a_png_2"], "results stay below the output"
 
 
 def test_what_leads_nowhere(folder: Path) -> None:
