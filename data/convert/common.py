@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -118,6 +119,11 @@ def warn_left_out(gathered: Gathered, images: Iterable[Path], what: str) -> None
         gathered.warn(gathered.root, "images", found, fix, "images without annotations")
 
 
+def _composed(name: str) -> str:
+    """A name whose accents are single characters: a Mac writes ñ as n and a tilde."""
+    return unicodedata.normalize("NFC", name)
+
+
 class ImageIndex:
     """Finds the image that an annotation file means."""
 
@@ -125,14 +131,32 @@ class ImageIndex:
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for path in images:
-            self._by_name[path.name].append(path)
-            self._by_stem[path.stem].append(path)
+            self._by_name[_composed(path.name)].append(path)
+            self._by_stem[_composed(path.stem)].append(path)
+
+    def require(self, gathered: Gathered, name: str, annotation: Path, where: str, hint: str = "") -> Path | None:
+        """The one image that `find` knows. None, and a fault noted, if it knows none or several.
+
+        Args:
+            gathered: Receives the fault.
+            name: As the annotation file has it.
+            annotation: The file.
+            where: The place in the file that holds the name.
+            hint: Added to the message about a missing image.
+        """
+        images = self.find(name, annotation)
+        if len(images) == 1:
+            return images[0]
+        what = f"may be {', '.join(map(str, images[:3]))}" if images else f"is not below the folder{hint}"
+        fix, kind = f"Restore or rename the image, or correct {where}", "ambiguous image" if images else "missing image"
+        gathered.error(annotation, where, f"the image {name or annotation.stem!r} {what}", fix, kind)
+        return None
 
     def find(self, name: str, annotation: Path) -> list[Path]:
         """Images called `name`, or else those with the annotation file's own stem. Of several, the one whose folders
         have most in common with the annotation's; more than one only if that does not decide."""
-        base = PurePosixPath(name.replace("\\", "/")).name
-        candidates = self._by_name.get(base) or self._by_stem.get(annotation.stem, [])
+        base = _composed(PurePosixPath(name.replace("\\", "/")).name)
+        candidates = self._by_name.get(base) or self._by_stem.get(_composed(annotation.stem), [])
         if len(candidates) < 2:
             return list(candidates)
         folders = set(annotation.parent.parts)

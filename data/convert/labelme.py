@@ -67,19 +67,13 @@ def _read_file(gathered: Gathered, file: Path, content: dict[str, Any], index: I
     ]
     named = content.get("imagePath")
     named = named if isinstance(named, str) else ""
-    image = _named_image(file, named)
-    images = [image] if image is not None else index.find(named, file)
-    if len(images) != 1:
-        what = "is not below the folder" if not images else f"may be {', '.join(map(str, images[:3]))}"
-        found = f"the image {named or file.stem!r} {what}"
-        if not images and content.get("imageData"):
-            found += "; the JSON file embeds a copy of it"
-        fix = "Restore or rename the image, or correct imagePath"
-        gathered.error(file, "imagePath", found, fix, "missing image" if not images else "ambiguous image")
+    hint = "; the JSON file embeds a copy of it" if content.get("imageData") else ""
+    image = _named_image(file, named) or index.require(gathered, named, file, "imagePath", hint)
+    if image is None:
         return
     width, height = content.get("imageWidth"), content.get("imageHeight")
     stated = (width, height) if isinstance(width, int) and isinstance(height, int) else None
-    gathered.images.append(ForeignImage(images[0], file, stated, tuple(boxes)))
+    gathered.images.append(ForeignImage(image, file, stated, tuple(boxes)))
 
 
 def _named_image(file: Path, named: str) -> Path | None:
@@ -130,7 +124,13 @@ def _points(points: Any) -> list[tuple[float, float]] | None:
     for point in points:
         if not isinstance(point, list) or len(point) != 2:
             return None
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in point):
+        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in point):
             return None
-        pairs.append((float(point[0]), float(point[1])))
+        try:
+            x, y = float(point[0]), float(point[1])
+        except OverflowError:  # a whole number of hundreds of digits
+            return None
+        if not (math.isfinite(x) and math.isfinite(y)):
+            return None
+        pairs.append((x, y))
     return pairs

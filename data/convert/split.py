@@ -70,7 +70,7 @@ def split_set(
     Raises:
         UserError: Faults of the arguments or the data, all at once; nothing has been written then.
     """
-    names = _check_fractions(fractions)
+    names = _check_arguments(fractions, seed)
     folder = output_dir or ann_file.parent
     targets = {name: folder / f"{ann_file.stem}_{name}.json" for name in names}
     existing = [str(path) for path in targets.values() if path.exists()]
@@ -141,13 +141,15 @@ def assign_groups(kinds: IntArray, sizes: IntArray, ratios: FloatArray, seed: in
     return chosen
 
 
-def _check_fractions(fractions: Mapping[str, float]) -> list[str]:
+def _check_arguments(fractions: Mapping[str, float], seed: int) -> list[str]:
     problems = [f"--{name} {value:g}: expected 0 to 1" for name, value in fractions.items() if not 0 <= value <= 1]
     problems += [f"--{name} 0: expected a part of the images" for name in ("train", "val") if fractions.get(name) == 0]
     total = sum(fractions.values())
     if not problems and abs(total - 1) > 1e-6:
         shown = " + ".join(f"{fractions[name]:g}" for name in _NAMES if name in fractions)
         problems.append(f"{shown} = {total:g}: the parts must add up to 1")
+    if seed < 0:
+        problems.append(f"--seed {seed}: expected 0 or more")
     if problems:
         raise UserError("Parts that cannot be used:", problems)
     return [name for name in _NAMES if fractions.get(name, 0) > 0]

@@ -91,17 +91,13 @@ def _parse(gathered: Gathered, file: Path) -> ElementTree.Element | None:
 
 def _read_file(gathered: Gathered, file: Path, tree: ElementTree.Element, index: ImageIndex) -> None:
     named = (tree.findtext("filename") or "").strip()
-    images = index.find(named, file)
     boxes = [box for number, entry in enumerate(tree.iter("object"), 1) if (box := _box(gathered, file, number, entry))]
-    if len(images) != 1:
-        what = "is not below the folder" if not images else f"may be {', '.join(map(str, images[:3]))}"
-        found = f"the image {named or file.stem!r} {what}"
-        fix = "Restore or rename the image, or correct <filename>"
-        gathered.error(file, "filename", found, fix, "missing image" if not images else "ambiguous image")
+    image = index.require(gathered, named, file, "filename")
+    if image is None:
         return
     width, height = (_whole(tree.findtext(f"size/{side}")) for side in ("width", "height"))
     stated = (width, height) if width and height else None  # some tools write 0
-    gathered.images.append(ForeignImage(images[0], file, stated, tuple(boxes)))
+    gathered.images.append(ForeignImage(image, file, stated, tuple(boxes)))
 
 
 def _box(gathered: Gathered, file: Path, number: int, entry: ElementTree.Element) -> ForeignBox | None:

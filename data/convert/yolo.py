@@ -38,12 +38,16 @@ def read_yolo(root: Path, *, class_names: Sequence[str] | None = None) -> Gather
         gathered.error(
             root, "folder", "there is no label file (.txt) in it", "Give the YOLO set's folder", "no annotations"
         )
+    owners: dict[Path, Path] = {}
     for image in images:
         file = next((path for path in _label_places(image, root) if path in labels), None)
+        if file is not None and owners.setdefault(file, image) != image:
+            found = f"stands for {owners[file].name} and for {image.name}"
+            gathered.error(file, "file", found, "Rename one of the images and give each its file", "ambiguous image")
+            continue
         boxes = [] if file is None else _read_file(gathered, file, image, names)
-        labels -= {file} if file is not None else set()
         gathered.images.append(ForeignImage(image, file, None, tuple(boxes)))
-    for file in sorted(labels):
+    for file in sorted(labels - set(owners)):
         fix = "Restore the image, or remove the label file"
         gathered.error(file, "file", f"there is no image {file.stem}.* for it", fix, "missing image")
     alone = sum(image.annotation is None for image in gathered.images)
@@ -68,7 +72,7 @@ def read_class_file(path: Path) -> tuple[str, ...]:
         content = content.get("names")
     if isinstance(content, dict) and sorted(content) == list(range(len(content))):
         content = [content[index] for index in range(len(content))]
-    if not isinstance(content, list) or not content:
+    if not isinstance(content, list) or not content or any(isinstance(name, list | dict) for name in content):
         raise UserError(f"{path}: names no classes; expected `names` with a list, or index: name from 0 on.")
     names = [str(name).strip() for name in content]
     while names and not names[-1]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,6 +202,35 @@ def test_all_faults_of_yolo_at_once(files: CocoFiles, tmp_path: Path, capsys: Ca
     assert "nothing names the classes" in run(capsys, "yolo", source, tmp_path / "new")[2]
     (source / "classes.txt").write_text("holes\n\nscratches\n")
     assert "class 1 has no name" in run(capsys, "yolo", source, tmp_path / "new")[2]
+    (source / "data.yaml").write_text("a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]\n")
+    assert "data.yaml: names no classes" in run(capsys, "yolo", source, tmp_path / "new")[2]
+
+
+def test_yolo_images_of_one_stem(files: CocoFiles, tmp_path: Path, capsys: Capture) -> None:
+    """Otherwise one of them would silently count as free of objects."""
+    source = write_yolo(files, tmp_path / "yolo")
+    Image.open(source / "images/train_1.png").save(source / "images/train_1.bmp")
+    code, _, err = run(capsys, "yolo", source, tmp_path / "new")
+    assert code == 2 and "train_1.txt: file: stands for train_1.bmp and for train_1.png" in err
+
+
+@pytest.mark.parametrize("form", ["voc", "labelme"])
+def test_accents_of_another_system(form: str, files: CocoFiles, tmp_path: Path, capsys: Capture) -> None:
+    """A Mac writes an accent as a character of its own; backslashes are Windows'."""
+    source = WRITERS[form](files, tmp_path / form)
+    image = next(source.rglob("train_1.png"))
+    image.rename(image.with_name("daño.png"))
+    file = next(path for path in source.rglob("train_1.*") if path.suffix in (".xml", ".json"))
+    text = file.read_text(encoding="utf-8")
+    assert "train_1.png" in text
+    name = unicodedata.normalize("NFD", "daño.png")
+    other = name if form == "voc" else rf"C:\\fotos\\{name}"
+    text = re.sub(r'(<filename>|"imagePath": ")[^<"]*', lambda match: match[1] + other, text)
+    file.write_text(text, encoding="utf-8")
+    code, _, err = run(capsys, form, source, tmp_path / "new")
+    assert code == 0, err
+    content = json.loads((tmp_path / "new/annotations/instances.json").read_text(encoding="utf-8"))
+    assert len(boxes_of(content)["daño.png"]) == len(boxes_of(files.content)["train_1.png"])
 
 
 def test_yolo_polygons_and_scores(files: CocoFiles, tmp_path: Path, capsys: Capture) -> None:
@@ -219,6 +250,7 @@ def test_all_faults_of_labelme_at_once(files: CocoFiles, tmp_path: Path, capsys:
         {"label": "holes", "shape_type": "point", "points": [[1, 2]]},
         {"label": "holes", "shape_type": "polygon", "points": [[1, 2], [3, 4]]},
         {"label": "holes", "shape_type": "rectangle", "points": [[1, 2], [3, float("nan")]]},
+        {"label": "holes", "shape_type": "rectangle", "points": [[1, 2], [3, 10**400]]},
         {"label": " ", "shape_type": "rectangle", "points": [[1, 2], [3, 4]]},
         "nonsense",
         {"label": "holes", "shape_type": "circle", "points": [[20, 20], [23, 24]]},
@@ -236,8 +268,9 @@ def test_all_faults_of_labelme_at_once(files: CocoFiles, tmp_path: Path, capsys:
         "shape 1 (holes): is a point, which has no area",
         "shape 2 (holes): points of a polygon: expected 3 or more pairs",
         "shape 3 (holes): points of a rectangle: expected 2 or more pairs of finite numbers",
-        "shape 4: it has no label",
+        "shape 4 (holes): points of a rectangle: expected 2 or more pairs of finite numbers",
         "shape 5: it has no label",
+        "shape 6: it has no label",
         "settings.json: file: has no list `shapes`",
         "broken.json: file: cannot be read as JSON",
         "the image 'gone.png' is not below the folder; the JSON file embeds a copy of it",

@@ -77,6 +77,7 @@ def test_bad_input(files: CocoFiles, tmp_path: Path, capsys: pytest.CaptureFixtu
         return capsys.readouterr().err
 
     assert "0.7 + 0.2 + 0.15 = 1.05: the parts must add up to 1" in error("--val", "0.2")
+    assert "--seed -1: expected 0 or more" in error("--seed", "-1")
     message = error("--train", "0", "--val", "1.5")
     assert "--train 0: expected a part" in message and "--val 1.5: expected 0 to 1" in message
     assert "does not exist" in error("--images", str(tmp_path / "gone"))
