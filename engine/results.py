@@ -70,6 +70,48 @@ def write_results(
     _write_text(folder / "results.json", _short_rows(results), what="results")
 
 
+def evaluation_of(checkpoint: Path, epoch: int | None, *, section: str) -> tuple[Path, Mapping[str, Any]] | None:
+    """The checkpoint's evaluation beside it: `eval_val_<checkpoint>/results.json`, else the run's own, never the test
+    split's, on which nothing may be chosen.
+
+    Args:
+        checkpoint: Only a file that names it counts.
+        epoch: Epochs that it was trained for: an evaluation of another number is passed over with a warning. None
+            where the checkpoint does not tell.
+        section: What is wanted of the file; one without is passed over.
+
+    Returns:
+        The file and its content.
+    """
+    folder = checkpoint.parent
+    for path in (folder / f"eval_val_{checkpoint.stem}" / "results.json", folder / "results.json"):
+        results = _read(path)
+        if results.get("checkpoint") != checkpoint.name or not isinstance(results.get(section), dict):
+            continue
+        judged = results.get("epoch")
+        if epoch is None or judged is None or judged == epoch:
+            return path, results
+        log.warning(
+            "%s: judged epoch %s of %s, which now holds epoch %s; it is not used. Run evaluate_deimv2.py again",
+            path,
+            judged,
+            checkpoint.name,
+            epoch,
+        )
+    return None
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("%s: cannot be read, it is not used (%s)", path, error)
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _short_rows(text: str) -> str:
     """Lists of numbers on one line each: a matrix stays readable, a curve does not fill hundreds of lines."""
 

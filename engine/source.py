@@ -39,6 +39,12 @@ class Source:
     names_classes: bool
     """Whether the checkpoint names them."""
 
+    @property
+    def epoch(self) -> int | None:
+        """Epochs it was trained for; None where the file does not tell."""
+        last_epoch = self.checkpoint.get("last_epoch")
+        return last_epoch + 1 if isinstance(last_epoch, int) else None
+
     def state_dict(self) -> dict[str, Tensor]:
         """Every weight and buffer under its official name, shape and dtype."""
         return dict(self.model.state_dict())

@@ -22,7 +22,7 @@ from data.industrial_dataset import pixel_mean_std
 from engine.checkpoint import write_atomically
 from engine.source import Source
 from models.deploy import DeployedDetector, deploy
-from models.detector import SIZE_DIVISOR
+from models.detector import DEIM, SIZE_DIVISOR
 from models.postprocess import PostProcessor
 
 log = logging.getLogger(__name__)
@@ -51,9 +51,24 @@ def deployed_detector(source: Source) -> DeployedDetector:
     Raises:
         UserError: The model is a baseline.
     """
-    model = deploy(source.deim("a graph (torch_export, onnx, openvino)"))
-    postprocessor = PostProcessor(source.config.num_classes, source.config.num_top_queries)
-    return DeployedDetector(model, postprocessor).eval()
+    return _with_postprocessing(source, deploy(_deim(source)))
+
+
+def plain_detector(source: Source) -> DeployedDetector:
+    """The same inputs and outputs from the model as it was trained: what everything else is measured against.
+
+    Raises:
+        UserError: The model is a baseline.
+    """
+    return _with_postprocessing(source, _deim(source))
+
+
+def _deim(source: Source) -> DEIM:
+    return source.deim("a graph (torch_export, onnx, openvino)")
+
+
+def _with_postprocessing(source: Source, model: DEIM) -> DeployedDetector:
+    return DeployedDetector(model, PostProcessor(source.config.num_classes, source.config.num_top_queries)).eval()
 
 
 def example_inputs(size_hw: tuple[int, int], batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -74,7 +89,7 @@ def torch_program(detector: DeployedDetector, options: GraphOptions) -> torch.ex
     Raises:
         UserError: A side is no multiple of 32.
     """
-    require_size(options.size_hw)
+    require_size(options)
     inputs = example_inputs(options.size_hw, batch=2)
     detector(*inputs)  # fills what is cached by size, which then becomes a constant of the graph
     dynamic: dict[str, dict[int, Any]] = {
@@ -93,15 +108,17 @@ def torch_program(detector: DeployedDetector, options: GraphOptions) -> torch.ex
     )
 
 
-def require_size(size_hw: tuple[int, int]) -> None:
+def require_size(options: GraphOptions) -> None:
     """Check that the network can read images of this size.
 
     Raises:
         UserError: It cannot.
     """
-    if any(side < SIZE_DIVISOR or side % SIZE_DIVISOR for side in size_hw):
+    least = 2 * SIZE_DIVISOR if options.dynamic_size else SIZE_DIVISOR
+    if any(side < least or side > _LONGEST_SIDE or side % SIZE_DIVISOR for side in options.size_hw):
         raise UserError(
-            f"--size {size_hw[0]} {size_hw[1]}: both sides must be multiples of {SIZE_DIVISOR}, such as 640."
+            f"--size {options.size_hw[0]} {options.size_hw[1]}: both sides must be multiples of {SIZE_DIVISOR} from "
+            f"{least} to {_LONGEST_SIDE}, such as 640."
         )
 
 
@@ -162,8 +179,11 @@ def graph_metadata(source: Source, options: GraphOptions) -> dict[str, str]:
     mean, std = pixel_mean_std(source.config)
     facts = {
         "names": list(source.classes.names),
+        "category_ids": list(source.classes.category_ids),
         "input_size_hw": list(options.size_hw),
         "dynamic_size": options.dynamic_size,
+        "resize": "stretched to the input size, bilinear, antialiased",
+        "colour": "RGB",
         "scale": 1 / 255,
         "mean": list(mean),
         "std": list(std),

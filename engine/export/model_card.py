@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from pathlib import Path
-from typing import Any
-
+from engine.results import evaluation_of
 from engine.source import Source
-
-log = logging.getLogger(__name__)
 
 _LICENCE_URL = "https://ai.meta.com/resources/models-and-libraries/dinov3-license"
 _SHOWN_METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")
 
 
 def model_card(source: Source) -> str:
-    """Markdown with the hub's YAML header; the numbers come from `results.json` beside the checkpoint."""
+    """Markdown with the hub's YAML header; the numbers come from the checkpoint's evaluation."""
     config = source.config
     height, width = config.eval_spatial_size
     parameters = sum(parameter.numel() for parameter in source.model.parameters())
@@ -35,7 +29,7 @@ def model_card(source: Source) -> str:
         "",
         "## Evaluation",
         "",
-        *_metrics(source.path.parent / "results.json"),
+        *_metrics(source),
         "",
         "## Use",
         "",
@@ -75,10 +69,11 @@ def _licence(source: Source) -> list[str]:
     ]
 
 
-def _metrics(path: Path) -> list[str]:
-    results = _read(path)
-    if results is None:
-        return [f"Not evaluated: there was no {path.name} beside the checkpoint when it was exported."]
+def _metrics(source: Source) -> list[str]:
+    found = evaluation_of(source.path, source.epoch, section="metrics")
+    if found is None:
+        return ["Not evaluated: there was no results.json of this checkpoint beside it when it was exported."]
+    results = found[1]
     split = results.get("split")
     lines = [
         f"COCO metrics{f' on the split `{split}`' if split else ''}, in percent:",
@@ -91,17 +86,6 @@ def _metrics(path: Path) -> list[str]:
     for name, row in results.get("per_class", {}).items():
         lines.append(f"| {name} | {_percent(row.get('AP'))} | {_percent(row.get('AP50'))} | {row.get('num_gt', '-')} |")
     return lines
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        log.warning("%s: cannot be read (%s); the model card has no metrics", path, error)
-        return None
-    return content if isinstance(content, dict) and isinstance(content.get("metrics"), dict) else None
 
 
 def _percent(value: object) -> str:

@@ -16,6 +16,7 @@ from engine.export.graph import (
     deployed_detector,
     example_inputs,
     graph_metadata,
+    plain_detector,
     require_packages,
     require_size,
     torch_program,
@@ -91,7 +92,7 @@ def export_checkpoint(
         require_packages(*_PACKAGES.get(name, ()))
     source = load_source(path, config_path, overrides)
     options = GraphOptions(size_hw or source.config.eval_spatial_size, dynamic_size)
-    require_size(options.size_hw)
+    require_size(options)
     written = []
     writers: dict[Format, Callable[[], Path]] = {
         "official": lambda: write_official(source, folder / f"{path.stem}_official.pth"),
@@ -109,12 +110,12 @@ def export_checkpoint(
 def _write_graphs(
     source: Source, formats: set[Format] | set[str], folder: Path, options: GraphOptions, *, check: bool, optimize: bool
 ) -> list[Exported]:
-    detector = deployed_detector(source)
-    program = torch_program(detector, options)
+    program = torch_program(deployed_detector(source), options)
+    expected = plain_detector(source)
     written: list[Exported] = []
 
     def add(name: Format, path: Path, runner: Callable[[Path], Runner]) -> None:
-        found = check_against_torch(detector, runner(path), options, path) if check else None
+        found = check_against_torch(expected, runner(path), options, path) if check else None
         written.append(Exported(name, path, found))
 
     if "torch_export" in formats:
@@ -133,6 +134,12 @@ def _write_graphs(
 
 def check_against_torch(detector: DeployedDetector, runner: Runner, options: GraphOptions, path: Path) -> Agreement:
     """Run both on one and on three images, with a dynamic size also on another size, and compare.
+
+    Args:
+        detector: The model as it was trained (`plain_detector`), so that the deploy form is checked with the graph.
+        runner: Of the graph.
+        options: What the graph accepts.
+        path: Of the graph, for the message.
 
     Raises:
         UserError: They differ by more than `TOLERANCE`.

@@ -15,7 +15,7 @@ from engine.export.graph import INPUT_NAMES, OUTPUT_NAMES, require_packages
 
 
 @dataclass(frozen=True)
-class Found:
+class GraphOutput:
     """Detections of a batch, best first."""
 
     labels: NDArray[np.int64]
@@ -26,17 +26,17 @@ class Found:
     """[B, K]."""
 
 
-Runner = Callable[[Tensor, Tensor], Found]
+Runner = Callable[[Tensor, Tensor], GraphOutput]
 """images float32 [B, 3, H, W] and orig_target_sizes int64 [B, 2], as `DeployedDetector` takes them."""
 
 
 def torch_runner(module: nn.Module | Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Runner:
     """A `DeployedDetector`, compiled or not, or the module of a loaded program."""
 
-    def run(images: Tensor, sizes: Tensor) -> Found:
+    def run(images: Tensor, sizes: Tensor) -> GraphOutput:
         with torch.inference_mode():
             labels, boxes, scores = module(images, sizes)
-        return Found(labels.numpy(), boxes.numpy(), scores.numpy())
+        return GraphOutput(labels.numpy(), boxes.numpy(), scores.numpy())
 
     return run
 
@@ -60,9 +60,9 @@ def onnx_runner(path: Path, threads: int | None = None) -> Runner:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor, sizes: Tensor) -> Found:
+    def run(images: Tensor, sizes: Tensor) -> GraphOutput:
         feed = dict(zip(INPUT_NAMES, (images.numpy(), sizes.numpy()), strict=True))
-        return Found(*session.run(OUTPUT_NAMES, feed))
+        return GraphOutput(*session.run(OUTPUT_NAMES, feed))
 
     return run
 
@@ -88,9 +88,9 @@ def openvino_runner(path: Path, threads: int | None = None, precision: str = "f3
     }
     compiled = openvino.Core().compile_model(path, "CPU", settings)
 
-    def run(images: Tensor, sizes: Tensor) -> Found:
+    def run(images: Tensor, sizes: Tensor) -> GraphOutput:
         found = compiled([images.numpy(), sizes.numpy()])
-        return Found(*(np.array(found[name]) for name in OUTPUT_NAMES))
+        return GraphOutput(*(np.array(found[name]) for name in OUTPUT_NAMES))
 
     return run
 
@@ -111,7 +111,9 @@ class Agreement:
         return not self.unmatched and max(self.score, self.box) <= tolerance
 
 
-def agreement(expected: Found, found: Found, sizes: Tensor, *, top: int = 100, tolerance: float = 1e-3) -> Agreement:
+def agreement(
+    expected: GraphOutput, found: GraphOutput, sizes: Tensor, *, top: int = 100, tolerance: float = 1e-3
+) -> Agreement:
     """Compare the `top` best detections of every image.
 
     Each is compared with the nearest box of those with its label whose scores are within `tolerance`, because two

@@ -120,6 +120,5 @@ def load_detector(
         UserError: The checkpoint or the config cannot be used.
     """
     source = load_source(path, config_path, overrides)
-    last_epoch = source.checkpoint.get("last_epoch")
-    epoch = last_epoch + 1 if isinstance(last_epoch, int) else None
-    return Loaded(NetworkDetector(source.model, source.config, device, use_amp=use_amp), source.classes, epoch)
+    detector = NetworkDetector(source.model, source.config, device, use_amp=use_amp)
+    return Loaded(detector, source.classes, source.epoch)

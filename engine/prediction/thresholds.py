@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +13,7 @@ import numpy as np
 from data.classes import ClassMap
 from data.errors import UserError
 from engine.coco_metrics import FloatArray, unique_names
-
-log = logging.getLogger(__name__)
+from engine.results import evaluation_of
 
 DEFAULT_SCORE = 0.5
 
@@ -57,8 +54,10 @@ def choose_thresholds(
     source = None
     scores = np.full(len(names), DEFAULT_SCORE if score is None else score)
     if score is None:
-        source, best = _evaluated(checkpoint, epoch)
-        scores = np.array([_best(best, name) for name in names], dtype=np.float64)
+        found = evaluation_of(checkpoint, epoch, section="thresholds")
+        if found is not None:
+            source, results = found
+            scores = np.array([_best(results["thresholds"], name) for name in names], dtype=np.float64)
     for label, value in filter(None, own):
         scores[label] = value
     return Thresholds(scores, source, score is not None)
@@ -83,41 +82,6 @@ def _parse(entry: str, names: Sequence[str], problems: list[str]) -> tuple[int, 
         problems.append(f"--score-per-class {entry}: {text!r} is no score, expected 0 to 1")
         return None
     return None if label is None else (label, value)
-
-
-def _evaluated(checkpoint: Path, epoch: int | None) -> tuple[Path | None, Mapping[str, Any]]:
-    """The thresholds of the checkpoint's evaluation: validation before the run's own, never the test split's, on
-    which nothing may be chosen."""
-    folder = checkpoint.parent
-    for path in (folder / f"eval_val_{checkpoint.stem}" / "results.json", folder / "results.json"):
-        results = _read(path)
-        thresholds = results.get("thresholds")
-        if results.get("checkpoint") != checkpoint.name or not isinstance(thresholds, dict):
-            continue
-        judged = results.get("epoch")
-        if epoch is not None and judged is not None and judged != epoch:
-            log.warning(
-                "%s: judged epoch %s of %s, which now holds epoch %s; its thresholds are not used. Run "
-                "evaluate_deimv2.py again",
-                path,
-                judged,
-                checkpoint.name,
-                epoch,
-            )
-            continue
-        return path, thresholds
-    return None, {}
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        log.warning("%s: cannot be read, its thresholds are not used (%s)", path, error)
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _best(thresholds: Mapping[str, Any], name: str) -> float:

@@ -37,6 +37,8 @@ def write_tiny_checkpoint(folder: Path, model: DEIM | None = None, **sections: A
         },
     )
     results = {
+        "checkpoint": "best.pth",
+        "epoch": 5,
         "split": "val",
         "metrics": {"AP": 0.4567, "AP50": 0.7},
         "per_class": {"RAYONES": {"AP": 0.1234, "AP50": None, "num_gt": 12}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data.errors import UserError
 from engine.config import load_config
 from engine.export import graph
 from engine.export.graph import GraphOptions, deployed_detector, example_inputs, graph_metadata, require_packages
 from engine.export.run import check_against_torch, export_checkpoint
-from engine.export.runtimes import Found, agreement, onnx_runner, torch_runner
+from engine.export.runtimes import GraphOutput, agreement, onnx_runner, torch_runner
+from engine.prediction.detector import load_detector
 from engine.source import Source, load_source
 from tests.support.baselines import small_baseline
 from tests.support.configs import CONFIGS
@@ -27,8 +30,8 @@ from tests.support.text_fusion import fused_model, section
 SIZES = torch.tensor([[64, 32]])
 
 
-def found(scores: Any, labels: Any, boxes: Any) -> Found:
-    return Found(np.array([labels]), np.array([boxes], dtype=np.float32), np.array([scores], dtype=np.float32))
+def found(scores: Any, labels: Any, boxes: Any) -> GraphOutput:
+    return GraphOutput(np.array([labels]), np.array([boxes], dtype=np.float32), np.array([scores], dtype=np.float32))
 
 
 BOXES = [[0, 0, 8, 8], [4, 4, 20, 20], [30, 0, 40, 30]]
@@ -64,9 +67,9 @@ def test_the_check_passes_and_fails(source: Source) -> None:
     runner, options = torch_runner(detector), GraphOptions((64, 64), dynamic_size=True)
     assert check_against_torch(detector, runner, options, Path("x.onnx")).within(0)
 
-    def wrong(images: torch.Tensor, sizes: torch.Tensor) -> Found:
+    def wrong(images: torch.Tensor, sizes: torch.Tensor) -> GraphOutput:
         right = runner(images, sizes)
-        return Found(right.labels, right.boxes, right.scores + 0.01)
+        return GraphOutput(right.labels, right.boxes, right.scores + 0.01)
 
     with pytest.raises(UserError, match=r"x\.onnx: detects something else than PyTorch: scores differ by up to 0\.01"):
         check_against_torch(detector, wrong, options, Path("x.onnx"))
@@ -81,12 +84,16 @@ def test_example_inputs_differ_by_seed() -> None:
 def test_metadata_tell_how_to_feed_it(source: Source) -> None:
     facts = {key: json.loads(value) for key, value in graph_metadata(source, GraphOptions((64, 64))).items()}
     assert facts["names"] == list(NAMES) and facts["input_size_hw"] == [64, 64]
+    assert facts["category_ids"] == [0, 1, 2, 3, 4, 5] and facts["colour"] == "RGB" and "bilinear" in facts["resize"]
     assert facts["mean"][0] == pytest.approx(0.485) and facts["scale"] == pytest.approx(1 / 255)
 
 
 def test_what_cannot_be_exported(tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"--size 60 64: both sides must be multiples of 32"):
         export_checkpoint(source.path, ["torch_export"], size_hw=(60, 64), output_dir=tmp_path / "out")
+    for size_hw, dynamic in (((32, 64), True), ((9600, 64), False)):
+        with pytest.raises(UserError, match=f"from {64 if dynamic else 32} to 4096"):
+            export_checkpoint(source.path, ["onnx"], size_hw=size_hw, dynamic_size=dynamic, output_dir=tmp_path / "out")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'onnx, onnxscript, onnxruntime: not installed\. Run: pip install -e "\.\[exp'):
         export_checkpoint(source.path, ["onnx"], output_dir=tmp_path / "out")
@@ -124,6 +131,30 @@ def test_onnx(tmp_path: Path, dynamic_size: bool) -> None:
     sizes = [(64, 64), (160, 96)] if dynamic_size else [(64, 64)]
     for height, width in sizes:
         assert runner(*example_inputs((height, width), 5)).boxes.shape == (5, 120, 4)
+
+
+@pytest.mark.slow
+def test_the_readme_shows_how_to_run_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its lines, as they stand, detect what `predict_deimv2.py` detects."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = write_tiny_checkpoint(tmp_path, DEIMTransformer__num_layers=1)
+    export_checkpoint(path, ["onnx"], output_dir=tmp_path, optimize=False)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "part.png")
+    readme = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet.replace("score >= 0.5", "score >= 0"), "README.md", "exec"), {})
+    found = [line.split() for line in capsys.readouterr().out.splitlines()]
+    detector = load_detector(path, torch.device("cpu")).detector
+    expected = detector.detect([detector.prepare(pixels)], [(90, 50)])[0]
+    assert [line[0] for line in found] == [NAMES[label] for label in expected.labels.tolist()]
+    assert [float(line[1]) for line in found] == pytest.approx(expected.scores.tolist(), abs=0.006)
+    box = [float(number) for number in " ".join(found[0][2:]).strip("[]").split()]
+    assert box == pytest.approx(expected.boxes_xyxy[0].tolist(), abs=0.06)
 
 
 @pytest.mark.slow

@@ -95,7 +95,15 @@ def test_licence_of_derived_weights(tmp_path: Path, sections: dict[str, Any]) ->
     (tmp_path / "results.json").unlink()
     card = (write_hub_folder(load_source(path), tmp_path / "hub") / "README.md").read_text(encoding="utf-8")
     assert "license_name: dinov3-license" in card and "fall under the [DINOv3 License]" in card
-    assert "Not evaluated: there was no results.json" in card
+    assert "Not evaluated: there was no results.json of this checkpoint" in card
+
+
+def test_the_card_never_shows_another_checkpoints_metrics(tmp_path: Path) -> None:
+    """A run's results.json speaks of best.pth, not of last.pth beside it."""
+    path = write_tiny_checkpoint(tmp_path)
+    last = path.rename(tmp_path / "last.pth")
+    card = (write_hub_folder(load_source(last), tmp_path / "hub") / "README.md").read_text(encoding="utf-8")
+    assert "Not evaluated" in card and "45.7" not in card
 
 
 def test_damaged_results_do_not_stop_an_export(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
