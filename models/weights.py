@@ -21,6 +21,7 @@ from data.errors import UserError
 from models.baselines import TorchvisionDetector, body_of
 from models.config import BaselineConfig, ModelConfig
 from models.detector import DEIM
+from models.dinov3_files import is_transformers_layout, original_names
 from models.text_fusion import PREFIX as FUSION_PREFIX
 from models.weight_files import is_state_dict, read_weight_file
 
@@ -110,11 +111,14 @@ def load_backbone_weights(model: nn.Module, config: ModelConfig) -> None:
 
 def is_vit(state_dict: Mapping[str, object]) -> bool:
     """Whether these are a bare ViT's weights, such as `vitt_distill.pt`, and no detector's."""
-    return "cls_token" in state_dict and "patch_embed.proj.weight" in state_dict
+    original = "cls_token" in state_dict and "patch_embed.proj.weight" in state_dict
+    return original or is_transformers_layout(state_dict)
 
 
 def load_vit(model: nn.Module, config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> None:
     """Load a bare ViT's weights into the backbone; every key must fit (spec 2.4).
+
+    DINOv3's may have the names of the original release or of `transformers`.
 
     Raises:
         UserError: `model` is a baseline, or the weights are another network's.
@@ -122,6 +126,8 @@ def load_vit(model: nn.Module, config: ModelConfig, tensors: Mapping[str, Tensor
     if not isinstance(model, DEIM):
         raise UserError(f"{source} is the backbone of a DEIMv2, the config describes a baseline (section Baseline).")
     name, vit = config.deimv2.backbone.name, model.backbone.vit
+    if is_transformers_layout(tensors):
+        tensors = original_names(tensors, vit.state_dict())
     problems = _differences(vit.state_dict(), tensors).problems()
     if problems:
         raise UserError(
