@@ -20,12 +20,13 @@ from data.synthetic import ensure_dataset
 from engine.amp import choose_amp_dtype
 from engine.analysis.analyse import analyse_with_tables
 from engine.analysis.cost import measure_cost
+from engine.analysis.match_tables import MatchTables
 from engine.analysis.overlaps import MIN_IOU
 from engine.analysis.result import Analysis, Cost
 from engine.checkpoint import checkpoint_classes, load_checkpoint, model_state
 from engine.cli import require_output_folder
 from engine.coco_metrics import CocoNumbers, GroundTruth
-from engine.config import ExperimentConfig
+from engine.config import ExperimentConfig, config_to_dict
 from engine.distributed import Distributed
 from engine.evaluate import EvalResult, evaluate
 from engine.hub import output_parent
@@ -127,7 +128,9 @@ def evaluate_checkpoint(
         return Evaluation(result, folder, None, None)
     cost = _cost(model, config, dist.device, split, use_amp=use_amp) if options.cost else None
     facts = _facts(checkpoint, path, config, model, use_amp=use_amp)
-    analysis = _analyse_and_write(result, data.splits[split], folder, options, cost, facts)
+    analysis, tables = _analyse(result, data.splits[split], options, cost, facts)
+    # With the config a comparison knows which evaluations are seeds of one model, wherever their folders are.
+    write_results(folder, result, tables, analysis=analysis, extra={"config": config_to_dict(config)})
     report = _write_pictures(result, analysis, data.splits[split], folder, options.lang) if options.report else None
     return Evaluation(result, folder, analysis, report)
 
@@ -174,15 +177,10 @@ def _cost(model: nn.Module, config: ExperimentConfig, device: torch.device, spli
     )
 
 
-def _analyse_and_write(
-    result: EvalResult,
-    split: CocoSplit,
-    folder: Path,
-    options: AnalysisOptions,
-    cost: Cost | None,
-    facts: Mapping[str, Any],
-) -> Analysis:
-    analysis, tables = analyse_with_tables(
+def _analyse(
+    result: EvalResult, split: CocoSplit, options: AnalysisOptions, cost: Cost | None, facts: Mapping[str, Any]
+) -> tuple[Analysis, MatchTables]:
+    return analyse_with_tables(
         GroundTruth.of(split),
         result.detections,
         split=result.split,
@@ -193,8 +191,6 @@ def _analyse_and_write(
         facts=facts,
         numbers=CocoNumbers(result.metrics, result.metrics_defects, result.per_class),
     )
-    write_results(folder, result, tables, analysis=analysis)
-    return analysis
 
 
 def _write_pictures(

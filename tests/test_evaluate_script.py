@@ -19,6 +19,7 @@ from engine.analysis.bootstrap import bootstrap
 from engine.analysis.match_tables import MatchTables
 from engine.analysis.result import Analysis
 from engine.checkpoint import save_checkpoint
+from engine.comparison.runs import read_runs
 from engine.config import config_to_dict, load_config
 from engine.evaluate import evaluate
 from models.detector import build_detector
@@ -265,3 +266,14 @@ def torchrun(arguments: Sequence[str], cwd: Path) -> Outcome:
         check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def test_an_evaluation_knows_its_config_wherever_it_lies(tiny: Path) -> None:
+    outcome = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "far/away", *FAST, cwd=tiny)
+    assert outcome.code == 0, outcome.err
+    twin = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "other", *FAST, "-u", "epoches=9", cwd=tiny)
+    assert twin.code == 0, twin.err
+    far, other = read_runs([tiny / "far" / "away", tiny / "other"])
+    trained = torch.load(tiny / "run" / "best.pth", weights_only=True)["config"]
+    assert far.config == json.loads(json.dumps(trained)) and far.results.epoch == 5
+    assert other.config is not None and other.config["epoches"] == 9

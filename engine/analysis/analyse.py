@@ -88,7 +88,7 @@ def analyse_with_tables(
     best_score = DEFAULT_SCORE if best is None else best.score
     errors = classify_errors(overlaps)
     normal = truth.classes.normal_label
-    interval = BootstrapResult.interval
+    interval = BootstrapResult.ap_interval
     analysis = Analysis(
         split=split,
         gt_hash=tables.gt_hash,
@@ -96,9 +96,9 @@ def analyse_with_tables(
         metrics=numbers.metrics,
         metrics_defects=numbers.metrics_defects,
         intervals={
-            "AP": interval(resampled.ap),
-            "AP50": interval(resampled.ap50),
-            "AP75": interval(resampled.ap75),
+            "AP": interval(resampled.ap, resampled.point_ap),
+            "AP50": interval(resampled.ap50, resampled.point_ap50),
+            "AP75": interval(resampled.ap75, resampled.point_ap75),
         },
         bootstrap_samples=samples,
         per_class=[
@@ -122,6 +122,7 @@ def analyse_with_tables(
 
 def _class_analysis(label: int, tables: MatchTables, row: ClassResult, resampled: BootstrapResult) -> ClassAnalysis:
     counts = score_counts(tables, label)
+    interval = BootstrapResult.ap_interval
     return ClassAnalysis(
         name=tables.names[label],
         label=label,
@@ -129,8 +130,8 @@ def _class_analysis(label: int, tables: MatchTables, row: ClassResult, resampled
         num_images=int((tables.gt_counts[0, :, label] > 0).sum()),
         metrics=class_metrics(row),
         intervals={
-            "AP": BootstrapResult.interval(resampled.per_class_ap[:, label]),
-            "AP50": BootstrapResult.interval(resampled.per_class_ap50[:, label]),
+            "AP": interval(resampled.per_class_ap[:, label], float(resampled.point_per_class_ap[label])),
+            "AP50": interval(resampled.per_class_ap50[:, label], float(resampled.point_per_class_ap50[label])),
         },
         precision_at_recall=precision_at_recall(tables, label),
         curves=score_curves(counts),

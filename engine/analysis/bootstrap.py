@@ -26,6 +26,7 @@ RECALL_POINTS: FloatArray = np.linspace(0.0, 1.0, 101)
 _CHUNK_VALUES = 1 << 18
 """Numbers in one intermediate array [J, samples]: few enough for the cache."""
 _T50, _T75 = 0, 5
+_Z95 = 1.959964
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,22 @@ class BootstrapResult:
             return None
         low, high = np.percentile(measured, [2.5, 97.5])
         return Interval(float(low), float(high))
+
+    @staticmethod
+    def ap_interval(values: FloatArray, point: float) -> Interval | None:
+        """95 % interval of an AP from [N] resampled values: point - bias ± 1.96 standard deviations, within 0 to 1.
+
+        AP reads the best precision at or beyond each recall, a maximum, which noise raises: AP of few images is too
+        high, and that of their resamples higher still by about as much (the bias). Percentiles hold both: on 100
+        images of NEU-DET with six classes 95 % of them held 70 % of the truth (docs/results.md). In the difference of
+        two models it cancels, so differences have percentiles. NaN are left out; None if nothing is left.
+        """
+        measured = values[~np.isnan(values)]
+        if np.isnan(point) or not len(measured):
+            return None
+        centre = 2 * point - float(measured.mean())
+        half = _Z95 * float(measured.std(ddof=1)) if len(measured) > 1 else 0.0
+        return Interval(min(max(centre - half, 0.0), 1.0), min(max(centre + half, 0.0), 1.0))
 
 
 def bootstrap(tables: MatchTables, *, samples: int = 1000, seed: int = 0) -> BootstrapResult:

@@ -44,6 +44,8 @@ _MIN_REPEATS = 3
 _WARM_UP_RUNS = 5
 _BOXES_PER_IMAGE = 8
 _PROBE_BATCH = 2
+_TRAINING_SHARE = 0.5
+"""Of the budget that a training step may take whatever was spent before: the slower a machine, the more was."""
 _CPU_TRAINING_LIMIT_BYTES = 4 * 2**30
 """A step that might need more is not tried on a CPU: running out of memory would kill the evaluation itself."""
 
@@ -70,7 +72,8 @@ def measure_cost(
     - Memory: the highest sum of what torch's allocator has handed out, weights included; whatever else lies on the
       device is not in it. Read from torch.cuda's statistics, on a CPU from the allocations in torch's profiler.
     - Training step: forward, losses, backward, AdamW step, EMA, on one process's micro-batch with
-      `_BOXES_PER_IMAGE` boxes an image. None if it does not fit into memory or, on a CPU, into the budget or 4 GiB.
+      `_BOXES_PER_IMAGE` boxes an image. None if it does not fit into memory or, on a CPU, might need more than 4 GiB,
+      or more time than is left and than half of the budget.
 
     Args:
         model: Any detector of `build_detector`, on `device`.
@@ -90,7 +93,8 @@ def measure_cost(
         inference_bytes = _peak_bytes(lambda: subject.detect(subject.images(1)), device)
         if inference_bytes is not None:
             inference_bytes += _weight_bytes(subject.model)
-        training_bytes = _training_bytes(model, config, subject, deadline) if training_step else None
+        left_seconds = max(deadline - time.perf_counter(), _TRAINING_SHARE * budget_seconds)
+        training_bytes = _training_bytes(model, config, subject, left_seconds) if training_step else None
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         gflops=gflops,
@@ -203,7 +207,7 @@ def _latency(subject: _Subject, batch_size: int, seconds: float) -> Latency:
     )
 
 
-def _training_bytes(model: nn.Module, config: ExperimentConfig, subject: _Subject, deadline: float) -> int | None:
+def _training_bytes(model: nn.Module, config: ExperimentConfig, subject: _Subject, limit_seconds: float) -> int | None:
     """Peak of one step; on a CPU a step on two images tells first whether the whole one can be afforded."""
     device, batch_size = subject.device, _micro_batch(config)
     if device.type == "cpu" and batch_size > _PROBE_BATCH:
@@ -214,7 +218,7 @@ def _training_bytes(model: nn.Module, config: ExperimentConfig, subject: _Subjec
         if probe is None or probe * batch_size / _PROBE_BATCH > _CPU_TRAINING_LIMIT_BYTES:
             log.info("memory of a training step not measured: %d images might not fit into this machine", batch_size)
             return None
-        if seconds > deadline - time.perf_counter():
+        if seconds > limit_seconds:
             log.info("memory of a training step not measured: %d images would take %.0f s", batch_size, seconds)
             return None
     try:

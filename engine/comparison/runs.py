@@ -44,7 +44,7 @@ class Results(BaseModel):
     use_amp: bool = False
     cost: Cost | None = None
     config: Any = None
-    """The resolved config, if it is here."""
+    """The config it was judged with; an evaluation writes it, a run folder has config.yaml."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +180,10 @@ def _different_truth(runs: Sequence[RunResults]) -> list[str]:
 
 
 def _find_config(folder: Path, results: Results) -> Mapping[str, Any] | None:
-    """The config: in results.json, beside it (a run folder), or beside the checkpoint one folder up (an evaluation)."""
+    """The config: in results.json (an evaluation, wherever its folder is) or beside it (a run folder).
+
+    Evaluations of earlier versions lie in the run's folder, which has it beside the checkpoint.
+    """
     if isinstance(results.config, dict):
         return results.config
     above = folder.resolve().parent

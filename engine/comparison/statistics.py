@@ -48,13 +48,14 @@ class Difference:
 
 
 def estimate(runs: Sequence[Resampled]) -> Estimate:
-    """Mean of the seeds, its interval, and their spread."""
+    """Mean of the seeds' APs, its interval, and their spread."""
     points = np.asarray([run.point for run in runs])
     per_run = tuple(_number(point) for point in points)
     if np.isnan(points).any():
         return Estimate(None, None, None, per_run)
     sd = float(points.std(ddof=1)) if len(points) > 1 else None
-    return Estimate(float(points.mean()), BootstrapResult.interval(_mean_samples(runs)), sd, per_run)
+    value = float(points.mean())
+    return Estimate(value, BootstrapResult.ap_interval(_mean_samples(runs), value), sd, per_run)
 
 
 def paired_difference(runs: Sequence[Resampled], reference: Sequence[Resampled]) -> Difference:

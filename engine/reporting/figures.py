@@ -113,25 +113,28 @@ def draw_f1(analysis: Analysis, labels: Labels) -> DrawnFigure:
                 left.plot([one.best.score], [one.best.f1], "*", markersize=7, color=class_line(one.label)["color"])
     curves, best = analysis.curves, analysis.best
     _fraction_axes(right, labels, labels.score_threshold, "")
-    for values, name, style in (
-        (curves.precision, labels.precision, {"color": TRUTH_COLOUR, "linestyle": "--"}),
-        (curves.recall, labels.recall, {"color": FOUND_COLOUR, "linestyle": "-."}),
-        (curves.f1, labels.f1, _MEAN_STYLE),
-    ):
-        right.plot(curves.scores, values, label=name, **style)
-    right.set_title(labels.all_classes)
-    right.legend(loc="best", frameon=True, edgecolor="none", framealpha=0.8)
-    left.set_title(labels.f1_no_best)
+    together = [
+        right.plot(curves.scores, values, label=name, **style)[0]
+        for values, name, style in (
+            (curves.precision, labels.precision, {"color": TRUTH_COLOUR, "linestyle": "--"}),
+            (curves.recall, labels.recall, {"color": FOUND_COLOUR, "linestyle": "-."}),
+            (curves.f1, labels.f1, _MEAN_STYLE),
+        )
+    ]
+    left.set_title(labels.f1_each_class)
+    best_text = labels.f1_no_best
     if best is not None:
         right.plot([best.score], [best.f1], "*", markersize=10, color=INK, markerfacecolor="white", zorder=4)
         for axis in (left, right):
             axis.axvline(best.score, color=INK, linestyle=":", linewidth=0.9)
-        left.set_title(labels.f1_best.format(f1=labels.number(best.f1, 2), score=labels.number(best.score, 2)))
+        best_text = labels.f1_best.format(f1=labels.number(best.f1, 2), score=labels.number(best.score, 2))
+    right.set_title(f"{labels.all_classes}\n{best_text}")
     if not measured:
         for axis in (left, right):
             _say(axis, labels.no_ground_truth)
-    if lines:
-        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, handlelength=3.5)
+    # Below both panels: inside either it would hide a curve of some detector.
+    handles, names = [*lines.values(), *together], [*lines, *(line.get_label() for line in together)]
+    figure.legend(handles, names, loc="outside lower center", ncols=4, handlelength=3.5)
     return DrawnFigure("f1", labels.f1_title, labels.f1_alt.format(**_threshold_texts(best, labels)), figure)
 
 
@@ -234,8 +237,8 @@ def draw_image_level(analysis: Analysis, labels: Labels) -> DrawnFigure:
 def draw_sizes(analysis: Analysis, labels: Labels) -> DrawnFigure:
     """Annotated and found boxes by size (top), share found (bottom). Every bin has the same width on paper."""
     sizes = analysis.sizes
-    figure = new_figure(9.0)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    figure = new_figure(9.5)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     bins = np.arange(len(sizes.ground_truth), dtype=np.float64)
     share = np.divide(
         sizes.found, sizes.ground_truth, out=np.full(len(bins), np.nan), where=np.asarray(sizes.ground_truth) > 0

@@ -47,8 +47,8 @@ _CROP_FILE_PX = 480
 """No crop is stored finer: 5 cm of paper at 200 dpi are 400 pixels."""
 _MAX_PREDICTIONS = 12
 _SAME_BOX_PX = 0.1
-_NAME_WIDTH, _NAME_HEIGHT = 0.25, 0.045
-"""What a name takes of a crop, about."""
+_CHARACTER_WIDTH, _NAME_HEIGHT = 0.024, 0.045
+"""What a name takes of a crop, about: a character, and the line."""
 
 
 @dataclass(frozen=True)
@@ -280,16 +280,23 @@ def _draw_crop(cell: Any, crop: _Crop) -> None:
             path_effects=rim,
         )
         cell.add_patch(shape)
-    taken: list[tuple[float, float]] = []
+    _write_names(cell, crop.window_xyxy, visible)
+
+
+def _write_names(cell: Any, window_xyxy: tuple[int, int, int, int], visible: Sequence[_DrawnBox]) -> None:
+    """The names of the boxes, moved into the crop where they would reach beyond it; those without room are left out."""
+    left, top, right, bottom = window_xyxy
+    taken: list[tuple[float, float, float]] = []
     for box in reversed(visible):  # the finding first: later names give way
         # Truth is named at the upper corner, predictions at the lower one: the same box needs both.
         x, y = max(box.xyxy[0], left), max(box.xyxy[1], top) if box.is_truth else min(box.xyxy[3], bottom)
-        place = (x - left) / (right - left), (y - top) / (bottom - top)
-        if any(abs(place[0] - u) < _NAME_WIDTH and abs(place[1] - v) < _NAME_HEIGHT for u, v in taken):
+        width = min(_CHARACTER_WIDTH * len(box.text), 1.0)
+        start, height = min((x - left) / (right - left), 1 - width), (y - top) / (bottom - top)
+        if any(start < u + w and u < start + width and abs(height - v) < _NAME_HEIGHT for u, v, w in taken):
             continue
-        taken.append(place)
+        taken.append((start, height, width))
         cell.text(
-            x,
+            left + start * (right - left),
             y,
             box.text,
             fontsize=5,

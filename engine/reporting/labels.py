@@ -54,6 +54,7 @@ class Labels:
     pr_alt: str
     f1_title: str
     f1_best: str
+    f1_each_class: str
     f1_no_best: str
     f1_alt: str
     confusion_title: str
@@ -245,7 +246,8 @@ _ENGLISH = Labels(
     pr_alt="Precision-recall curves of {classes} classes and their mean, at IoU 0.50, at IoU 0.75 and averaged over "
     "IoU 0.50 to 0.95. AP {ap}, AP50 {ap50}, AP75 {ap75}.",
     f1_title="F1 against the confidence threshold",
-    f1_best="best F1 {f1} at {score}",
+    f1_best="best F1 {f1} at confidence {score}",
+    f1_each_class="Each class",
     f1_no_best="no best threshold",
     f1_alt="F1 of every class, and precision, recall and F1 of all classes together, against the confidence "
     "threshold at IoU 0.5. Best threshold {score}: F1 {f1}, precision {precision}, recall {recall}.",
@@ -288,7 +290,7 @@ _ENGLISH = Labels(
     gallery_prediction="predicted (confidence ≥ {score})",
     gallery_finding="the finding: thick line",
     gallery_missed_caption="missed",
-    gallery_touched="a detection touches it: {score}",
+    gallery_touched="touched with confidence {score}",
     gallery_not_touched="nothing near",
     gallery_alt="{title}: {count} crops with annotated and predicted boxes. {items}.",
     gallery_page="{title} ({page} of {pages})",
@@ -304,7 +306,7 @@ _ENGLISH = Labels(
     report_meaning="Meaning",
     report_all="All classes",
     report_defects="Without NORMAL",
-    report_bootstrap="Intervals: 95\u00a0% percentile intervals of a bootstrap over images, {samples} resamples.",
+    report_bootstrap="Intervals: 95\u00a0%, from a bootstrap over images ({samples} resamples), its bias taken off.",
     report_thresholds="Confidence threshold with the best F1 (IoU 0.5)",
     report_per_class="Classes",
     report_class="Class",
@@ -424,7 +426,8 @@ _SPANISH = Labels(
     pr_alt="Curvas de precisión y exhaustividad de {classes} clases y su media, con IoU 0,50, con IoU 0,75 y en "
     "promedio de IoU 0,50 a 0,95. AP {ap}, AP50 {ap50}, AP75 {ap75}.",
     f1_title="F1 según el umbral de confianza",
-    f1_best="mejor F1 {f1} en {score}",
+    f1_best="mejor F1 {f1} con umbral {score}",
+    f1_each_class="Cada clase",
     f1_no_best="sin mejor umbral",
     f1_alt="F1 de cada clase, y precisión, exhaustividad y F1 de todas las clases juntas, según el umbral de "
     "confianza, con IoU 0,5. Mejor umbral {score}: F1 {f1}, precisión {precision}, exhaustividad {recall}.",
@@ -467,7 +470,7 @@ _SPANISH = Labels(
     gallery_prediction="predicho (confianza ≥ {score})",
     gallery_finding="el hallazgo: línea gruesa",
     gallery_missed_caption="omitido",
-    gallery_touched="la toca una detección: {score}",
+    gallery_touched="tocada con confianza {score}",
     gallery_not_touched="nada cerca",
     gallery_alt="{title}: {count} recortes con cajas anotadas y predichas. {items}.",
     gallery_page="{title} ({page} de {pages})",
@@ -483,7 +486,8 @@ _SPANISH = Labels(
     report_meaning="Significado",
     report_all="Todas las clases",
     report_defects="Sin NORMAL",
-    report_bootstrap="Intervalos: percentiles del 95\u00a0% de un bootstrap sobre las imágenes, {samples} remuestreos.",
+    report_bootstrap="Intervalos del 95\u00a0% de un bootstrap sobre las imágenes ({samples} remuestreos), "
+    "corregidos por su sesgo.",
     report_thresholds="Umbral de confianza con el mejor F1 (IoU 0,5)",
     report_per_class="Clases",
     report_class="Clase",

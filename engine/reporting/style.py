@@ -136,12 +136,14 @@ def tidy(text: str, limit: int | None = None) -> str:
 
 
 class AxisNumbers(ScalarFormatter):
-    """Matplotlib's own choice of digits with the language's decimal mark."""
+    """Matplotlib's own choice of digits with the language's decimal mark and groups of digits."""
 
     def __init__(self, labels: Labels) -> None:
         super().__init__(useOffset=False, useLocale=False)
         self.set_scientific(False)
-        self._mark = labels.decimal_mark
+        self._labels = labels
 
     def __call__(self, value: float, pos: int | None = None) -> str:
-        return str(super().__call__(value, pos)).replace(".", self._mark)
+        if abs(value) >= 1000 and value == round(value):
+            return self._labels.integer(round(value))  # grouped as the numbers beside the axis are
+        return str(super().__call__(value, pos)).replace(".", self._labels.decimal_mark)

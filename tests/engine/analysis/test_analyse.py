@@ -86,11 +86,12 @@ def test_parts_agree(analysis: Analysis) -> None:
     assert analysis.metrics == numbers.metrics and analysis.metrics_defects == numbers.metrics_defects
     assert (analysis.gt_hash, analysis.num_images, analysis.split) == (truth.fingerprint(), 20, "val")
     resampled = bootstrap(tables, samples=30, seed=5)
-    assert analysis.intervals["AP75"] == resampled.interval(resampled.ap75)
+    assert analysis.intervals["AP75"] == resampled.ap_interval(resampled.ap75, resampled.point_ap75)
     for label, one in enumerate(analysis.per_class):
         row = numbers.per_class[one.name]
         assert {**one.metrics, "num_gt": one.num_gt} == row
-        assert one.intervals["AP50"] == resampled.interval(resampled.per_class_ap50[:, label])
+        point = float(resampled.point_per_class_ap50[label])
+        assert one.intervals["AP50"] == resampled.ap_interval(resampled.per_class_ap50[:, label], point)
         if one.num_gt:
             assert one.precision_at_recall[2].mean() == pytest.approx(row["AP"])
             assert one.precision_at_recall[1].mean() == pytest.approx(row["AP75"])

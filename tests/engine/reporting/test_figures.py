@@ -115,6 +115,13 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path: Path, written: Any) -> N
             assert path.read_bytes() == (written[0] / path.name).read_bytes()
 
 
+def test_axes_group_digits_as_the_numbers_beside_them() -> None:
+    analysis = make_analysis()
+    many = replace(analysis, errors=replace(analysis.errors, counts=dict.fromkeys(analysis.errors.counts, 42_567)))
+    seen = words(drawn("errors", many, "es", render=True))
+    assert "42\u202f567" in seen and "15000" not in seen and "15\u202f000" in seen
+
+
 def test_spanish_axes_have_decimal_commas_and_english_ones_points() -> None:
     for name in DRAWERS:
         numbers = [w for w in words(drawn(name, make_analysis(), "es", render=True)) if w[:1].isdigit()]
@@ -172,7 +179,8 @@ def test_the_best_threshold_is_marked() -> None:
     figure = drawn("f1", analysis).figure
     star = figure.axes[1].lines[3]
     assert (star.get_xdata()[0], star.get_ydata()[0]) == (analysis.best.score, analysis.best.f1)
-    assert f"best F1 {analysis.best.f1:.2f} at {analysis.best.score:.2f}" in words(drawn("f1", analysis))
+    best = f"best F1 {analysis.best.f1:.2f} at confidence {analysis.best.score:.2f}"
+    assert figure.axes[1].get_title() == f"All classes together\n{best}"
 
 
 def test_confusion_shares_are_of_rows_and_counts_are_counts() -> None:

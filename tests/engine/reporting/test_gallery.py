@@ -19,6 +19,7 @@ from engine.coco_metrics import Prediction
 from engine.reporting import gallery
 from engine.reporting.gallery import write_gallery
 from engine.reporting.labels import labels_of
+from engine.reporting.style import new_figure
 from tests.support.analysis_factory import make_analysis, make_findings
 from tests.support.coco_files import CocoFiles
 
@@ -131,7 +132,7 @@ def test_captions(split: CocoSplit) -> None:
     ]
     captions = [crop.caption for _, crop in sorted(crops_of(split, findings, []).items())]
     assert captions[:3] == [
-        *("scratches · nothing near", "scratches · a detection touches it: 0.31", "holes 0.80 · localisation")
+        *("scratches · nothing near", "scratches · touched with confidence 0.31", "holes 0.80 · localisation")
     ]
     assert captions[3].startswith("holes 0.80 · a note")
 
@@ -148,6 +149,18 @@ def test_crops_show_the_pixels_around_the_box_and_own_them(split: CocoSplit, mon
     assert (crops[0].pixels[300 - top : 310 - top, 500 - left : 510 - left] == 255).all()
     assert crops[1].window_xyxy == (0, 0, 1200, 900) and max(crops[1].pixels.shape) == 480
     assert not any(np.shares_memory(crop.pixels, large) for crop in crops.values())
+
+
+def test_names_stay_in_the_crop(split: CocoSplit) -> None:
+    """A box at the right edge is named to its left, not beyond the picture."""
+    width = split.images[0].width
+    alarm = Finding("false_alarm", split.images[0].id, 0, 0.9, (width - 6.0, 8.0, 6.0, 9.0), "background")
+    (crop,) = crops_of(split, [alarm], []).values()
+    cell = new_figure(5.0).subplots()
+    gallery._draw_crop(cell, crop)
+    names = {text.get_text(): text.get_position()[0] for text in cell.texts}
+    left, _, right, _ = crop.window_xyxy
+    assert names["holes 0.90"] < right - 0.2 * (right - left)
 
 
 @given(
