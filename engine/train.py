@@ -69,6 +69,12 @@ def train(
     with StopSignal() as stop:
         with stop.at_once():
             run = build_run(config, dist, folder, resume=resume, tuning=tuning, text_cache=text_cache)
+        if resume is not None and resume.resolve().parent != folder.resolve():
+            log.warning(
+                "resumed in another folder, %s: best.pth and best_stg1.pth of the run so far stay in %s, and the rest "
+                "starts without them; --output-dir %s goes on in place",
+                *(folder, resume.parent, resume.parent),
+            )
         try:
             fit(run, stop)
         except RuntimeError as error:
@@ -354,8 +360,10 @@ def finish(run: Run) -> None:
     if not run.dist.is_main:
         return
     selection = run.position.selection
+    best = run.folder / "best.pth"
     if selection.top_epoch >= 0:
-        log.info("best epoch %d: AP %.4f; %s", selection.top_epoch + 1, selection.top_ap, run.folder / "best.pth")
+        where = best if best.is_file() else "not in this folder"
+        log.info("best epoch %d: AP %.4f; %s", selection.top_epoch + 1, selection.top_ap, where)
     log.info("training took %.0f s; results in %s", run.position.train_seconds, run.folder)
 
 

@@ -133,6 +133,18 @@ def test_resuming_a_finished_run_changes_nothing(finished: tuple[Path, Path], tm
     assert (folder / "last.pth").read_bytes() == before
 
 
+def test_resuming_in_another_folder_says_what_stays_behind(
+    finished: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, folder = finished
+    with caplog.at_level("INFO"):
+        train_here(config, tmp_path / "elsewhere", resume=folder / "last.pth")
+        assert f"--output-dir {folder} goes on in place" in caplog.text and "; not in this folder" in caplog.text
+        caplog.clear()
+        train_here(config, folder, resume=folder / "last.pth")
+    assert "goes on in place" not in caplog.text and str(folder / "best.pth") in caplog.text
+
+
 def test_weights_alone_cannot_be_resumed(finished: tuple[Path, Path], tmp_path: Path) -> None:
     config, folder = finished
     torch.save({"model": checkpoint(folder / "best.pth")["model"]}, tmp_path / "weights.pth")
