@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script: the repository is not on the path
 
 from data.classes import ClassMap  # noqa: E402
-from engine.analysis.analyse import analyse_with_tables  # noqa: E402
+from engine.analysis.analyse import analyse  # noqa: E402
 from engine.analysis.bootstrap import bootstrap  # noqa: E402
 from engine.analysis.image_level import image_level  # noqa: E402
 from engine.analysis.match_tables import MatchTables  # noqa: E402
@@ -89,7 +89,7 @@ def evaluation(truth: GroundTruth, detections: Detections, samples: int, folder:
     clock, details = Clock(), Clock()
     numbers = clock.time("COCO's numbers", lambda: coco_numbers(truth, detections))
     analysis, tables = clock.time(
-        "analysis", lambda: analyse_with_tables(truth, detections, split="val", samples=samples, numbers=numbers)
+        "analysis", lambda: analyse(truth, detections, split="val", samples=samples, numbers=numbers)
     )
     result = EvalResult(
         metrics=numbers.metrics,

@@ -18,7 +18,7 @@ from data.loader import build_eval_loader
 from data.splits import DataBundle, build_datasets
 from data.synthetic import ensure_dataset
 from engine.amp import choose_amp_dtype
-from engine.analysis.analyse import analyse_with_tables
+from engine.analysis.analyse import analyse
 from engine.analysis.cost import measure_cost
 from engine.analysis.match_tables import MatchTables
 from engine.analysis.overlaps import MIN_IOU
@@ -180,7 +180,7 @@ def _cost(model: nn.Module, config: ExperimentConfig, device: torch.device, spli
 def _analyse(
     result: EvalResult, split: CocoSplit, options: AnalysisOptions, cost: Cost | None, facts: Mapping[str, Any]
 ) -> tuple[Analysis, MatchTables]:
-    return analyse_with_tables(
+    return analyse(
         GroundTruth.of(split),
         result.detections,
         split=result.split,

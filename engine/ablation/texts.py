@@ -158,7 +158,8 @@ _ENGLISH = Texts(
     note_no_none="CAUTION: mode none was not run, so there are no verdicts.",
     note_no_learned="Mode learned was not run: a gain cannot be traced to the texts' meaning.",
     note_alike="CAUTION: texts that are nearly the same to the encoder: {pairs}. Text cannot tell these classes apart.",
-    note_zero_shot="Text-only scores use the encoder's own image tower on the cropped boxes, without any training.",
+    note_zero_shot="Text-only scores use the encoder's own image tower on the cropped boxes, filled up to squares, "
+    "without any training.",
     note_zero_shot_failed="No text-only scores of the boxes: {reason}",
     note_text_only="No text-only scores of the boxes: the encoder reads text only. CLIP and SigLIP also see images.",
     note_no_boxes="No text-only scores: the split has no boxes.",
@@ -260,7 +261,7 @@ _SPANISH = Texts(
     note_no_learned="No se ejecutó el modo learned: una mejora no puede atribuirse al significado de los textos.",
     note_alike="ATENCIÓN: textos casi iguales para el codificador: {pairs}. El texto no puede distinguir esas clases.",
     note_zero_shot="La puntuación solo con texto usa la torre de imagen del propio codificador sobre las cajas "
-    "recortadas, sin entrenamiento.",
+    "recortadas y completadas hasta un cuadrado, sin entrenamiento.",
     note_zero_shot_failed="Sin puntuación de las cajas solo con texto: {reason}",
     note_text_only="Sin puntuación de las cajas solo con texto: el codificador solo lee texto. CLIP y SigLIP también "
     "ven imágenes.",

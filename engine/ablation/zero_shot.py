@@ -129,7 +129,7 @@ def _image_of_rows(split: CocoSplit) -> IntArray:
 
 
 def _crops(split: CocoSplit) -> Iterator[PixelArray]:
-    """The boxes that are not crowds, in the split's order, at least one pixel wide and high."""
+    """The boxes that are not crowds, in the split's order, each in the middle of a square."""
     for image in split.images:
         rows = split.training_rows(image)
         if not len(rows):
@@ -138,4 +138,18 @@ def _crops(split: CocoSplit) -> Iterator[PixelArray]:
         height, width = pixels.shape[:2]
         for left, top, right, bottom in split.boxes_xyxy[rows].astype(float).tolist():
             x, y = min(int(left), width - 1), min(int(top), height - 1)
-            yield pixels[y : max(math.ceil(bottom), y + 1), x : max(math.ceil(right), x + 1)]
+            yield squared(pixels[y : max(math.ceil(bottom), y + 1), x : max(math.ceil(right), x + 1)])
+
+
+def squared(crop: PixelArray) -> PixelArray:
+    """A crop [height, width, 3] in the middle of a square of its mean colour.
+
+    CLIP's preprocessing keeps the middle square of a picture: of a scratch it would show a twentieth.
+    """
+    height, width = crop.shape[:2]
+    side = max(height, width)
+    square = np.empty((side, side, 3), dtype=np.uint8)
+    square[:] = crop.mean(axis=(0, 1)).round().astype(np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = crop
+    return square

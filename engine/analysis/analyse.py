@@ -36,8 +36,8 @@ def analyse(
     cost: Cost | None = None,
     facts: Mapping[str, Any] | None = None,
     numbers: CocoNumbers | None = None,
-) -> Analysis:
-    """Analyse the detections of a split.
+) -> tuple[Analysis, MatchTables]:
+    """Analyse the detections of a split; the match tables too, which are made on the way.
 
     Args:
         truth: Ground truth.
@@ -51,34 +51,6 @@ def analyse(
         facts: Of the run, passed on.
         numbers: COCO's numbers of these detections where they are known already.
     """
-    return analyse_with_tables(
-        truth,
-        detections,
-        split=split,
-        samples=samples,
-        seed=seed,
-        confusion_iou=confusion_iou,
-        confusion_score=confusion_score,
-        cost=cost,
-        facts=facts,
-        numbers=numbers,
-    )[0]
-
-
-def analyse_with_tables(
-    truth: GroundTruth,
-    detections: Detections,
-    *,
-    split: str,
-    samples: int = 1000,
-    seed: int = 0,
-    confusion_iou: float = 0.5,
-    confusion_score: float | None = None,
-    cost: Cost | None = None,
-    facts: Mapping[str, Any] | None = None,
-    numbers: CocoNumbers | None = None,
-) -> tuple[Analysis, MatchTables]:
-    """As `analyse`; the match tables too, which are made on the way."""
     numbers = numbers or coco_numbers(truth, detections)
     overlaps = Overlaps.of(truth, detections)
     tables = MatchTables.from_overlaps(overlaps, truth)

@@ -43,7 +43,6 @@ class Labels:
     classes_together: str
     """One grey line a class: {count}."""
     no_ground_truth: str
-    no_detections: str
     count: str
     interval_95: str
     interval_of: str
@@ -94,7 +93,6 @@ class Labels:
     gallery_truth: str
     gallery_prediction: str
     gallery_finding: str
-    gallery_missed_caption: str
     gallery_touched: str
     gallery_not_touched: str
     gallery_alt: str
@@ -237,7 +235,6 @@ _ENGLISH = Labels(
     best_threshold="Best threshold",
     classes_together="Single classes ({count})",
     no_ground_truth="no annotated boxes",
-    no_detections="no detections",
     count="Count",
     interval_95="95\u00a0% interval",
     interval_of="{name}, 95\u00a0% CI",
@@ -289,7 +286,6 @@ _ENGLISH = Labels(
     gallery_truth="annotated",
     gallery_prediction="predicted (confidence ≥ {score})",
     gallery_finding="the finding: thick line",
-    gallery_missed_caption="missed",
     gallery_touched="touched with confidence {score}",
     gallery_not_touched="nothing near",
     gallery_alt="{title}: {count} crops with annotated and predicted boxes. {items}.",
@@ -417,7 +413,6 @@ _SPANISH = Labels(
     best_threshold="Mejor umbral",
     classes_together="Cada clase ({count})",
     no_ground_truth="sin cajas anotadas",
-    no_detections="sin detecciones",
     count="Cantidad",
     interval_95="Intervalo del 95\u00a0%",
     interval_of="{name}, IC 95\u00a0%",
@@ -469,7 +464,6 @@ _SPANISH = Labels(
     gallery_truth="anotado",
     gallery_prediction="predicho (confianza ≥ {score})",
     gallery_finding="el hallazgo: línea gruesa",
-    gallery_missed_caption="omitido",
     gallery_touched="tocada con confianza {score}",
     gallery_not_touched="nada cerca",
     gallery_alt="{title}: {count} recortes con cajas anotadas y predichas. {items}.",

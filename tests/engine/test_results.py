@@ -85,7 +85,7 @@ def test_table_shows_every_number(result: EvalResult) -> None:
 
 
 def test_an_analysis_adds_to_the_files_and_the_table(result: EvalResult, tmp_path: Path) -> None:
-    analysis = analyse(TRUTH, DETECTIONS, split="val", samples=20, facts={"epoch": 7})
+    analysis = analyse(TRUTH, DETECTIONS, split="val", samples=20, facts={"epoch": 7})[0]
     write_results(tmp_path, result, TABLES, analysis=analysis)
     text = (tmp_path / "results.json").read_text(encoding="utf-8")
     content = json.loads(text)
@@ -101,8 +101,8 @@ def test_an_analysis_adds_to_the_files_and_the_table(result: EvalResult, tmp_pat
     low, high = content["intervals"]["AP50"]
     assert f"{low:.4f} to {high:.4f}" in table and "95 % interval" in table
     assert f"Best score threshold {content['thresholds']['overall']['score']:.4f}: F1" in table
-    assert "95 % interval" not in format_results(result, analyse(TRUTH, DETECTIONS, split="val", samples=0))
-    nothing = analyse(TRUTH, Detections.empty(), split="val", samples=0)
+    assert "95 % interval" not in format_results(result, analyse(TRUTH, DETECTIONS, split="val", samples=0)[0])
+    nothing = analyse(TRUTH, Detections.empty(), split="val", samples=0)[0]
     assert "there is no best score threshold" in format_results(result, nothing)
 
 

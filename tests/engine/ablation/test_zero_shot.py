@@ -16,7 +16,7 @@ from torch import Tensor
 
 import engine.ablation.zero_shot as zero_shot_module
 from data.coco import CocoSplit, read_split
-from engine.ablation.zero_shot import score, wilson, zero_shot
+from engine.ablation.zero_shot import score, squared, wilson, zero_shot
 from models.config import TextEncoderConfig
 from models.text_encoder import TextEmbeddings
 
@@ -76,6 +76,15 @@ def test_crops_find_their_texts(split: CocoSplit, monkeypatch: pytest.MonkeyPatc
     assert (found.overall.boxes, found.overall.images, found.overall.correct) == (4, 2, 4), "the crowd is left out"
     assert found.per_class["blue"].value is None and found.mean_of_classes == 1.0
     assert found.largest_class_share == 0.75
+
+
+def test_a_long_crop_is_whole_in_the_middle_of_a_square() -> None:
+    crop = np.zeros((2, 9, 3), dtype=np.uint8)
+    crop[:, :3] = (90, 30, 0)
+    square = squared(crop)
+    assert square.shape == (9, 9, 3) and (square[3:5] == crop).all()
+    assert (square[0] == (30, 10, 0)).all() and (square[5:] == (30, 10, 0)).all()
+    assert squared(crop[:, :2]).shape == (2, 2, 3)
 
 
 def test_no_boxes(tmp_path: Path) -> None:

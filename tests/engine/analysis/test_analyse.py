@@ -77,7 +77,7 @@ def test_size_histogram() -> None:
 def analysis() -> Analysis:
     cost = Cost(5, 0.5, (64, 64), [Latency(1, 2.0, 3.0, 500.0)], None, 7.5, "cpu", "float32", 1)
     truth, detections = random_case(3, num_images=20)
-    return analyse(truth, detections, split="val", samples=30, seed=5, cost=cost, facts={"epoch": 3})
+    return analyse(truth, detections, split="val", samples=30, seed=5, cost=cost, facts={"epoch": 3})[0]
 
 
 def test_parts_agree(analysis: Analysis) -> None:
@@ -126,7 +126,7 @@ def test_json(analysis: Analysis) -> None:
 
 def test_chosen_confusion() -> None:
     truth, detections = random_case(3)
-    chosen = analyse(truth, detections, split="val", samples=0, confusion_iou=0.75, confusion_score=0.1)
+    chosen = analyse(truth, detections, split="val", samples=0, confusion_iou=0.75, confusion_score=0.1)[0]
     assert (chosen.confusion.iou, chosen.confusion.score) == (0.75, 0.1)
 
 
@@ -144,6 +144,6 @@ def test_corner_cases_give_json_without_nan() -> None:
         (same_names, detections),
         (nothing, Detections.empty()),
     ):
-        content = analysis_to_json(analyse(case, found, split="val", samples=10))
+        content = analysis_to_json(analyse(case, found, split="val", samples=10)[0])
         text = json.dumps(content, allow_nan=False)
         assert len(json.loads(text)["per_class"]) == 5
