@@ -58,6 +58,12 @@ def add_analysis_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="SCORE",
         help="least score of the confusion matrix (default: the threshold with the best F1)",
     )
+    group.add_argument(
+        "--nms",
+        type=float,
+        metavar="IOU",
+        help="of boxes of one class that overlap more, judge only the best (default: judge all, as DEIMv2 does)",
+    )
     group.add_argument("--no-report", action="store_true", help="no figures, gallery and report.html")
     group.add_argument("--no-cost", action="store_true", help="do not measure FLOPs, time and memory")
 
@@ -72,6 +78,7 @@ def main() -> int:
         confusion_score=arguments.confusion_score,
         report=not arguments.no_report,
         cost=not arguments.no_cost,
+        nms_iou=arguments.nms,
     )
     dist = init_distributed(arguments.device)
     setup_logging(is_main=dist.is_main)

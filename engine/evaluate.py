@@ -23,7 +23,7 @@ from data.industrial_dataset import pixel_mean_std
 from engine.coco_metrics import ClassResult, Detections, GroundTruth, Prediction, coco_numbers
 from engine.config import ExperimentConfig
 from models.detector import normalize_images
-from models.postprocess import build_postprocessor
+from models.postprocess import build_postprocessor, without_repeats
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ def evaluate(
     device: torch.device,
     progress: bool = True,
     amp_dtype: torch.dtype | None = None,
+    nms_iou: float | None = None,
 ) -> EvalResult:
     """Judge `model` on `split`. Every process of the group calls it with its own part of the images.
 
@@ -87,6 +88,7 @@ def evaluate(
         device: Where `model` is.
         progress: Show a bar with ETA on stderr (rank 0 only).
         amp_dtype: Autocast to this type; None (the spec's way, section 9.4) computes in float32.
+        nms_iou: Of boxes of one class that overlap more, the best is kept; None (the spec's way) keeps all.
 
     Raises:
         ValueError: The loaders left out images of the split, or the split has other classes.
@@ -105,7 +107,7 @@ def evaluate(
     )
     started = time.perf_counter()
     with _evaluation_mode(model):
-        raw = _detect(model, bar, config, device, amp_dtype)
+        raw = _detect(model, bar, config, device, amp_dtype, nms_iou)
     seconds = time.perf_counter() - started
     parts = _gather((raw, seconds))
     result = None
@@ -155,6 +157,7 @@ def _detect(
     config: ExperimentConfig,
     device: torch.device,
     amp_dtype: torch.dtype | None,
+    nms_iou: float | None,
 ) -> _Raw:
     """All detections of this process, copied to the host in the background: a single wait, at the end."""
     mean, std = pixel_mean_std(config)
@@ -171,6 +174,8 @@ def _detect(
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             outputs = model(normalize_images(batch.images, mean, std))
         found = processor(outputs, batch.orig_sizes_wh)
+        if nms_iou is not None:
+            found = without_repeats(found, nms_iou)
         image_ids += batch.image_ids
         counts += [len(one["scores"]) for one in found]
         keep(scores, [one["scores"] for one in found])

@@ -59,6 +59,8 @@ class AnalysisOptions:
     """Write figures, gallery and report.html."""
     cost: bool = True
     """Measure FLOPs, time and memory."""
+    nms_iou: float | None = None
+    """Of boxes of one class that overlap more, only the best is judged; None judges all, as the spec has it."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -68,6 +70,8 @@ class AnalysisOptions:
             problems.append(f"--confusion-iou {self.confusion_iou:g}: expected {MIN_IOU:g} to below 1, e.g. 0.5")
         if self.confusion_score is not None and not 0 <= self.confusion_score <= 1:
             problems.append(f"--confusion-score {self.confusion_score:g}: expected 0 to 1, e.g. 0.5")
+        if self.nms_iou is not None and not 0 < self.nms_iou < 1:
+            problems.append(f"--nms {self.nms_iou:g}: expected an IoU between 0 and 1, e.g. 0.7")
         if problems:
             raise UserError("Options out of range:", problems)
 
@@ -105,7 +109,8 @@ def evaluate_checkpoint(
         config_path: Config to use instead of the one in the checkpoint.
         overrides: `a.b=c`, on top of either.
         split: What to judge on.
-        output_dir: Where the files go; default `eval_<split>_<checkpoint>` beside the checkpoint.
+        output_dir: Where the files go; default `eval_<split>_<checkpoint>` beside the checkpoint, with suppression
+            `eval_<split>_<checkpoint>_nms`.
         use_amp: Mixed precision; default is float32, as the spec has it (section 9.4).
         options: What to analyse and draw; None: everything.
 
@@ -115,7 +120,8 @@ def evaluate_checkpoint(
     options = options or AnalysisOptions()
     checkpoint = load_checkpoint(path)
     config = judged_config(checkpoint, path, config_path, overrides)
-    folder = output_dir or output_parent(path) / f"eval_{split}_{path.stem.removeprefix('hf:')}"
+    suffix = "" if options.nms_iou is None else "_nms"
+    folder = output_dir or output_parent(path) / f"eval_{split}_{path.stem.removeprefix('hf:')}{suffix}"
     require_output_folder(folder)
     if config.synthetic is not None and dist.is_main:
         ensure_dataset(config.synthetic)
@@ -123,11 +129,11 @@ def evaluate_checkpoint(
     data = build_datasets(config, splits=(split,), classes=checkpoint_classes(checkpoint, path))
     model = build_detector(config)
     load_state_dict_strict(model, model_state(checkpoint), source=path)
-    result = _detect_and_judge(model, data, config, dist, split, use_amp=use_amp)
+    result = _detect_and_judge(model, data, config, dist, split, use_amp=use_amp, nms_iou=options.nms_iou)
     if not dist.is_main:
         return Evaluation(result, folder, None, None)
     cost = _cost(model, config, dist.device, split, use_amp=use_amp) if options.cost else None
-    facts = _facts(checkpoint, path, config, model, use_amp=use_amp)
+    facts = _facts(checkpoint, path, config, model, use_amp=use_amp) | {"nms_iou": options.nms_iou}
     analysis, tables = _analyse(result, data.splits[split], options, cost, facts)
     # With the config a comparison knows which evaluations are seeds of one model, wherever their folders are.
     write_results(folder, result, tables, analysis=analysis, extra={"config": config_to_dict(config)})
@@ -136,7 +142,14 @@ def evaluate_checkpoint(
 
 
 def _detect_and_judge(
-    model: nn.Module, data: DataBundle, config: ExperimentConfig, dist: Distributed, split: SplitName, *, use_amp: bool
+    model: nn.Module,
+    data: DataBundle,
+    config: ExperimentConfig,
+    dist: Distributed,
+    split: SplitName,
+    *,
+    use_amp: bool,
+    nms_iou: float | None,
 ) -> EvalResult:
     loader = build_eval_loader(
         config,
@@ -156,6 +169,7 @@ def _detect_and_judge(
             config=config,
             device=dist.device,
             amp_dtype=choose_amp_dtype(use_amp, dist.device),
+            nms_iou=nms_iou,
         )
     except torch.OutOfMemoryError as error:
         section = "test_dataloader" if split == "test" else "val_dataloader"

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 from models.boxes import cxcywh_to_xyxy
 from models.config import ModelConfig
@@ -63,6 +64,15 @@ class PostProcessor:
         boxes = cxcywh_to_xyxy(outputs["pred_boxes"].float()) * scale
         boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
         return index % self.num_classes, boxes, scores
+
+
+def without_repeats(found: Sequence[Detections], most_iou: float) -> list[Detections]:
+    """Non-maximum suppression: of boxes of one class that overlap more than `most_iou`, the best is kept.
+
+    Not part of DEIMv2, whose one-to-one training is to make it superfluous; after few epochs it is not yet.
+    """
+    kept = [(one, batched_nms(one["boxes"], one["scores"], one["labels"], most_iou)) for one in found]
+    return [Detections(scores=one["scores"][k], labels=one["labels"][k], boxes=one["boxes"][k]) for one, k in kept]
 
 
 class ScaleToImage:

@@ -23,6 +23,7 @@ from engine.comparison.runs import read_runs
 from engine.config import config_to_dict, load_config
 from engine.evaluate import evaluate
 from models.detector import build_detector
+from models.postprocess import Detections
 from tests.support.scripts import Outcome, start_script
 from tests.support.tiny_run import (
     CLASS_NAMES,
@@ -112,6 +113,22 @@ def test_analysis_options(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (results["bootstrap_samples"], results["cost"]) == (7, None)
     assert (results["confusion"]["iou"], results["confusion"]["score"]) == (0.3, 0.01)
     assert seen == ["es"] and 'lang="es"' in (tiny / "es" / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_repeats(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An untrained network repeats nothing, so what is dropped is chosen here. The usual numbers stay beside it."""
+
+    def keep_best(found: list[Detections], most_iou: float) -> list[Detections]:
+        assert most_iou == 0.5
+        return [Detections(scores=d["scores"][:1], labels=d["labels"][:1], boxes=d["boxes"][:1]) for d in found]
+
+    monkeypatch.setattr("engine.evaluate.without_repeats", keep_best)
+    for options, name, count in (([], "eval_val_best", None), (["--nms", "0.5"], "eval_val_best_nms", 5)):
+        outcome = run_here("-r", "run/best.pth", "-d", "cpu", *options, *FAST, cwd=tiny)
+        assert outcome.code == 0, outcome.err
+        assert read(tiny / "run" / name / "results.json")["nms_iou"] == (0.5 if options else None)
+        predictions = read(tiny / "run" / name / "predictions.json")
+        assert len(predictions) == count if count else len(predictions) > 5
 
 
 def test_the_ema_is_what_is_judged(tiny: Path) -> None:
@@ -204,6 +221,7 @@ BAD_INPUTS: list[tuple[list[str], str]] = [
     (["-r", "run/best.pth", "--confusion-iou", "1"], "--confusion-iou 1: expected 0.1 to below 1"),
     (["-r", "run/best.pth", "--confusion-iou", "nan"], "--confusion-iou nan: expected 0.1 to below 1"),
     (["-r", "run/best.pth", "--confusion-score", "2"], "--confusion-score 2: expected 0 to 1"),
+    (["-r", "run/best.pth", "--nms", "1"], "--nms 1: expected an IoU between 0 and 1"),
     (["-r", "run/best.pth", "--output-dir", "tiny.yml"], "tiny.yml is a file; rename it or choose another"),
 ]
 

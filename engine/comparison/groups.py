@@ -80,7 +80,7 @@ def _check_labels(labels: Sequence[str]) -> None:
 def _seeds_of_one_config(runs: Sequence[RunResults]) -> list[list[RunResults]]:
     buckets: dict[object, list[RunResults]] = {}
     for run in runs:
-        buckets.setdefault(_identity(run), []).append(run)
+        buckets.setdefault(identity(run), []).append(run)
     groups: list[list[RunResults]] = []
     for bucket in buckets.values():
         seeds = [run.seed for run in bucket]
@@ -89,12 +89,12 @@ def _seeds_of_one_config(runs: Sequence[RunResults]) -> list[list[RunResults]]:
     return sorted(groups, key=lambda group: runs.index(group[0]))
 
 
-def _identity(run: RunResults) -> object:
+def identity(run: RunResults) -> object:
     """Equal for runs of one config."""
     if run.config is None:
         return run.folder.resolve()
     config = json.dumps(training_config(run.config), sort_keys=True, default=str)
-    return config, run.results.checkpoint, run.results.use_amp
+    return config, run.results.checkpoint, run.results.use_amp, run.results.nms_iou
 
 
 def training_config(config: Mapping[str, Any]) -> dict[str, Any]:

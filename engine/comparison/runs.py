@@ -42,6 +42,8 @@ class Results(BaseModel):
     train_seconds: float | None = None
     """Spent in training steps until this checkpoint."""
     use_amp: bool = False
+    nms_iou: float | None = None
+    """Suppression before the evaluation; None: none."""
     cost: Cost | None = None
     config: Any = None
     """The config it was judged with; an evaluation writes it, a run folder has config.yaml."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from engine.comparison.compare import Comparison, GroupResult
-from engine.comparison.groups import training_config
+from engine.comparison.groups import identity
 from engine.comparison.plots import PLOT_NAMES, write_plots
 from engine.comparison.statistics import Estimate
 from engine.comparison.texts import Texts, texts_of
@@ -160,8 +159,7 @@ def _grouping_notes(groups: Sequence[GroupResult], texts: Texts) -> list[str]:
     by_config: dict[object, list[str]] = {}
     for run in alone:
         if run.config is not None:
-            config = json.dumps(training_config(run.config), sort_keys=True, default=str)
-            by_config.setdefault((config, run.results.checkpoint, run.results.use_amp), []).append(str(run.folder))
+            by_config.setdefault(identity(run), []).append(str(run.folder))
     for folders in by_config.values():
         if len(folders) > 1:
             notes.append(texts.note_same_seed.format(folders=", ".join(folders)))

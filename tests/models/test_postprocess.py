@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.postprocess import PostProcessor
+from models.postprocess import Detections, PostProcessor, without_repeats
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "postprocess.safetensors")
 
@@ -55,3 +55,14 @@ def test_another_class_count_is_an_error() -> None:
     outputs = {"pred_logits": torch.randn(1, 5, 4), "pred_boxes": torch.rand(1, 5, 4)}
     with pytest.raises(ValueError, match="the model has 4 classes, PostProcessor expects 6"):
         PostProcessor(6, 3)(outputs, torch.tensor([[10, 10]]))
+
+
+def test_repeats_of_one_class_are_dropped() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 9], [0, 0, 10, 4]])
+    found = Detections(scores=torch.tensor([0.9, 0.8, 0.7, 0.6]), labels=torch.tensor([1, 1, 0, 1]), boxes=boxes)
+    (kept,) = without_repeats([found], most_iou=0.5)
+    assert kept["labels"].tolist() == [1, 0, 1], "the second overlaps the first by 0.9"
+    torch.testing.assert_close(kept["scores"], torch.tensor([0.9, 0.7, 0.6]))
+    assert torch.equal(kept["boxes"], boxes[[0, 2, 3]])
+    (empty,) = without_repeats([Detections(scores=boxes[:0, 0], labels=found["labels"][:0], boxes=boxes[:0])], 0.5)
+    assert len(empty["scores"]) == 0
