@@ -54,6 +54,11 @@ def add_view_arguments(parser: argparse.ArgumentParser) -> None:
         help="ViT blocks, from 0 as in the config, or `all` (default: those the detector reads)",
     )
     parser.add_argument(
+        "--evidence-layer",
+        metavar="LAYER",
+        help="where class evidence is taken, e.g. vit.5 (default: the encoder's maps; a baseline's: fpn)",
+    )
+    parser.add_argument(
         "--query", nargs="+", type=int, default=[], metavar="Q", help="queries to draw (default: the best objects)"
     )
     parser.add_argument("--top", type=int, default=3, metavar="N", help="objects an image (default: 3)")
@@ -72,9 +77,6 @@ def add_view_arguments(parser: argparse.ArgumentParser) -> None:
 def add_score_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--score", type=int, metavar="N", help="judge every kind of map on N images of the validation split"
-    )
-    group.add_argument(
-        "--score-layer", metavar="LAYER", help="where class evidence is taken, e.g. vit.5 (default: the encoder's maps)"
     )
     group.add_argument(
         "--score-steps", type=int, default=12, metavar="N", help="steps of deletion and insertion (default: 12)"
@@ -108,6 +110,7 @@ def main() -> int:
         queries=tuple(arguments.query),
         top=arguments.top,
         min_score=arguments.min_score,
+        evidence_layer=arguments.evidence_layer,
         point=None if arguments.point is None else (arguments.point[0], arguments.point[1]),
         lang=arguments.lang,
     )
@@ -135,7 +138,7 @@ def main() -> int:
             arguments.score,
             folder / "score",
             lang=arguments.lang,
-            layer=arguments.score_layer,
+            layer=arguments.evidence_layer,
             options=scoring,
         )
         sys.stdout.write(f"{table}\nWritten to {folder / 'score'}\n")

@@ -128,6 +128,16 @@ def test_layers_and_a_point(tiny: Path, unpainted: dict[str, Figure]) -> None:
     assert drawn["vit_blocks"] == [0, 2] and drawn["focus_patches"] == [2] and drawn["grid_hw"] == [4, 4]
 
 
+def test_evidence_of_vit_tokens(tiny: Path, unpainted: dict[str, Figure]) -> None:
+    chosen = ["--what", "evidence", "--evidence-layer", "vit.1", "--output-dir", "tokens"]
+    done = run_here("-r", "run/tiny.pth", "--images", "val/0.png", *chosen, cwd=tiny)
+    assert done.code == 0, done.err
+    sidecar = read(tiny / "tokens" / "0" / "evidence.json")
+    assert sidecar["drawn"]["layer"] == "vit.1" and "in vit.1," in sidecar["caption"]
+    maps = [axes.images[0].get_array().shape for axes in unpainted["evidence"].axes if axes.images]
+    assert maps[1:4] == [(4, 4)] * 3, "one cell a patch"
+
+
 def test_a_baseline_has_evidence_alone(tiny: Path, unpainted: dict[str, Figure]) -> None:
     done = run_here("-r", "run/cnn.pth", "--from-val", "1", "--output-dir", "cnn", cwd=tiny)
     assert done.code == 0, done.err
@@ -176,7 +186,7 @@ def test_scoring_gets_what_was_asked_for(tiny: Path, monkeypatch: pytest.MonkeyP
         "--bootstrap",
         "9",
     ]
-    more = ["--score-layer", "vit.1", "--seed", "3", "--lang", "es", "--output-dir", "judged"]
+    more = ["--evidence-layer", "vit.1", "--seed", "3", "--lang", "es", "--output-dir", "judged"]
     done = run_here("-r", "run/tiny.pth", *chosen, *more, cwd=tiny)
     assert done.code == 0, done.err
     assert "the table" in done.out and not (tiny / "judged").exists(), "no figures unless images are named"
@@ -191,7 +201,7 @@ def test_scoring_gets_what_was_asked_for(tiny: Path, monkeypatch: pytest.MonkeyP
     [
         (["--score", "0"], "--score 0: expected the number of images"),
         (["--score", "2", "--score-steps", "1", "--bootstrap", "-1"], "--score-steps 1: expected 2 or more"),
-        (["--score", "2", "--score-layer", "fpn"], "Layer 'fpn': this model has no such place"),
+        (["--score", "2", "--evidence-layer", "fpn"], "Layer 'fpn': this model has no such place"),
     ],
 )
 def test_mistakes_in_scoring_are_named(tiny: Path, arguments: list[str], message: str) -> None:

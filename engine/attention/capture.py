@@ -66,10 +66,14 @@ def load_detector(
     """
     source = load_source(path, config_path, overrides)
     assert isinstance(source.model, DEIM | TorchvisionDetector)
-    with hub_weights(path).open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    model = source.model.to(device)
+    model, sha256 = source.model.to(device), file_sha256(hub_weights(path))
     return LoadedDetector(model, source.config, source.classes, source.names_classes, path, sha256, device)
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_deim(model: nn.Module, what: str) -> DEIM:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.attention.capture import Captured
-from models.boxes import cxcywh_to_xyxy
+from models.boxes import cxcywh_to_xyxy, paired_iou
 
 FloatArray = NDArray[np.float32]
 
@@ -57,13 +57,8 @@ class BoxSteps:
 
 def box_steps(captured: Captured, query: int, image: int = 0) -> BoxSteps:
     """From the proposal to the final box."""
-    boxes = np.stack([cxcywh_to_xyxy(boxes[image, query]).cpu().numpy() for boxes in captured.layer_boxes])
-    last = boxes[-1]
-    size = np.clip(np.minimum(boxes[:, 2:], last[2:]) - np.maximum(boxes[:, :2], last[:2]), 0, None)
-    shared = size.prod(axis=1)
-    areas = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1)
-    union = areas + areas[-1] - shared
-    return BoxSteps(boxes, np.where(union > 0, shared / np.where(union > 0, union, 1), 0).astype(np.float32))
+    boxes = cxcywh_to_xyxy(torch.stack([boxes[image, query] for boxes in captured.layer_boxes])).cpu()
+    return BoxSteps(boxes.numpy(), paired_iou(boxes, boxes[-1]).numpy())
 
 
 @dataclass(frozen=True)

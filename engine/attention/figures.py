@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -50,6 +51,7 @@ from engine.attention.panels import (
 from engine.attention.wording import Wording
 from engine.reporting.style import MAX_HEIGHT_CM, WIDTH_CM, AxisNumbers, new_figure
 from engine.reporting.tables import Table
+from models.boxes import paired_iou
 
 FloatArray = NDArray[np.float32]
 
@@ -164,7 +166,7 @@ def draw_main(view: View) -> DrawnView:
 
 def draw_overview(rows: Sequence[OverviewRow], page: int, wording: Wording) -> DrawnView:
     """One row an image, as the top of `draw_main`; a baseline's shows evidence in place of attention."""
-    has_points = rows[0].maps is not None
+    has_points, method = rows[0].maps is not None, wording.evidence["grad_cam"]
     columns = 4 if has_points else 3
     row_cm = WIDTH_CM / columns * max(min(_aspect(row.scene), 1.3) for row in rows)
     figure = new_figure(min(len(rows) * row_cm + _BAR_CM + _CAPTION_CM, MAX_HEIGHT_CM))
@@ -179,12 +181,15 @@ def draw_overview(rows: Sequence[OverviewRow], page: int, wording: Wording) -> D
         dots = drawn or dots
         if place == 0:
             predicted = wording.predictions if row.scene.truth is None else wording.truth_and_predictions
-            for one, title in zip(axes, (wording.image, predicted), strict=False):
+            shown = (wording.attention, wording.sampling_points) if has_points else (method,)
+            for one, title in zip(axes, (wording.image, predicted, *shown), strict=True):
                 one.set_title(title, fontsize=6)
-    _bar_in(figure, cells[-1, 2], heat, wording.attention_share if has_points else wording.relative_evidence, wording)
+    if has_points:
+        _bar_in(figure, cells[-1, 2], heat, wording.attention_share, wording, extend="max")
+    else:
+        _bar_in(figure, cells[-1, 2], heat, wording.relative_evidence, wording)
     if dots is not None:
         _bar_in(figure, cells[-1, 3], dots, wording.sampling_weight, wording)
-    method = wording.evidence["grad_cam"]
     text = wording.overview_caption if has_points else wording.baseline_caption.format(method=method)
     name = "overview" if page == 0 else f"overview_{page + 1}"
     return DrawnView(name, figure, _caption(figure, text), {"images": [row.name for row in rows]})
@@ -370,11 +375,8 @@ def _matching_truth(scene: Scene, one: PredictedObject) -> NDArray[np.float64] |
     """The annotated box that overlaps most with an object (IoU 0.5 at least), in pixels."""
     if scene.truth is None or not len(scene.truth.boxes_xyxy):
         return None
-    boxes, box = scene.truth.boxes_xyxy.astype(np.float64), scene.in_pixels(one.box_xyxy)
-    size = np.clip(np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2]), 0, None)
-    shared = size.prod(axis=1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    overlap = shared / np.maximum(areas + (box[2:] - box[:2]).prod() - shared, 1e-9)
+    boxes = scene.truth.boxes_xyxy.astype(np.float64)
+    overlap = paired_iou(torch.from_numpy(boxes), torch.from_numpy(scene.in_pixels(one.box_xyxy)))
     best = int(overlap.argmax())
     return boxes[best] if overlap[best] >= _SAME_OBJECT_IOU else None
 
@@ -409,8 +411,8 @@ class ObjectEvidence:
     """Method -> [h, w], >= 0."""
 
 
-def draw_evidence(scene: Scene, evidence: Sequence[ObjectEvidence]) -> DrawnView:
-    """One row an object: where it is, and a map a method."""
+def draw_evidence(scene: Scene, evidence: Sequence[ObjectEvidence], layer: str) -> DrawnView:
+    """One row an object: where it is, and a map a method, all taken at one layer of the detector."""
     wording = scene.wording
     methods = list(evidence[0].maps)
     columns = 1 + len(methods)
@@ -429,8 +431,8 @@ def draw_evidence(scene: Scene, evidence: Sequence[ObjectEvidence]) -> DrawnView
             outline_objects(axis, scene, [one.object])
             axis.set_title(wording.evidence[method], fontsize=6)
     _bar_in(figure, cells[-1, 1:], heat, wording.relative_evidence, wording)
-    facts = {"queries": [one.object.query for one in evidence], "methods": methods}
-    return DrawnView("evidence", figure, _caption(figure, wording.evidence_caption), facts)
+    facts = {"queries": [one.object.query for one in evidence], "methods": methods, "layer": layer}
+    return DrawnView("evidence", figure, _caption(figure, wording.evidence_caption.format(layer=layer)), facts)
 
 
 def _last_read(view: View) -> int:

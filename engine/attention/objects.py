@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
-from models.boxes import cxcywh_to_xyxy
+from models.boxes import cxcywh_to_xyxy, paired_iou
+
+_SAME_PLACE_IOU = 0.7
+"""Two predictions of one class that overlap so much show the same thing."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ def choose_objects(
 ) -> list[PredictedObject]:
     """What to draw: the given queries in their order, or else the `top` best of at least `min_score`.
 
-    Where nothing reaches `min_score` it is the single best: to see what the detector almost said is why one looks.
+    Of several predictions of a class in one place the best stands for all: the detector suppresses none, and a second
+    figure of the same would hide another object's. Where nothing reaches `min_score` it is the single best: to see
+    what the detector almost said is why one looks.
 
     Raises:
         UserError: There is no such query.
@@ -72,4 +77,13 @@ def choose_objects(
             raise UserError(f"--query {' '.join(unknown)}: no such query; {has}.")
         return [by_query[query] for query in dict.fromkeys(queries)]
     good = [one for one in objects if one.score >= min_score]
-    return list((good or objects[:1])[: max(top, 1)])
+    chosen: list[PredictedObject] = []
+    for one in good or objects[:1]:
+        if len(chosen) < top and not any(_show_the_same(one, other) for other in chosen):
+            chosen.append(one)
+    return chosen
+
+
+def _show_the_same(one: PredictedObject, other: PredictedObject) -> bool:
+    iou = paired_iou(torch.tensor(one.box_xyxy), torch.tensor(other.box_xyxy))
+    return one.label == other.label and float(iou) >= _SAME_PLACE_IOU

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import matplotlib
@@ -34,6 +34,10 @@ LONGEST_SHOWN_PX = 720
 _LEVEL_MARKERS = ("o", "s", "^")
 _STRIDES = (8, 16, 32)
 _LEAST_WINDOW = 0.2
+_LEAST_WINDOW_ASPECT = 0.6
+_TALLEST_PANEL = 1.6
+_CHARACTER, _LINE = 0.03, 0.07
+"""Of a name in a picture, as shares of the panel's width where four panels stand in a row."""
 _SHOWN_TAIL = 0.002
 
 
@@ -129,15 +133,16 @@ def draw_box(axes: Any, box_xyxy: Any, colour: str, style: str = "-", width: flo
 
 def draw_truth_and_objects(axes: Any, scene: Scene, objects: Sequence[PredictedObject]) -> None:
     """Annotated boxes solid, predicted ones dashed, with names."""
+    written: list[_Area] = []
+    for one in reversed(objects):
+        draw_box(axes, scene.in_pixels(one.box_xyxy), FOUND_COLOUR, "--")
     if scene.truth is not None:
         for box, label in zip(scene.truth.boxes_xyxy, scene.truth.labels, strict=True):
             draw_box(axes, box, TRUTH_COLOUR)
-            _write(axes, scene, box, scene.name(label), TRUTH_COLOUR, at_top=True)
-    for one in reversed(objects):
-        box = scene.in_pixels(one.box_xyxy)
-        draw_box(axes, box, FOUND_COLOUR, "--")
-        text = f"{scene.name(one.label)} {scene.score(one.score)}"
-        _write(axes, scene, box, text, FOUND_COLOUR, at_top=False)
+            written.append(_write(axes, scene, box, scene.name(label), TRUTH_COLOUR, written, at_top=True))
+    for one in objects:
+        box, text = scene.in_pixels(one.box_xyxy), f"{scene.name(one.label)} {scene.score(one.score)}"
+        written.append(_write(axes, scene, box, text, FOUND_COLOUR, written, at_top=False))
 
 
 def outline_objects(axes: Any, scene: Scene, objects: Sequence[PredictedObject]) -> None:
@@ -146,15 +151,35 @@ def outline_objects(axes: Any, scene: Scene, objects: Sequence[PredictedObject])
         draw_box(axes, scene.in_pixels(one.box_xyxy), "white", "--", 0.6)
 
 
-def _write(axes: Any, scene: Scene, box: Any, text: str, colour: str, *, at_top: bool) -> None:
-    """A name in a corner of a box, on the side where there is room for it."""
+def _write(
+    axes: Any, scene: Scene, box: Any, text: str, colour: str, written: Sequence[_Area], *, at_top: bool
+) -> _Area:
+    """A name in a corner of a box, on the side where there is room for it, clear of those written before."""
     width, height = scene.size_wh
-    is_left = float(box[0]) < width / 2
-    x = float(np.clip(box[0] if is_left else box[2], 0, width))
-    y = float(np.clip(box[1] if at_top else box[3], 0, height))
+    panel = max(width, height / _TALLEST_PANEL)
+    length, line = len(text) * _CHARACTER * panel, _LINE * panel
+    left = float(np.clip(box[0] if box[0] < width / 2 else box[2] - length, 0, max(width - length, 0)))
+    top = float(np.clip(box[1] if at_top else box[3] - line, 0, max(height - line, 0)))
+    into_the_box = line if at_top else -line
+    places = [_Area(left, top + k * into_the_box, length, line) for k in (0, 1, 2, 3, -1, -2, -3)]
+    inside = [place for place in places if 0 <= place.top <= max(height - line, 0)]
+    area = next((place for place in inside if not any(place.meets(other) for other in written)), places[0])
     rim = [withStroke(linewidth=1.4, foreground="white")]
-    place = {"ha": "left" if is_left else "right", "va": "top" if at_top else "bottom"}
-    axes.text(x, y, text, fontsize=5, color=colour, clip_on=True, path_effects=rim, **place)
+    axes.text(area.left, area.top, text, fontsize=5, color=colour, va="top", clip_on=True, path_effects=rim)
+    return area
+
+
+class _Area(NamedTuple):
+    """Where a name is, in pixels of the original image."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def meets(self, other: _Area) -> bool:
+        beside = self.left + self.width <= other.left or other.left + other.width <= self.left
+        return not (beside or self.top + self.height <= other.top or other.top + other.height <= self.top)
 
 
 def draw_focus(axes: Any, scene: Scene, focus_xy: tuple[float, float]) -> None:
@@ -164,14 +189,18 @@ def draw_focus(axes: Any, scene: Scene, focus_xy: tuple[float, float]) -> None:
 
 
 def window_of(points: Sequence[SamplingPoints], box_xyxy: Sequence[float]) -> tuple[float, float, float, float]:
-    """The part of the image (0..1) that holds a box and nearly all of the weight of its sampling points."""
+    """The part of the image (0..1) that holds a box and nearly all of the weight of its sampling points.
+
+    It is never very narrow or flat: a scratch needs its surroundings, and a panel room.
+    """
     heavy = [p.points_xy[p.weights >= np.quantile(p.weights, 0.5)] for p in points]
     corners = np.asarray(box_xyxy, dtype=np.float64).reshape(2, 2)
     low = np.minimum(*[np.quantile(np.concatenate(heavy), 0.02, axis=0), corners[0]])
     high = np.maximum(*[np.quantile(np.concatenate(heavy), 0.98, axis=0), corners[1]])
-    centre = np.clip((low + high) / 2, 0, 1)
     half = np.maximum((high - low) / 2 * 1.15, _LEAST_WINDOW / 2)
-    low, high = np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
+    half = np.minimum(np.maximum(half, half.max() * _LEAST_WINDOW_ASPECT), 0.5)
+    centre = np.clip((low + high) / 2, half, 1 - half)
+    low, high = centre - half, centre + half
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
@@ -236,7 +265,7 @@ def draw_refinement(axes: Any, scene: Scene, steps: BoxSteps) -> None:
     last = len(steps.boxes_xyxy) - 1
     handles = []
     for step, box in enumerate(steps.boxes_xyxy):
-        colour = shades(0.15 + 0.85 * step / max(last, 1))
+        colour = shades(0.35 + 0.65 * step / max(last, 1))
         style = ":" if step == 0 else "-"
         x1, y1, x2, y2 = scene.in_pixels(box)
         patch = Rectangle(
@@ -248,10 +277,10 @@ def draw_refinement(axes: Any, scene: Scene, steps: BoxSteps) -> None:
         scene.wording.refinement_step.format(layer=step, iou=scene.score(float(iou)))
         for step, iou in enumerate(steps.iou_with_last)
     ]
-    legend = axes.legend(
-        handles, texts, fontsize=4.5, loc="upper left", handlelength=1.2, labelspacing=0.2, borderpad=0.2, frameon=True
-    )
-    legend.get_frame().set(alpha=0.75, linewidth=0)
+    axes.legend(
+        handles, texts, fontsize=5, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, handlelength=1.2,
+        columnspacing=0.8, labelspacing=0.3,
+    )  # fmt: skip
 
 
 def draw_query_graph(

@@ -5,10 +5,8 @@ Legend: C classes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,12 +17,11 @@ import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data.errors import UserError
 from engine.attention.backbone_maps import PatchColours, fit_patch_colours, patches_in_box, token_at
-from engine.attention.capture import Captured, LoadedDetector, capture, require_deim
-from engine.attention.evidence import EVIDENCE_METHODS, evidence_map
+from engine.attention.capture import Captured, LoadedDetector, capture, file_sha256, require_deim
+from engine.attention.evidence import EVIDENCE_METHODS, evidence_map, resolve_layer
 from engine.attention.figures import (
     OVERVIEW_ROWS,
     DrawnView,
@@ -44,6 +41,7 @@ from engine.attention.figures import (
 )
 from engine.attention.objects import PredictedObject, all_objects, choose_objects
 from engine.attention.panels import Scene, make_scene
+from engine.attention.progress import image_bar
 from engine.attention.sources import OpenedImage, SourceImage, input_size_hw, open_image
 from engine.attention.text_evidence import has_text, text_evidence, text_view
 from engine.attention.wording import wording_of
@@ -82,6 +80,8 @@ class ViewOptions:
     """So many objects, where `queries` names none."""
     min_score: float = 0.3
     """Least score of these objects."""
+    evidence_layer: str | None = None
+    """Where class evidence is taken, see `engine.attention.evidence.resolve_layer`; None: the default."""
     point: tuple[float, float] | None = None
     """x and y in pixels of the original image: the patch whose attention is shown; None: those of the best object."""
     lang: Language = "en"
@@ -137,14 +137,15 @@ def visualize(
         UserError: The options do not fit the detector, the folder cannot be written, or no image could be drawn.
     """
     require_output_folder(folder)
-    drawer = _Drawer(detector, folder, options, tuple(command), _chosen_layers(detector, options))
+    layers, evidence_layer = _chosen_layers(detector, options), resolve_layer(detector.model, options.evidence_layer)
+    drawer = _Drawer(detector, folder, options, tuple(command), layers, evidence_layer.name)
     if "backbone" in options.what and isinstance(detector.model, DEIM):
         drawer = replace(drawer, colours=_fit_colours(detector, images, progress), num_images=len(images))
     rows: list[OverviewRow] = []
     left_out: list[str] = []
     figures = drawn = 0
     with figure_style():
-        for source in _bar(images, "attention", progress):
+        for source in image_bar(images, "attention", show=progress):
             try:
                 with _out_of_memory_named():
                     row, count = drawer.draw(source)
@@ -164,12 +165,6 @@ def visualize(
             figures += drawer.write_overview(rows, (drawn - 1) // OVERVIEW_ROWS)
     drawer.write_json("run", {"images": [str(image.path) for image in images], "left_out": left_out})
     return Visualisation(folder, drawn, figures, tuple(left_out))
-
-
-def _bar(images: Sequence[SourceImage], what: str, progress: bool) -> Any:
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    return tqdm(images, desc=what, unit="image", leave=False, dynamic_ncols=True, mininterval=interval,
-                disable=not progress)  # fmt: skip
 
 
 class _CannotWrite(UserError):
@@ -225,7 +220,7 @@ def _fit_colours(detector: LoadedDetector, images: Sequence[SourceImage], progre
     height, width = (side // 16 for side in input_size_hw(detector.config))
     step = max(-(-height * width * len(images) // _PCA_PATCHES), 1)
     parts: list[NDArray[np.float32]] = []
-    for source in _bar(images, "features", progress and len(images) > 1):
+    for source in image_bar(images, "features", show=progress and len(images) > 1):
         try:
             with _out_of_memory_named():
                 features = vit(open_image(source, detector).network_input)[-1][0]
@@ -244,6 +239,7 @@ class _Drawer:
     options: ViewOptions
     command: tuple[str, ...]
     layers: tuple[int, ...]
+    evidence_layer: str
     colours: PatchColours | None = None
     num_images: int = 0
 
@@ -251,7 +247,7 @@ class _Drawer:
         """All figures of one image; its row of the overview and how many there were."""
         opened = open_image(source, self.detector)
         scene = make_scene(opened.pixels, source.truth, self.detector.classes.names, wording_of(self.options.lang))
-        facts = {"path": str(source.path), "sha256": _sha256(source.path), "size_wh": list(opened.size_wh)}
+        facts = {"path": str(source.path), "sha256": file_sha256(source.path), "size_wh": list(opened.size_wh)}
         count = 0
         row, views = self._views(opened, scene)
         for view in views:
@@ -295,7 +291,7 @@ class _Drawer:
             for one in view.objects:
                 yield draw_object(view, one)
         if "evidence" in what and view.objects:
-            yield draw_evidence(view.scene, self._evidence(image, view.objects))
+            yield draw_evidence(view.scene, self._evidence(image, view.objects), self.evidence_layer)
             if has_text(self.detector.model):
                 parts = text_evidence(self.detector.model, image, view.objects)
                 yield text_view(parts, self.detector.classes.names, self.options.lang)
@@ -303,14 +299,15 @@ class _Drawer:
     def _baseline_views(self, row: OverviewRow, evidence: Sequence[ObjectEvidence]) -> Iterator[DrawnView]:
         yield draw_baseline(row)
         if evidence:
-            yield draw_evidence(row.scene, evidence)
+            yield draw_evidence(row.scene, evidence, self.evidence_layer)
 
     def _evidence(self, image: torch.Tensor, objects: Sequence[PredictedObject]) -> list[ObjectEvidence]:
-        model = self.detector.model
+        model, layer = self.detector.model, self.evidence_layer
         made = []
         for one in objects:
             maps: dict[str, NDArray[np.float32]] = {
-                method: evidence_map(model, image, one.query, one.label, method).numpy() for method in EVIDENCE_METHODS
+                method: evidence_map(model, image, one.query, one.label, method, layer).numpy()
+                for method in EVIDENCE_METHODS
             }
             made.append(ObjectEvidence(one, maps))
         return made
@@ -367,8 +364,3 @@ class _Drawer:
             write_atomically(
                 self.folder / f"{name}.json", lambda file: file.write(f"{text}\n".encode()), what="figure's settings"
             )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

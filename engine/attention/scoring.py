@@ -12,7 +12,6 @@ M methods, K metrics, I images looked at.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,13 +19,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from data.errors import UserError
 from engine.analysis.bootstrap import BootstrapResult, draw_weights
 from engine.analysis.result import FloatArray, IntArray, Interval
 from engine.attention.evidence import enlarge
 from engine.attention.perturbation import Baseline, Curves, Found, Perturber, area_under, detect, pixel_ranks
+from engine.attention.progress import image_bar
 from engine.attention.randomisation import RandomisedModel, closest, rank_correlation
 from models.boxes import paired_iou
 
@@ -220,20 +219,10 @@ def score_maps(
     names = tuple(method.name for method in methods)
     if len(set(names)) != len(names):
         raise ValueError(f"names of methods repeat: {', '.join(names)}")
-    bar = tqdm(
-        images,
-        total=total,
-        desc="score",
-        unit="image",
-        leave=False,
-        dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        disable=not progress,
-    )
     objects: list[MatchedObject] = []
     values, correlations = [np.empty((len(names), 0, len(METRICS)))], [np.empty((len(names), 0, len(randomised)))]
     image_ids, num_truths = [], 0
-    for one in bar:
+    for one in image_bar(images, "score", total=total, show=progress):
         image_ids.append(one.image_id)
         num_truths += len(one.labels)
         matched = match_objects(detect(model, one.image, num_classes)[0], one, options)

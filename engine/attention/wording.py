@@ -22,8 +22,10 @@ class Wording:
     block_read: str
     head: str
     mean_of_heads: str
+    attention: str
     attention_share: str
     sampling: str
+    sampling_points: str
     sampling_layer: str
     sampling_weight: str
     reference: str
@@ -76,13 +78,15 @@ _ENGLISH = Wording(
     image="Image",
     truth_and_predictions="Annotated | predicted (dashed)",
     predictions="Predicted",
-    query="query {query}",
+    query="Query {query}",
     block="Block {block}",
     block_read="Block {block} (read)",
     head="Head {head}",
+    attention="Attention",
     mean_of_heads="Mean of the heads, block {block}",
     attention_share="Share of the attention",
     sampling="Sampling points, layer {layer}",
+    sampling_points="Sampling points",
     sampling_layer="Layer {layer}",
     sampling_weight="Weight of a point",
     reference="reference",
@@ -127,8 +131,8 @@ _ENGLISH = Wording(
     "refinement, dashed: expected, solid: annotated).",
     queries_caption="Attention among the best queries by decoder layer (mean of the heads; rows attend to columns; the "
     "rest of a row's 1 goes to queries that are not shown).",
-    evidence_caption="Evidence for the class score of each object, each map relative to its own maximum. Eigen-CAM "
-    "does not know the class.",
+    evidence_caption="Evidence for the class score of each object in {layer}, each map relative to its own maximum. "
+    "Eigen-CAM does not know the class.",
     overview_caption="Rows: images. Attention: mean over heads and over the patches of the best object, last block "
     "that the detector reads. Sampling points: last decoder layer. One scale for all rows.",
 )
@@ -138,13 +142,15 @@ _SPANISH = Wording(
     image="Imagen",
     truth_and_predictions="Anotado | predicho (trazos)",
     predictions="Predicho",
-    query="consulta {query}",
+    query="Consulta {query}",
     block="Bloque {block}",
     block_read="Bloque {block} (leído)",
     head="Cabeza {head}",
+    attention="Atención",
     mean_of_heads="Media de las cabezas, bloque {block}",
     attention_share="Proporción de la atención",
     sampling="Puntos de muestreo, capa {layer}",
+    sampling_points="Puntos de muestreo",
     sampling_layer="Capa {layer}",
     sampling_weight="Peso de un punto",
     reference="referencia",
@@ -178,7 +184,7 @@ _SPANISH = Wording(
     "CLS anteriores solo influyen en ellos mediante la atención.",
     patch_caption="Atención de {focus} a todos los parches, por cabeza; los paneles comparten escala. Son tokens que "
     "el detector lee tras los bloques marcados como leídos.",
-    prefix_note=" Entre paréntesis: proporción que recae en el token de clase y los registros, que no tienen lugar en "
+    prefix_note=" Entre corchetes: proporción que recae en el token de clase y los registros, que no tienen lugar en "
     "la imagen.",
     features_caption="Rollout de la atención (camino residual y media de las cabezas a partes iguales, {blocks} "
     "bloques) desde CLS, cuyo último estado nunca llega al detector, y desde {focus}. PCA: las tres primeras "
@@ -190,8 +196,8 @@ _SPANISH = Wording(
     "borde de la caja final (puntos: inicio del refinamiento; trazos: esperanza; continua: anotado).",
     queries_caption="Atención entre las mejores consultas por capa del decodificador (media de las cabezas; las filas "
     "atienden a las columnas; el resto hasta 1 recae en consultas que no se muestran).",
-    evidence_caption="Evidencia de la confianza en la clase de cada objeto, cada mapa relativo a su propio máximo. "
-    "Eigen-CAM no conoce la clase.",
+    evidence_caption="Evidencia de la confianza en la clase de cada objeto en {layer}, cada mapa relativo a su propio "
+    "máximo. Eigen-CAM no conoce la clase.",
     overview_caption="Filas: imágenes. Atención: media sobre las cabezas y sobre los parches del mejor objeto, último "
     "bloque que lee el detector. Puntos de muestreo: última capa del decodificador. Una escala para todas las filas.",
 )

@@ -13,7 +13,7 @@ from engine.attention.decoder_maps import (
     query_attention,
     sampling_points,
 )
-from engine.attention.objects import all_objects, choose_objects
+from engine.attention.objects import PredictedObject, all_objects, choose_objects
 from models.boxes import cxcywh_to_xyxy
 from tests.support.models import tiny_model
 
@@ -72,6 +72,17 @@ def test_objects_come_best_first(captured: Captured) -> None:
     assert len(choose_objects(found, top=2, min_score=0)) == 2
     with pytest.raises(UserError, match="--query 20 31: no such query; they go from 0 to 19"):
         choose_objects(found, queries=[20, 3, 31])
+
+
+def test_predictions_of_the_same_thing_are_drawn_once() -> None:
+    best = PredictedObject(3, 0, 0.9, (0.1, 0.1, 0.5, 0.5))
+    again = PredictedObject(7, 0, 0.8, (0.1, 0.1, 0.52, 0.5))
+    other_class = PredictedObject(1, 1, 0.7, best.box_xyxy)
+    elsewhere = PredictedObject(2, 0, 0.6, (0.3, 0.1, 0.7, 0.5))
+    found = [best, again, other_class, elsewhere]
+    assert choose_objects(found) == [best, other_class, elsewhere]
+    assert choose_objects(found, top=2) == [best, other_class]
+    assert choose_objects(found, queries=[3, 7]) == [best, again], "who names a query gets it"
 
 
 def test_objects_of_a_baseline() -> None:
