@@ -142,6 +142,8 @@ def test_a_baseline_has_evidence_alone(tiny: Path, unpainted: dict[str, Figure])
     done = run_here("-r", "run/cnn.pth", "--from-val", "1", "--output-dir", "cnn", cwd=tiny)
     assert done.code == 0, done.err
     assert {path.stem for path in (tiny / "cnn" / "0").glob("*.png")} == {"main", "evidence"}
+    titles = [axes.get_title() for axes in unpainted["evidence"].axes]
+    assert titles[0].startswith("Detection "), "a CNN has no queries"
 
 
 @pytest.mark.parametrize(

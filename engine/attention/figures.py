@@ -168,9 +168,9 @@ def draw_overview(rows: Sequence[OverviewRow], page: int, wording: Wording) -> D
     """One row an image, as the top of `draw_main`; a baseline's shows evidence in place of attention."""
     has_points, method = rows[0].maps is not None, wording.evidence["grad_cam"]
     columns = 4 if has_points else 3
-    row_cm = WIDTH_CM / columns * max(min(_aspect(row.scene), 1.3) for row in rows)
-    figure = new_figure(min(len(rows) * row_cm + _BAR_CM + _CAPTION_CM, MAX_HEIGHT_CM))
-    heights = (*[row_cm] * len(rows), _BAR_THICK_CM)
+    rows_cm = [WIDTH_CM / columns * min(_aspect(row.scene), 1.3) for row in rows]
+    figure = new_figure(min(sum(rows_cm) + _BAR_CM + _CAPTION_CM, MAX_HEIGHT_CM))
+    heights = (*rows_cm, _BAR_THICK_CM)
     cells = figure.add_gridspec(len(heights), columns, height_ratios=heights)
     high = _high([row.maps.maps for row in rows if row.maps is not None]) if has_points else 1.0
     heaviest = max((float(points.weights.max()) for row in rows for points in row.points), default=1.0)
@@ -411,8 +411,11 @@ class ObjectEvidence:
     """Method -> [h, w], >= 0."""
 
 
-def draw_evidence(scene: Scene, evidence: Sequence[ObjectEvidence], layer: str) -> DrawnView:
-    """One row an object: where it is, and a map a method, all taken at one layer of the detector."""
+def draw_evidence(scene: Scene, evidence: Sequence[ObjectEvidence], layer: str, title: str) -> DrawnView:
+    """One row an object: where it is, and a map a method, all taken at one layer of the detector.
+
+    `title` is the wording's `query` or, for a baseline, `detection`.
+    """
     wording = scene.wording
     methods = list(evidence[0].maps)
     columns = 1 + len(methods)
@@ -425,7 +428,7 @@ def draw_evidence(scene: Scene, evidence: Sequence[ObjectEvidence], layer: str) 
         row = [figure.add_subplot(cells[place, column]) for column in range(columns)]
         show_image(row[0], scene)
         draw_truth_and_objects(row[0], scene, [one.object])
-        row[0].set_title(wording.query.format(query=one.object.query), fontsize=6)
+        row[0].set_title(title.format(query=one.object.query), fontsize=6)
         for method, axis in zip(methods, row[1:], strict=True):
             heat = show_map(axis, scene, one.maps[method] / max(float(one.maps[method].max()), 1e-12), 0, 1)
             outline_objects(axis, scene, [one.object])

@@ -36,7 +36,7 @@ _STRIDES = (8, 16, 32)
 _LEAST_WINDOW = 0.2
 _LEAST_WINDOW_ASPECT = 0.6
 _TALLEST_PANEL = 1.6
-_CHARACTER, _LINE = 0.03, 0.07
+_CHARACTER, _LINE = 0.034, 0.062
 """Of a name in a picture, as shares of the panel's width where four panels stand in a row."""
 _SHOWN_TAIL = 0.002
 
@@ -134,14 +134,13 @@ def draw_box(axes: Any, box_xyxy: Any, colour: str, style: str = "-", width: flo
 def draw_truth_and_objects(axes: Any, scene: Scene, objects: Sequence[PredictedObject]) -> None:
     """Annotated boxes solid, predicted ones dashed, with names."""
     written: list[_Area] = []
-    for one in reversed(objects):
-        draw_box(axes, scene.in_pixels(one.box_xyxy), FOUND_COLOUR, "--")
     if scene.truth is not None:
         for box, label in zip(scene.truth.boxes_xyxy, scene.truth.labels, strict=True):
             draw_box(axes, box, TRUTH_COLOUR)
             written.append(_write(axes, scene, box, scene.name(label), TRUTH_COLOUR, written, at_top=True))
     for one in objects:
         box, text = scene.in_pixels(one.box_xyxy), f"{scene.name(one.label)} {scene.score(one.score)}"
+        draw_box(axes, box, FOUND_COLOUR, "--")
         written.append(_write(axes, scene, box, text, FOUND_COLOUR, written, at_top=False))
 
 
@@ -154,18 +153,19 @@ def outline_objects(axes: Any, scene: Scene, objects: Sequence[PredictedObject])
 def _write(
     axes: Any, scene: Scene, box: Any, text: str, colour: str, written: Sequence[_Area], *, at_top: bool
 ) -> _Area:
-    """A name in a corner of a box, on the side where there is room for it, clear of those written before."""
+    """A name in a corner of a box, within the image, clear of those written before."""
     width, height = scene.size_wh
     panel = max(width, height / _TALLEST_PANEL)
     length, line = len(text) * _CHARACTER * panel, _LINE * panel
-    left = float(np.clip(box[0] if box[0] < width / 2 else box[2] - length, 0, max(width - length, 0)))
+    left = float(np.clip(box[0], 0, max(width - length, 0)))
     top = float(np.clip(box[1] if at_top else box[3] - line, 0, max(height - line, 0)))
     into_the_box = line if at_top else -line
     places = [_Area(left, top + k * into_the_box, length, line) for k in (0, 1, 2, 3, -1, -2, -3)]
     inside = [place for place in places if 0 <= place.top <= max(height - line, 0)]
     area = next((place for place in inside if not any(place.meets(other) for other in written)), places[0])
     rim = [withStroke(linewidth=1.4, foreground="white")]
-    axes.text(area.left, area.top, text, fontsize=5, color=colour, va="top", clip_on=True, path_effects=rim)
+    y, anchor = (area.top, "top") if at_top else (area.top + line, "bottom")
+    axes.text(area.left, y, text, fontsize=5, color=colour, va=anchor, clip_on=True, path_effects=rim)
     return area
 
 

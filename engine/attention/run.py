@@ -152,7 +152,8 @@ def visualize(
             except UserError as error:
                 if isinstance(error, _CannotWrite):
                     raise
-                left_out.append(f"{source.path.name}: {error}")
+                named = str(source.path) in str(error)
+                left_out.append(str(error) if named else f"{source.path}: {error}")
                 continue
             rows.append(row)
             drawn, figures = drawn + 1, figures + count
@@ -291,7 +292,8 @@ class _Drawer:
             for one in view.objects:
                 yield draw_object(view, one)
         if "evidence" in what and view.objects:
-            yield draw_evidence(view.scene, self._evidence(image, view.objects), self.evidence_layer)
+            evidence, scene = self._evidence(image, view.objects), view.scene
+            yield draw_evidence(scene, evidence, self.evidence_layer, scene.wording.query)
             if has_text(self.detector.model):
                 parts = text_evidence(self.detector.model, image, view.objects)
                 yield text_view(parts, self.detector.classes.names, self.options.lang)
@@ -299,7 +301,7 @@ class _Drawer:
     def _baseline_views(self, row: OverviewRow, evidence: Sequence[ObjectEvidence]) -> Iterator[DrawnView]:
         yield draw_baseline(row)
         if evidence:
-            yield draw_evidence(row.scene, evidence, self.evidence_layer)
+            yield draw_evidence(row.scene, evidence, self.evidence_layer, row.scene.wording.detection)
 
     def _evidence(self, image: torch.Tensor, objects: Sequence[PredictedObject]) -> list[ObjectEvidence]:
         model, layer = self.detector.model, self.evidence_layer

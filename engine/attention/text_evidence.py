@@ -17,7 +17,7 @@ from data.errors import UserError
 from engine.analysis.result import FloatArray
 from engine.attention.figures import DrawnView
 from engine.attention.objects import PredictedObject
-from engine.reporting.labels import Language, labels_of
+from engine.reporting.labels import Labels, Language, labels_of
 from engine.reporting.style import (
     FOUND_COLOUR,
     HATCHES,
@@ -97,10 +97,11 @@ def text_view(evidence: Sequence[TextEvidence], names: Sequence[str], lang: Lang
         axes = figure.subplots(len(evidence), 2, squeeze=False, width_ratios=(2, 1))
         for (by_class, by_layer), one in zip(axes, evidence, strict=True):
             name, own = tidy(names[one.found.label], _NAME_CHARACTERS), one.found.label
-            handles = _draw_classes(by_class, one, names, texts)
+            handles = _draw_classes(by_class, one, names, texts, labels)
             score = labels.number(one.found.score, 2)
             by_class.set_title(texts.object.format(query=one.found.query, name=name, score=score))
             _bars(by_layer, one.visual[:, own], one.text[:, own], texts)
+            _write_shares(by_layer, one.text[:, own], one.share[:, own], labels)
             by_layer.set_xticks(range(len(one.visual)), [str(k + 1) for k in range(len(one.visual))])
             by_layer.set_title(texts.by_layer.format(name=name))
             for axis in (by_class, by_layer):
@@ -113,11 +114,12 @@ def text_view(evidence: Sequence[TextEvidence], names: Sequence[str], lang: Lang
     return DrawnView("text", figure, texts.figure_caption, facts, text_table(evidence, names, lang))
 
 
-def _draw_classes(axis: Any, one: TextEvidence, names: Sequence[str], texts: Texts) -> list[Any]:
+def _draw_classes(axis: Any, one: TextEvidence, names: Sequence[str], texts: Texts, labels: Labels) -> list[Any]:
     """Bars of the last layer, and a mark for what the detector says in the end; their handles."""
     both = one.visual[-1] + one.text[-1]
     shown = np.sort(np.argsort(-both, kind="stable")[:_MOST_CLASSES])
     bars = _bars(axis, one.visual[-1, shown], one.text[-1, shown], texts)
+    _write_shares(axis, one.text[-1, shown], one.share[-1, shown], labels)
     marks = axis.plot(range(len(shown)), both[shown] + one.quality, "D", color=INK, label=texts.total)
     axis.set_xticks(range(len(shown)), [tidy(names[k], _NAME_CHARACTERS) for k in shown], rotation=30, ha="right")
     axis.set_ylabel(texts.logit)
@@ -150,6 +152,14 @@ def _bars(axis: Any, visual: FloatArray, text: FloatArray, texts: Texts) -> list
     ]
 
 
+def _write_shares(axis: Any, text: FloatArray, shares: FloatArray, labels: Labels) -> None:
+    """The text's share in percent at the end of its bars, which are often too small to be seen."""
+    for place, (value, share) in enumerate(zip(text, shares, strict=True)):
+        anchor = "bottom" if value >= 0 else "top"
+        axis.text(place + 0.2, value, labels.percent(float(share), 1), fontsize=5, ha="center", va=anchor)
+    axis.margins(y=0.1)
+
+
 def text_table(evidence: Sequence[TextEvidence], names: Sequence[str], lang: Language) -> Table:
     """A row per object and layer, for the predicted class."""
     texts = _TEXTS[lang]
@@ -159,7 +169,7 @@ def text_table(evidence: Sequence[TextEvidence], names: Sequence[str], lang: Lan
         for layer in range(len(one.visual)):
             visual, text = one.visual[layer, own], one.text[layer, own]
             share = float(one.share[layer, own])
-            numbers = [Number(float(visual), 2, signed=True), Number(float(text), 2, signed=True), Number(share, 2)]
+            numbers = [Number(float(visual), 3, signed=True), Number(float(text), 3, signed=True), Number(share, 3)]
             rows.append([one.found.query, names[own], layer + 1, *numbers])
     columns = [texts.query, texts.class_, texts.layer, texts.visual, texts.text, texts.share]
     return Table(columns, rows, texts.caption, "tab:text-evidence")
@@ -198,7 +208,7 @@ _TEXTS: Mapping[Language, Texts] = {
         caption="The logit of the predicted class in its parts. The share of the text is |text| / (|text| + |image|).",
         figure_caption="Who says what in the class scores. Left: logits of the last decoder layer by class; the "
         "diamond is the detector's logit, with the location quality, which is the same for all classes. Right: the "
-        "predicted class layer by layer.",
+        "predicted class layer by layer. In percent: share of the text, |text| / (|text| + |image|).",
     ),
     "es": Texts(
         object="Consulta {query}: {name}, confianza {score}; última capa",
@@ -214,6 +224,7 @@ _TEXTS: Mapping[Language, Texts] = {
         caption="El logit de la clase predicha en sus partes. La parte del texto es |texto| / (|texto| + |imagen|).",
         figure_caption="Quién dice qué en la confianza de cada clase. Izquierda: logits de la última capa del "
         "decodificador por clase; el rombo es el logit del detector, con la calidad de la posición, igual para todas "
-        "las clases. Derecha: la clase predicha capa por capa.",
+        "las clases. Derecha: la clase predicha capa por capa. En porcentaje: parte del texto, |texto| / (|texto| + "
+        "|imagen|).",
     ),
 }

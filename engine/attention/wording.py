@@ -18,6 +18,7 @@ class Wording:
     truth_and_predictions: str
     predictions: str
     query: str
+    detection: str
     block: str
     block_read: str
     head: str
@@ -79,6 +80,7 @@ _ENGLISH = Wording(
     truth_and_predictions="Annotated | predicted (dashed)",
     predictions="Predicted",
     query="Query {query}",
+    detection="Detection {query}",
     block="Block {block}",
     block_read="Block {block} (read)",
     head="Head {head}",
@@ -143,6 +145,7 @@ _SPANISH = Wording(
     truth_and_predictions="Anotado | predicho (trazos)",
     predictions="Predicho",
     query="Consulta {query}",
+    detection="Detección {query}",
     block="Bloque {block}",
     block_read="Bloque {block} (leído)",
     head="Cabeza {head}",

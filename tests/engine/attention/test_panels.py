@@ -16,13 +16,13 @@ PANEL_INCHES = 1.35
 """Of four panels in a row on 16 cm."""
 
 
-@pytest.mark.parametrize("size_hw", [(200, 200), (90, 300), (1600, 1000), (1000, 300)])
+@pytest.mark.parametrize("size_hw", [(200, 200), (90, 300), (1600, 1000), (1000, 500)])
 def test_names_lie_in_the_picture_and_not_on_each_other(size_hw: tuple[int, int]) -> None:
     height, width = size_hw
     corners = np.array([[0, 0, 0.9, 1], [0.02, 0.01, 0.9, 1], [0.5, 0, 1, 0.1]], np.float32)
     boxes = corners * np.array([width, height, width, height], np.float32)
     truth = Truth(boxes, (0, 0, 1))
-    scene = make_scene(np.zeros((height, width, 3), np.uint8), truth, ("scratches", "patches"), wording_of("es"))
+    scene = make_scene(np.zeros((height, width, 3), np.uint8), truth, ("DEFORMACIONES", "scratches"), wording_of("es"))
     objects = [
         PredictedObject(0, 0, 0.9, (0.0, 0.0, 0.9, 1.0)),
         PredictedObject(1, 1, 0.8, (0.0, 0.01, 0.9, 1.0)),

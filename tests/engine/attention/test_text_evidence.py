@@ -16,6 +16,7 @@ from engine.attention.objects import all_objects
 from engine.attention.run import ViewOptions, visualize
 from engine.attention.sources import SourceImage
 from engine.attention.text_evidence import has_text, text_evidence, text_table, text_view
+from engine.reporting.labels import labels_of
 from engine.reporting.table_files import write_table
 from tests.support.baselines import small_baseline
 from tests.support.models import images, shake, tiny_config, tiny_model
@@ -41,6 +42,8 @@ def test_parts_and_quality_make_the_detectors_logit(lang: str, tmp_path: Path) -
     view = text_view(found, NAMES, lang)  # type: ignore[arg-type]
     assert len(view.figure.axes) == 4
     assert view.facts["objects"][0]["text"] == found[0].text.tolist()
+    shares = [text.get_text() for text in view.figure.axes[0].texts]
+    assert shares == [labels_of(lang).percent(share, 1) for share in found[0].share[-1]]
     assert view.table is not None
     assert len(view.table.rows) == 6
     first = view.table.rows[2]
