@@ -69,27 +69,73 @@ class GreyCurve:
 
 Change = Brightness | Contrast | Saturation | Hue | ChannelOrder | GreyCurve
 
+Linear = npt.NDArray[np.float64]
+"""[3, 4]: a matrix for colours, and what is added."""
+Step = Linear | Hue | GreyCurve
+"""What is done to pixels; numbers that depend on the image are filled in."""
 
-def apply_changes(pixels: PixelArray, changes: Sequence[Change], sample: PixelArray) -> PixelArray:
+
+def apply_changes(pixels: PixelArray, changes: Sequence[Change], whole: PixelArray) -> PixelArray:
     """The pixels with all changes made in turn.
 
     Args:
         pixels: What to change; perhaps only a part of the image.
         changes: In their order.
-        sample: Pixels from all over the image, for the mean that Contrast needs.
+        whole: Pixels from all over the image, for the mean that Contrast needs.
     """
-    for index, change in enumerate(changes):
-        mean = _mean_grey(sample) if isinstance(change, Contrast) else 0.0
-        if any(isinstance(later, Contrast) for later in changes[index + 1 :]):
-            sample = _changed(sample, change, mean)
-        pixels = _changed(pixels, change, mean)
+    return apply_steps(pixels, steps_of(changes, whole))
+
+
+def apply_steps(pixels: PixelArray, steps: Sequence[Step]) -> PixelArray:
+    """The pixels after steps from `steps_of`, which may serve several parts of one image."""
+    for step in steps:
+        pixels = _made(pixels, step)
     return pixels
+
+
+def steps_of(changes: Sequence[Change], whole: PixelArray) -> list[Step]:
+    """What `apply_changes` does, in as few passes over the pixels as will do."""
+    return _fused(_steps(changes, whole))
+
+
+def needs_mean(changes: Sequence[Change]) -> bool:
+    """Whether `whole` is looked at."""
+    return any(isinstance(change, Contrast) for change in changes)
 
 
 def sample_of(pixels: PixelArray, about: int = 16384) -> PixelArray:
     """Every k-th pixel of every k-th row: about so many, all of a small image."""
-    step = max(1, int((pixels.shape[0] * pixels.shape[1] / about) ** 0.5))
-    return np.ascontiguousarray(pixels[::step, ::step])
+    height, width = pixels.shape[:2]
+    step = max(1, int((height * width / about) ** 0.5))
+    if step == 1:
+        return pixels
+    return as_pixels(cv2.resize(pixels, (width // step, height // step), interpolation=cv2.INTER_NEAREST))
+
+
+def _steps(changes: Sequence[Change], whole: PixelArray) -> list[Step]:
+    """The changes with their numbers: Contrast needs the mean of what the changes before it leave."""
+    num_before_last_mean = max((i for i, change in enumerate(changes) if isinstance(change, Contrast)), default=0)
+    sample = sample_of(whole) if needs_mean(changes) else whole
+    steps = []
+    for index, change in enumerate(changes):
+        step = _step(change, sample)
+        steps.append(step)
+        if index < num_before_last_mean:
+            sample = _made(sample, step)
+    return steps
+
+
+def _step(change: Change, sample: PixelArray) -> Step:
+    match change:
+        case Brightness(factor):
+            return _linear(factor * np.eye(3), 0.0)
+        case Contrast(factor):
+            return _linear(factor * np.eye(3), (1 - factor) * _mean_grey(sample))
+        case Saturation(factor):
+            return _linear(factor * np.eye(3) + (1 - factor) * _GREY[None, :], 0.0)
+        case ChannelOrder(order):
+            return np.concatenate([np.eye(3)[list(order)], np.zeros((3, 1))], axis=1)
+    return change
 
 
 def _mean_grey(sample: PixelArray) -> float:
@@ -97,28 +143,42 @@ def _mean_grey(sample: PixelArray) -> float:
     return max(0.0, float(np.dot(cv2.mean(sample)[:3], _GREY)) - 0.5)
 
 
-def _changed(pixels: PixelArray, change: Change, mean: float) -> PixelArray:
-    match change:
-        case Brightness(factor):
-            return _linear(pixels, factor * np.eye(3), 0.0)
-        case Contrast(factor):
-            return _linear(pixels, factor * np.eye(3), (1 - factor) * mean)
-        case Saturation(factor):
-            return _linear(pixels, factor * np.eye(3) + (1 - factor) * _GREY[None, :], 0.0)
+def _linear(matrix: npt.NDArray[np.float64], offset: float) -> Linear:
+    return np.concatenate([matrix, np.full((3, 1), offset + _TRUNCATE)], axis=1)
+
+
+def _fused(steps: Sequence[Step]) -> list[Step]:
+    """Neighbouring matrices made one, unless values would have to be clipped to 0..255 between them."""
+    fused: list[Step] = []
+    for step in steps:
+        before = fused[-1] if fused else None
+        if isinstance(step, np.ndarray) and isinstance(before, np.ndarray) and (_stays(before) or _is_order(step)):
+            fused[-1] = np.concatenate([step[:, :3] @ before[:, :3], step[:, :3] @ before[:, 3:] + step[:, 3:]], axis=1)
+        else:
+            fused.append(step)
+    return fused
+
+
+def _stays(linear: Linear) -> bool:
+    """Whether no colour leaves 0..255, but for rounding."""
+    high = 255 * linear[:, :3].clip(min=0).sum(axis=1) + linear[:, 3]
+    low = 255 * linear[:, :3].clip(max=0).sum(axis=1) + linear[:, 3]
+    return bool((high <= 255.5).all() and (low >= -0.5).all())
+
+
+def _is_order(linear: Linear) -> bool:
+    """A change of places makes no difference to clipping."""
+    return bool(((linear == 0) | (linear == 1)).all())
+
+
+def _made(pixels: PixelArray, step: Step) -> PixelArray:
+    match step:
         case Hue(turn):
             return _turned(pixels, turn)
-        case ChannelOrder(order):
-            channels = cv2.split(pixels)
-            return as_pixels(cv2.merge([channels[source] for source in order]))
         case GreyCurve(gamma, shift):
             curve = 255 * ((np.arange(256) / 255) ** gamma + shift)
             return as_pixels(cv2.LUT(pixels, np.rint(curve).clip(0, 255).astype(np.uint8)))
-
-
-def _linear(pixels: PixelArray, matrix: npt.NDArray[np.float64], offset: float) -> PixelArray:
-    """Each pixel's colour times a 3 x 3 matrix, plus an offset, clipped."""
-    full = np.concatenate([matrix, np.full((3, 1), offset + _TRUNCATE)], axis=1).astype(np.float32)
-    return as_pixels(cv2.transform(pixels, full))
+    return as_pixels(cv2.transform(pixels, step.astype(np.float32)))
 
 
 def _turned(pixels: PixelArray, turn: float) -> PixelArray:

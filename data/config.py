@@ -218,6 +218,11 @@ class TransformsConfig(_Section):
         return next((op for op in self.ops if isinstance(op, ResizeOp)), None)
 
     @property
+    def mosaic(self) -> MosaicOp | None:
+        """The Mosaic op, if there is one."""
+        return next((op for op in self.ops if isinstance(op, MosaicOp)), None)
+
+    @property
     def normalize(self) -> NormalizeOp | None:
         """The Normalize op, if there is one."""
         return next((op for op in self.ops if isinstance(op, NormalizeOp)), None)

@@ -18,10 +18,10 @@ from data.batch import Target
 from data.coco import CocoSplit, size_problem
 from data.config import DataConfig, LoaderConfig
 from data.errors import UserError
-from data.images import ImageFacts, PixelArray, read_image, read_reduced, resize_antialiased
-from data.mix import mosaic
+from data.images import REDUCTIONS, ImageFacts, PixelArray, read_image, read_reduced, resize_antialiased
+from data.mix import mosaic, shorter_side
 from data.pixel_cache import PixelCache
-from data.scene import Scene, draw, scene_of
+from data.scene import Scene, at_most, draw, scene_of
 from data.schedule import EpochPlan, epoch_plan
 from data.transforms import TrainTransform, output_size_hw, to_target
 
@@ -56,6 +56,38 @@ class Sample:
     orig_size_wh: tuple[int, int]
     """Size of the original image in pixels."""
     key: SampleKey
+
+
+def build_cache(split: CocoSplit, loader: LoaderConfig, max_bytes: int, *, shared: bool) -> PixelCache:
+    """Room for the split's pixels in all versions that training reads: mosaic tiles, then all reductions.
+
+    Small ones get their places first, because a byte spent on them serves more samples: three of a mosaic's four
+    images are read as tiles only.
+    """
+    op = loader.dataset.transforms.mosaic
+    sizes = []
+    for image in split.images:
+        size_hw = (image.height, image.width)
+        tile_hw = None if op is None else _tile_size(size_hw, op.output_size)
+        sizes.append(
+            [(0, 0) if tile_hw is None else tile_hw]
+            + [(-(-image.height // step), -(-image.width // step)) for step in REDUCTIONS[::-1]]
+        )
+    return PixelCache(sizes, max_bytes, shared=shared)
+
+
+_TILE = 0
+
+
+def _version(reduction: int) -> int:
+    """Number in the cache."""
+    return len(REDUCTIONS) - REDUCTIONS.index(reduction)
+
+
+def _tile_size(size_hw: tuple[int, int], side: int) -> tuple[int, int] | None:
+    """Height and width of an image's tile in a mosaic; None if it is not smaller than the image."""
+    tile_hw = shorter_side(size_hw, side)
+    return tile_hw if tile_hw[0] < size_hw[0] and tile_hw[1] < size_hw[1] else None
 
 
 def pixel_mean_std(config: DataConfig) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -146,13 +178,29 @@ class IndustrialDataset(Dataset[Sample]):
         Raises:
             UserError: The image is unreadable, or its size is not what the annotations say.
         """
-        cached = None if self._cache is None else self._cache.get(index, reduction)
+        cached = None if self._cache is None else self._cache.get(index, _version(reduction))
         if cached is not None:
             return cached
         pixels, facts = read_reduced(self.split.images[index].path, reduction)
         self._require_size(index, facts)
         if self._cache is not None:
-            self._cache.put(index, reduction, pixels)
+            self._cache.put(index, _version(reduction), pixels)
+        return pixels
+
+    def at_most(self, index: int, size_hw: tuple[int, int]) -> PixelArray:
+        """An image for training at another size (see `data.scene.at_most`), tiles perhaps from the cache.
+
+        Raises:
+            UserError: As `pixels`.
+        """
+        image, op = self.split.images[index], self._config.dataset.transforms.mosaic
+        is_tile = op is not None and size_hw == _tile_size((image.height, image.width), op.output_size)
+        cached = self._cache.get(index, _TILE) if self._cache is not None and is_tile else None
+        if cached is not None:
+            return cached
+        pixels = at_most(_SplitImage(self, index), size_hw)
+        if self._cache is not None and is_tile:
+            self._cache.put(index, _TILE, pixels)
         return pixels
 
     def _resized(self, index: int, size_hw: tuple[int, int]) -> tuple[PixelArray, FloatArray, LabelArray]:
@@ -204,3 +252,7 @@ class _SplitImage:
     def pixels(self, reduction: int) -> PixelArray:
         """From the file or the cache."""
         return self.dataset.pixels(self.index, reduction)
+
+    def at_most(self, size_hw: tuple[int, int]) -> PixelArray:
+        """From the file or the cache."""
+        return self.dataset.at_most(self.index, size_hw)

@@ -29,7 +29,14 @@ from data.classes import ClassMap
 from data.coco import CocoSplit
 from data.config import DataConfig, LoaderConfig, loaders
 from data.errors import UserError
-from data.industrial_dataset import BATCH_STREAM, SHUFFLE_STREAM, IndustrialDataset, Sample, SampleKey
+from data.industrial_dataset import (
+    BATCH_STREAM,
+    SHUFFLE_STREAM,
+    IndustrialDataset,
+    Sample,
+    SampleKey,
+    build_cache,
+)
 from data.mix import batch_size_hw, mix_batch
 from data.pixel_cache import PixelCache
 from data.sampling import FloatArray, epoch_length, repeat_factors, repeated
@@ -104,7 +111,7 @@ def build_train_loader(
             f"{len(split)}, or train_dataloader.drop_last: False."
         )
     workers = loader.num_workers if num_workers is None else num_workers
-    cache = _cache(split, loader.dataset.cache_mib, shared=workers > 0)
+    cache = _cache(split, loader, shared=workers > 0)
     dataset = IndustrialDataset(split, loader, training=True, seed=seed, cache=cache)
     batches = _Batches(dataset, loader, training=True, seed=seed, rank=rank)
     return TrainLoader(batches, order, workers, pin_memory, config.accumulation_steps)
@@ -146,13 +153,13 @@ def build_eval_loader(
     return EvalLoader(batches, order, loader.num_workers, pin_memory)
 
 
-def _cache(split: CocoSplit, max_mib: int, *, shared: bool) -> PixelCache | None:
+def _cache(split: CocoSplit, loader: LoaderConfig, *, shared: bool) -> PixelCache | None:
     """Room for the split's pixels, as far as config and memory allow."""
-    if not max_mib:
+    max_bytes = loader.dataset.cache_mib * 2**20
+    if not max_bytes:
         return None
     spare = memory_to_spare()
-    max_bytes = max_mib * 2**20 if spare is None else min(max_mib * 2**20, spare)
-    return PixelCache([(image.height, image.width) for image in split.images], max_bytes, shared=shared)
+    return build_cache(split, loader, max_bytes if spare is None else min(max_bytes, spare), shared=shared)
 
 
 def collate(images: Tensor, samples: Sequence[Sample]) -> Batch:

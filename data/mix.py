@@ -36,7 +36,7 @@ def mosaic(sources: Sequence[Scene], op: MosaicOp, rng: np.random.Generator) -> 
     Returns:
         The canvas; boxes are hulls of the turned boxes, clipped to it. Boxes that left it have no area.
     """
-    sizes = [_shorter_side(source.size_hw, op.output_size) for source in sources]
+    sizes = [shorter_side(source.size_hw, op.output_size) for source in sources]
     tile_h, tile_w = (max(size[axis] for size in sizes) for axis in (0, 1))
     tiles, boxes = [], []
     places = ((0, 0), (tile_w, 0), (0, tile_h), (tile_w, tile_h))
@@ -55,12 +55,14 @@ def mosaic(sources: Sequence[Scene], op: MosaicOp, rng: np.random.Generator) -> 
         labels=np.concatenate([source.labels for source in sources]),
         fill=op.fill_value,
     )
-    turned = canvas.moved(_affine_matrix(2 * tile_w, 2 * tile_h, op, rng), size_hw)
-    return replace(turned, window_xyxy=canvas.window_xyxy)  # what turns in from outside is canvas, too
+    affine = _affine_matrix(2 * tile_w, 2 * tile_h, op, rng)
+    detail = min(1.0, math.hypot(affine[0, 0], affine[1, 0]))  # the original turns by nearest neighbour
+    # What turns in from outside is canvas, too.
+    return replace(canvas.moved(affine, size_hw), window_xyxy=canvas.window_xyxy, detail=detail)
 
 
-def _shorter_side(size_hw: tuple[int, int], side: int) -> tuple[int, int]:
-    """Scaled so that the shorter side has `side` pixels; the aspect is kept."""
+def shorter_side(size_hw: tuple[int, int], side: int) -> tuple[int, int]:
+    """Height and width of a mosaic's tile: the shorter side has `side` pixels; the aspect is kept."""
     height, width = size_hw
     longer = max(1, math.floor(side * max(height, width) / min(height, width)))
     return (side, longer) if height <= width else (longer, side)

@@ -7,34 +7,30 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from data.images import REDUCTIONS, PixelArray
+from data.images import PixelArray
 from data.shared_memory import shared_bytes
-
-_LEVELS = len(REDUCTIONS)
 
 
 class PixelCache:
-    """A place for every image at every reduction, as far as the memory goes. Nothing is ever thrown out.
+    """A place for every image in every version (size), as far as the memory goes. Nothing is ever thrown out.
 
-    Places are dealt out beforehand, small versions first: one byte spent on them serves more samples (three of a
-    mosaic's four images are read small). So processes need no lock: two that decode the same image write the
-    same bytes to the same place, and only then the mark that they are there. Between the two the interpreter's
-    lock changes hands, which orders them on every processor.
+    Places are dealt out beforehand, so processes need no lock: two that decode the same image write the same bytes
+    to the same place, and only then the mark that they are there. Between the two the interpreter's lock changes
+    hands, which orders them on every processor.
     """
 
-    def __init__(self, sizes_hw: Sequence[tuple[int, int]], max_bytes: int, *, shared: bool) -> None:
+    def __init__(self, sizes_hw: Sequence[Sequence[tuple[int, int]]], max_bytes: int, *, shared: bool) -> None:
         """Nothing is decoded yet, and no memory is taken from the system.
 
         Args:
-            sizes_hw: Of all images.
+            sizes_hw: Of all versions of all images. Places are dealt out to the first version of all images, then
+                to the second, and so on.
             max_bytes: Of pixels, over all processes.
             shared: Whether worker processes will use it.
         """
-        sizes = np.array(sizes_hw, dtype=np.int64).reshape(-1, 1, 2)
-        steps = np.array(REDUCTIONS, dtype=np.int64)[None, :, None]
-        self._shapes = -(-sizes // steps)  # [N, levels, 2]
+        self._shapes = np.array(sizes_hw, dtype=np.int64)  # [N, V, 2]
         counts = self._shapes.prod(axis=2) * 3
-        ends = counts.T[::-1].ravel().cumsum().reshape(_LEVELS, -1)[::-1].T  # the smallest level of all images first
+        ends = counts.T.ravel().cumsum().reshape(counts.T.shape).T
         self._starts = np.where(ends <= max_bytes, ends - counts, -1)
         self.num_bytes = int(ends[ends <= max_bytes].max(initial=0))
         """Pixels that fit."""
@@ -42,25 +38,29 @@ class PixelCache:
         self._pixels = make(self.num_bytes)
         self._is_there = make(counts.size).zero_()
 
-    def get(self, index: int, reduction: int) -> PixelArray | None:
+    def get(self, index: int, version: int) -> PixelArray | None:
         """The pixels, not to be written to, or None if they are not there (yet)."""
-        level = REDUCTIONS.index(reduction)
-        if not self._is_there.numpy()[index * _LEVELS + level]:
+        if not self._marks[index, version]:
             return None
-        place = self._place(index, level)
+        place = self._place(index, version)
         place.flags.writeable = False
         return place
 
-    def put(self, index: int, reduction: int, pixels: PixelArray) -> None:
+    def put(self, index: int, version: int, pixels: PixelArray) -> None:
         """Keep a copy of the pixels, if there is room for them."""
-        level = REDUCTIONS.index(reduction)
-        if self._starts[index, level] >= 0:
-            self._place(index, level)[...] = pixels
-            self._is_there[index * _LEVELS + level] = 1
+        if self._starts[index, version] >= 0:
+            self._place(index, version)[...] = pixels
+            self._marks[index, version] = 1
 
-    def _place(self, index: int, level: int) -> PixelArray:
-        height, width = self._shapes[index, level].tolist()
-        start = int(self._starts[index, level])
+    @property
+    def _marks(self) -> PixelArray:
+        """[N, V] Which pixels are there; seen by all processes."""
+        marks: PixelArray = self._is_there.numpy().reshape(self._starts.shape)
+        return marks
+
+    def _place(self, index: int, version: int) -> PixelArray:
+        height, width = self._shapes[index, version].tolist()
+        start = int(self._starts[index, version])
         place: PixelArray = self._pixels.numpy()[start : start + height * width * 3].reshape(height, width, 3)
         return place
 

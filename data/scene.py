@@ -17,12 +17,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from data.colour import Change, apply_changes, sample_of
+from data.colour import Change, apply_changes, apply_steps, needs_mean, steps_of
 from data.images import REDUCTIONS, PixelArray, as_pixels, reduced
 
 FloatArray = npt.NDArray[np.float64]
 Matrix = FloatArray
 _HAIR = 1e-6
+_SAMPLE_SIDE = 96
+"""Of a sketch that shows the mean grey of a view."""
+_SMALLEST_UNSMOOTHED = 0.65
+"""Pixels are dropped without a loss that shows down to this scale."""
 
 
 class Source(Protocol):
@@ -34,6 +38,9 @@ class Source(Protocol):
 
     def pixels(self, reduction: int) -> PixelArray:
         """uint8 [ceil(H / reduction), ceil(W / reduction), 3], RGB, not to be written to."""
+
+    def at_most(self, size_hw: tuple[int, int]) -> PixelArray:
+        """As the function `at_most` gives it, not to be written to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +57,10 @@ class ArraySource:
     def pixels(self, reduction: int) -> PixelArray:
         """Means of squares."""
         return reduced(self.array, reduction)
+
+    def at_most(self, size_hw: tuple[int, int]) -> PixelArray:
+        """As the function `at_most`."""
+        return at_most(self, size_hw)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +92,8 @@ class Scene:
     """Grey around the window, and between the tiles."""
     changes: tuple[Change, ...] = ()
     """Of colour, inside the window."""
+    detail: float = 1.0
+    """Up to 1: the scale of a step of the original that keeps every so manieth pixel and drops the others."""
 
     def moved(self, matrix: Matrix, size_hw: tuple[int, int]) -> Scene:
         """The scene in a view of another size, after a map; boxes become hulls, clipped to the view."""
@@ -161,10 +174,19 @@ def draw(scene: Scene, size_hw: tuple[int, int] | None = None) -> tuple[PixelArr
     if len(scene.tiles) == 1 and _is_upright(scene.matrix):
         return image, _draw_upright(scene, image, (x0, y0, x1, y1))
     view = image[y0:y1, x0:x1]
-    _draw_canvas(scene, view, x0, y0)
-    if scene.changes:
-        view[...] = apply_changes(view, scene.changes, sample_of(view))
+    _draw_canvas(scene, view, shift(-x0, -y0) @ scene.matrix)
     return image, scene
+
+
+def at_most(source: Source, size_hw: tuple[int, int]) -> PixelArray:
+    """A source at another size where that is smaller in both directions, otherwise all its pixels."""
+    (height, width), (own_height, own_width) = size_hw, source.size_hw
+    if height >= own_height or width >= own_width:
+        return source.pixels(1)
+    part = source.pixels(_reduction(min(own_height / height, own_width / width)))
+    result: PixelArray = np.empty((height, width, 3), np.uint8)
+    _fit(part, result)
+    return result
 
 
 def _is_upright(matrix: Matrix) -> bool:
@@ -189,10 +211,10 @@ def _draw_upright(scene: Scene, image: PixelArray, window: tuple[int, int, int, 
     flips = (matrix[0, 1] < 0, matrix[1, 0] < 0) if is_turned else (matrix[0, 0] < 0, matrix[1, 1] < 0)
     changes_first = part.size <= view.size
     if scene.changes and changes_first:
-        part = apply_changes(part, scene.changes, sample_of(pixels))
+        part = apply_changes(part, scene.changes, pixels)
     _fit(as_pixels(cv2.transpose(part)) if is_turned else part, view, flips)
     if scene.changes and not changes_first:
-        view[...] = apply_changes(view, scene.changes, sample_of(pixels))
+        view[...] = apply_changes(view, scene.changes, pixels)
     # Source -> unit square -> turned -> flipped -> window.
     drawn = scaling(1 / (right - left), 1 / (bottom - top)) @ shift(-left, -top) @ scaling(1 / reduction, 1 / reduction)
     if is_turned:
@@ -257,26 +279,90 @@ def _smoothed(part: PixelArray, size_wh: tuple[int, int]) -> PixelArray:
     return as_pixels(cv2.GaussianBlur(part, sides, sigmaX=sigmas[0], sigmaY=sigmas[1], borderType=border))
 
 
-def _draw_canvas(scene: Scene, view: PixelArray, x0: int, y0: int) -> None:
-    """Draw the tiles at about the size they will be seen at, then turn them all into the window at (x0, y0)."""
-    to_view = shift(-x0, -y0) @ scene.matrix
-    canvas_h, canvas_w = scene.canvas_hw
-    height = _drawn_side(canvas_h, math.hypot(to_view[0, 1], to_view[1, 1]))
-    width = _drawn_side(canvas_w, math.hypot(to_view[0, 0], to_view[1, 0]))
-    scale_x, scale_y = width / canvas_w, height / canvas_h
-    canvas: PixelArray = np.full((height, width, 3), scene.fill, np.uint8)
+def _draw_canvas(scene: Scene, view: PixelArray, to_view: Matrix) -> None:
+    """Lay the tiles side by side on a canvas, then turn them all into the window by nearest neighbour.
+
+    Colours are changed wherever fewer pixels are, in the sources or in the view.
+    """
+    size_hw = _canvas_size(scene, to_view)
+    parts = _seen_parts(scene, size_hw, to_view, view)
+    fill: PixelArray = np.full((1, 1, 3), scene.fill, np.uint8)
+    if not scene.changes or sum(part.size for _, part in parts) >= view.size:
+        _turn(scene, _laid_out(scene, size_hw, parts, fill), to_view, view, fill)
+        if scene.changes:
+            view[...] = apply_changes(view, scene.changes, view)
+        return
+    sample: PixelArray = np.empty((_SAMPLE_SIDE, _SAMPLE_SIDE, 3), np.uint8)
+    if needs_mean(scene.changes):
+        small = scaling(_SAMPLE_SIDE / view.shape[1], _SAMPLE_SIDE / view.shape[0]) @ to_view
+        sketch = _laid_out(scene, (2 * _SAMPLE_SIDE, 2 * _SAMPLE_SIDE), parts, fill, sketch=True)
+        _turn(scene, sketch, small, sample, fill)
+    steps = steps_of(scene.changes, sample)
+    parts = [(tile, apply_steps(part, steps)) for tile, part in parts]
+    fill = apply_steps(fill, steps)
+    _turn(scene, _laid_out(scene, size_hw, parts, fill), to_view, view, fill)
+
+
+def _canvas_size(scene: Scene, to_view: Matrix) -> tuple[int, int]:
+    """Height and width to draw the canvas with: its own, unless the view is so much smaller that dropping pixels
+    would show more noise than the original, whose last step smooths them."""
+    height, width = scene.canvas_hw
+    scale_y = math.hypot(to_view[0, 1], to_view[1, 1]) / scene.detail
+    scale_x = math.hypot(to_view[0, 0], to_view[1, 0]) / scene.detail
+    if min(scale_x, scale_y) >= _SMALLEST_UNSMOOTHED:
+        return height, width
+    return _drawn_side(height, scale_y), _drawn_side(width, scale_x)
+
+
+def _drawn_side(side: int, scale: float) -> int:
+    """Even, so that the tiles' seam stays on a pixel's edge; never more than the side has."""
+    return min(side, 2 * max(1, round(side * scale / 2)))
+
+
+def _seen_parts(
+    scene: Scene, canvas_hw: tuple[int, int], to_view: Matrix, view: PixelArray
+) -> list[tuple[Tile, PixelArray]]:
+    """The pixels of all tiles that are seen, no more of them than the canvas has room for."""
     limits = np.array([view.shape[1], view.shape[0]] * 2, dtype=np.float64)
+    parts = []
     for tile in scene.tiles:
         seen = hulls(np.array([tile.box_xyxy], dtype=np.float64), to_view)[0].clip(0, limits)
-        left, top, right, bottom = (
-            math.floor(edge * scale + 0.5)
-            for edge, scale in zip(tile.box_xyxy, (scale_x, scale_y, scale_x, scale_y), strict=True)
-        )
+        left, top, right, bottom = _place(scene, tile, canvas_hw)
         if (seen[2:] > seen[:2]).all() and right > left and bottom > top:
-            source_h, source_w = tile.source.size_hw
-            reduction = _reduction(min(source_w / (right - left), source_h / (bottom - top)))
-            _fit(tile.source.pixels(reduction), canvas[top:bottom, left:right])
-    matrix = to_view @ scaling(1 / scale_x, 1 / scale_y)
+            parts.append((tile, tile.source.at_most((bottom - top, right - left))))
+    return parts
+
+
+def _place(scene: Scene, tile: Tile, canvas_hw: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Of a tile on the canvas when that is drawn at a size, xyxy in whole pixels."""
+    scale_y, scale_x = canvas_hw[0] / scene.canvas_hw[0], canvas_hw[1] / scene.canvas_hw[1]
+    left, top, right, bottom = tile.box_xyxy
+    return tuple(math.floor(edge + 0.5) for edge in (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y))  # type: ignore[return-value]
+
+
+def _laid_out(
+    scene: Scene,
+    canvas_hw: tuple[int, int],
+    parts: list[tuple[Tile, PixelArray]],
+    fill: PixelArray,
+    *,
+    sketch: bool = False,
+) -> PixelArray:
+    """The canvas with its tiles; a sketch drops pixels."""
+    canvas: PixelArray = np.empty((*canvas_hw, 3), np.uint8)
+    cv2.rectangle(canvas, (0, 0), canvas_hw[::-1], fill[0, 0].tolist(), cv2.FILLED)
+    for tile, part in parts:
+        left, top, right, bottom = _place(scene, tile, canvas_hw)
+        place = canvas[top:bottom, left:right]
+        if sketch:
+            cv2.resize(part, (right - left, bottom - top), dst=place, interpolation=cv2.INTER_NEAREST)
+        else:
+            _fit(part, place)
+    return canvas
+
+
+def _turn(scene: Scene, canvas: PixelArray, to_view: Matrix, view: PixelArray, fill: PixelArray) -> None:
+    matrix = to_view @ scaling(scene.canvas_hw[1] / canvas.shape[1], scene.canvas_hw[0] / canvas.shape[0])
     in_indices = shift(-0.5, -0.5) @ matrix @ shift(0.5, 0.5)  # OpenCV has a pixel's centre at its index
     cv2.warpAffine(
         canvas,
@@ -285,11 +371,5 @@ def _draw_canvas(scene: Scene, view: PixelArray, x0: int, y0: int) -> None:
         dst=view,
         flags=cv2.INTER_NEAREST,
         borderMode=cv2.BORDER_CONSTANT,
-        borderValue=(scene.fill,) * 3,
+        borderValue=fill[0, 0].tolist(),
     )
-
-
-def _drawn_side(side: int, scale: float) -> int:
-    """Pixels to draw a side of the canvas with: even, so that the tiles' seam stays on a pixel's edge; never more
-    than it has."""
-    return min(side, 2 * max(1, round(side * scale / 2)))

@@ -48,7 +48,7 @@ class TrainTransform:
             UserError: There is no Resize op, or Mosaic is not the first op.
         """
         output_size_hw(config)
-        self.mosaic = next((op for op in config.ops if isinstance(op, MosaicOp)), None)
+        self.mosaic = config.mosaic
         if self.mosaic is not None and not isinstance(config.ops[0], MosaicOp):
             raise UserError("transforms.ops: Mosaic is not the first op. Move it to the top of the list.")
         built = [(op.type, _build_step(op)) for op in config.ops]

@@ -3,7 +3,18 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from data.colour import Brightness, Change, ChannelOrder, Contrast, GreyCurve, Hue, Saturation, apply_changes, sample_of
+from data.colour import (
+    Brightness,
+    Change,
+    ChannelOrder,
+    Contrast,
+    GreyCurve,
+    Hue,
+    Saturation,
+    apply_changes,
+    sample_of,
+    steps_of,
+)
 from data.images import PixelArray
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (90, 110, 3), dtype=np.uint8)
@@ -45,7 +56,7 @@ def test_each_change_is_torchvisions_within_two_levels(change: Change) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_chains_in_torchvisions_order(seed: int) -> None:
-    """Each step may round differently, and a contrast or saturation of 1.5 widens what the step before left."""
+    """torchvision rounds after every step, and a contrast or saturation of 1.5 widens what rounding left."""
     rng = np.random.default_rng(seed)
     middle: list[Change] = [
         Contrast(rng.uniform(0.5, 1.5)),
@@ -58,7 +69,7 @@ def test_chains_in_torchvisions_order(seed: int) -> None:
     for change in changes:
         expected = _torchvision(expected, change)
     difference = np.abs(apply_changes(PIXELS, changes, sample_of(PIXELS)).astype(int) - expected)
-    assert difference.mean() < 1 and np.quantile(difference, 0.99) <= 2 and difference.max() <= 6
+    assert difference.mean() < 1 and np.quantile(difference, 0.99) <= 3 and difference.max() <= 8
 
 
 def test_contrast_goes_by_the_whole_image() -> None:
@@ -83,3 +94,10 @@ def test_grey_curve() -> None:
 def test_a_sample_is_all_of_a_small_image() -> None:
     np.testing.assert_array_equal(sample_of(PIXELS), PIXELS)
     assert 8000 < sample_of(np.zeros((960, 1280, 3), np.uint8)).size / 3 < 33000
+
+
+@pytest.mark.parametrize("brightness", [0.9, 1.1])
+def test_steps_become_one_pass_only_if_nothing_is_clipped_between(brightness: float) -> None:
+    changes = [Brightness(brightness), Saturation(1.4), ChannelOrder((2, 0, 1))]
+    assert len(steps_of(changes, PIXELS)) == (1 if brightness < 1 else 2)
+    assert len(steps_of([Saturation(0.5), Hue(0.1), Brightness(0.9)], PIXELS)) == 3

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.errors import UserError
-from data.images import decode_image, read_image, read_reduced, resize_antialiased
+from data.images import decode_image, read_facts, read_image, read_reduced, resize_antialiased
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
@@ -192,3 +192,21 @@ class TestReadForTraining:
         path.write_bytes(path.read_bytes()[:3000])
         with pytest.raises(UserError, match=r"a\.jpg: cannot be read as an image"):
             read_reduced(path, 1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"comment": b"\xff\xd8"}, {"exif": True}, {"dpi": (3, 3)}]
+)
+def test_a_jpeg_header_says_what_pillow_says(tmp_path: Path, mode: str, options: dict[str, object]) -> None:
+    """Fast reading takes facts from the header itself, or leaves the file to Pillow."""
+    image = Image.fromarray(RGB).resize((37, 21)).convert(mode)
+    if options.pop("exif", False):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options["exif"] = exif
+    path = _saved(tmp_path / "a.jpg", image, quality=90, **options)
+    pixels, facts = read_reduced(path, 1)
+    expected, expected_facts = read_image(path)
+    assert facts == expected_facts == read_facts(path)
+    np.testing.assert_array_equal(pixels, expected)

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.tv_tensors import BoundingBoxes
 
 from data.batch import Target
-from data.config import CollateConfig, MosaicOp
+from data.colour import Brightness, Contrast, Saturation, apply_changes
+from data.config import CollateConfig, MosaicOp, TransformsConfig
 from data.mix import batch_size_hw, copyblend, mix_batch, mixup, mosaic
 from data.scene import ArraySource, Scene, draw, scene_of
 from data.schedule import EpochPlan
+from data.transforms import TrainTransform
 
 RNG = np.random.default_rng
 BLEND = CollateConfig(area_threshold=100, num_objects=3, with_expand=True)
@@ -266,3 +271,65 @@ class TestMixBatch:
             _, mixed = mix_batch(images, targets, plan, config, RNG(0), size_hw=(96, 128))
             counts.append(len(mixed[0]["labels"]))
         assert counts == [2, 1]
+
+
+def _official_mosaic(pixels: list[Any], boxes: list[Any], op: MosaicOp, size: int) -> tuple[Tensor, Tensor]:
+    """Spec section 10.2 step by step with torchvision on whole images, then the final resize."""
+    tiles = []
+    for own, own_boxes in zip(pixels, boxes, strict=True):
+        wrapped = BoundingBoxes(torch.tensor(own_boxes), format="XYXY", canvas_size=own.shape[:2])  # type: ignore[call-overload]
+        tiles.append(v2.Resize(op.output_size)(torch.from_numpy(own).permute(2, 0, 1), wrapped))
+    height, width = (max(tile[0].shape[axis] for tile in tiles) for axis in (1, 2))
+    canvas, found = torch.zeros(3, 2 * height, 2 * width, dtype=torch.uint8), []
+    for (image, own_boxes), (x, y) in zip(tiles, ((0, 0), (width, 0), (0, height), (width, height)), strict=True):
+        canvas[:, y : y + image.shape[1], x : x + image.shape[2]] = image
+        found.append(own_boxes.as_subclass(Tensor) + torch.tensor([x, y, x, y]))
+    merged = BoundingBoxes(torch.cat(found), format="XYXY", canvas_size=(2 * height, 2 * width))  # type: ignore[call-overload]
+    affine = v2.RandomAffine(op.rotation_range, op.translation_range, op.scaling_range)
+    steps = v2.Compose(
+        [affine, v2.RandomPhotometricDistort(p=1.0), v2.SanitizeBoundingBoxes(), v2.Resize((size, size))]
+    )
+    result = steps({"image": canvas, "boxes": merged, "labels": torch.zeros(len(merged))})
+    return result["image"], result["boxes"]
+
+
+@pytest.mark.parametrize("side", [20, 90])
+def test_mosaics_have_the_distribution_of_the_official_order(side: int) -> None:
+    """Images smaller than a tile, where colours are changed first, and larger ones."""
+    op, size, width = MosaicOp(output_size=32), 64, side * 4 // 3
+    ramp = np.add.outer(np.arange(side), np.arange(width))[..., None] * np.array([0.6, 0.8, 1.0]) * 100 / side
+    pixels = [(ramp / (k + 1) + RNG(k).normal(20, 4, (side, width, 3))).clip(0, 255).astype(np.uint8) for k in range(4)]
+    boxes = [[(0.1 * side, 0.1 * side, 0.7 * side, 0.9 * side), (0.8 * side, 0, 1.2 * side, 0.5 * side)]] * 4
+    sources = [scene_of(ArraySource(own), own_boxes, [0, 1]) for own, own_boxes in zip(pixels, boxes, strict=True)]
+    ops = [{"type": "RandomPhotometricDistort", "p": 1.0}, {"type": "SanitizeBoundingBoxes"}]
+    ops += [{"type": "Resize", "size": (size, size)}, {"type": "SanitizeBoundingBoxes"}]
+    transform = TrainTransform(TransformsConfig.model_validate({"ops": ops}))
+    rows: dict[str, list[list[float]]] = {"ours": [], "official": []}
+    torch.manual_seed(0)
+    for seed in range(100):
+        rng = RNG(seed)
+        image, drawn = draw(transform(mosaic(sources, op, rng), _plan(), rng, mosaic=True))
+        theirs, their_boxes = _official_mosaic(pixels, boxes, op, size)
+        for name, array, found in (
+            ("ours", image, drawn.boxes_xyxy),
+            ("official", theirs.permute(1, 2, 0).numpy(), their_boxes.numpy()),
+        ):
+            sides = (found[:, 2:] - found[:, :2]).mean(axis=0)
+            rows[name].append([*array.mean(axis=(0, 1)), array.std(), len(found), *sides])
+    a, b = np.array(rows["ours"]), np.array(rows["official"])
+    spread = np.sqrt((a.var(axis=0) + b.var(axis=0)) / len(a))
+    assert (np.abs(a.mean(axis=0) - b.mean(axis=0)) < 4 * spread).all(), (a.mean(axis=0), b.mean(axis=0))
+    varied = [0, 1, 2, 3, 5, 6]  # nearly all mosaics keep all their boxes
+    assert (np.abs(a.std(axis=0) / b.std(axis=0) - 1) < 0.3)[varied].all(), (a.std(axis=0), b.std(axis=0))
+
+
+def test_colours_of_a_mosaic_do_not_depend_on_where_they_are_changed() -> None:
+    """In small sources, with a sketch for the mean, or in a view smaller than they are."""
+    changes = (Contrast(1.4), Saturation(0.6), Brightness(0.9))
+    ramp = np.add.outer(np.arange(60), np.arange(80))[..., None] * np.array([0.9, 1.2, 1.5])
+    sources = [scene_of(ArraySource((ramp / (k + 1)).astype(np.uint8)), [], []) for k in range(4)]
+    plain = mosaic(sources, MosaicOp(output_size=80), RNG(3))
+    for view in ((400, 400), (32, 32)):
+        coloured, _ = draw(replace(plain, changes=changes), view)
+        afterwards = apply_changes(draw(plain, view)[0], changes, draw(plain, view)[0])
+        assert np.abs(coloured.astype(int) - afterwards).mean() < 1.5

@@ -7,42 +7,41 @@ from PIL import Image
 
 from data.coco import read_split
 from data.images import REDUCTIONS, read_reduced, reduced
-from data.industrial_dataset import IndustrialDataset, SampleKey
+from data.industrial_dataset import IndustrialDataset, SampleKey, build_cache
 from data.pixel_cache import PixelCache
 from tests.support.coco_files import CocoFiles, data_config
 
-SIZES = [(17, 31), (8, 8), (40, 3)]
+SIZES = [[(5, 9), (0, 0), (17, 31)], [(4, 4), (6, 6), (8, 8)], [(20, 2), (1, 1), (40, 3)]]
+"""Three versions of three images; one is never kept."""
+KEYS = [(index, version) for version in range(3) for index in range(3)]
 
 
-def _pixels(index: int, reduction: int) -> np.ndarray:
-    height, width = (-(-side // reduction) for side in SIZES[index])
-    return np.random.default_rng([index, reduction]).integers(0, 256, (height, width, 3), dtype=np.uint8)
+def _pixels(index: int, version: int) -> np.ndarray:
+    return np.random.default_rng([index, version]).integers(0, 256, (*SIZES[index][version], 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_what_was_put_comes_out(shared: bool) -> None:
     cache = PixelCache(SIZES, 10**6, shared=shared)
-    keys = [(index, reduction) for index in range(3) for reduction in REDUCTIONS]
-    assert all(cache.get(*key) is None for key in keys)
-    for key in keys:
+    assert all(cache.get(*key) is None for key in KEYS)
+    for key in KEYS:
         cache.put(*key, _pixels(*key))
-    for key in keys:
+    for key in KEYS:
         found = cache.get(*key)
         assert found is not None and not found.flags.writeable
         np.testing.assert_array_equal(found, _pixels(*key))
 
 
 @pytest.mark.parametrize("max_bytes", [0, 1, 100, 800, 2000, 3000])
-def test_the_limit_holds_and_small_versions_come_first(max_bytes: int) -> None:
+def test_the_limit_holds_and_first_versions_come_first(max_bytes: int) -> None:
     cache = PixelCache(SIZES, max_bytes, shared=False)
     assert cache.num_bytes <= max_bytes
     held = {}
-    for reduction in REDUCTIONS:
-        for index in range(3):
-            cache.put(index, reduction, _pixels(index, reduction))
-            held[index, reduction] = cache.get(index, reduction) is not None
+    for key in reversed(KEYS):
+        cache.put(*key, _pixels(*key))
+        held[key] = cache.get(*key) is not None
     assert sum(_pixels(*key).size for key, there in held.items() if there) == cache.num_bytes
-    order = [held[index, reduction] for reduction in reversed(REDUCTIONS) for index in range(3)]
+    order = [held[key] for key in KEYS if _pixels(*key).size]
     assert order == sorted(order, reverse=True)
 
 
@@ -55,7 +54,7 @@ def _jpegs(folder: Path) -> IndustrialDataset:
         Image.open(path).save(path.with_suffix(".jpg"), quality=95)
     split = read_split("train", files.save().ann_file, files.img_folder)[0]
     config = data_config(folder).train_dataloader
-    cache = PixelCache([(163, 181)] * 4, 150_000, shared=False)  # not enough for all
+    cache = build_cache(split, config, 150_000, shared=False)  # not enough for all
     return IndustrialDataset(split, config, training=True, cache=cache)
 
 
@@ -67,7 +66,10 @@ def test_a_cache_never_changes_a_sample(tmp_path: Path) -> None:
             for index in range(4):
                 key = SampleKey(epoch, 0, index)
                 assert torch.equal(cached[key].image, plain[key].image)
-    assert any(cached._cache is not None and cached._cache.get(i, 2) is not None for i in range(4))
+    versions = [
+        version for version in range(5) if cached._cache is not None and cached._cache.get(0, version) is not None
+    ]
+    assert 0 in versions and len(versions) > 1, "tiles and reductions are in use"
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
