@@ -131,6 +131,7 @@ class IndustrialDataset(Dataset[Sample]):
         self.size_hw = output_size_hw(loader.dataset.transforms)
         """Height and width of the Resize op."""
         self._cache = cache
+        self._planned: tuple[int, EpochPlan] | None = None
         self._transform = TrainTransform(loader.dataset.transforms) if training else None
 
     def __len__(self) -> int:
@@ -170,7 +171,9 @@ class IndustrialDataset(Dataset[Sample]):
 
     def plan(self, epoch: int) -> EpochPlan:
         """What is on in an epoch."""
-        return epoch_plan(self._config.dataset.transforms, self._config.collate_fn, epoch)
+        if self._planned is None or self._planned[0] != epoch:
+            self._planned = epoch, epoch_plan(self._config.dataset.transforms, self._config.collate_fn, epoch)
+        return self._planned[1]
 
     def pixels(self, index: int, reduction: int) -> PixelArray:
         """An image for training at 1/`reduction` of its size (see `read_reduced`), perhaps from the cache.
