@@ -21,7 +21,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--show", type=int, default=0, metavar="N", help="also write a picture of N training samples per stage (PNG)"
     )
-    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="folder of the pictures (default: output_dir)")
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="folder of the pictures (default: <run folder>_samples)"
+    )
     parser.add_argument("--all", action="store_true", help=f"list all problems, not {_SHOWN_PER_KIND} of each kind")
     arguments = parser.parse_args()
     if arguments.show < 0:
@@ -33,7 +35,8 @@ def main() -> int:
     arguments = parse_arguments()
     setup_logging()
     config = load_config(arguments.config, arguments.update)
-    folder = arguments.output_dir or config.output_dir
+    # Not the run's own folder: a run that starts in one with content moves that content aside.
+    folder = arguments.output_dir or config.output_dir.with_name(f"{config.output_dir.name}_samples")
     if arguments.show:
         require_output_folder(folder)
     report, sound = check_data(config, limit_per_kind=None if arguments.all else _SHOWN_PER_KIND)

@@ -17,8 +17,8 @@ def parse_arguments() -> argparse.Namespace:
         required=True,
         choices=FORMATS,
         dest="formats",
-        help="official: a .pth for the official DEIMv2; hub: a folder for the Hugging Face hub; onnx and openvino: "
-        'pip install -e ".[export]"',
+        help="official: a .pth for the official DEIMv2; hub: a folder for the Hugging Face hub; onnx: "
+        'pip install -e ".[export]"; openvino: pip install -e ".[openvino]"',
     )
     add_config_argument(parser, required=False, help_text="YAML config (default: the one in the checkpoint)")
     add_overrides_argument(parser)

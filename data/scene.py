@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.colour import Change, apply_changes, apply_steps, needs_mean, steps_of
-from data.images import REDUCTIONS, PixelArray, as_pixels, reduced
+from data.images import REDUCTIONS, PixelArray, as_pixels
 
 FloatArray = npt.NDArray[np.float64]
 Matrix = FloatArray
@@ -41,26 +41,6 @@ class Source(Protocol):
 
     def at_most(self, size_hw: tuple[int, int]) -> PixelArray:
         """As the function `at_most` gives it, not to be written to."""
-
-
-@dataclass(frozen=True, eq=False)
-class ArraySource:
-    """Pixels in memory."""
-
-    array: PixelArray
-
-    @property
-    def size_hw(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.array.shape[0], self.array.shape[1]
-
-    def pixels(self, reduction: int) -> PixelArray:
-        """Means of squares."""
-        return reduced(self.array, reduction)
-
-    def at_most(self, size_hw: tuple[int, int]) -> PixelArray:
-        """As the function `at_most`."""
-        return at_most(self, size_hw)
 
 
 @dataclass(frozen=True, eq=False)

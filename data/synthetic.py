@@ -352,7 +352,7 @@ def ensure_dataset(config: SyntheticConfig) -> Path:
     root = config.root
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         _check_existing(config)
-        logger.info("Using the generated data set in %s", root)
+        logger.debug("Using the generated data set in %s", root)
         return root
     logger.info("Drawing %d images into %s", sum(_split_counts(config).values()), root)
     partial = root.parent / f".{root.name}.{uuid.uuid4().hex[:8]}.partial"

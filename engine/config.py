@@ -194,15 +194,6 @@ class ExperimentConfig(DataConfig, ModelConfig):
 _DRAFT = {"draft": True}
 
 
-def merge_yaml(path: str | Path) -> dict[str, Any]:
-    """The merged YAML of `path` and its includes: plain dicts and lists, before any check or derivation.
-
-    Raises:
-        UserError: a file is missing, is no safe YAML, or includes go in a circle.
-    """
-    return read_with_includes(Path(path))[0]
-
-
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """The experiment that `path` describes, with `overrides` (as "a.b=c") on top and everything derived.
 

@@ -145,7 +145,7 @@ def test_pictures_of_every_stage(
     assert "training_samples_epoch_2.png: epochs 2 to " in out
 
 
-def test_pictures_go_into_the_run_folder_by_default(
+def test_pictures_go_beside_the_run_folder_by_default(
     tmp_path: Path,
     train: CocoFiles,
     val: CocoFiles,
@@ -153,7 +153,7 @@ def test_pictures_go_into_the_run_folder_by_default(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     code, _, _ = _run(monkeypatch, capsys, "-c", _config(tmp_path), "--show", "1")
-    assert code == 0 and list((tmp_path / "run").glob("*.png"))
+    assert code == 0 and list((tmp_path / "run_samples").glob("*.png"))
 
 
 def test_no_picture_without_images(
@@ -161,7 +161,7 @@ def test_no_picture_without_images(
 ) -> None:
     code, out, err = _run(monkeypatch, capsys, "-c", _config(tmp_path), "--show", "1")
     assert code == 1 and "train.json: file: does not exist" in out
-    assert "no pictures" in err and not (tmp_path / "run").exists()
+    assert "no pictures" in err and not (tmp_path / "run_samples").exists()
 
 
 def test_bad_arguments_and_configs(

@@ -15,9 +15,10 @@ from data.batch import Target
 from data.colour import Brightness, Contrast, Saturation, apply_changes
 from data.config import CollateConfig, MosaicOp, TransformsConfig
 from data.mix import batch_size_hw, copyblend, mix_batch, mixup, mosaic
-from data.scene import ArraySource, Scene, draw, scene_of
+from data.scene import Scene, draw, scene_of
 from data.schedule import EpochPlan
 from data.transforms import TrainTransform
+from tests.support.sources import ArraySource
 
 RNG = np.random.default_rng
 BLEND = CollateConfig(area_threshold=100, num_objects=3, with_expand=True)

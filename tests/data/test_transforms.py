@@ -15,9 +15,10 @@ from data.config import CollateConfig, MosaicOp, RandomIoUCropOp, RandomPhotomet
 from data.errors import UserError
 from data.images import PixelArray
 from data.mix import mosaic
-from data.scene import ArraySource, Scene, draw, scene_of
+from data.scene import Scene, draw, scene_of
 from data.schedule import EpochPlan, epoch_plan
 from data.transforms import TrainTransform, _build_step, _IoUCrop, to_target
+from tests.support.sources import ArraySource
 
 ALL_ON = epoch_plan(TransformsConfig(), CollateConfig(), 0)
 RNG = np.random.default_rng

@@ -20,11 +20,10 @@ from engine.config import (
     config_to_dict,
     derive_run_length,
     load_config,
-    merge_yaml,
 )
 from engine.official_keys import INACTIVE_KEYS
 from engine.yaml_dialect import merge, set_path
-from tests.support.configs import CONFIGS, INDUSTRIAL, changed, industrial, official, write
+from tests.support.configs import CONFIGS, INDUSTRIAL, changed, industrial, merge_yaml, official, write
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ALL_CONFIGS = [*sorted(CONFIGS.glob("*.yml")), *sorted((CONFIGS / "deimv2").glob("*.yml"))]

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from engine.config import ExperimentConfig, derive_run_length, load_config, merge_yaml
+from engine.config import ExperimentConfig, derive_run_length, load_config
 from engine.derive import Schedule
-from tests.support.configs import INDUSTRIAL, industrial, official, small_config, write
+from tests.support.configs import INDUSTRIAL, industrial, merge_yaml, official, small_config, write
 
 RELAXED = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 QUICK = small_config()

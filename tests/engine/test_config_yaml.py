@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from engine.config import merge_yaml
 from engine.yaml_dialect import (
     MAX_FILE_BYTES,
     get_path,
@@ -22,7 +21,7 @@ from engine.yaml_dialect import (
     read_yaml,
     set_path,
 )
-from tests.support.configs import official, write
+from tests.support.configs import merge_yaml, official, write
 
 SCALARS = st.none() | st.integers(0, 3) | st.lists(st.integers(0, 3), max_size=2)
 TREES = st.recursive(SCALARS, lambda inner: st.dictionaries(st.sampled_from("abcd"), inner, max_size=3), max_leaves=6)
