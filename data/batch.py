@@ -6,8 +6,10 @@ Legend: B images in the batch, N boxes of one image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -39,6 +41,15 @@ class Batch:
         """Boxes in the batch; read from shapes, so it never waits for a device."""
         return sum(target["labels"].shape[0] for target in self.targets)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How a worker sends a batch: only the images stay in shared memory.
+
+        torch would open a shared file for each of the 3 x B + 1 small tensors, too, and the main process would ask the
+        worker for each of them in turn.
+        """
+        small = [(t["labels"].numpy(), t["boxes"].numpy(), t["area"].numpy()) for t in self.targets]
+        return _received, (self.images, small, self.image_ids, self.orig_sizes_wh.numpy())
+
     def pin_memory(self) -> Batch:
         """Called by the DataLoader when `pin_memory` is on."""
         targets = [
@@ -59,3 +70,14 @@ class Batch:
         ]
         images = self.images.to(device, non_blocking=True)
         return Batch(images, targets, self.image_ids, self.orig_sizes_wh.to(device, non_blocking=True))
+
+
+def _received(
+    images: Tensor, targets: list[tuple[npt.NDArray[Any], ...]], image_ids: list[int], sizes: npt.NDArray[np.int64]
+) -> Batch:
+    """The batch whose parts came through a pipe."""
+    made = [
+        Target(labels=torch.from_numpy(labels), boxes=torch.from_numpy(boxes), area=torch.from_numpy(area))
+        for labels, boxes, area in targets
+    ]
+    return Batch(images, made, image_ids, torch.from_numpy(sizes))
