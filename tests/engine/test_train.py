@@ -78,12 +78,9 @@ def test_checkpoints_have_the_official_layout(finished: tuple[Path, Path]) -> No
     assert content["classes"] == {"category_ids": [3, 7], "names": ["square", "bar"]}
 
 
-def test_the_same_seed_gives_the_same_weights(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    config, folder = finished
-    assert_same_state(folder / "last.pth", train_here(config, tmp_path / "again") / "last.pth")
-
-
-def test_any_number_of_workers_gives_the_same_weights(finished: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_with_any_number_of_workers(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
     config, folder = finished
     other = train_here(config, tmp_path / "workers", ["train_dataloader.num_workers=2"])
     assert_same_state(folder / "last.pth", other / "last.pth")
@@ -97,7 +94,7 @@ def test_another_seed_gives_other_weights(finished: tuple[Path, Path], tmp_path:
     assert not torch.equal(one["model"][key], two["model"][key])
 
 
-@pytest.mark.parametrize("stop_after_steps", [1, 3, 5])
+@pytest.mark.parametrize("stop_after_steps", [2, 5])
 def test_a_stopped_run_continues_exactly(
     finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after_steps: int
 ) -> None:
