@@ -93,7 +93,9 @@ def test_what_cannot_be_exported(tmp_path: Path, source: Source, monkeypatch: py
         export_checkpoint(source.path, ["torch_export"], size_hw=(60, 64), output_dir=tmp_path / "out")
     for size_hw, dynamic in (((32, 64), True), ((9600, 64), False)):
         with pytest.raises(UserError, match=f"from {64 if dynamic else 32} to 4096"):
-            export_checkpoint(source.path, ["onnx"], size_hw=size_hw, dynamic_size=dynamic, output_dir=tmp_path / "out")
+            export_checkpoint(
+                source.path, ["torch_export"], size_hw=size_hw, dynamic_size=dynamic, output_dir=tmp_path / "out"
+            )
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'onnx, onnxscript, onnxruntime: not installed\. Run: pip install -e "\.\[exp'):
         export_checkpoint(source.path, ["onnx"], output_dir=tmp_path / "out")
