@@ -33,6 +33,10 @@ _FLAT_LEVELS = 0.5
 _ORDINARY_MODES = ("RGB", "L", "1")
 _REMARKS = {
     "16-bit grey": ("16-bit grey images", "Nothing to do: they are divided by 257"),
+    "12-bit": (
+        "images with 12-bit values in 16 bits (none above 4095), which are stretched from 0..4095",
+        "Nothing to do if the camera has 12 bits; where it has more, save with 8 bits, all on one scale",
+    ),
     "CMYK": ("CMYK images", "They are converted without a colour profile; save them as RGB to be sure of the colours"),
     "transparent": (
         "images with transparent pixels",
@@ -55,8 +59,6 @@ class _Inspection:
     look: npt.NDArray[np.bool_] | None = None
     """[256] difference hash; None for a flat image."""
     transparent: bool = False
-    largest_value: int = 0
-    """Of 16-bit images."""
 
 
 def check_images(
@@ -149,7 +151,6 @@ def _inspect(path: Path) -> _Inspection:
         pixel_hash=hashlib.blake2b(f"{width}x{height}".encode() + pixels.tobytes(), digest_size=16).digest(),
         look=_difference_hash(pixels),
         transparent=facts.may_have_alpha and _is_transparent(path),
-        largest_value=_largest_value(path) if facts.is_16_bit else 0,
     )
 
 
@@ -172,11 +173,6 @@ def _is_transparent(path: Path) -> bool:
     with Image.open(path) as image:
         lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
     return int(lowest) < 255  # type: ignore[arg-type]
-
-
-def _largest_value(path: Path) -> int:
-    with Image.open(path) as image:
-        return int(np.asarray(image).max(initial=0))
 
 
 def _file_problems(split: CocoSplit, inspections: Sequence[_Inspection]) -> list[Problem]:
@@ -203,7 +199,8 @@ def _remarks(split: CocoSplit, inspections: Sequence[_Inspection]) -> list[Probl
         if facts is None:
             continue
         remarks = {
-            "16-bit grey": facts.is_16_bit,
+            "16-bit grey": facts.is_16_bit and not facts.is_12_bit,
+            "12-bit": facts.is_12_bit,
             "CMYK": facts.mode == "CMYK",
             "transparent": inspection.transparent,
             "frames": facts.num_frames > 1,
@@ -215,13 +212,15 @@ def _remarks(split: CocoSplit, inspections: Sequence[_Inspection]) -> list[Probl
         for key in found:
             counts[key] += 1
             examples.setdefault(key, image.file_name)
-        brightest_16_bit = max(brightest_16_bit, inspection.largest_value)
+        brightest_16_bit = max(brightest_16_bit, facts.largest_value)
     problems = []
     for key, count in counts.items():
         what, fix = _REMARKS.get(key, (f"images of mode {key}", "They are converted to RGB; look at them with --show"))
         if key == "16-bit grey" and brightest_16_bit < 32768:
             what += f", the brightest value is {brightest_16_bit} of 65535, so that they come out dark"
             fix = "Stretch the values to the full 16 bits, or save them with 8 bits"
+        if key == "16-bit grey" and counts["12-bit"]:
+            what += f"; {counts['12-bit']} others have none above 4095 and come out 16 times as bright"
         text = f"{count} {what}, e.g. {examples[key]}"
         where = f"split {split.name}"
         problems.append(Problem("warning", str(split.ann_file), where, text, fix, "pixel format", True))

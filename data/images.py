@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from data.errors import UserError
 PixelArray = npt.NDArray[np.uint8]
 
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_TWELVE_BITS, _SIXTEEN_BITS = 4095, 65535
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _EXIF_ORIENTATION = 0x0112
+_TIFF_SUBFILE_TYPE, _TIFF_COPY_OR_MASK = 254, 0b101
 _START_OF_JPEG, _END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
 _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)
 """Frame headers: baseline, extended, progressive."""
@@ -64,6 +66,17 @@ class ImageFacts:
     has_palette_alpha: bool
     """A palette with a transparent entry."""
 
+    has_deep_colours: bool = False
+    """Colours with 16 bits a channel."""
+
+    largest_value: int = 0
+    """Of 16-bit grey, and of 12-bit colours in 16 bits, once the pixels are read."""
+
+    @property
+    def is_12_bit(self) -> bool:
+        """16 bits that hold the values of a 12-bit camera: they are stretched, or all would be nearly black."""
+        return 0 < self.largest_value <= _TWELVE_BITS
+
     @property
     def upright_wh(self) -> tuple[int, int]:
         """Width and height after EXIF rotation."""
@@ -89,10 +102,10 @@ def as_pixels(array: Any) -> PixelArray:
 def decode_image(path: Path) -> PixelArray:
     """Read an image file as uint8 [H, W, 3] RGB, upright. Each call returns a fresh, writable array.
 
-    8-bit grey is repeated over the channels; 16-bit grey is divided by 257 and rounded, so that 0..65535
-    becomes 0..255 (no stretching: the same file always looks the same); alpha is dropped and the stored
-    colour kept, as cameras and other pipelines have it; palettes are resolved; CMYK is converted without
-    a colour profile; EXIF orientation is applied; of several frames the first is taken.
+    8-bit grey is repeated over the channels; 16 bits become 8 by one of two fixed scales, rounded: 0..65535, or
+    0..4095 where no value is larger, as 12-bit cameras write them (`ImageFacts.is_12_bit`); alpha is dropped and the
+    stored colour kept, as cameras and other pipelines have it; palettes are resolved; CMYK is converted without
+    a colour profile; EXIF orientation is applied; of several frames the first is taken (`read_pages` gives all).
 
     Raises:
         UserError: The file is missing, damaged, not an image, or of a kind without a defined conversion
@@ -108,6 +121,31 @@ def read_image(path: Path) -> tuple[PixelArray, ImageFacts]:
         UserError: As `decode_image`.
     """
     return _read(path, 1, fast=False)
+
+
+def has_pages(path: Path) -> bool:
+    """Whether a file holds several pages or frames. False too for what cannot be read."""
+    with contextlib.suppress(Exception), Image.open(path) as image:
+        return _num_frames(image) > 1
+    return False
+
+
+def read_pages(path: Path) -> Iterator[tuple[PixelArray, ImageFacts] | UserError]:
+    """Every page of a file as `read_image` gives the first; for one that cannot be read, the reason. Smaller copies of
+    a page and masks, which TIFF files may hold, are left out."""
+    try:
+        with Image.open(path) as image:
+            for page in range(_num_frames(image)):
+                try:
+                    image.seek(page)
+                    if not getattr(image, "tag_v2", {}).get(_TIFF_SUBFILE_TYPE, 0) & _TIFF_COPY_OR_MASK:
+                        yield _to_rgb(image, _facts(image), path, page)
+                except UserError as error:
+                    yield UserError(f"page {page + 1}: {error}")
+                except Exception as error:  # as in `_read`
+                    yield _unreadable(path, error, f"page {page + 1} ")
+    except Exception as error:  # as in `_read`
+        yield _unreadable(path, error)
 
 
 def read_facts(path: Path) -> ImageFacts:
@@ -149,18 +187,23 @@ def _read(path: Path, reduction: int, *, fast: bool) -> tuple[PixelArray, ImageF
             facts = _facts(image)
             is_jpeg = fast and image.format == "JPEG"
             found = _fast_jpeg(data, facts, reduction) if is_jpeg else None
-            return reduced(_to_rgb(image, path), reduction) if found is None else found, facts
+            if found is not None:
+                return found, facts
+            pixels, facts = _to_rgb(image, facts, path, 0)
+            return reduced(pixels, reduction), facts
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"{path}: the image file does not exist.") from None
     except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        if isinstance(error, UnidentifiedImageError):  # whose text names a buffer in memory
-            reason = "empty, or of no known image format"
-        raise UserError(
-            f"{path}: cannot be read as an image ({reason}). Replace the file or remove its entry."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception, part: str = "") -> UserError:
+    reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, UnidentifiedImageError):  # whose text names a buffer in memory
+        reason = "empty, or of no known image format"
+    return UserError(f"{path}: {part}cannot be read as an image ({reason}). Replace the file or remove its entry.")
 
 
 @contextlib.contextmanager
@@ -220,33 +263,57 @@ def reduced(image: PixelArray, reduction: int) -> PixelArray:
     return as_pixels(cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA))
 
 
+def _num_frames(image: Image.Image) -> int:
+    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))  # MPO: previews of a phone
+
+
 def _facts(image: Image.Image) -> ImageFacts:
+    packed = [str(tile[3]) for tile in getattr(image, "tile", ())]  # read first: to look for EXIF may decode the image
+    deep = image.mode not in _SIXTEEN_BIT_MODES and any(";16" in name for name in packed)
     orientation = int(image.getexif().get(_EXIF_ORIENTATION, 1) or 1)
-    frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))  # MPO: previews of a phone
-    return ImageFacts(image.mode, image.size, orientation, frames, "transparency" in image.info)
+    return ImageFacts(image.mode, image.size, orientation, _num_frames(image), "transparency" in image.info, deep)
 
 
-def _to_rgb(image: Image.Image, path: Path) -> PixelArray:
-    upright = ImageOps.exif_transpose(image)
-    mode = upright.mode
+def _to_rgb(image: Image.Image, facts: ImageFacts, path: Path, page: int) -> tuple[PixelArray, ImageFacts]:
+    if not all(image.size):
+        raise UserError(f"{path}: has {image.width} x {image.height} pixels. Replace the file or remove its entry.")
+    image.load()
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    mode = image.mode
     if mode in _SIXTEEN_BIT_MODES:
-        return _from_16_bit(np.asarray(upright), path)
+        return _from_16_bit(np.asarray(image), facts, path)
     if mode == "F":
         raise UserError(f"{path}: float pixels have no defined range. Save the image with 8 or 16 bits.")
     if mode in _PREMULTIPLIED:
-        upright = upright.convert(_PREMULTIPLIED[mode])
-    return np.array(upright.convert("RGB"))
+        image = image.convert(_PREMULTIPLIED[mode])
+    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    if facts.has_deep_colours and pixels.max() <= _TWELVE_BITS >> 8:  # Pillow keeps the upper byte only
+        return _from_16_bit(_deep_colours(path, facts, page), facts, path)
+    return pixels, facts
 
 
-def _from_16_bit(grey: npt.NDArray[np.integer], path: Path) -> PixelArray:
-    values = grey.astype(np.int64)
-    if values.size and (values.min() < 0 or values.max() > 65535):
+def _deep_colours(path: Path, facts: ImageFacts, page: int) -> npt.NDArray[np.integer]:
+    """16-bit RGB, which Pillow cannot hold."""
+    found: Sequence[Any] = ()
+    if facts.orientation == 1:
+        found = cv2.imreadmulti(str(path), page, 1, flags=cv2.IMREAD_UNCHANGED)[1]
+    if not found or found[0].dtype != np.uint16 or found[0].ndim != 3:
+        raise UserError(f"{path}: 12-bit colours in 16 bits that cannot be read. Save the image with 8 bits.")
+    deep: npt.NDArray[np.integer] = found[0][..., 2::-1]
+    return deep
+
+
+def _from_16_bit(values: npt.NDArray[np.integer], facts: ImageFacts, path: Path) -> tuple[PixelArray, ImageFacts]:
+    smallest, largest = int(values.min()), int(values.max())
+    if smallest < 0 or largest > _SIXTEEN_BITS:
         raise UserError(
-            f"{path}: pixel values from {values.min()} to {values.max()}, expected 0 to 65535. "
-            "Save the image with 8 or 16 bits."
+            f"{path}: pixel values from {smallest} to {largest}, expected 0 to 65535. Save the image with 8 or 16 bits."
         )
-    eight_bit = ((values + 128) // 257).astype(np.uint8)
-    return np.repeat(eight_bit[..., None], 3, axis=2)
+    full = _TWELVE_BITS if largest <= _TWELVE_BITS else _SIXTEEN_BITS
+    eight_bit = ((np.arange(full + 1) * 255 + full // 2) // full).astype(np.uint8)[values]
+    pixels = eight_bit if eight_bit.ndim == 3 else np.repeat(eight_bit[..., None], 3, axis=2)
+    return pixels, replace(facts, largest_value=largest)
 
 
 def resize_antialiased(image: PixelArray, size_hw: tuple[int, int]) -> PixelArray:

@@ -74,7 +74,7 @@ def test_odd_pixel_formats(train: CocoFiles) -> None:
     rng = np.random.default_rng(5)
     rgba = rng.integers(0, 256, (40, 48, 4), dtype=np.uint8)
     Image.fromarray(rgba).save(train.img_folder / "train_1.png")
-    Image.fromarray(rng.integers(0, 4096, (40, 48), dtype=np.uint16)).save(train.img_folder / "train_2.png")
+    Image.fromarray(rng.integers(0, 9000, (40, 48), dtype=np.uint16)).save(train.img_folder / "train_2.png")
     cmyk = Image.fromarray(rgba[..., :3]).convert("CMYK")
     cmyk.save(train.img_folder / "train_3.jpg")
     train.content["images"][2]["file_name"] = "train_3.jpg"
@@ -83,10 +83,20 @@ def test_odd_pixel_formats(train: CocoFiles) -> None:
     assert errors_of(problems) == []
     text = "\n".join(map(str, problems))
     assert "1 images with transparent pixels, e.g. train_1.png. Nothing to do if the stored colours are right" in text
-    assert "1 16-bit grey images, the brightest value is 409" in text and "come out dark" in text
+    assert "1 16-bit grey images, the brightest value is 899" in text and "come out dark" in text
     assert "1 CMYK images, e.g. train_3.jpg" in text
     assert "1 images of mode P, e.g. train_4.png" in text
     assert len(problems) == 4
+
+
+def test_12_bits_in_16(train: CocoFiles) -> None:
+    rng = np.random.default_rng(5)
+    for number, largest in ((1, 4095), (2, 4000), (3, 14000)):
+        values = rng.integers(0, largest, (40, 48), dtype=np.uint16)
+        Image.fromarray(values).save(train.img_folder / f"train_{number}.png")
+    twelve, other = sorted(map(str, _check(train)), key=len)
+    assert "2 images with 12-bit values in 16 bits (none above 4095), which are stretched from 0..4095" in twelve
+    assert "come out dark; 2 others have none above 4095 and come out 16 times as bright, e.g. train_3.png" in other
 
 
 def test_opaque_alpha_and_full_range_16_bit_are_harmless(train: CocoFiles) -> None:

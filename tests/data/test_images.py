@@ -1,14 +1,25 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from data.errors import UserError
-from data.images import decode_image, read_facts, read_image, read_reduced, resize_antialiased
+from data.images import (
+    PixelArray,
+    decode_image,
+    has_pages,
+    read_facts,
+    read_image,
+    read_pages,
+    read_reduced,
+    resize_antialiased,
+)
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
@@ -35,6 +46,29 @@ def test_16_bit_grey_is_divided_by_257(tmp_path: Path, suffix: str) -> None:
     pixels = decode_image(_saved(tmp_path / f"a{suffix}", Image.fromarray(grey)))
     assert pixels[0, :, 0].tolist() == [0, 0, 1, 1, 117, 255]
     assert (pixels == pixels[..., :1]).all()
+
+
+@pytest.mark.parametrize("read", [decode_image, lambda path: read_reduced(path, 1)[0]], ids=["evaluation", "training"])
+@pytest.mark.parametrize(
+    ("name", "channels"), [("a.png", 1), ("a.tif", 1), ("a.png", 3), ("a.tif", 3), ("a.png", 4), ("a.tif", 4)]
+)
+@pytest.mark.parametrize(("largest", "expected"), [(4095, [0, 62, 255]), (4096, [0, 4, 16])])
+def test_12_bits_in_16_are_stretched(
+    tmp_path: Path, name: str, channels: int, largest: int, expected: list[int], read: Callable[[Path], PixelArray]
+) -> None:
+    """A 12-bit camera's values, grey or colour, would all be nearly black."""
+    values = np.array([[0, 1000, largest]], dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / name), values if channels == 1 else np.stack([values] * channels, axis=2))
+    pixels = read(tmp_path / name)
+    np.testing.assert_allclose(
+        pixels.astype(int), np.array([[expected]]).transpose(0, 2, 1).repeat(3, 2), atol=channels > 1 and largest > 4095
+    )
+    assert read_image(tmp_path / name)[1].is_12_bit == (largest == 4095)
+
+
+def test_12_bit_colours_keep_their_order(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.tif"), np.array([[[4095, 2000, 0]]], dtype=np.uint16))  # OpenCV's order is BGR
+    assert decode_image(tmp_path / "a.tif").tolist() == [[[0, 125, 255]]]
 
 
 def test_big_endian_16_bit_tiff(tmp_path: Path) -> None:
@@ -120,6 +154,42 @@ def test_first_of_several_frames(tmp_path: Path) -> None:
     path = _saved(tmp_path / "a.tif", frames[0], save_all=True, append_images=frames[1:])
     pixels, facts = read_image(path)
     assert facts.num_frames == 2 and (pixels == 10).all()
+
+
+PAGED: list[tuple[str, dict[str, object]]] = [
+    ("a.tif", {"compression": "tiff_lzw"}),
+    ("a.gif", {}),
+    ("a.png", {}),
+    ("a.webp", {"lossless": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), PAGED)
+def test_every_page_is_read(tmp_path: Path, name: str, options: dict[str, object]) -> None:
+    frames = [Image.fromarray(np.full((4, 6, 3), value, dtype=np.uint8)) for value in (10, 200, 90)]
+    path = _saved(tmp_path / name, frames[0], save_all=True, append_images=frames[1:], **options)
+    pages = [page for page in read_pages(path) if not isinstance(page, UserError)]
+    assert has_pages(path) and [page.tolist()[0][0] for page, _ in pages] == [[10] * 3, [200] * 3, [90] * 3]
+    np.testing.assert_array_equal(pages[0][0], decode_image(path))
+
+
+def test_pages_that_are_smaller_copies_or_damaged(tmp_path: Path) -> None:
+    """A scanner's preview is no part of its own; behind a page that cannot be read there may be good ones."""
+    frames = [Image.fromarray(np.full((400, 600), value, dtype=np.uint8)) for value in (10, 200, 90)]
+    frames[1].encoderinfo = {"tiffinfo": {254: 1}}
+    path = _saved(tmp_path / "a.tif", frames[0], save_all=True, append_images=frames[1:])
+    assert [page[0].max() for page in read_pages(path) if not isinstance(page, UserError)] == [10, 90]
+    frames[1] = Image.fromarray(np.ones((4, 4), dtype=np.float32))
+    _saved(path, frames[0], save_all=True, append_images=frames[1:])
+    first, second, third = read_pages(path)
+    assert str(second) == f"page 2: {path}: float pixels have no defined range. Save the image with 8 or 16 bits."
+    assert not isinstance(first, UserError) and not isinstance(third, UserError)
+
+
+def test_files_without_pages(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"nonsense")
+    for path in (_saved(tmp_path / "a.png", Image.fromarray(RGB)), tmp_path / "broken.png", tmp_path / "gone.png"):
+        assert not has_pages(path)
 
 
 def _truncated_png() -> bytes:
