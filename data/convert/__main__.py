@@ -96,6 +96,7 @@ def _describe(converted: Converted) -> str:
         f"{converted.num_images} images, {converted.num_boxes} boxes; classes: {ids}",
         *(f"ann_file: {path.as_posix()}" for path in converted.ann_files),
         f"img_folder: {converted.img_folder.as_posix()}",
+        *converted.notes,
         *_warning_lines(converted.warnings),
     ]
     return "".join(f"{line}\n" for line in lines)

@@ -11,10 +11,9 @@ import logging
 import os
 import shutil
 import tempfile
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,14 +21,30 @@ from data.coco import check_annotations, check_overlap, read_split
 from data.errors import UserError
 from data.image_checks import check_images
 from data.images import ImageFacts, read_facts
+from data.names import composed, name_key
 from data.problems import Problem, errors_of, problem_lines
 
 log = logging.getLogger(__name__)
 
 SHOWN_PER_KIND = 50
-_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_OUTSIDE_TOLERANCE_PX = 0.5
-"""As `data.coco_reader` has it."""
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"} | {
+    "test": "test",
+    "testing": "test",
+}
+"""Folders and lists, in lower case, by the split they hold."""
+_MASK_FOLDERS = frozenset({"mask", "masks", "mascaras", "máscaras", "segmentationclass", "segmentationobject"}) | {
+    f"segmentation{what}{form}" for what in ("class", "object") for form in ("png", "visualization", "npy")
+}
+_SIDE_BY_SIDE = frozenset(
+    ("images", "image", "img", "imgs", "jpegimages", "pictures", "photos", "frames", "imagenes", "imágenes", "fotos")
+    + ("labels", "label", "annotations", "annotation", "annots", "anns", "ann", "xml", "xmls", "json", "jsons")
+    + ("anotaciones", "etiquetas")
+)
+"""Folders that stand for each other: images/train/a.jpg belongs to labels/train/a.json."""
+_OUTSIDE_FRACTION = 0.01
+"""Of an image's side: boxes this far outside are cut off, those further out are errors."""
+_ROUNDING_PX = 0.01
+"""What is cut off is counted above this."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,8 @@ class ForeignBox:
     """Pixels; the first pixel's outer edge is 0."""
     where: str
     """Line or object, for messages."""
+    may_leave: bool = False
+    """Whether it is the bounds of a shape that can leave the image although it was drawn inside: cut off anywhere."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,10 @@ class Gathered:
     """In the order of their ids; None sorts the names that occur."""
     splits: dict[Path, str] = field(default_factory=dict)
     """Image -> train, val or test, where the format says so itself."""
+    slack_px: float = 0.5
+    """Boxes may lie this far outside of the image, or 1 % of its side if that is more."""
+    notes: list[str] = field(default_factory=list)
+    """What was decided, for the person to know."""
 
     def error(self, file: Path, where: str, found: str, fix: str, kind: str) -> None:
         """Note a fault."""
@@ -87,81 +108,117 @@ class Converted:
     num_boxes: int
     class_names: tuple[str, ...]
     warnings: tuple[Problem, ...]
+    notes: tuple[str, ...]
 
 
 def files_below(root: Path, suffixes: Iterable[str]) -> list[Path]:
     """Files with these suffixes (lower case) below `root`, sorted; hidden ones are passed over.
 
     Raises:
-        UserError: `root` is no folder.
+        UserError: `root` is no folder, or a link in it leads out of it.
     """
     if not root.is_dir():
         found = "is a file, expected a folder" if root.exists() else "does not exist"
         raise UserError(f"{root}: {found}. Give the folder of the data set.")
-    wanted, files = frozenset(suffixes), []
+    wanted, real_root = frozenset(suffixes), Path(os.path.realpath(root))
+    files: list[Path] = []
+    leaving: list[str] = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [
-            Path(folder, name)
-            for name in sorted(names)
-            if not name.startswith(".") and Path(name).suffix.lower() in wanted
-        ]
+        chosen = sorted(name for name in names if not name.startswith(".") and Path(name).suffix.lower() in wanted)
+        for path in (Path(folder, name) for name in [*folders, *chosen]):
+            if path.is_symlink() and not Path(real := os.path.realpath(path)).is_relative_to(real_root):
+                leaving.append(f"{path} -> {real}")
+            elif path.is_file():
+                files.append(path)
+            elif not path.is_dir():
+                log.warning("%s: is no file but a pipe, a device or a broken link; it is passed over", path)
+    if leaving:
+        more = [f"... and {len(leaving) - SHOWN_PER_KIND} more"] if len(leaving) > SHOWN_PER_KIND else []
+        fix = "They are not followed; copy the data set with what they lead to (cp -rL)"
+        raise UserError(f"{root}: links lead out of the folder. {fix}:", leaving[:SHOWN_PER_KIND] + more)
     return files
 
 
-def warn_left_out(gathered: Gathered, images: Iterable[Path], what: str) -> None:
+def warn_left_out(gathered: Gathered, images: Sequence[Path], what: str) -> None:
     """Images that nothing annotates: nobody says that they are free of objects."""
     used = {image.path for image in gathered.images}
-    unused = [path for path in images if path not in used]
+    masks = (_is_mask(path.relative_to(gathered.root)) for path in images)
+    unused = [path for path, is_mask in zip(images, masks, strict=True) if path not in used and not is_mask]
     if unused and used:
         found = f"{len(unused)} images have no {what}, e.g. {unused[0]}"
         fix = "They are left out; to use them as images without objects, save an annotation without objects for them"
         gathered.warn(gathered.root, "images", found, fix, "images without annotations")
 
 
-def _composed(name: str) -> str:
-    """A name whose accents are single characters: a Mac writes ñ as n and a tilde."""
-    return unicodedata.normalize("NFC", name)
+def _is_mask(path: Path) -> bool:
+    return any(part.casefold() in _MASK_FOLDERS for part in path.parts[:-1])
+
+
+def _sides(path: Path) -> list[str]:
+    return [key for part in path.parent.parts if (key := name_key(part)) not in _SIDE_BY_SIDE]
 
 
 class ImageIndex:
-    """Finds the image that an annotation file means."""
+    """Finds the image that an annotation file means: the one at the very place, else the only one of its name."""
 
     def __init__(self, images: Iterable[Path]) -> None:
+        self._by_place: dict[str, list[Path]] = defaultdict(list)
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for path in images:
-            self._by_name[_composed(path.name)].append(path)
-            self._by_stem[_composed(path.stem)].append(path)
+            self._by_place[name_key(os.path.abspath(path))].append(path)
+            self._by_name[name_key(path.name)].append(path)
+            self._by_stem[name_key(path.stem)].append(path)
 
     def require(self, gathered: Gathered, name: str, annotation: Path, where: str, hint: str = "") -> Path | None:
-        """The one image that `find` knows. None, and a fault noted, if it knows none or several.
+        """The one image that is meant. None, and a fault noted, if there is none or several may be.
 
         Args:
             gathered: Receives the fault.
-            name: As the annotation file has it.
+            name: As the annotation file has it: a path from there, or any path of the machine it was written on.
             annotation: The file.
             where: The place in the file that holds the name.
             hint: Added to the message about a missing image.
         """
-        images = self.find(name, annotation)
+        asked = PurePosixPath(name.replace("\\", "/"))
+        place = os.path.abspath(annotation.parent / asked)
+        images = self._by_place.get(name_key(place)) if name else None
+        if images is None and ".." in asked.parts and os.path.isfile(place):
+            both = os.path.commonpath([place, os.path.abspath(gathered.root)])
+            found = f"the image {name!r} lies outside of {gathered.root}"
+            gathered.error(annotation, where, found, f"Give the folder of both as SRC: {both}", "image outside")
+            return None
+        images = self._narrowed(self._find(asked, annotation) if images is None else images, asked, annotation)
         if len(images) == 1:
+            if name and name_key(images[0].stem) not in (name_key(asked.name), name_key(asked.stem)):
+                found = f"the image {name!r} is not there; {images[0].name}, which is called like this file, is taken"
+                fix = "Make sure that it is the right one"
+                gathered.warn(annotation, where, found, fix, "image by its file's name")
             return images[0]
         what = f"may be {', '.join(map(str, images[:3]))}" if images else f"is not below the folder{hint}"
         fix, kind = f"Restore or rename the image, or correct {where}", "ambiguous image" if images else "missing image"
         gathered.error(annotation, where, f"the image {name or annotation.stem!r} {what}", fix, kind)
         return None
 
-    def find(self, name: str, annotation: Path) -> list[Path]:
-        """Images called `name`, or else those with the annotation file's own stem. Of several, the one whose folders
-        have most in common with the annotation's; more than one only if that does not decide."""
-        base = _composed(PurePosixPath(name.replace("\\", "/")).name)
-        candidates = self._by_name.get(base) or self._by_stem.get(_composed(annotation.stem), [])
-        if len(candidates) < 2:
-            return list(candidates)
-        folders = set(annotation.parent.parts)
-        alike = [len(folders & set(path.parent.parts)) - len(path.parent.parts) / 1000 for path in candidates]
-        return [path for path, score in zip(candidates, alike, strict=True) if score == max(alike)]
+    def _find(self, asked: PurePosixPath, annotation: Path) -> list[Path]:
+        """Images of that name, of that name without a suffix, or called like the annotation file."""
+        tries = ((self._by_name, asked.name), (self._by_stem, asked.name), (self._by_stem, annotation.stem))
+        return next((found for index, name in tries if (found := index.get(name_key(name)))), [])
+
+    def _narrowed(self, images: list[Path], asked: PurePosixPath, annotation: Path) -> list[Path]:
+        """Of several: no masks; those in the folders that the name gives; those in the folder that stands beside the
+        annotation's; those that are written the same."""
+        tail = [name_key(part) for part in asked.parts if part != ".."]
+        for rule in (
+            lambda path: not _is_mask(path),
+            lambda path: [name_key(part) for part in path.parts[-len(tail) :]] == tail,
+            lambda path: _sides(path) == _sides(annotation),
+            lambda path: composed(path.name) == composed(asked.name),
+        ):
+            if len(images) > 1:
+                images = list(filter(rule, images)) or images
+        return images
 
 
 def write_coco(gathered: Gathered, target: Path, *, copy_images: bool, progress: bool = True) -> Converted:
@@ -177,8 +234,8 @@ def write_coco(gathered: Gathered, target: Path, *, copy_images: bool, progress:
         UserError: Faults of the data, all at once; nothing has been written then.
     """
     require_new_folder(target, gathered.root)
-    names = _class_names(gathered)
     facts = _check_images(gathered)
+    names = _class_names(gathered)
     sets = _assign_splits(gathered)
     require_no_errors(gathered.problems)
     root = _common_folder([image.path for image in gathered.images])
@@ -208,6 +265,7 @@ def write_coco(gathered: Gathered, target: Path, *, copy_images: bool, progress:
         sum(len(image.boxes) for image in gathered.images),
         names,
         tuple(problem for problem in [*gathered.problems, *warnings] if problem.severity == "warning"),
+        tuple(gathered.notes),
     )
 
 
@@ -229,10 +287,10 @@ def require_no_errors(problems: Sequence[Problem]) -> None:
 
 def _class_names(gathered: Gathered) -> tuple[str, ...]:
     counts = Counter(box.name for image in gathered.images for box in image.boxes)
-    names = gathered.class_names or tuple(sorted(counts))
+    names = tuple(map(composed, gathered.class_names or sorted(counts)))
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        spellings[name.strip().casefold()].append(name)
+        spellings[name_key(name)].append(name)
     kind = "class names"
     for same in spellings.values():
         if len(same) > 1:
@@ -251,7 +309,8 @@ def _class_names(gathered: Gathered) -> tuple[str, ...]:
 def _check_images(gathered: Gathered) -> dict[Path, ImageFacts]:
     """Sizes as they are, and what the boxes are worth on them."""
     facts: dict[Path, ImageFacts] = {}
-    for image in gathered.images:
+    cut: list[tuple[float, str]] = []
+    for number, image in enumerate(gathered.images):
         if image.path in facts:
             file = image.annotation or image.path
             gathered.error(file, "image", f"{image.path} has two annotation files", "Remove one", "repeated image")
@@ -263,8 +322,12 @@ def _check_images(gathered: Gathered) -> dict[Path, ImageFacts]:
             gathered.error(file, "image", str(error), "Replace the image", "unreadable image")
             continue
         _check_size(gathered, image, facts[image.path])
-        for box in image.boxes:
-            _check_box(gathered, image, box, facts[image.path].upright_wh)
+        boxes = tuple(_fitted(gathered, image, box, facts[image.path].upright_wh, cut) for box in image.boxes)
+        gathered.images[number] = replace(image, boxes=boxes)
+    if cut:
+        most_px, where = max(cut)
+        found = f"{len(cut)} reach outside of their images, by up to {most_px:.3g} pixels ({where})"
+        gathered.warn(gathered.root, "boxes", found, "They are cut off at the edge", "boxes cut off")
     return facts
 
 
@@ -280,16 +343,27 @@ def _check_size(gathered: Gathered, image: ForeignImage, facts: ImageFacts) -> N
     gathered.error(image.annotation, "size", found, fix, "size mismatch")
 
 
-def _check_box(gathered: Gathered, image: ForeignImage, box: ForeignBox, size_wh: tuple[int, int]) -> None:
+def _fitted(
+    gathered: Gathered, image: ForeignImage, box: ForeignBox, size_wh: tuple[int, int], cut: list[tuple[float, str]]
+) -> ForeignBox:
+    """The box inside its image, its class in NFC; what is cut off goes to `cut`, faults to `gathered`."""
     file = image.annotation or image.path
     left, top, right, bottom = box.corners_xyxy
+    width, height = size_wh
+    inside = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
+    outside_px = (max(-left, right - width), max(-top, bottom - height))
+    allowed_px = (max(gathered.slack_px, _OUTSIDE_FRACTION * side) for side in size_wh)
+    is_near = box.may_leave or all(one <= limit for one, limit in zip(outside_px, allowed_px, strict=True))
     shown = ", ".join(f"{value:g}" for value in box.corners_xyxy)
     if not (right > left and bottom > top):
         found = f"the box from corner to corner ({shown}) has no area"
         gathered.error(file, box.where, found, "Correct or remove it", "box without area")
-    elif max(-left, -top, right - size_wh[0], bottom - size_wh[1]) > _OUTSIDE_TOLERANCE_PX:
-        found = f"the box from corner to corner ({shown}) leaves the image of {size_wh[0]} x {size_wh[1]} pixels"
+    elif not is_near or inside[2] <= inside[0] or inside[3] <= inside[1]:
+        found = f"the box from corner to corner ({shown}) leaves the image of {width} x {height} pixels"
         gathered.error(file, box.where, found, "Correct or remove it", "box outside the image")
+    elif max(outside_px) > _ROUNDING_PX:
+        cut.append((max(outside_px), f"{file}: {box.where}"))
+    return replace(box, name=composed(box.name), corners_xyxy=inside)
 
 
 def _assign_splits(gathered: Gathered) -> dict[str, list[ForeignImage]]:
@@ -297,7 +371,7 @@ def _assign_splits(gathered: Gathered) -> dict[str, list[ForeignImage]]:
     splits = dict(gathered.splits)
     if not splits:
         for image in gathered.images:
-            parts = [_SPLIT_FOLDERS.get(part) for part in image.path.relative_to(gathered.root).parts[:-1]]
+            parts = [SPLIT_NAMES.get(part.casefold()) for part in image.path.relative_to(gathered.root).parts[:-1]]
             known = next(filter(None, parts), None)
             if known is not None:
                 splits[image.path] = known
