@@ -8,17 +8,20 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.ablation.ablate import Ablation, ablate
-from engine.ablation.answer import MODES
-from engine.cli import (
-    add_config_argument,
-    add_device_argument,
-    add_overrides_argument,
-    run_script,
-    setup_logging,
-)
-from engine.distributed import cleanup, init_distributed
-from engine.reporting.labels import LANGUAGES
+from data.signals import leaving_quietly
+
+with leaving_quietly():
+    from engine.ablation.ablate import Ablation, ablate
+    from engine.ablation.answer import MODES
+    from engine.cli import (
+        add_config_argument,
+        add_device_argument,
+        add_overrides_argument,
+        run_script,
+        setup_logging,
+    )
+    from engine.distributed import cleanup, init_distributed
+    from engine.reporting.labels import LANGUAGES
 
 
 def parse_arguments() -> argparse.Namespace:

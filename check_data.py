@@ -7,9 +7,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.cli import add_config_argument, add_overrides_argument, require_output_folder, run_script, setup_logging
-from engine.config import load_config
-from engine.data_check import check_data, write_training_sheets
+from data.signals import leaving_quietly
+
+with leaving_quietly():
+    from engine.cli import add_config_argument, add_overrides_argument, require_output_folder, run_script, setup_logging
+    from engine.config import load_config
+    from engine.data_check import check_data, write_training_sheets
 
 _SHOWN_PER_KIND = 50
 

@@ -4,10 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.cli import require_output_folder, run_script, setup_logging
-from engine.comparison.compare import compare_runs
-from engine.comparison.write import write_comparison
-from engine.reporting.labels import LANGUAGES
+from data.signals import leaving_quietly
+
+with leaving_quietly():
+    from engine.cli import require_output_folder, run_script, setup_logging
+    from engine.comparison.compare import compare_runs
+    from engine.comparison.write import write_comparison
+    from engine.reporting.labels import LANGUAGES
 
 
 def parse_arguments() -> argparse.Namespace:

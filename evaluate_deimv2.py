@@ -4,16 +4,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.cli import (
-    add_config_argument,
-    add_device_argument,
-    add_overrides_argument,
-    run_script,
-    setup_logging,
-)
-from engine.distributed import cleanup, init_distributed
-from engine.evaluation_run import AnalysisOptions, evaluate_checkpoint
-from engine.results import format_results
+from data.signals import leaving_quietly
+
+with leaving_quietly():
+    from engine.cli import (
+        add_config_argument,
+        add_device_argument,
+        add_overrides_argument,
+        run_script,
+        setup_logging,
+    )
+    from engine.distributed import cleanup, init_distributed
+    from engine.evaluation_run import AnalysisOptions, evaluate_checkpoint
+    from engine.results import format_results
 
 
 def parse_arguments() -> argparse.Namespace:

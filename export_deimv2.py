@@ -4,8 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.cli import add_config_argument, add_overrides_argument, run_script, setup_logging
-from engine.export.run import FORMATS, export_checkpoint
+from data.signals import leaving_quietly
+
+with leaving_quietly():
+    from engine.cli import add_config_argument, add_overrides_argument, run_script, setup_logging
+    from engine.export.run import FORMATS, export_checkpoint
 
 
 def parse_arguments() -> argparse.Namespace:

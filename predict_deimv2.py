@@ -9,18 +9,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.cli import (
-    EXIT_INTERRUPTED,
-    add_config_argument,
-    add_device_argument,
-    add_overrides_argument,
-    resolve_device,
-    run_script,
-    setup_logging,
-)
-from engine.prediction.prediction_run import DEFAULT_FORMS, PredictOptions, format_prediction, parse_forms, predict
-from engine.prediction.tiling import Tiling
-from engine.prediction.writers import FORMS
+from data.signals import leaving_quietly
+
+with leaving_quietly():
+    from engine.cli import (
+        EXIT_INTERRUPTED,
+        add_config_argument,
+        add_device_argument,
+        add_overrides_argument,
+        resolve_device,
+        run_script,
+        setup_logging,
+    )
+    from engine.prediction.prediction_run import DEFAULT_FORMS, PredictOptions, format_prediction, parse_forms, predict
+    from engine.prediction.tiling import Tiling
+    from engine.prediction.writers import FORMS
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -6,22 +6,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
+from data.signals import leaving_quietly
 
-from engine.cli import (
-    add_amp_argument,
-    add_config_argument,
-    add_device_argument,
-    add_overrides_argument,
-    run_script,
-    setup_logging,
-)
-from engine.config import ExperimentConfig, config_to_dict, load_config
-from engine.distributed import cleanup, init_distributed
-from engine.evaluation_run import evaluate_checkpoint
-from engine.multimodal import Start
-from engine.results import format_results
-from engine.train import train
+with leaving_quietly():
+    import yaml
+
+    from engine.cli import (
+        add_amp_argument,
+        add_config_argument,
+        add_device_argument,
+        add_overrides_argument,
+        run_script,
+        setup_logging,
+    )
+    from engine.config import ExperimentConfig, config_to_dict, load_config
+    from engine.distributed import cleanup, init_distributed
+    from engine.evaluation_run import evaluate_checkpoint
+    from engine.multimodal import Start
+    from engine.results import format_results
+    from engine.train import train
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:

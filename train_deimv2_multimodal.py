@@ -7,9 +7,12 @@ checkpoint of train_deimv2.py starts phase 2 in a new run folder, with one of ph
 import sys
 from functools import partial
 
-from engine.cli import run_script
-from engine.multimodal import choose_start
-from train_deimv2 import main
+from data.signals import leaving_quietly
+
+with leaving_quietly():
+    from engine.cli import run_script
+    from engine.multimodal import choose_start
+    from train_deimv2 import main
 
 if __name__ == "__main__":
     sys.exit(run_script(partial(main, __doc__, choose_start)))

@@ -4,20 +4,23 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.attention.capture import load_detector
-from engine.attention.run import PARTS, ViewOptions, Visualisation, visualize
-from engine.attention.score_run import score
-from engine.attention.scoring import ScoreOptions
-from engine.attention.sources import find_images
-from engine.cli import (
-    add_config_argument,
-    add_device_argument,
-    add_overrides_argument,
-    require_output_folder,
-    resolve_device,
-    run_script,
-    setup_logging,
-)
+from data.signals import leaving_quietly
+
+with leaving_quietly():
+    from engine.attention.capture import load_detector
+    from engine.attention.run import PARTS, ViewOptions, Visualisation, visualize
+    from engine.attention.score_run import score
+    from engine.attention.scoring import ScoreOptions
+    from engine.attention.sources import find_images
+    from engine.cli import (
+        add_config_argument,
+        add_device_argument,
+        add_overrides_argument,
+        require_output_folder,
+        resolve_device,
+        run_script,
+        setup_logging,
+    )
 
 
 def parse_arguments() -> argparse.Namespace:

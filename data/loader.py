@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import atexit
 import math
+import multiprocessing
 import os
 import signal
 import sys
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from multiprocessing import resource_tracker
 from typing import Any, Literal
 
 import cv2
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data.batch import Batch
 from data.classes import ClassMap
@@ -41,6 +41,7 @@ from data.mix import batch_size_hw, mix_batch
 from data.pixel_cache import PixelCache
 from data.sampling import FloatArray, epoch_length, repeat_factors, repeated
 from data.shared_memory import memory_to_spare, shared_bytes
+from data.signals import STOP_SIGNALS, held_back
 from data.splits import DataBundle, build_datasets
 
 __all__ = [
@@ -55,7 +56,6 @@ __all__ = [
 ]
 
 _STALLED_AFTER_SECONDS = 600
-_WORKER_GRACE_SECONDS = 20.0
 _PREFETCHED_BATCHES = 2
 
 Keys = list[SampleKey]
@@ -197,8 +197,8 @@ class _Loader:
             **workers,
         )
         if num_workers:
-            # Before multiprocessing terminates what is left: the workers outlive that signal for a while.
-            atexit.register(_close_if_alive, weakref.ref(self))
+            # Before multiprocessing sends SIGTERM to what is left, which workers ignore, and waits for their end.
+            atexit.register(_end_workers, weakref.ref(self))
 
     @property
     def dataset(self) -> IndustrialDataset:
@@ -206,13 +206,19 @@ class _Loader:
         return self._batches.dataset
 
     def __iter__(self) -> Iterator[Batch]:
-        with _children_ignore_interrupts():
+        if self._loader.num_workers and os.name == "posix":
+            # multiprocessing's own helper, which would unblock the signals if it were started below.
+            resource_tracker.ensure_running()
+        with held_back():  # workers stop when the main process says so; a signal to the whole group is for that one
             iterator = iter(self._loader)
         while True:
             try:
                 item = next(iterator, None)
             except RuntimeError as error:
-                raise _readable(error) from error
+                explained = explain_worker_error(error)
+                if explained is None:
+                    raise
+                raise explained from error
             if item is None:
                 return
             if isinstance(item, UserError):
@@ -223,14 +229,18 @@ class _Loader:
         """Stop the workers now; iterating again starts new ones."""
         iterator = self._loader._iterator
         self._loader._iterator = None
-        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
             iterator._shutdown_workers()
+            for worker in iterator._workers:
+                worker.kill()  # one that hangs in a read
 
 
-def _close_if_alive(loader: weakref.ref[_Loader]) -> None:
+def _end_workers(loader: weakref.ref[_Loader]) -> None:
     alive = loader()
     if alive is not None:
         alive.close()
+    for worker in multiprocessing.active_children():  # of loaders that were dropped without closing them
+        worker.kill()
 
 
 class TrainLoader(_Loader):
@@ -383,8 +393,8 @@ def _init_worker(worker_id: int) -> None:
     """In each worker: one thread, and signals that are meant for the main process do not end it."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave_later)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the main process finishes its step, however long, and then closes
     atexit.register(_leave_at_once)
 
 
@@ -395,41 +405,20 @@ def _leave_at_once() -> None:
     os._exit(0)
 
 
-def _leave_later(number: int, frame: FrameType | None) -> None:
-    """On SIGTERM to the whole process group the main process still finishes its step and saves."""
-    timer = threading.Timer(_WORKER_GRACE_SECONDS, os._exit, [0])
-    timer.daemon = True
-    timer.start()
-
-
-@contextmanager
-def _children_ignore_interrupts() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C from their first moment on, not only once they are initialised."""
-    previous = signal.getsignal(signal.SIGINT)
-    if previous is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _readable(error: RuntimeError) -> Exception:
-    """The DataLoader's own complaints in the user's words; other errors as they are."""
+def explain_worker_error(error: RuntimeError) -> UserError | None:
+    """The DataLoader's own complaints in the user's words; None for other errors."""
     text = str(error)
     if "DataLoader timed out" in text:
         return UserError(
             f"No batch arrived for {_STALLED_AFTER_SECONDS} s: a data worker hangs, perhaps on a network drive. Copy "
             "the images to a local disk, or try train_dataloader.num_workers: 0 to see where."
         )
-    if "DataLoader worker" in text and "exited unexpectedly" in text:
+    if "DataLoader worker" in text and ("exited unexpectedly" in text or "is killed by signal" in text):
         return UserError(
             f"A data worker was killed ({text.splitlines()[0]}). If memory ran out, lower num_workers or the batch "
             "size; in a container, enlarge its shared memory (docker run --shm-size=8g)."
         )
-    return error
+    return None
 
 
 def _micro_batch_size(loader: LoaderConfig, world_size: int, accumulation_steps: int) -> int:

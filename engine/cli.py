@@ -6,27 +6,32 @@ import argparse
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import torch
 from tqdm import tqdm
 
 from data.errors import UserError
+from data.signals import handlers
 
 log = logging.getLogger(__name__)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 def run_script(main: Callable[[], int | None]) -> int:
     """Run a script's `main` and turn its outcome into an exit code.
 
-    A `UserError` becomes one message on stderr and exit code 2; Ctrl-C becomes 130; None counts as 0. Anything else
-    is a fault of the program and keeps its traceback.
+    A `UserError` becomes one message on stderr and exit code 2; Ctrl-C becomes 130, SIGTERM 143; None counts as 0.
+    Anything else is a fault of the program and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         # A Windows console may not know a character of a class name; an escape is better than a crash.
@@ -34,14 +39,36 @@ def run_script(main: Callable[[], int | None]) -> int:
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
     try:
-        return main() or 0
+        with handlers(_terminate, signal.SIGTERM):
+            return main() or 0
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        sys.stderr.write(f"error{'' if rank == '0' else f' (process {rank})'}: {error}\n")
-        return EXIT_USER_ERROR
+        return _explain(error)
+    except RuntimeError as error:
+        from data.loader import explain_worker_error  # here, or every script would load OpenCV
+
+        # torch raises it wherever the main process happens to be when it hears of a worker's end.
+        explained = explain_worker_error(error)
+        if explained is None:
+            raise
+        return _explain(explained)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
+    except SystemExit as leaving:
+        if leaving.code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+            # torchrun sends one more to whoever takes long to leave; it must not change the exit code.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def _explain(error: UserError) -> int:
+    rank = os.environ.get("RANK", "0")
+    sys.stderr.write(f"error{'' if rank == '0' else f' (process {rank})'}: {error}\n")
+    return EXIT_USER_ERROR
 
 
 class _BarFriendlyHandler(logging.Handler):

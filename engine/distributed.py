@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.errors import UserError
+from data.signals import STOP_SIGNALS, handlers
 from engine.cli import resolve_device
 
 Made = TypeVar("Made")
@@ -90,12 +92,14 @@ def init_distributed(device: str | None = None) -> Distributed:
     try:
         if place.type == "cuda":
             torch.cuda.set_device(place)
-        dist.init_process_group(
-            "nccl" if place.type == "cuda" else "gloo",
-            rank=rank,
-            world_size=world_size,
-            timeout=timedelta(minutes=30),
-        )
+        # torch waits for the others for up to 30 minutes, in which no Python handler would run.
+        with handlers(signal.SIG_DFL, *STOP_SIGNALS):
+            dist.init_process_group(
+                "nccl" if place.type == "cuda" else "gloo",
+                rank=rank,
+                world_size=world_size,
+                timeout=timedelta(minutes=30),
+            )
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"Distributed start: process {rank} of {world_size} could not join the group at "

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
 
 import torch
 
+from data.signals import STOP_SIGNALS, handlers
 from engine.distributed import Distributed
 
 log = logging.getLogger(__name__)
+
+_ONE_REQUEST_SECONDS = 1.0
+"""Within it a second signal is the same request: after Ctrl-C torchrun sends one more to its processes."""
 
 
 class StopSignal:
@@ -22,20 +25,18 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._signal: int | None = None
+        self._since = 0.0
         self._immediate = False
-        self._previous: dict[int, Any] = {}
+        self._handlers = handlers(self._handle, *STOP_SIGNALS)
 
     def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+        self._handlers.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._handlers.__exit__(kind, error, traceback)
 
     @property
     def received(self) -> bool:
@@ -64,8 +65,11 @@ class StopSignal:
             self._immediate = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        repeated = self.received
-        self._signal = number
-        if self._immediate or repeated:
+        if self._immediate:
+            self._signal = number
             raise self.exit()
-        log.warning("%s: finishing the step and saving (once more to leave at once)", signal.Signals(number).name)
+        if not self.received:
+            self._signal, self._since = number, time.monotonic()
+            log.warning("%s: finishing the step and saving (once more to leave at once)", signal.Signals(number).name)
+        elif time.monotonic() - self._since > _ONE_REQUEST_SECONDS:
+            raise self.exit()

@@ -1,7 +1,6 @@
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,14 +15,8 @@ from data.batch import Batch
 from data.coco import CocoSplit
 from data.config import DataConfig
 from data.errors import UserError
-from data.loader import (
-    EvalLoader,
-    TrainLoader,
-    _children_ignore_interrupts,
-    _readable,
-    build_eval_loader,
-    build_train_loader,
-)
+from data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, explain_worker_error
+from data.signals import STOP_SIGNALS, handlers
 from data.splits import build_datasets
 from tests.support.coco_files import CocoFiles, data_config
 
@@ -229,30 +222,13 @@ def test_classes_of_another_split_are_a_mistake_of_the_program(root: Path) -> No
     ("text", "message"),
     [
         ("DataLoader timed out after 600 seconds", "a data worker hangs"),
-        ("DataLoader worker (pid(s) 12) exited unexpectedly", r"--shm-size=8g"),
+        ("DataLoader worker (pid(s) 12) exited unexpectedly", "--shm-size=8g"),
+        ("DataLoader worker (pid 12) is killed by signal: Killed. ", "--shm-size=8g"),
     ],
 )
 def test_the_data_loaders_complaints(text: str, message: str) -> None:
-    error = _readable(RuntimeError(text))
-    assert isinstance(error, UserError)
-    assert message.replace("\\", "") in str(error)
-    other = RuntimeError("something else")
-    assert _readable(other) is other
-
-
-def test_interrupts_during_start() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with _children_ignore_interrupts():
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    assert signal.getsignal(signal.SIGINT) == before
-
-    def elsewhere() -> None:  # signals belong to the main thread
-        with _children_ignore_interrupts():
-            assert signal.getsignal(signal.SIGINT) == before
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
+    assert message in str(explain_worker_error(RuntimeError(text)))
+    assert explain_worker_error(RuntimeError("something else")) is None
 
 
 class TestWorkers:
@@ -291,17 +267,44 @@ class TestWorkers:
         assert torch.equal(torch.rand(4), expected)
 
     @pytest.mark.skipif(sys.platform == "win32", reason="signals to single processes")
-    def test_signals_to_the_group_leave_the_workers_running(self, root: Path, loader: TrainLoader) -> None:
-        _epoch(loader, 0)
+    def test_signals_to_the_group_leave_the_workers_running(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From their first moment on, and for as long as the main process wants batches."""
+        monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)  # torch's patience with each
+        loader = _train(root, train_dataloader__num_workers=2)
+        loader.set_epoch(1)
+        batches = iter(loader)
+        first = next(batches)
         workers = loader._loader._iterator._workers  # type: ignore[union-attr]
         for worker in workers:
             os.kill(worker.pid, signal.SIGINT)
             os.kill(worker.pid, signal.SIGTERM)
-        assert _same(_epoch(loader, 1), _epoch(_train(root), 1))
+        assert _same([first, *batches], _epoch(_train(root), 1))
+        os.kill(workers[0].pid, signal.SIGSTOP)  # as one that hangs in a read
         started = time.monotonic()
         loader.close()
-        assert time.monotonic() - started < 15
+        workers[0].join(5)
+        assert time.monotonic() - started < 20
         assert not any(worker.is_alive() for worker in workers)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no signal masks")
+    def test_workers_start_without_the_signals(self, root: Path) -> None:
+        """A signal that comes while they start is for this process, afterwards."""
+        loader = _train(root, train_dataloader__num_workers=1)
+        start = loader._loader._get_iterator
+        order: list[object] = []
+
+        def started() -> object:
+            signal.raise_signal(signal.SIGINT)
+            iterator = start()
+            os.kill(iterator._workers[0].pid, signal.SIGTERM)  # it is still importing torch
+            order.append("started")
+            return iterator
+
+        loader._loader._get_iterator = started  # type: ignore[method-assign, assignment]
+        with handlers(lambda number, frame: order.append(number), *STOP_SIGNALS):
+            assert _same(_epoch(loader, 0), _epoch(_train(root), 0))
+        assert order == ["started", signal.SIGINT]
+        loader.close()
 
 
 def _broken(folder: Path, num_workers: int) -> tuple[DataConfig, CocoSplit]:

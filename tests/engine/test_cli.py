@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from data.errors import UserError
 from engine import cli
+from tests.support.tiny_run import ROOT, script_environment
 
 
 def _fail(error: BaseException) -> Any:
@@ -46,6 +49,41 @@ def test_user_error_of_another_process_names_it(
 def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run_script(_fail(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals for another process")
+@pytest.mark.parametrize("script", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)
+def test_a_signal_during_the_imports_is_an_exit_code_without_a_traceback(script: Path, tmp_path: Path) -> None:
+    """The imports take seconds; here torch takes a minute."""
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)", encoding="utf-8")
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = subprocess.Popen(
+            [sys.executable, str(script)],
+            env=script_environment() | {"PYTHONPATH": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None and process.stdout.readline() == b"importing\n"
+        process.send_signal(number)
+        _, error = process.communicate(timeout=20)
+        assert (process.returncode, error) == (code, b"interrupted\n")
+
+
+def test_sigterm_is_143_and_another_one_changes_nothing() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as info:
+            cli.run_script(lambda: signal.raise_signal(signal.SIGTERM))
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert info.value.code == 143
+
+
+def test_a_killed_data_worker_is_explained_wherever_it_is_noticed(capsys: pytest.CaptureFixture[str]) -> None:
+    killed = RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+    assert cli.run_script(_fail(killed)) == 2
+    assert "error: A data worker was killed (DataLoader worker (pid 12)" in capsys.readouterr().err
 
 
 def test_faults_of_the_program_keep_their_traceback() -> None:

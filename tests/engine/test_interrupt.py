@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 
+from engine import interrupt
 from engine.distributed import Distributed
 from engine.interrupt import StopSignal
 
@@ -25,11 +26,15 @@ def test_a_signal_is_a_request_with_the_shells_exit_code(number: signal.Signals,
         assert stop.exit().code == code
 
 
-def test_a_second_signal_leaves_at_once() -> None:
+def test_a_second_signal_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter((10.0, 10.9, 11.1))
+    monkeypatch.setattr(interrupt.time, "monotonic", lambda: next(now))
     with pytest.raises(SystemExit) as info, StopSignal():
         signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # torchrun's echo of the same Ctrl-C
         signal.raise_signal(signal.SIGINT)
     assert info.value.code == 130
+    assert next(now, None) is None
 
 
 def test_at_once_leaves_inside_and_waits_outside() -> None:

@@ -3,20 +3,23 @@
 import json
 import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.support.tiny_run import command, script_environment, write_tiny_config, write_tiny_data
 from tests.support.training import checkpoint, log_records
 
 
-def run_two_processes(script: str, *arguments: str | Path, cwd: Path, timeout: float = 240) -> list[str]:
-    """Start ranks 0 and 1; returns their stderr. Fails if one of them fails or hangs."""
+def start_two_processes(script: str, *arguments: str | Path, cwd: Path) -> list[subprocess.Popen[str]]:
+    """Start ranks 0 and 1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = [
+    return [
         subprocess.Popen(
             command(script, arguments),
             cwd=cwd,
@@ -35,6 +38,11 @@ def run_two_processes(script: str, *arguments: str | Path, cwd: Path, timeout: f
         )
         for rank in (0, 1)
     ]
+
+
+def run_two_processes(script: str, *arguments: str | Path, cwd: Path, timeout: float = 240) -> list[str]:
+    """Run ranks 0 and 1 to their end; returns their stderr. Fails if one of them fails or hangs."""
+    processes = start_two_processes(script, *arguments, cwd=cwd)
     try:
         outputs = [process.communicate(timeout=timeout) for process in processes]
     finally:
@@ -63,3 +71,31 @@ def test_two_processes_train_also_where_one_has_no_boxes_and_accumulate(tmp_path
     assert state["last_epoch"] == 2 and state["step"] == 6
     assert all(torch.isfinite(value).all() for value in state["model"].values() if value.is_floating_point())
     assert len([r for r in log_records(tmp_path / "run") if "loss" in r]) == 6
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM for another process")
+def test_sigterm_to_the_processes_of_torchrun_saves_and_is_143(tmp_path: Path) -> None:
+    """torchrun sends it once more to whoever is still there when the first process has left."""
+    write_tiny_data(tmp_path)
+    config = write_tiny_config(tmp_path)
+    single_size = "train_dataloader.collate_fn.base_size_repeat=null"
+    arguments = ("-c", config, "--output-dir", tmp_path / "run", "-d", "cpu", "-u", "epoches=200", single_size)
+    processes = start_two_processes("train_deimv2.py", *arguments, cwd=tmp_path)
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    try:
+        while not (log.is_file() and '"step": 3,' in log.read_text(encoding="utf-8")):
+            assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+            time.sleep(0.02)
+        while any(process.poll() is None for process in processes):
+            assert time.monotonic() < deadline
+            for process in processes:
+                process.terminate()
+            time.sleep(0.05)
+    finally:
+        for process in processes:
+            process.kill()
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    assert all("Traceback" not in error for _, error in outputs)
+    assert checkpoint(tmp_path / "run" / "last.pth")["step"] >= 3
