@@ -50,8 +50,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
                 choices=("auto", "0", "1"),
                 default="auto",
                 help="1: pixels counted from 1, both ends inside (VOC's own rule); 0: corners as they stand; "
-                "auto: 0 if a box begins at 0, else 1",
+                "auto: 0 if a box begins at 0 or corners have fractions, else 1",
             )
+            command.add_argument("--skip-difficult", action="store_true", help="leave out objects marked difficult")
     split = commands.add_parser("split", help="one COCO file into train, val and test")
     split.add_argument("source", type=Path, metavar="SRC.json", help="COCO annotation file")
     for name, part in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read(options: argparse.Namespace) -> Gathered:
     names = None if options.classes is None else read_class_file(options.classes)
     if options.command == "voc":
-        return read_voc(options.source, class_names=names, origin=options.origin)
+        return read_voc(options.source, class_names=names, origin=options.origin, skip_difficult=options.skip_difficult)
     return (read_yolo if options.command == "yolo" else read_labelme)(options.source, class_names=names)
 
 

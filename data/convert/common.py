@@ -16,11 +16,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from data.coco import check_annotations, check_overlap, read_split
 from data.errors import UserError
 from data.image_checks import check_images
-from data.images import ImageFacts, read_facts
+from data.images import IMAGE_SUFFIXES, ImageFacts, read_facts
 from data.names import composed, name_key
 from data.problems import Problem, errors_of, problem_lines
 
@@ -38,7 +39,7 @@ _MASK_FOLDERS = frozenset({"mask", "masks", "mascaras", "máscaras", "segmentati
 _SIDE_BY_SIDE = frozenset(
     ("images", "image", "img", "imgs", "jpegimages", "pictures", "photos", "frames", "imagenes", "imágenes", "fotos")
     + ("labels", "label", "annotations", "annotation", "annots", "anns", "ann", "xml", "xmls", "json", "jsons")
-    + ("anotaciones", "etiquetas")
+    + ("anotaciones", "etiquetas", "imagesets", "main")
 )
 """Folders that stand for each other: images/train/a.jpg belongs to labels/train/a.json."""
 _OUTSIDE_FRACTION = 0.01
@@ -183,37 +184,41 @@ class ImageIndex:
         """
         asked = PurePosixPath(name.replace("\\", "/"))
         place = os.path.abspath(annotation.parent / asked)
-        images = self._by_place.get(name_key(place)) if name else None
-        if images is None and ".." in asked.parts and os.path.isfile(place):
+        if ".." in asked.parts and name_key(place) not in self._by_place and os.path.isfile(place):
             both = os.path.commonpath([place, os.path.abspath(gathered.root)])
             found = f"the image {name!r} lies outside of {gathered.root}"
             gathered.error(annotation, where, found, f"Give the folder of both as SRC: {both}", "image outside")
             return None
-        images = self._narrowed(self._find(asked, annotation) if images is None else images, asked, annotation)
+        images = self.find(name, annotation) or self.find(annotation.stem, annotation)
         if len(images) == 1:
             if name and name_key(images[0].stem) not in (name_key(asked.name), name_key(asked.stem)):
                 found = f"the image {name!r} is not there; {images[0].name}, which is called like this file, is taken"
                 fix = "Make sure that it is the right one"
                 gathered.warn(annotation, where, found, fix, "image by its file's name")
             return images[0]
+        decoded = self._by_name.get(name_key(unquote(asked.name)), [])
+        if decoded:
+            hint = f"; {decoded[0].name!r} is: the name is percent-encoded"
         what = f"may be {', '.join(map(str, images[:3]))}" if images else f"is not below the folder{hint}"
         fix, kind = f"Restore or rename the image, or correct {where}", "ambiguous image" if images else "missing image"
         gathered.error(annotation, where, f"the image {name or annotation.stem!r} {what}", fix, kind)
         return None
 
-    def _find(self, asked: PurePosixPath, annotation: Path) -> list[Path]:
-        """Images of that name, of that name without a suffix, or called like the annotation file."""
-        tries = ((self._by_name, asked.name), (self._by_stem, asked.name), (self._by_stem, annotation.stem))
-        return next((found for index, name in tries if (found := index.get(name_key(name)))), [])
-
-    def _narrowed(self, images: list[Path], asked: PurePosixPath, annotation: Path) -> list[Path]:
-        """Of several: no masks; those in the folders that the name gives; those in the folder that stands beside the
-        annotation's; those that are written the same."""
-        tail = [name_key(part) for part in asked.parts if part != ".."]
+    def find(self, name: str, near: Path) -> list[Path]:
+        """Images that a name in the file `near` may mean: the one at that place; else those called so, with another
+        suffix or without. Of several, no masks; those in the folders that the name gives; those in the folder that
+        stands beside the file's; those that are written the same."""
+        asked = PurePosixPath(name.replace("\\", "/"))
+        stem = asked.stem if asked.suffix.lower() in IMAGE_SUFFIXES else asked.name
+        place = name_key(os.path.abspath(near.parent / asked)) if name else ""
+        by_stem = self._by_stem
+        tries = ((self._by_place, place), (self._by_name, asked.name), (by_stem, asked.name), (by_stem, stem))
+        images: list[Path] = next((found for index, key in tries if (found := index.get(name_key(key)))), [])
+        folders = [name_key(part) for part in asked.parent.parts if part != ".."]
         for rule in (
             lambda path: not _is_mask(path),
-            lambda path: [name_key(part) for part in path.parts[-len(tail) :]] == tail,
-            lambda path: _sides(path) == _sides(annotation),
+            lambda path: [name_key(part) for part in path.parent.parts[-len(folders) :]] == folders,
+            lambda path: _sides(path) == _sides(near),
             lambda path: composed(path.name) == composed(asked.name),
         ):
             if len(images) > 1:
@@ -299,7 +304,7 @@ def _class_names(gathered: Gathered) -> tuple[str, ...]:
     for name in sorted(set(counts) - set(names)):
         found = f"{name!r} ({counts[name]} boxes) is not among the given classes {', '.join(names)}"
         gathered.error(gathered.root, "classes", found, "Add it to the list, or rename the boxes", kind)
-    if not counts:
+    if not counts and not errors_of(gathered.problems):
         gathered.error(
             gathered.root, "boxes", "there is not a single one", "Give the folder with the annotations", kind
         )

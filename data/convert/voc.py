@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 from data.convert.common import (
+    SPLIT_NAMES,
     ForeignBox,
     ForeignImage,
     Gathered,
@@ -21,35 +25,64 @@ from data.images import IMAGE_SUFFIXES
 
 VocOrigin = Literal["auto", "0", "1"]
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+_SLACK_PX = 1
+"""Corners are whole pixels."""
+_FEW_FRACTIONS = 0.1
+"""Up to this part of the boxes, corners with fractions are accidents of a set of whole pixels, as VOC 2012 has some."""
+_UNKNOWN_TO_EXPAT = re.compile(
+    rb"""\s*<\?xml[^>]*encoding=["'](utf-16|gb2312|gbk|gb18030|cp936|big5|shift_jis|cp932|euc-jp|euc-kr|cp949)["'][^>]*>""",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class _VocBox(ForeignBox):
+    """One object."""
+
+    is_whole: bool = True
+    """Whether its corners are whole pixels, so that the origin matters."""
 
 
 class _Refused(ValueError):
     """XML that is not read."""
 
 
-def read_voc(root: Path, *, class_names: Sequence[str] | None = None, origin: VocOrigin = "auto") -> Gathered:
+def read_voc(
+    root: Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    origin: VocOrigin = "auto",
+    skip_difficult: bool = False,
+) -> Gathered:
     """All XML files below `root` with their images.
+
+    Rotated boxes (roLabelImg) and polygons (LabelMe 3, as CVAT writes it) become the boxes around them.
 
     Args:
         root: The folder; files may lie anywhere below it, `JPEGImages` and `Annotations` being usual.
         class_names: In the order of their ids; None sorts the names that occur.
         origin: `1`: pixels are counted from 1 and both ends belong to the box, as the VOC challenge has it; `0`:
-            corners as they stand; `auto`: `0` if some box begins at 0, else `1`.
+            corners as they stand; `auto`: `0` if some box of any subset begins at 0 or corners have fractions, else
+            `1`. Corners with fractions are never shifted.
+        skip_difficult: Leave objects marked difficult out.
 
     Raises:
         UserError: `root` is no folder. Faults of the files are in the result.
     """
-    gathered = Gathered(root, class_names=None if class_names is None else tuple(class_names))
+    names = None if class_names is None else tuple(class_names)
+    gathered = Gathered(root, class_names=names, slack_px=_SLACK_PX)
     images = files_below(root, IMAGE_SUFFIXES)
     index = ImageIndex(images)
     files = files_below(root, [".xml"])
     if not files:
         gathered.error(root, "folder", "there is no XML file in it", "Give the folder of the VOC set", "no annotations")
+    tally = Counter[str]()
     for file in files:
         tree = _parse(gathered, file)
         if tree is not None:
-            _read_file(gathered, file, tree, index)
+            _read_file(gathered, file, tree, index, tally, skip_difficult=skip_difficult)
     warn_left_out(gathered, images, "XML file")
+    _report(gathered, tally, skip_difficult=skip_difficult)
     _apply_origin(gathered, origin)
     _read_splits(gathered)
     return gathered
@@ -66,6 +99,12 @@ def parse_xml(data: bytes) -> ElementTree.Element:
     def refuse(*_: object) -> None:
         raise _Refused("it has a document type (<!DOCTYPE>), which could hide an attack")
 
+    declaration = _UNKNOWN_TO_EXPAT.match(data)
+    if declaration:
+        name = declaration[1].decode().lower()
+        # A declaration that can be read is not in UTF-16; GB 18030 holds all of the older sets.
+        codec = "utf-8" if name == "utf-16" else "gb18030" if name.startswith(("gb", "cp936")) else name
+        data = data[declaration.end() :].decode(codec).encode()
     scout = expat.ParserCreate()
     scout.StartDoctypeDeclHandler = refuse
     try:
@@ -76,7 +115,7 @@ def parse_xml(data: bytes) -> ElementTree.Element:
 
 
 def _parse(gathered: Gathered, file: Path) -> ElementTree.Element | None:
-    fix, kind = "Export the file again", "malformed XML"
+    fix, kind = "Export the file again, in UTF-8", "malformed XML"
     try:
         tree = parse_xml(file.read_bytes())
     except (OSError, ValueError, LookupError) as error:
@@ -84,14 +123,33 @@ def _parse(gathered: Gathered, file: Path) -> ElementTree.Element | None:
         gathered.error(file, "file", str(error), fix, kind)
         return None
     if tree.tag != "annotation":
-        gathered.error(file, "file", f"begins with <{tree.tag}>, expected <annotation>", "Move it elsewhere", kind)
+        fix = "Export it as Pascal VOC or COCO" if tree.tag == "annotations" else "Move it elsewhere"  # CVAT's own
+        gathered.error(file, "file", f"begins with <{tree.tag}>, expected <annotation>", fix, kind)
         return None
     return tree
 
 
-def _read_file(gathered: Gathered, file: Path, tree: ElementTree.Element, index: ImageIndex) -> None:
-    named = (tree.findtext("filename") or "").strip()
-    boxes = [box for number, entry in enumerate(tree.iter("object"), 1) if (box := _box(gathered, file, number, entry))]
+def _read_file(
+    gathered: Gathered,
+    file: Path,
+    tree: ElementTree.Element,
+    index: ImageIndex,
+    tally: Counter[str],
+    *,
+    skip_difficult: bool,
+) -> None:
+    boxes = []
+    for number, entry in enumerate(tree.iter("object"), 1):
+        marks = [tag for tag in ("difficult", "deleted") if _is_set(entry.findtext(tag))]
+        tally.update(["object", *marks])
+        if "deleted" in marks or (skip_difficult and marks):
+            continue
+        turned = entry.find("attributes/attribute[name='rotation']/value")
+        tally["rotated"] += turned is not None and bool(_number(turned.text))
+        tally["turned"] += entry.find("robndbox") is not None
+        if box := _box(gathered, file, number, entry):
+            boxes.append(box)
+    named = (tree.findtext("filename") or tree.findtext("path") or "").strip()
     image = index.require(gathered, named, file, "filename")
     if image is None:
         return
@@ -100,13 +158,31 @@ def _read_file(gathered: Gathered, file: Path, tree: ElementTree.Element, index:
     gathered.images.append(ForeignImage(image, file, stated, tuple(boxes)))
 
 
-def _box(gathered: Gathered, file: Path, number: int, entry: ElementTree.Element) -> ForeignBox | None:
+def _report(gathered: Gathered, tally: Counter[str], *, skip_difficult: bool) -> None:
+    taken = "They are left out" if skip_difficult else "They are taken as all others; --skip-difficult leaves them out"
+    for key, found, fix in (
+        ("difficult", "are marked difficult", taken),
+        ("deleted", "are marked deleted", "They are left out"),
+        (
+            "rotated",
+            "have a rotation",
+            "The box is taken unrotated; in CVAT, export polygons to avoid that",
+        ),
+        ("turned", "are turned boxes (robndbox)", "The upright box around each is taken"),
+    ):
+        if tally[key]:
+            text = f"{tally[key]} of {tally['object']} {found}"
+            gathered.warn(gathered.root, "objects", text, fix, f"objects that {found}")
+
+
+def _box(gathered: Gathered, file: Path, number: int, entry: ElementTree.Element) -> _VocBox | None:
     name = (entry.findtext("name") or "").strip()
     where = f"object {number}{f' ({name})' if name else ''}"
-    corners = [_number(entry.findtext(f"bndbox/{side}")) for side in _SIDES]
     kind = "malformed object"
     if not name:
         gathered.error(file, where, "it has no <name>", "Name the class", kind)
+    bounds = _bounds(entry)
+    corners = bounds or tuple(_number(entry.findtext(f"bndbox/{side}")) for side in _SIDES)
     missing = [side for side, value in zip(_SIDES, corners, strict=True) if value is None]
     if missing:
         found = f"{', '.join(missing)} of <bndbox>: expected finite numbers"
@@ -114,7 +190,29 @@ def _box(gathered: Gathered, file: Path, number: int, entry: ElementTree.Element
     left, top, right, bottom = corners
     if not name or left is None or top is None or right is None or bottom is None:
         return None
-    return ForeignBox(name, (left, top, right, bottom), where)
+    is_whole = bounds is None and all(value.is_integer() for value in (left, top, right, bottom))
+    return _VocBox(name, (left, top, right, bottom), where, may_leave=bounds is not None, is_whole=is_whole)
+
+
+def _bounds(entry: ElementTree.Element) -> tuple[float, float, float, float] | None:
+    """Of a turned box or a polygon; None for an object with neither, or with a <bndbox>."""
+    if entry.find("bndbox") is not None:
+        return None
+    numbers = [_number(entry.findtext(f"robndbox/{key}")) for key in ("cx", "cy", "w", "h", "angle")]
+    points = [(_number(point.findtext("x")), _number(point.findtext("y"))) for point in entry.iterfind("polygon/pt")]
+    x, y, width, height, angle = numbers
+    if x is not None and y is not None and width is not None and height is not None and angle is not None:
+        cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
+        half_wh = ((width * cosine + height * sine) / 2, (width * sine + height * cosine) / 2)
+        return x - half_wh[0], y - half_wh[1], x + half_wh[0], y + half_wh[1]
+    columns, rows = [x for x, _ in points if x is not None], [y for _, y in points if y is not None]
+    if points and len(columns) == len(rows) == len(points):
+        return min(columns), min(rows), max(columns), max(rows)
+    return None
+
+
+def _is_set(text: str | None) -> bool:
+    return (text or "").strip().casefold() in ("1", "true", "yes")
 
 
 def _number(text: str | None) -> float | None:
@@ -132,28 +230,57 @@ def _whole(text: str | None) -> int:
 
 def _apply_origin(gathered: Gathered, origin: VocOrigin) -> None:
     """Both ends inclusive and counted from 1 become outer edges counted from 0."""
-    starts = [min(box.corners_xyxy[:2]) for image in gathered.images for box in image.boxes]
-    if origin == "0" or (origin == "auto" and min(starts, default=1) < 1):
+    boxes = [box for image in gathered.images for box in image.boxes if isinstance(box, _VocBox)]
+    fractions = sum(not box.is_whole for box in boxes)
+    if origin != "auto":
+        why = "as given"
+    elif any(min(box.corners_xyxy[:2]) < 1 for box in boxes if not box.may_leave):
+        origin, why = "0", "a box begins at 0: corners stand as they are"
+    elif fractions > _FEW_FRACTIONS * len(boxes):
+        origin, why = "0", "corners have fractions: they stand as they are"
+    else:
+        origin, why = (
+            "1",
+            "no box begins at 0: left and top lose 1; --origin 0 keeps them, as LabelImg means them",
+        )
+    kept = f"; {fractions} boxes with fractions stand as they are" if fractions and origin == "1" else ""
+    gathered.notes.append(f"pixel origin: {origin} ({why}{kept}). Convert all subsets of a set with the same one")
+    if origin == "0":
         return
     for number, image in enumerate(gathered.images):
-        boxes = tuple(
-            ForeignBox(box.name, (left - 1, top - 1, right, bottom), box.where)
-            for box in image.boxes
-            for left, top, right, bottom in [box.corners_xyxy]
-        )
-        gathered.images[number] = ForeignImage(image.path, image.annotation, image.stated_wh, boxes)
+        shifted = [_from_0(box) if isinstance(box, _VocBox) and box.is_whole else box for box in image.boxes]
+        gathered.images[number] = replace(image, boxes=tuple(shifted))
+
+
+def _from_0(box: _VocBox) -> _VocBox:
+    left, top, right, bottom = box.corners_xyxy
+    return replace(box, corners_xyxy=(left - 1, top - 1, right, bottom))
 
 
 def _read_splits(gathered: Gathered) -> None:
     """`ImageSets/Main/{train,val,test}.txt`, where they are."""
-    by_stem = {image.annotation.stem: image.path for image in gathered.images if image.annotation is not None}
-    for split in ("train", "val", "test"):
-        for file in sorted(gathered.root.glob(f"**/ImageSets/Main/{split}.txt")):
-            for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-                stem = line.split(maxsplit=1)[0] if line.strip() else ""
-                if stem in by_stem and gathered.splits.setdefault(by_stem[stem], split) != split:
-                    found = f"{stem} is in {gathered.splits[by_stem[stem]]}.txt too"
-                    gathered.error(file, f"line {number}", found, "Keep it in one of them", "image in two splits")
-                elif stem and stem not in by_stem:
-                    fix = "Restore the file, or remove the line"
-                    gathered.error(file, f"line {number}", f"there is no {stem}.xml", fix, "missing annotation")
+    owners = {image.annotation: image.path for image in gathered.images if image.annotation is not None}
+    index = ImageIndex(owners)
+    for file, split in _set_lists(gathered.root):
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
+            name = line.strip()
+            flagged = re.fullmatch(r"(.+?)\s+-?[01]", name)
+            found = index.find(name.strip('"'), file) or (index.find(flagged[1].strip('"'), file) if flagged else [])
+            if len(found) == 1 and gathered.splits.setdefault(owners[found[0]], split) != split:
+                text = f"{name} is in {gathered.splits[owners[found[0]]]}.txt too"
+                gathered.error(file, f"line {number}", text, "Keep it in one of them", "image in two splits")
+            elif len(found) > 1:
+                text = f"{name} may be {', '.join(map(str, found[:3]))}"
+                gathered.error(file, f"line {number}", text, "Write it with its folder", "ambiguous image")
+            elif name and not found:
+                text, fix = f"there is no {name}.xml", "Restore the file, or remove the line"
+                gathered.error(file, f"line {number}", text, fix, "missing annotation")
+
+
+def _set_lists(root: Path) -> list[tuple[Path, str]]:
+    """Lists of images with the split they stand for; train and val in one list are train."""
+    folders = ("imagesets", "main")
+    files = [path for path in files_below(root, [".txt"]) if path.parent.name.casefold() in folders]
+    is_split = any(path.stem.casefold() in ("train", "val") for path in files)
+    splits = SPLIT_NAMES if is_split else SPLIT_NAMES | {"trainval": "train"}
+    return [(path, splits[path.stem.casefold()]) for path in files if path.stem.casefold() in splits]
