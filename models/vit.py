@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -52,27 +51,26 @@ class RotaryEmbedding(nn.Module):
         return torch.cat([row_angles, column_angles], dim=-1).flatten(0, 1)
 
 
-@dataclass(frozen=True)
-class Rotation:
-    """The rotation of all tokens of an image, ready to use: x * cos + swap_halves(x) * signed_sin."""
+def make_rotation(angles: Tensor, num_prefix: int) -> Tensor:
+    """The rotation of all tokens of an image, ready for `rotate`: float32 [2, N, 1, 1, d], cosines and signed sines.
 
-    cos: Tensor
-    """float32 [N, 1, 1, d]."""
-    signed_sin: Tensor
-    """float32 [N, 1, 1, d]; the first half carries the minus sign of the rotation."""
+    A plain tensor, because torch.compile (2.11) loses the fields of an object that it hands from module to module.
 
-    @classmethod
-    def from_angles(cls, angles: Tensor, num_prefix: int) -> Rotation:
-        """`angles` [Hp*Wp, d/2]; prefix tokens get angle 0, which leaves them as they are."""
-        angles = F.pad(angles, (0, 0, num_prefix, 0))
-        cos, sin = angles.cos(), angles.sin()
-        return cls(torch.cat([cos, cos], -1)[:, None, None], torch.cat([-sin, sin], -1)[:, None, None])
+    Args:
+        angles: [Hp*Wp, d/2].
+        num_prefix: Tokens before the patches; they get angle 0, which leaves them as they are.
+    """
+    angles = F.pad(angles, (0, 0, num_prefix, 0))
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])[:, :, None, None]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Rotate [B, N, *, *, d] in float32; the type of `x` is kept."""
-        exact = x.float()
-        swapped = exact.roll(exact.shape[-1] // 2, dims=-1)
-        return (exact * self.cos + swapped * self.signed_sin).to(x.dtype)
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate [B, N, *, *, d] in float32: x * cos + swap_halves(x) * signed_sin; the type of `x` is kept."""
+    cos, signed_sin = rotation
+    exact = x.float()
+    swapped = exact.roll(exact.shape[-1] // 2, dims=-1)
+    return (exact * cos + swapped * signed_sin).to(x.dtype)
 
 
 class MaskedKeyLinear(nn.Linear):
@@ -99,11 +97,11 @@ class Attention(nn.Module):
         self.qkv = MaskedKeyLinear(shape.width) if dinov3 else nn.Linear(shape.width, 3 * shape.width)
         self.proj = nn.Linear(shape.width, shape.width)
 
-    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        q, k = rotation(qkv[:, :, :2]).permute(2, 0, 3, 1, 4)
+        q, k = rotate(qkv[:, :, :2], rotation).permute(2, 0, 3, 1, 4)
         v = qkv[:, :, 2].transpose(1, 2)
         out = F.scaled_dot_product_attention(q, k, v)
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(batch, tokens, width))
@@ -161,7 +159,7 @@ class Block(nn.Module):
         self.mlp = (SwigluFfn if swiglu else GeluFfn)(shape.width, round(shape.width * shape.mlp_ratio))
         self.ls2 = LayerScale(shape.width) if dinov3 else nn.Identity()
 
-    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
         x = x + self.ls1(self.attn(self.norm1(x), rotation))
         out: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
@@ -262,14 +260,14 @@ class VisionTransformer(nn.Module):
         cls_token = self.cls_token + 0 * self.mask_token
         return torch.cat([cls_token, self.storage_tokens], dim=1).expand(batch, -1, -1)
 
-    def _rotation(self, height: int, width: int, num_prefix: int, rescales: bool) -> Rotation:
+    def _rotation(self, height: int, width: int, num_prefix: int, rescales: bool) -> Tensor:
         rescale = None
         if rescales:
             rescale = torch.empty(1, device=self.rope_embed.periods.device)
             rescale = rescale.uniform_(-_MAX_LOG_RESCALE, _MAX_LOG_RESCALE).exp()
-        return Rotation.from_angles(self.rope_embed(height, width, rescale), num_prefix)
+        return make_rotation(self.rope_embed(height, width, rescale), num_prefix)
 
-    def _run_block(self, block: nn.Module, x: Tensor, rotation: Rotation) -> Tensor:
+    def _run_block(self, block: nn.Module, x: Tensor, rotation: Tensor) -> Tensor:
         if self._gradient_checkpointing and self.training and torch.is_grad_enabled():
             # Nothing random happens inside a block, so its recomputation needs no saved generator state.
             out: Tensor = checkpoint(block, x, rotation, use_reentrant=False, preserve_rng_state=False)

@@ -95,3 +95,15 @@ def test_detector_with_post_processing() -> None:
         torch.testing.assert_close(scores[index], one["scores"], rtol=0, atol=1e-5)
         assert torch.equal(labels[index, :10], one["labels"][:10])
         torch.testing.assert_close(boxes[index, :10], one["boxes"][:10], rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("case", ["tiny", "text chooses queries"])
+def test_compiles_as_one_graph(case: str) -> None:
+    """Only plain tensors go from module to module: torch 2.11 lost the fields of a dataclass on the way."""
+    detector = DeployedDetector(deploy(trained_looking(CASES[case]())), PostProcessor(NUM_CLASSES, 50))
+    inputs = images(2), torch.tensor([[640, 480], [100, 200]])
+    with torch.no_grad():
+        expected = detector(*inputs)
+        found = torch.compile(detector, backend="eager", fullgraph=True)(*inputs)
+    for ours, compiled in zip(expected, found, strict=True):
+        torch.testing.assert_close(compiled, ours)

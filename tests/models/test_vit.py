@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.config import ViTShape
-from models.vit import Attention, RotaryEmbedding, Rotation, VisionTransformer
+from models.vit import Attention, RotaryEmbedding, VisionTransformer, make_rotation, rotate
 from tests.support.models import images, shake
 from tests.support.parity import golden_tensors, relative_error
 
@@ -37,22 +37,22 @@ def test_rope_periods_as_the_spec_prints_them() -> None:
 def test_rotation_turns_pairs_of_channels_and_leaves_prefix_tokens_alone() -> None:
     angles = RotaryEmbedding(8)(2, 3)
     x = torch.randn(2, 1 + 6, 1, 3, 8)
-    rotated = Rotation.from_angles(angles, num_prefix=1)(x)
+    rotated = rotate(x, make_rotation(angles, num_prefix=1))
     assert torch.equal(rotated[:, 0], x[:, 0])
     as_complex = torch.complex(x[..., :4], x[..., 4:])[:, 1:] * torch.exp(1j * angles)[:, None, None]
     torch.testing.assert_close(rotated[:, 1:], torch.cat([as_complex.real, as_complex.imag], -1))
-    assert Rotation.from_angles(angles, 1)(x.bfloat16()).dtype == torch.bfloat16
+    assert rotate(x.bfloat16(), make_rotation(angles, 1)).dtype == torch.bfloat16
 
 
 def test_attention_is_the_textbook_formula() -> None:
     torch.manual_seed(0)
     attention = Attention(TINY, dinov3=False)
-    rotation = Rotation.from_angles(RotaryEmbedding(16)(2, 2), num_prefix=1)
+    rotation = make_rotation(RotaryEmbedding(16)(2, 2), num_prefix=1)
     x = torch.randn(2, 5, 32)
     q, k, v = attention.qkv(x).reshape(2, 5, 3, 2, 16).permute(2, 0, 3, 1, 4)
 
     def turn(y: Tensor) -> Tensor:
-        return rotation(y.transpose(1, 2)[:, :, None])[:, :, 0].transpose(1, 2)
+        return rotate(y.transpose(1, 2)[:, :, None], rotation)[:, :, 0].transpose(1, 2)
 
     weights = (turn(q) @ turn(k).transpose(-1, -2) / math.sqrt(16)).softmax(-1)
     expected = attention.proj((weights @ v).transpose(1, 2).reshape(2, 5, 32))
@@ -78,7 +78,7 @@ def test_maps_hold_patch_tokens_row_by_row(dinov3: bool) -> None:
 
 def test_blocks_follow_the_spec() -> None:
     block = tiny().blocks[0]
-    rotation = Rotation.from_angles(RotaryEmbedding(16)(2, 2), 1)
+    rotation = make_rotation(RotaryEmbedding(16)(2, 2), 1)
     x = torch.randn(1, 5, 32)
     y = x + block.attn(F.layer_norm(x, (32,), block.norm1.weight, block.norm1.bias, 1e-6), rotation)
     hidden = F.gelu(block.mlp.fc1(F.layer_norm(y, (32,), block.norm2.weight, block.norm2.bias, 1e-6)))
@@ -89,7 +89,7 @@ def test_dinov3_blocks_follow_the_spec() -> None:
     vit = tiny(dinov3=True, swiglu=True)
     shake(vit)
     block = vit.blocks[0]
-    rotation = Rotation.from_angles(RotaryEmbedding(16)(2, 2), 5)
+    rotation = make_rotation(RotaryEmbedding(16)(2, 2), 5)
     x = torch.randn(1, 9, 32)
     attended = block.attn(F.layer_norm(x, (32,), block.norm1.weight, block.norm1.bias, 1e-5), rotation)
     y = x + block.ls1.gamma * attended
