@@ -7,6 +7,7 @@ A checkpoint is a dict of plain containers, numbers, strings and tensors with at
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -209,6 +210,12 @@ def _require_weights(path: Path, content: object) -> None:
     for name, part in parts.items():
         if not is_state_dict(part):
             raise UserError(f"Checkpoint {path}: `{name}` is not a dict of names to tensors; the file is not usable.")
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

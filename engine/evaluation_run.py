@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,21 +26,33 @@ from engine.analysis.cost import measure_cost
 from engine.analysis.match_tables import MatchTables
 from engine.analysis.overlaps import MIN_IOU
 from engine.analysis.result import Analysis, Cost
-from engine.checkpoint import checkpoint_classes, load_checkpoint, model_state
+from engine.checkpoint import checkpoint_classes, checkpoint_config, file_sha256, load_checkpoint, model_state
 from engine.cli import require_output_folder
 from engine.coco_metrics import CocoNumbers, GroundTruth
 from engine.config import ExperimentConfig, config_to_dict
 from engine.distributed import Distributed
 from engine.evaluate import EvalResult, evaluate
-from engine.hub import output_parent
+from engine.hub import hub_weights, output_parent
 from engine.judged_config import judged_config
-from engine.results import write_results
+from engine.results import RESULTS_NAME, read_results, write_results
 from models.detector import build_detector
 from models.weights import load_state_dict_strict
 
 log = logging.getLogger(__name__)
 
 SplitName = Literal["train", "val", "test"]
+
+_FIGURES, _GALLERY, _REPORT = "figures", "gallery", "report.html"
+_QUESTION = {
+    "split": "split",
+    "gt_hash": "data",
+    "checkpoint": "checkpoint",
+    "checkpoint_sha256": "weights",
+    "config": "config",
+    "use_amp": "precision",
+    "nms_iou": "suppression",
+}
+"""Keys of results.json that say what was asked, and their names: a folder holds answers to one question."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +125,7 @@ def evaluate_checkpoint(
         overrides: `a.b=c`, on top of either.
         split: What to judge on.
         output_dir: Where the files go; default `eval_<split>_<checkpoint>` beside the checkpoint, with suppression
-            `eval_<split>_<checkpoint>_nms`.
+            `eval_<split>_<checkpoint>_nms`. A folder that holds another evaluation is left alone, see `_folder_for`.
         use_amp: Mixed precision; default is float32, as the spec has it (section 9.4).
         options: What to analyse and draw; None: everything.
 
@@ -121,24 +136,59 @@ def evaluate_checkpoint(
     checkpoint = load_checkpoint(path)
     config = judged_config(checkpoint, path, config_path, overrides)
     suffix = "" if options.nms_iou is None else "_nms"
-    folder = output_dir or output_parent(path) / f"eval_{split}_{path.stem.removeprefix('hf:')}{suffix}"
-    require_output_folder(folder)
+    wanted = output_dir or output_parent(path) / f"eval_{split}_{path.stem.removeprefix('hf:')}{suffix}"
+    require_output_folder(wanted)
+    if split == "test":
+        _require_no_val_as_test(config)
     if config.synthetic is not None and dist.is_main:
         ensure_dataset(config.synthetic)
     dist.barrier()
     data = build_datasets(config, splits=(split,), classes=checkpoint_classes(checkpoint, path))
     model = build_detector(config)
     load_state_dict_strict(model, model_state(checkpoint), source=path)
+    facts = _facts(checkpoint, path, config, model, use_amp=use_amp) | {"nms_iou": options.nms_iou}
+    # With the config a comparison knows which evaluations are seeds of one model, wherever their folders are.
+    extra = {"config": json.loads(json.dumps(config_to_dict(config)))}
+    judged = {"split": split, "gt_hash": GroundTruth.of(data.splits[split]).fingerprint()}
+    folder = _folder_for(wanted, {**judged, **facts, **extra}) if dist.is_main else wanted
     result = _detect_and_judge(model, data, config, dist, split, use_amp=use_amp, nms_iou=options.nms_iou)
     if not dist.is_main:
         return Evaluation(result, folder, None, None)
     cost = _cost(model, config, dist.device, split, use_amp=use_amp) if options.cost else None
-    facts = _facts(checkpoint, path, config, model, use_amp=use_amp) | {"nms_iou": options.nms_iou}
     analysis, tables = _analyse(result, data.splits[split], options, cost, facts)
-    # With the config a comparison knows which evaluations are seeds of one model, wherever their folders are.
-    write_results(folder, result, tables, analysis=analysis, extra={"config": config_to_dict(config)})
+    replaces = (folder / RESULTS_NAME).exists()
+    write_results(folder, result, tables, analysis=analysis, extra=extra)
+    if replaces:
+        _remove_pictures(folder)
     report = _write_pictures(result, analysis, data.splits[split], folder, options.lang) if options.report else None
     return Evaluation(result, folder, analysis, report)
+
+
+def _folder_for(wanted: Path, facts: Mapping[str, Any]) -> Path:
+    """`wanted`, or the folder beside it that is named after this question where `wanted` answers another one.
+
+    Args:
+        wanted: A folder that may exist.
+        facts: Of this evaluation, under the keys of results.json.
+    """
+    if not (wanted / RESULTS_NAME).exists():
+        return wanted
+    held = read_results(wanted / RESULTS_NAME)
+    question = {key: facts[key] for key in _QUESTION}
+    other = [what for key, what in _QUESTION.items() if key not in held or held[key] != question[key]]
+    if not other:
+        return wanted
+    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:8]
+    own = wanted.with_name(f"{wanted.name}_{digest}")
+    log.warning("%s holds another evaluation (of other %s); this one goes to %s", wanted, ", ".join(other), own)
+    return own
+
+
+def _remove_pictures(folder: Path) -> None:
+    """Of the evaluation before: all that is in a folder is of one evaluation."""
+    for name in (_FIGURES, _GALLERY):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / _REPORT).unlink(missing_ok=True)
 
 
 def _detect_and_judge(
@@ -215,9 +265,27 @@ def _write_pictures(
     from engine.reporting.gallery import write_gallery
     from engine.reporting.html_report import write_report
 
-    figures = write_figures(analysis, folder / "figures", lang)
-    pictures = write_gallery(analysis, split, result.predictions, folder / "gallery", lang)
+    figures = write_figures(analysis, folder / _FIGURES, lang)
+    pictures = write_gallery(analysis, split, result.predictions, folder / _GALLERY, lang)
     return write_report(analysis, folder, lang=lang, figures=figures, gallery=pictures)
+
+
+def _val_data(config: ExperimentConfig) -> tuple[Path, Path, str]:
+    """What decides the boxes of the validation split."""
+    dataset = config.val_dataloader.dataset
+    return dataset.img_folder, dataset.ann_file, config.normal_boxes
+
+
+def _require_no_val_as_test(config: ExperimentConfig) -> None:
+    """Raise a UserError if the test split would be the validation split, by which the checkpoint was chosen."""
+    test, val = config.test_dataloader, config.val_dataloader
+    if test is None or config.allow_split_overlap:
+        return
+    if test.dataset.ann_file.resolve() == val.dataset.ann_file.resolve():
+        raise UserError(
+            f"--split test: test_dataloader.dataset.ann_file is {test.dataset.ann_file}, the validation split's file, "
+            "by which best.pth was chosen; its numbers are no test. Name the test split's file, or use --split val."
+        )
 
 
 def _facts(
@@ -225,8 +293,12 @@ def _facts(
 ) -> dict[str, Any]:
     """What results.json says of the model beside the metrics; null where the file does not tell (official ones)."""
     last_epoch = checkpoint.get("last_epoch")
+    trained = checkpoint_config(checkpoint, path) if "config" in checkpoint else config
     return {
         "checkpoint": path.name,
+        "checkpoint_sha256": file_sha256(hub_weights(path)),
+        "own_val_data": _val_data(config) == _val_data(trained),
+        "input_size_hw": list(config.eval_spatial_size),
         "weights": "model" if checkpoint.get("ema") is None else "ema",
         "epoch": last_epoch + 1 if isinstance(last_epoch, int) else None,
         "epochs": config.epoches,

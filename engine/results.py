@@ -14,11 +14,14 @@ from engine.analysis.curves import thresholds_to_json
 from engine.analysis.match_tables import FILE_NAME as TABLES_NAME
 from engine.analysis.match_tables import MatchTables
 from engine.analysis.result import Analysis, Interval, Threshold
-from engine.checkpoint import write_atomically
+from engine.checkpoint import file_sha256, write_atomically
 from engine.coco_metrics import METRIC_NAMES
 from engine.evaluate import EvalResult
+from engine.hub import hub_weights
 
 log = logging.getLogger(__name__)
+
+RESULTS_NAME = "results.json"
 
 _MEANINGS = {
     "AP": "IoU 0.50:0.95",
@@ -67,46 +70,77 @@ def write_results(
     results = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     _write_text(folder / "predictions.json", predictions, what="predictions")
     tables.save(folder / TABLES_NAME)
-    _write_text(folder / "results.json", _short_rows(results), what="results")
+    _write_text(folder / RESULTS_NAME, _short_rows(results), what="results")
 
 
-def evaluation_of(checkpoint: Path, epoch: int | None, *, section: str) -> tuple[Path, Mapping[str, Any]] | None:
-    """The checkpoint's evaluation beside it: `eval_val_<checkpoint>/results.json`, else the run's own, never the test
-    split's, on which nothing may be chosen.
+def evaluation_of(
+    checkpoint: Path, epoch: int | None, input_size_hw: tuple[int, int], *, section: str
+) -> tuple[Path, Mapping[str, Any]] | None:
+    """The checkpoint's evaluation on its run's own validation split: in a folder `eval_val_<checkpoint>...` beside it,
+    else the run's own.
+
+    One of the test split, on which nothing may be chosen, or with suppression is none; one of other data, weights or
+    input size is passed over with a warning.
 
     Args:
         checkpoint: Only a file that names it counts.
-        epoch: Epochs that it was trained for: an evaluation of another number is passed over with a warning. None
-            where the checkpoint does not tell.
+        epoch: Epochs that it was trained for; None where it does not tell.
+        input_size_hw: Size of the network's input, pixels.
         section: What is wanted of the file; one without is passed over.
 
     Returns:
         The file and its content.
     """
     folder = checkpoint.parent
-    for path in (folder / f"eval_val_{checkpoint.stem}" / "results.json", folder / "results.json"):
-        results = _read(path)
+    own = read_results(folder / RESULTS_NAME)
+    found = sorted(path for path in folder.glob(f"eval_val_*/{RESULTS_NAME}"))
+    usual = folder / f"eval_val_{checkpoint.stem}" / RESULTS_NAME
+    for path in sorted(found, key=lambda path: path != usual) + [folder / RESULTS_NAME]:
+        results = read_results(path)
         if results.get("checkpoint") != checkpoint.name or not isinstance(results.get(section), dict):
             continue
-        judged = results.get("epoch")
-        if epoch is None or judged is None or judged == epoch:
+        if results.get("split") != "val" or results.get("nms_iou") is not None:
+            continue
+        fault = _unlike(results, own.get("gt_hash"), checkpoint, epoch, input_size_hw)
+        if fault is None:
             return path, results
-        log.warning(
-            "%s: judged epoch %s of %s, which now holds epoch %s; it is not used. Run evaluate_deimv2.py again",
-            path,
-            judged,
-            checkpoint.name,
-            epoch,
-        )
+        log.warning("%s: not used, it judged %s. Run evaluate_deimv2.py again", path, fault)
     return None
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _unlike(
+    results: Mapping[str, Any], own_hash: object, checkpoint: Path, epoch: int | None, input_size_hw: tuple[int, int]
+) -> str | None:
+    """What keeps an evaluation from speaking of the checkpoint on its run's own validation data; None: nothing.
+
+    Args:
+        results: Of the evaluation.
+        own_hash: Fingerprint of the run's own validation data; None where the run's results are not there.
+        checkpoint: As it is now.
+        epoch: Of the checkpoint.
+        input_size_hw: See `evaluation_of`.
+    """
+    if results.get("gt_hash") != own_hash if own_hash is not None else not results.get("own_val_data"):
+        return "other data than the run's own validation split"
+    judged = results.get("epoch")
+    if epoch is not None and judged is not None and judged != epoch:
+        return f"epoch {judged} of {checkpoint.name}, which now holds epoch {epoch}"
+    sha256 = results.get("checkpoint_sha256")
+    if sha256 is not None and sha256 != file_sha256(hub_weights(checkpoint)):
+        return f"other weights of the name {checkpoint.name}"
+    size = results.get("input_size_hw")
+    if size is not None and size != list(input_size_hw):
+        return f"images of {size[0]} x {size[1]} pixels, now they have {input_size_hw[0]} x {input_size_hw[1]}"
+    return None
+
+
+def read_results(path: Path) -> Mapping[str, Any]:
+    """What a results.json holds; nothing where there is none, and, with a warning, where it cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         log.warning("%s: cannot be read, it is not used (%s)", path, error)
         return {}
     return content if isinstance(content, dict) else {}

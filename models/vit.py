@@ -70,7 +70,8 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     cos, signed_sin = rotation
     exact = x.float()
     swapped = exact.roll(exact.shape[-1] // 2, dims=-1)
-    return (exact * cos + swapped * signed_sin).to(x.dtype)
+    rotated: Tensor = (exact * cos + swapped * signed_sin).to(x.dtype)
+    return rotated
 
 
 class MaskedKeyLinear(nn.Linear):

@@ -131,6 +131,46 @@ def test_without_repeats(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(predictions) == count if count else len(predictions) > 5
 
 
+def test_a_folder_answers_one_question(tiny: Path) -> None:
+    """Other data, size, weights or settings get a folder of their own; the same question leaves nothing of before."""
+
+    def evaluated(*arguments: str, checkpoint: str = "asked.pth") -> Path:
+        options = ("--output-dir", "asked", "-d", "cpu", "--bootstrap", "0", "--no-cost", *arguments)
+        outcome = run_here("-r", checkpoint, *options, cwd=tiny)
+        assert outcome.code == 0, outcome.err
+        folder = next(line.removeprefix("Written to ") for line in outcome.out.splitlines() if "Written" in line)
+        assert folder == "asked" or "asked holds another evaluation (of other " in outcome.err
+        return tiny / folder
+
+    content = torch.load(tiny / "run" / "best.pth", weights_only=True)
+    save_checkpoint(tiny / "asked.pth", content)
+    first = evaluated()
+    assert first == tiny / "asked" and (first / "report.html").is_file() and (first / "gallery").is_dir()
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    section = "val_dataloader.dataset"
+    others = [
+        ("-u", f"{section}.img_folder=train", f"{section}.ann_file=train.json", "allow_split_overlap=True"),
+        ("-u", "eval_spatial_size=[96,96]"),
+        ("-u", "num_top_queries=7"),
+        ("--split", "train"),
+        ("--nms", "0.5"),
+        ("--use-amp",),
+    ]
+    folders = [evaluated("--no-report", *other) for other in others]
+    assert evaluated("--no-report", *others[0]) == folders[0], "the same question finds its folder again"
+    save_checkpoint(tiny / "asked.pth", content | {"seed": 1})
+    folders.append(evaluated("--no-report"))
+    assert len({first, *folders}) == 1 + len(folders), folders
+    for folder in folders:
+        names = sorted(path.name for path in folder.iterdir())
+        assert names == ["match_tables.npz", "predictions.json", "results.json"]
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+    save_checkpoint(tiny / "asked.pth", content)
+    assert evaluated("--no-report") == first
+    assert sorted(path.name for path in first.iterdir()) == ["match_tables.npz", "predictions.json", "results.json"]
+    assert [read(path / "results.json")["own_val_data"] for path in (first, folders[0])] == [True, False]
+
+
 def test_the_ema_is_what_is_judged(tiny: Path) -> None:
     run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "ema", *FAST, cwd=tiny)
     config = load_config(tiny / "tiny.yml")
@@ -201,6 +241,7 @@ def prepare_bad_files(tiny: Path) -> None:
     save_checkpoint(tiny / "renamed.pth", {**checkpoint, "classes": names})
 
 
+VAL_AS_TEST = ["test_dataloader.dataset.img_folder=val", "test_dataloader.dataset.ann_file=val.json"]
 BAD_INPUTS: list[tuple[list[str], str]] = [
     (["-r", "gone.pth"], "gone.pth: no such file"),
     (["-r", "truncated.pth"], "truncated.pth: damaged, cut short or not a checkpoint"),
@@ -215,6 +256,7 @@ BAD_INPUTS: list[tuple[list[str], str]] = [
     (["-r", "run/best.pth", "-c", "gone.yml"], "gone.yml"),
     (["-r", "run/best.pth", "-u", "val_dataloader.dataset.ann_file=gone.json"], "gone.json"),
     (["-r", "run/best.pth", "--split", "test"], "no section test_dataloader"),
+    (["-r", "run/best.pth", "--split", "test", "-u", *VAL_AS_TEST], "val.json, the validation split's file"),
     (["-r", "run/best.pth", "-d", "cuda"], "Device 'cuda' was asked for"),
     (["-r", "run/best.pth", "-d", "tpu"], "expected cpu, cuda or cuda:N"),
     (["-r", "run/best.pth", "--bootstrap", "-1"], "--bootstrap -1: expected 0 (off) or more"),

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def test_thresholds_come_from_the_evaluation_beside(tiny: Path) -> None:
 
     def thresholds(*per_class: str, score: float | None = None, epoch: int = 5) -> list[float]:
         return choose_thresholds(
-            run / "best.pth", CLASSES, epoch=epoch, score=score, per_class=per_class
+            run / "best.pth", CLASSES, epoch=epoch, input_size_hw=(64, 64), score=score, per_class=per_class
         ).scores.tolist()
 
     def write(folder: Path, square: float | None, **facts: Any) -> None:
@@ -173,14 +174,17 @@ def test_thresholds_come_from_the_evaluation_beside(tiny: Path) -> None:
         content = {
             "checkpoint": "best.pth",
             "epoch": 5,
+            "split": "val",
+            "gt_hash": "own",
+            "own_val_data": True,
             "thresholds": {"overall": {"score": 0.2}, "per_class": per_class},
         }
         (folder / "results.json").write_text(json.dumps(content | facts), encoding="utf-8")
 
     assert thresholds() == [0.5, 0.5]
     outcome = run_here("val", "--save", "csv", "--output-dir", "plain", cwd=tiny)
-    assert "There is no evaluation of this checkpoint beside it" in outcome.out and outcome.code == 0
-    write(run / "eval_test_best", 0.9)
+    assert "Beside this checkpoint is no evaluation of it on its own" in outcome.out and outcome.code == 0
+    write(run / "eval_test_best", 0.9, split="test")
     assert thresholds() == [0.5, 0.5], "nothing is chosen on the test split"
     write(run, 0.3)
     assert thresholds() == [0.3, 0.2], "a class that was never hit takes the threshold of all"
@@ -191,7 +195,22 @@ def test_thresholds_come_from_the_evaluation_beside(tiny: Path) -> None:
     assert thresholds() == [0.3, 0.2], "judged before the checkpoint was replaced"
     write(run, 0.3, checkpoint="other.pth")
     assert thresholds() == [0.5, 0.5]
-    write(run / "eval_val_best", 0.4)
+    for unlike in (
+        {"gt_hash": "other"},
+        {"split": "train"},
+        {"input_size_hw": [96, 96]},
+        {"checkpoint_sha256": "0" * 64},
+        {"nms_iou": 0.7},
+    ):
+        write(run / "eval_val_best", 0.4, **unlike)
+        assert thresholds() == [0.5, 0.5], unlike
+        write(run / "eval_val_best_1a2b3c4d", 0.6)
+        assert thresholds() == [0.6, 0.2], "another folder holds the right one"
+        shutil.rmtree(run / "eval_val_best_1a2b3c4d")
+    (run / "results.json").unlink()
+    for own in (False, True):
+        write(run / "eval_val_best", 0.4, own_val_data=own)
+        assert thresholds() == ([0.4, 0.2] if own else [0.5, 0.5]), "a checkpoint without its run's results"
     outcome = run_here("val", "--save", "csv", "--output-dir", "best", cwd=tiny)
     assert "Score thresholds with the best F1, from run" in outcome.out and "square 0.4000, bar 0.2000" in outcome.out
 

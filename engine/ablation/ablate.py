@@ -15,10 +15,10 @@ from data.errors import UserError
 from data.splits import DataBundle, build_datasets
 from data.synthetic import ensure_dataset
 from engine.ablation.answer import MODES, TextFacts, answer
-from engine.ablation.runs import Manifest, Runner, State, Task, fingerprint, record_of, run_all, states_of
+from engine.ablation.runs import Manifest, Runner, State, Task, record_of, run_all, states_of
 from engine.ablation.write import write_answer
 from engine.ablation.zero_shot import ZeroShot, zero_shot
-from engine.checkpoint import check_classes, load_checkpoint
+from engine.checkpoint import check_classes, file_sha256, load_checkpoint
 from engine.cli import require_output_folder
 from engine.config import ExperimentConfig, load_config
 from engine.distributed import Distributed
@@ -74,7 +74,7 @@ def ablate(ablation: Ablation, dist: Distributed, *, runner: Runner | None = Non
     dist.barrier()
     data = build_datasets(config)
     check_classes(load_checkpoint(ablation.phase_1), data.classes, ablation.phase_1)
-    phase_1 = dist.from_main(lambda: fingerprint(ablation.phase_1))
+    phase_1 = dist.from_main(lambda: file_sha256(ablation.phase_1))
     reader = _first_reader(tasks)
     texts = None
     if reader is not None:

@@ -6,7 +6,6 @@ the content of the phase 1 checkpoint, the config and the encoder. It is written
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -106,18 +105,12 @@ class Manifest:
         return sum(timed) / len(timed) if timed else None
 
 
-def fingerprint(path: Path) -> str:
-    """sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def record_of(task: Task, phase_1: str, texts: str | None) -> Record:
     """What `task` would be made from.
 
     Args:
         task: The run.
-        phase_1: `fingerprint` of the checkpoint.
+        phase_1: `file_sha256` of the checkpoint.
         texts: Source of the texts' vectors, if any run has some.
     """
     section = task.config.MultimodalFusion

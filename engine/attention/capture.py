@@ -6,7 +6,6 @@ Q queries, S sampling points of a head over all levels, C classes, n = `reg_max`
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from data.classes import ClassMap
 from data.errors import UserError
+from engine.checkpoint import file_sha256
 from engine.config import ExperimentConfig
 from engine.hub import hub_weights
 from engine.source import load_source
@@ -68,12 +68,6 @@ def load_detector(
     assert isinstance(source.model, DEIM | TorchvisionDetector)
     model, sha256 = source.model.to(device), file_sha256(hub_weights(path))
     return LoadedDetector(model, source.config, source.classes, source.names_classes, path, sha256, device)
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_deim(model: nn.Module, what: str) -> DEIM:

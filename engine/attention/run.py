@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from engine.attention.backbone_maps import PatchColours, fit_patch_colours, patches_in_box, token_at
-from engine.attention.capture import Captured, LoadedDetector, capture, file_sha256, require_deim
+from engine.attention.capture import Captured, LoadedDetector, capture, require_deim
 from engine.attention.evidence import EVIDENCE_METHODS, evidence_map, resolve_layer
 from engine.attention.figures import (
     OVERVIEW_ROWS,
@@ -45,7 +45,7 @@ from engine.attention.progress import image_bar
 from engine.attention.sources import OpenedImage, SourceImage, input_size_hw, open_image
 from engine.attention.text_evidence import has_text, text_evidence, text_view
 from engine.attention.wording import wording_of
-from engine.checkpoint import write_atomically
+from engine.checkpoint import file_sha256, write_atomically
 from engine.cli import require_output_folder
 from engine.reporting.labels import Language
 from engine.reporting.style import figure_style, save_figure

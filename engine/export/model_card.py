@@ -70,7 +70,7 @@ def _licence(source: Source) -> list[str]:
 
 
 def _metrics(source: Source) -> list[str]:
-    found = evaluation_of(source.path, source.epoch, section="metrics")
+    found = evaluation_of(source.path, source.epoch, source.config.eval_spatial_size, section="metrics")
     if found is None:
         return ["Not evaluated: there was no results.json of this checkpoint beside it when it was exported."]
     results = found[1]

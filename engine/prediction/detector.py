@@ -97,6 +97,7 @@ class Loaded(NamedTuple):
     classes: ClassMap
     epoch: int | None
     """Epochs it was trained for; None where the file does not tell."""
+    input_size_hw: tuple[int, int]
 
 
 def load_detector(
@@ -121,4 +122,4 @@ def load_detector(
     """
     source = load_source(path, config_path, overrides)
     detector = NetworkDetector(source.model, source.config, device, use_amp=use_amp)
-    return Loaded(detector, source.classes, source.epoch)
+    return Loaded(detector, source.classes, source.epoch, source.config.eval_spatial_size)

@@ -139,7 +139,12 @@ def predict(
     sources = find_sources(arguments, recursive=options.recursive, exclude=folder)
     loaded = load_detector(checkpoint, device, config_path=config_path, overrides=overrides, use_amp=options.use_amp)
     thresholds = choose_thresholds(
-        checkpoint, loaded.classes, epoch=loaded.epoch, score=options.score, per_class=options.score_per_class
+        checkpoint,
+        loaded.classes,
+        epoch=loaded.epoch,
+        input_size_hw=loaded.input_size_hw,
+        score=options.score,
+        per_class=options.score_per_class,
     )
     prediction = Prediction(folder, loaded.classes, thresholds)
     started = time.perf_counter()

@@ -40,8 +40,8 @@ TEXTS: Mapping[Language, Texts] = {
         nothing="Found nothing above the thresholds.",
         given_threshold="Score thresholds (given): {thresholds}",
         evaluated_thresholds="Score thresholds with the best F1, from {source}: {thresholds}",
-        default_threshold="Score thresholds: {thresholds}. There is no evaluation of this checkpoint beside it; "
-        "evaluate_deimv2.py finds the best ones, --score gives one.",
+        default_threshold="Score thresholds: {thresholds}. Beside this checkpoint is no evaluation of it on its own "
+        "validation split; evaluate_deimv2.py finds the best ones, --score gives one.",
         failures="{count} files could not be read and were left out:",
         stopped="Stopped before the end.",
         written="Written to {folder}",
@@ -67,8 +67,8 @@ TEXTS: Mapping[Language, Texts] = {
         nothing="No se ha encontrado nada por encima de los umbrales.",
         given_threshold="Umbrales de puntuación (dados): {thresholds}",
         evaluated_thresholds="Umbrales de puntuación con el mejor F1, de {source}: {thresholds}",
-        default_threshold="Umbrales de puntuación: {thresholds}. No hay una evaluación de este checkpoint a su lado; "
-        "evaluate_deimv2.py halla los mejores, --score da uno.",
+        default_threshold="Umbrales de puntuación: {thresholds}. Junto a este checkpoint no hay una evaluación suya en "
+        "su propia partición de validación; evaluate_deimv2.py halla los mejores, --score da uno.",
         failures="{count} archivos no se han podido leer y se han omitido:",
         stopped="Detenido antes del final.",
         written="Escrito en {folder}",

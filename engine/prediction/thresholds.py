@@ -30,14 +30,21 @@ class Thresholds(NamedTuple):
 
 
 def choose_thresholds(
-    checkpoint: Path, classes: ClassMap, *, epoch: int | None, score: float | None, per_class: Sequence[str]
+    checkpoint: Path,
+    classes: ClassMap,
+    *,
+    epoch: int | None,
+    input_size_hw: tuple[int, int],
+    score: float | None,
+    per_class: Sequence[str],
 ) -> Thresholds:
-    """What was asked for, else the best-F1 scores of the checkpoint's evaluation, else 0.5.
+    """What was asked for, else the best-F1 scores of the checkpoint's evaluation on its own validation data, else 0.5.
 
     Args:
         checkpoint: Its evaluation is looked for beside it.
         classes: Of the checkpoint.
-        epoch: Of the checkpoint: an evaluation of another epoch is passed over.
+        epoch: Of the checkpoint.
+        input_size_hw: Of the network; an evaluation of another size, epoch or data is passed over.
         score: For all classes.
         per_class: `NAME=S`; they win over everything else.
 
@@ -54,7 +61,7 @@ def choose_thresholds(
     source = None
     scores = np.full(len(names), DEFAULT_SCORE if score is None else score)
     if score is None:
-        found = evaluation_of(checkpoint, epoch, section="thresholds")
+        found = evaluation_of(checkpoint, epoch, input_size_hw, section="thresholds")
         if found is not None:
             source, results = found
             scores = np.array([_best(results["thresholds"], name) for name in names], dtype=np.float64)

@@ -15,7 +15,6 @@ from engine.ablation.runs import (
     Record,
     State,
     Task,
-    fingerprint,
     record_of,
     run_all,
     states_of,
@@ -163,11 +162,3 @@ def test_the_list_is_plain_json(tasks: list[Task]) -> None:
     record = Record.model_validate(content["runs"]["none_seed0"])
     assert record.finished and record.texts is None and record.phase_1 == PHASE_1
     assert record.config["epoches"] == tasks[0].config.epoches and "output_dir" not in record.config
-
-
-def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"x")
-    (tmp_path / "b").write_bytes(b"x")
-    (tmp_path / "c").write_bytes(b"y")
-    a, b, c = (fingerprint(tmp_path / name) for name in "abc")
-    assert a == b != c

@@ -16,7 +16,7 @@ from engine.analysis.match_tables import MatchTables
 from engine.analysis.overlaps import Overlaps
 from engine.analysis.result import Analysis, Cost, Finding, Latency
 from engine.coco_metrics import METRIC_NAMES, Detections, GroundTruth, coco_numbers
-from tests.support.coco_reference import CLASSES, random_case
+from tests.support.coco_reference import CLASSES, random_case, reference_stats
 from tests.support.scenes import Box, scene
 
 A: Box = (10, 10, 20, 20)
@@ -128,6 +128,23 @@ def test_chosen_confusion() -> None:
     truth, detections = random_case(3)
     chosen = analyse(truth, detections, split="val", samples=0, confusion_iou=0.75, confusion_score=0.1)[0]
     assert (chosen.confusion.iou, chosen.confusion.score) == (0.75, 0.1)
+
+
+def test_false_alarms_in_a_crowd_region_count_nowhere() -> None:
+    """pycocotools agrees with and without them, and every other table is as if they had never been there."""
+    boxes = [(1, "hole", A), (2, "scratch", BIG)]
+    good = [(1, "hole", A, 0.5), (2, "scratch", BIG, 0.6)]
+    in_crowd = [(3, "hole", (60, 60, 20, 20), 0.9), (3, "hole", (90, 90, 30, 30), 0.8)]
+    crowds = [(3, "hole", BIG)]
+    truth, found = scene(boxes, good + in_crowd, crowds=crowds)
+    without = analyse(truth, scene(boxes, good)[1], split="val", samples=0)[0]
+    analysis = analyse(truth, found, split="val", samples=0)[0]
+    assert list(analysis.metrics.values()) == pytest.approx(reference_stats(truth, found.to_coco()))
+    assert analysis.metrics["AP"] == analysis.per_class[0].metrics["AP"] == 1
+    ours, expected = analysis_to_json(analysis), analysis_to_json(without)
+    for part in ("metrics", "per_class", "thresholds", "confusion", "errors"):
+        assert ours[part] == expected[part], part
+    assert [one for one in analysis.gallery if one.kind == "false_alarm"] == []
 
 
 def test_corner_cases_give_json_without_nan() -> None:
