@@ -316,14 +316,17 @@ def _check_images(gathered: Gathered) -> dict[Path, ImageFacts]:
     facts: dict[Path, ImageFacts] = {}
     cut: list[tuple[float, str]] = []
     for number, image in enumerate(gathered.images):
+        file = image.annotation or image.path
+        for name in {str(image.path), *(box.name for box in image.boxes)}:
+            if not name.isascii() and name != name.encode(errors="replace").decode():
+                fix = "Rename the file or class"
+                gathered.error(file, "name", f"{name!r} holds what is no text in UTF-8", fix, "name without text")
         if image.path in facts:
-            file = image.annotation or image.path
             gathered.error(file, "image", f"{image.path} has two annotation files", "Remove one", "repeated image")
             continue
         try:
             facts[image.path] = read_facts(image.path)
         except UserError as error:
-            file = image.annotation or image.path
             gathered.error(file, "image", str(error), "Replace the image", "unreadable image")
             continue
         _check_size(gathered, image, facts[image.path])

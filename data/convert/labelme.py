@@ -24,6 +24,8 @@ from data.names import composed
 _LEAST_POINTS = {"rectangle": 2, "polygon": 3, "mask": 2, "circle": 2, "rotation": 4, "oriented_rectangle": 4}
 _NO_CLASSES = frozenset(("__ignore__", "_background_"))
 """Labels that labelme's own converters leave out."""
+_NO_SIDE = 10**9
+"""No image has as many pixels in a row."""
 _SLACK_PX = 2
 """Points are set by hand."""
 
@@ -85,8 +87,8 @@ def _read_file(gathered: Gathered, file: Path, content: dict[str, Any], index: I
     image = index.require(gathered, named if isinstance(named, str) else "", file, "imagePath", hint)
     if image is None:
         return
-    width, height = content.get("imageWidth"), content.get("imageHeight")
-    stated = (width, height) if isinstance(width, int) and isinstance(height, int) else None
+    width, height = content.get("imageWidth", 0), content.get("imageHeight", 0)
+    stated = (width, height) if all(type(side) is int and 0 < side < _NO_SIDE for side in (width, height)) else None
     gathered.images.append(ForeignImage(image, file, stated, tuple(boxes.values())))
 
 
@@ -106,7 +108,7 @@ def _report(gathered: Gathered, tally: Counter[str]) -> None:
 
 def _box(gathered: Gathered, file: Path, number: int, shape: Any) -> ForeignBox | None:
     entry = shape if isinstance(shape, dict) else {}
-    label, form, points = entry.get("label"), entry.get("shape_type") or "polygon", entry.get("points")
+    label, form, points = entry.get("label"), str(entry.get("shape_type") or "polygon"), entry.get("points")
     named = isinstance(label, str) and bool(label.strip())
     where = f"shape {number}{f' ({label})' if named else ''}"
     fix, kind = "Correct or remove the shape", "malformed shape"

@@ -191,7 +191,8 @@ def _box(gathered: Gathered, file: Path, number: int, entry: ElementTree.Element
     if not name or left is None or top is None or right is None or bottom is None:
         return None
     is_whole = bounds is None and all(value.is_integer() for value in (left, top, right, bottom))
-    return _VocBox(name, (left, top, right, bottom), where, may_leave=bounds is not None, is_whole=is_whole)
+    is_turned = bounds is not None and entry.find("robndbox") is not None
+    return _VocBox(name, (left, top, right, bottom), where, may_leave=is_turned, is_whole=is_whole)
 
 
 def _bounds(entry: ElementTree.Element) -> tuple[float, float, float, float] | None:
@@ -234,7 +235,7 @@ def _apply_origin(gathered: Gathered, origin: VocOrigin) -> None:
     fractions = sum(not box.is_whole for box in boxes)
     if origin != "auto":
         why = "as given"
-    elif any(min(box.corners_xyxy[:2]) < 1 for box in boxes if not box.may_leave):
+    elif any(min(box.corners_xyxy[:2]) < 1 for box in boxes):
         origin, why = "0", "a box begins at 0: corners stand as they are"
     elif fractions > _FEW_FRACTIONS * len(boxes):
         origin, why = "0", "corners have fractions: they stand as they are"

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def write(root: Path, shapes: list[Shape], name: str = "a.json", image: str = "a
         "imageWidth": 64,
         **changes,
     }
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
     return path
 
 
@@ -111,6 +112,20 @@ def test_every_form_of_unicode_is_read(encoding: str, tmp_path: Path) -> None:
     path = write(tmp_path / "src", [shape("划痕", "rectangle", (5, 5), (15, 15))])
     path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
     assert convert(tmp_path / "src")[0] == [("划痕", [5, 5, 10, 10])]
+
+
+def test_odd_values_are_told(tmp_path: Path) -> None:
+    box = shape("d", "rectangle", (5, 5), (15, 15))
+    write(tmp_path / "src", [box | {"label": "\ud800"}], name="0.json", image="0.png")
+    write(tmp_path / "src", [box | {"shape_type": ["mask"]}], name="1.json", image="1.png", imageWidth=True)
+    raw = os.fsdecode(b"\xff.png")
+    write(tmp_path / "src", [box], name="2.json", image="2.png", imageHeight=10**400, imagePath=raw)
+    (tmp_path / "src/2.png").rename(tmp_path / "src" / raw)
+    with pytest.raises(UserError) as raised:
+        convert(tmp_path / "src")
+    assert "has 3 errors" in str(raised.value)
+    for message in ("name: '\\ud800' holds what is no text", "is a ['mask'], which has no area", "\\udcff.png' holds"):
+        assert message in str(raised.value)
 
 
 def test_the_exact_path_wins_in_every_folder(tmp_path: Path) -> None:
