@@ -133,7 +133,7 @@ def main() -> int:
     if arguments.images or arguments.from_val or arguments.score is None:
         images = find_images(arguments.images, arguments.from_val, detector)
         done = visualize(detector, images, folder, options, command=sys.argv)
-        report(done)
+        report(done, options.min_score)
         exit_code = 1 if done.left_out else 0
     if arguments.score is not None:
         table = score(
@@ -148,8 +148,12 @@ def main() -> int:
     return exit_code
 
 
-def report(done: Visualisation) -> None:
+def report(done: Visualisation, min_score: float) -> None:
     sys.stdout.write(f"{done.num_figures} figures of {done.num_images} images written to {done.folder}\n")
+    if done.without_object:
+        named = ", ".join(done.without_object[:10]) + (", ..." if len(done.without_object) > 10 else "")
+        count = len(done.without_object)
+        sys.stdout.write(f"No object with a score of {min_score:g} or more (--min-score) in {count} of them: {named}\n")
     if done.left_out:
         lines = "".join(f"  - {line}\n" for line in done.left_out)
         sys.stdout.write(f"{len(done.left_out)} images left out:\n{lines}")

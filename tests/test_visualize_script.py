@@ -75,13 +75,17 @@ def unpainted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     return drawn
 
 
+ANY = ("--min-score", "0")
+"""Untrained networks are sure of nothing."""
+
+
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_everything_of_a_validation_image(tiny: Path, unpainted: dict[str, Figure]) -> None:
     before = (tiny / "run" / "tiny.pth").read_bytes()
-    done = run_here("-r", "run/tiny.pth", "--from-val", "1", "--top", "1", "--lang", "es", cwd=tiny)
+    done = run_here("-r", "run/tiny.pth", "--from-val", "1", "--top", "1", *ANY, "--lang", "es", cwd=tiny)
     assert done.code == 0, done.err
     assert (tiny / "run" / "tiny.pth").read_bytes() == before
     folder = tiny / "run" / "attention_tiny"
@@ -129,7 +133,7 @@ def test_layers_and_a_point(tiny: Path, unpainted: dict[str, Figure]) -> None:
 
 
 def test_evidence_of_vit_tokens(tiny: Path, unpainted: dict[str, Figure]) -> None:
-    chosen = ["--what", "evidence", "--evidence-layer", "vit.1", "--output-dir", "tokens"]
+    chosen = [*ANY, "--what", "evidence", "--evidence-layer", "vit.1", "--output-dir", "tokens"]
     done = run_here("-r", "run/tiny.pth", "--images", "val/0.png", *chosen, cwd=tiny)
     assert done.code == 0, done.err
     sidecar = read(tiny / "tokens" / "0" / "evidence.json")
@@ -139,11 +143,30 @@ def test_evidence_of_vit_tokens(tiny: Path, unpainted: dict[str, Figure]) -> Non
 
 
 def test_a_baseline_has_evidence_alone(tiny: Path, unpainted: dict[str, Figure]) -> None:
-    done = run_here("-r", "run/cnn.pth", "--from-val", "1", "--output-dir", "cnn", cwd=tiny)
+    done = run_here("-r", "run/cnn.pth", "--from-val", "1", *ANY, "--output-dir", "cnn", cwd=tiny)
     assert done.code == 0, done.err
     assert {path.stem for path in (tiny / "cnn" / "0").glob("*.png")} == {"main", "evidence"}
     titles = [axes.get_title() for axes in unpainted["evidence"].axes]
     assert titles[0].startswith("Detection "), "a CNN has no queries"
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"), [("tiny", {"main", "heads_cls", "heads_patch", "features"}), ("cnn", {"main"})]
+)
+def test_what_was_not_detected_is_not_drawn(
+    tiny: Path, unpainted: dict[str, Figure], name: str, figures: set[str]
+) -> None:
+    arguments = ("-r", f"run/{name}.pth", "--from-val", "1", "--output-dir", f"clean_{name}")
+    assert run_here(*arguments, *ANY, cwd=tiny).code == 0
+    done = run_here(*arguments, "--min-score", "0.99", "--lang", "es", cwd=tiny)
+    assert done.code == 0, done.err
+    assert "No object with a score of 0.99 or more (--min-score) in 1 of them: 0" in done.out
+    folder = tiny / f"clean_{name}"
+    assert {path.stem for path in (folder / "0").iterdir()} == figures, "nothing is left of the call before"
+    assert read(folder / "run.json")["without_object"] == ["0"]
+    for figure in (unpainted["main"], unpainted["overview"]):
+        texts = [[text.get_text() for text in axes.texts if text.get_text() == "Ningún objeto"] for axes in figure.axes]
+        assert sum(map(len, texts)) == 2, "instead of a predicted box, and of its sampling points or evidence"
 
 
 @pytest.mark.parametrize(

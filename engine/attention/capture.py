@@ -30,7 +30,7 @@ from models.deformable_attention import DeformableAttention
 from models.detector import DEIM
 from models.distribution import distance_to_box, weighting_function
 from models.layers import SelfAttention
-from models.vit import PATCH_SIZE, Attention, Block
+from models.vit import PATCH_SIZE, Attention, Block, rotate
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def _keep_vit(kept: dict[int, SelfAttentionMaps], index: int, module: Attention,
     batch, tokens, width = x.shape
     heads = module.num_heads
     qkv = module.qkv(x).view(batch, tokens, 3, heads, width // heads)
-    q, k = rotation(qkv[:, :, :2]).permute(2, 0, 3, 1, 4)
+    q, k = rotate(qkv[:, :, :2], rotation).permute(2, 0, 3, 1, 4)
     kept[index] = SelfAttentionMaps(q, k, qkv[:, :, 2].transpose(1, 2))
 
 

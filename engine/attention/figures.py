@@ -42,6 +42,7 @@ from engine.attention.panels import (
     draw_truth_and_objects,
     level_handles,
     outline_objects,
+    say_no_object,
     show_colours,
     show_image,
     show_map,
@@ -118,7 +119,7 @@ class OverviewRow:
     points: Sequence[SamplingPoints]
     """Of the last decoder layer, per object."""
     evidence: FloatArray | None
-    """Of the best detection; baselines only."""
+    """Of the best detection; None without one, and for DEIMv2."""
     name: str
 
 
@@ -177,8 +178,8 @@ def draw_overview(rows: Sequence[OverviewRow], page: int, wording: Wording) -> D
     heat = dots = None
     for place, row in enumerate(rows):
         axes = [figure.add_subplot(cells[place, column]) for column in range(columns)]
-        heat, drawn = _draw_row(axes, row, high, heaviest)
-        dots = drawn or dots
+        mapped, drawn = _draw_row(axes, row, high, heaviest)
+        heat, dots = mapped or heat, drawn or dots
         if place == 0:
             predicted = wording.predictions if row.scene.truth is None else wording.truth_and_predictions
             shown = (wording.attention, wording.sampling_points) if has_points else (method,)
@@ -186,7 +187,7 @@ def draw_overview(rows: Sequence[OverviewRow], page: int, wording: Wording) -> D
                 one.set_title(title, fontsize=6)
     if has_points:
         _bar_in(figure, cells[-1, 2], heat, wording.attention_share, wording, extend="max")
-    else:
+    elif heat is not None:
         _bar_in(figure, cells[-1, 2], heat, wording.relative_evidence, wording)
     if dots is not None:
         _bar_in(figure, cells[-1, 3], dots, wording.sampling_weight, wording)
@@ -201,14 +202,19 @@ def _draw_row(axes: Sequence[Any], row: OverviewRow, high: float, heaviest: floa
     show_image(axes[1], row.scene)
     draw_truth_and_objects(axes[1], row.scene, row.objects)
     if row.maps is None:
-        shown = row.evidence if row.evidence is not None else np.zeros((1, 1), np.float32)
-        heat = show_map(axes[2], row.scene, shown, 0, 1)
+        if row.evidence is None:
+            show_image(axes[2], row.scene, dimmed=True)
+            say_no_object(axes[2], row.scene)
+            return None, None
+        heat = show_map(axes[2], row.scene, row.evidence, 0, 1)
         outline_objects(axes[2], row.scene, row.objects[:1])
         return heat, None
     heat = show_map(axes[2], row.scene, row.maps.maps.mean(axis=0), 0, high)
     outline_objects(axes[2], row.scene, row.objects)
     show_image(axes[3], row.scene, dimmed=True)
     dots = None
+    if not row.objects:
+        say_no_object(axes[3], row.scene)
     for one, points in zip(row.objects, row.points, strict=True):
         dots = draw_sampling(axes[3], row.scene, points, one.box_xyxy, heaviest)
     return heat, dots
@@ -391,7 +397,10 @@ def draw_queries(view: View) -> DrawnView:
     figure = new_figure(min(WIDTH_CM * 0.85 / max(len(matrices), 3) + 3.2, MAX_HEIGHT_CM))
     axes = figure.subplots(1, len(matrices), squeeze=False)[0]
     high, drawn = float(matrices.max()), None
-    names = [f"{query} {view.scene.name(by_query[query].label)}" for query in queries]
+    names = [
+        f"{query} {view.scene.name(by_query[query].label)} {view.scene.score(by_query[query].score)}"
+        for query in queries
+    ]
     for layer, (axis, matrix) in enumerate(zip(axes, matrices, strict=True)):
         drawn = axis.imshow(matrix, cmap=COLOUR_MAP, vmin=0, vmax=high)
         axis.grid(False)

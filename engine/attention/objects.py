@@ -62,8 +62,7 @@ def choose_objects(
     """What to draw: the given queries in their order, or else the `top` best of at least `min_score`.
 
     Of several predictions of a class in one place the best stands for all: the detector suppresses none, and a second
-    figure of the same would hide another object's. Where nothing reaches `min_score` it is the single best: to see
-    what the detector almost said is why one looks.
+    figure of the same would hide another object's. Where nothing reaches `min_score` nothing was detected.
 
     Raises:
         UserError: There is no such query.
@@ -76,10 +75,9 @@ def choose_objects(
             has = f"they go from 0 to {last}" if by_query else "the detector found nothing in this image"
             raise UserError(f"--query {' '.join(unknown)}: no such query; {has}.")
         return [by_query[query] for query in dict.fromkeys(queries)]
-    good = [one for one in objects if one.score >= min_score]
     chosen: list[PredictedObject] = []
-    for one in good or objects[:1]:
-        if len(chosen) < top and not any(_show_the_same(one, other) for other in chosen):
+    for one in objects:
+        if one.score >= min_score and len(chosen) < top and not any(_show_the_same(one, other) for other in chosen):
             chosen.append(one)
     return chosen
 

@@ -131,8 +131,17 @@ def draw_box(axes: Any, box_xyxy: Any, colour: str, style: str = "-", width: flo
     )
 
 
+def say_no_object(axes: Any, scene: Scene) -> None:
+    """In the middle of a panel that would show a detected object."""
+    rim = [withStroke(linewidth=1.4, foreground="white")]
+    text, place = scene.wording.no_object, axes.transAxes
+    axes.text(0.5, 0.5, text, transform=place, ha="center", va="center", fontsize=6, color=INK, path_effects=rim)
+
+
 def draw_truth_and_objects(axes: Any, scene: Scene, objects: Sequence[PredictedObject]) -> None:
-    """Annotated boxes solid, predicted ones dashed, with names."""
+    """Annotated boxes solid, predicted ones dashed, with names; "no object" where nothing was predicted."""
+    if not objects:
+        say_no_object(axes, scene)
     written: list[_Area] = []
     if scene.truth is not None:
         for box, label in zip(scene.truth.boxes_xyxy, scene.truth.labels, strict=True):

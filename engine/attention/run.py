@@ -109,6 +109,8 @@ class Visualisation:
     num_figures: int
     left_out: tuple[str, ...]
     """One sentence an image that could not be drawn."""
+    without_object: tuple[str, ...]
+    """Subfolders of the images in which nothing reaches `ViewOptions.min_score`."""
 
 
 def visualize(
@@ -123,7 +125,7 @@ def visualize(
     """Draw every image into `folder`: one subfolder an image, an overview of all, and run.json.
 
     Each figure is a PNG, a PDF (text as text) and a JSON file that says how it was made. One image is in memory at a
-    time; one that cannot be read is left out and named in the result.
+    time; one that cannot be read is left out and named in the result. An image's figures are of one call.
 
     Args:
         detector: From `load_detector`.
@@ -143,6 +145,7 @@ def visualize(
         drawer = replace(drawer, colours=_fit_colours(detector, images, progress), num_images=len(images))
     rows: list[OverviewRow] = []
     left_out: list[str] = []
+    without_object: list[str] = []
     figures = drawn = 0
     with figure_style():
         for source in image_bar(images, "attention", show=progress):
@@ -156,6 +159,7 @@ def visualize(
                 left_out.append(str(error) if named else f"{source.path}: {error}")
                 continue
             rows.append(row)
+            without_object += [] if row.objects else [row.name]
             drawn, figures = drawn + 1, figures + count
             if len(rows) == OVERVIEW_ROWS:
                 figures += drawer.write_overview(rows, (drawn - 1) // OVERVIEW_ROWS)
@@ -164,8 +168,15 @@ def visualize(
             raise UserError(f"None of the {len(images)} images could be drawn:", left_out[:10])
         if rows:
             figures += drawer.write_overview(rows, (drawn - 1) // OVERVIEW_ROWS)
-    drawer.write_json("run", {"images": [str(image.path) for image in images], "left_out": left_out})
-    return Visualisation(folder, drawn, figures, tuple(left_out))
+    drawer.write_json(
+        "run",
+        {
+            "images": [str(image.path) for image in images],
+            "left_out": left_out,
+            "without_object": without_object,
+        },
+    )
+    return Visualisation(folder, drawn, figures, tuple(left_out), tuple(without_object))
 
 
 class _CannotWrite(UserError):
@@ -231,6 +242,14 @@ def _fit_colours(detector: LoadedDetector, images: Sequence[SourceImage], progre
     return fit_patch_colours(parts) if parts else None
 
 
+def _remove_figures(folder: Path) -> None:
+    """An earlier call's: it may have drawn objects that this one does not."""
+    for picture in folder.glob("*.png"):
+        if picture.with_suffix(".pdf").exists() and picture.with_suffix(".json").exists():
+            for path in folder.glob(f"{picture.stem}.*"):
+                path.unlink()
+
+
 @dataclass(frozen=True)
 class _Drawer:
     """What is the same for all images."""
@@ -251,6 +270,7 @@ class _Drawer:
         facts = {"path": str(source.path), "sha256": file_sha256(source.path), "size_wh": list(opened.size_wh)}
         count = 0
         row, views = self._views(opened, scene)
+        _remove_figures(self.folder / source.name)
         for view in views:
             self._write(view, self.folder / source.name, {"image": facts})
             count += 1
@@ -287,7 +307,7 @@ class _Drawer:
             yield from draw_heads(view, from_class_token=False)
             if self.colours is not None:
                 yield draw_features(view, self.colours, self.num_images)
-        if "decoder" in what:
+        if "decoder" in what and view.objects:
             yield draw_queries(view)
             for one in view.objects:
                 yield draw_object(view, one)

@@ -17,6 +17,7 @@ class Wording:
     image: str
     truth_and_predictions: str
     predictions: str
+    no_object: str
     query: str
     detection: str
     block: str
@@ -79,6 +80,7 @@ _ENGLISH = Wording(
     image="Image",
     truth_and_predictions="Annotated | predicted (dashed)",
     predictions="Predicted",
+    no_object="No object",
     query="Query {query}",
     detection="Detection {query}",
     block="Block {block}",
@@ -144,6 +146,7 @@ _SPANISH = Wording(
     image="Imagen",
     truth_and_predictions="Anotado | predicho (trazos)",
     predictions="Predicho",
+    no_object="Ningún objeto",
     query="Consulta {query}",
     detection="Detección {query}",
     block="Bloque {block}",

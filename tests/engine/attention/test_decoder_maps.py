@@ -67,7 +67,7 @@ def test_query_attention(captured: Captured) -> None:
 def test_objects_come_best_first(captured: Captured) -> None:
     found = all_objects(captured.outputs)
     assert len(found) == 20 and [one.score for one in found] == sorted((one.score for one in found), reverse=True)
-    assert choose_objects(found, min_score=1.0) == found[:1], "the detector's best guess, if nothing is good"
+    assert choose_objects(found, min_score=1.0) == [], "what was not detected is not drawn"
     assert [one.query for one in choose_objects(found, queries=[9, 2, 9])] == [9, 2]
     assert len(choose_objects(found, top=2, min_score=0)) == 2
     with pytest.raises(UserError, match="--query 20 31: no such query; they go from 0 to 19"):

@@ -79,7 +79,7 @@ def test_a_detector_with_text_gets_its_figure_and_table(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(np.full((48, 80, 3), 120, dtype=np.uint8)).save(path)
     detector = LoadedDetector(model.eval(), config, classes, True, tmp_path / "x.pth", "0", torch.device("cpu"))
-    options = ViewOptions(what=("evidence",), top=1, lang="es")
+    options = ViewOptions(what=("evidence",), top=1, min_score=0, lang="es")
     visualize(detector, [SourceImage(path, "a", None)], tmp_path / "out", options, progress=False)
     drawn = {one.name for one in (tmp_path / "out" / "a").iterdir() if one.stem == "text"}
     assert drawn == {"text.png", "text.pdf", "text.json", "text.csv", "text.tex"}
