@@ -48,7 +48,8 @@ def read_labelme(root: Path, *, class_names: Sequence[str] | None = None) -> Gat
     index = ImageIndex(images)
     files = files_below(root, [".json"])
     if not files:
-        gathered.error(root, "folder", "there is no JSON file in it", "Give the labelme folder", "no annotations")
+        fix = "Give the labelme folder; XML files of LabelMe 3, as CVAT writes them, are read by `voc`"
+        gathered.error(root, "folder", "there is no JSON file in it", fix, "no annotations")
     tally = Counter[str]()
     for file in files:
         content = _load(gathered, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections import Counter
@@ -263,7 +264,7 @@ def _read_splits(gathered: Gathered) -> None:
     owners = {image.annotation: image.path for image in gathered.images if image.annotation is not None}
     index = ImageIndex(owners)
     for file, split in _set_lists(gathered.root):
-        for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
+        for number, line in enumerate(_lines(gathered, file), start=1):
             name = line.strip()
             flagged = re.fullmatch(r"(.+?)\s+-?[01]", name)
             found = index.find(name.strip('"'), file) or (index.find(flagged[1].strip('"'), file) if flagged else [])
@@ -276,6 +277,16 @@ def _read_splits(gathered: Gathered) -> None:
             elif name and not found:
                 text, fix = f"there is no {name}.xml", "Restore the file, or remove the line"
                 gathered.error(file, f"line {number}", text, fix, "missing annotation")
+
+
+def _lines(gathered: Gathered, file: Path) -> list[str]:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        gathered.error(file, "file", f"cannot be read ({error.strerror})", "Allow reading it", "unreadable list")
+        return []
+    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell's > writes it
+    return data.decode("utf-16" if is_wide else "utf-8-sig", errors="replace").splitlines()
 
 
 def _set_lists(root: Path) -> list[tuple[Path, str]]:
