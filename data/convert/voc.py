@@ -164,11 +164,7 @@ def _report(gathered: Gathered, tally: Counter[str], *, skip_difficult: bool) ->
     for key, found, fix in (
         ("difficult", "are marked difficult", taken),
         ("deleted", "are marked deleted", "They are left out"),
-        (
-            "rotated",
-            "have a rotation",
-            "The box is taken unrotated; in CVAT, export polygons to avoid that",
-        ),
+        ("rotated", "have a rotation", "The box is taken unrotated; draw an upright one where that does not fit"),
         ("turned", "are turned boxes (robndbox)", "The upright box around each is taken"),
     ):
         if tally[key]:
@@ -241,10 +237,7 @@ def _apply_origin(gathered: Gathered, origin: VocOrigin) -> None:
     elif fractions > _FEW_FRACTIONS * len(boxes):
         origin, why = "0", "corners have fractions: they stand as they are"
     else:
-        origin, why = (
-            "1",
-            "no box begins at 0: left and top lose 1; --origin 0 keeps them, as LabelImg means them",
-        )
+        origin, why = "1", "no box begins at 0: left and top lose 1; --origin 0 keeps them, as LabelImg means them"
     kept = f"; {fractions} boxes with fractions stand as they are" if fractions and origin == "1" else ""
     gathered.notes.append(f"pixel origin: {origin} ({why}{kept}). Convert all subsets of a set with the same one")
     if origin == "0":
