@@ -1,6 +1,7 @@
 """Look at images and videos: `python predict_deimv2.py -r outputs/neu_det/best.pth photos/ clip.mp4`.
 
-SOURCE is an image, a folder, a pattern ("parts/*.png"), a video file or the index of a camera (Ctrl-C ends it).
+SOURCE is an image (every page of a TIFF, GIF or the like: NAME, NAME_p2, ...), a folder, a pattern ("parts/*.png"), a
+video file, the index of a camera or the address of a stream (rtsp://..., http://...); Ctrl-C ends these two.
 Exit code 0: done; 1: done, but some files could not be read (they are listed); 2: bad input; 130: stopped by Ctrl-C,
 the tables are complete up to there.
 """
@@ -30,7 +31,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-r", "--resume", type=Path, required=True, metavar="CKPT", help="checkpoint to predict with")
     parser.add_argument(
-        "sources", nargs="+", metavar="SOURCE", help="images, folders, patterns, videos, camera indices"
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="images, folders, patterns, videos, camera indices, stream addresses",
     )
     add_config_argument(parser, required=False, help_text="YAML config (default: the one in the checkpoint)")
     add_overrides_argument(parser)

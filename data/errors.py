@@ -1,6 +1,15 @@
 """Errors that are the user's to mend: shown as text, without a traceback."""
 
+import re
 from collections.abc import Sequence
+
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line ends, marks that turn the direction of writing, and bytes that are no UTF-8."""
+
+
+def printable(text: str) -> str:
+    """Escape what would break a line or a table, steer a terminal, or cannot be encoded, as names of files can."""
+    return UNPRINTABLE.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 class UserError(Exception):
@@ -14,4 +23,5 @@ class UserError(Exception):
 
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join([message, *(f"  - {problem}" for problem in self.problems)]))
+        lines = [*message.split("\n"), *(f"  - {problem}" for problem in self.problems)]
+        super().__init__("\n".join(map(printable, lines)))

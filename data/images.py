@@ -297,7 +297,9 @@ def _deep_colours(path: Path, facts: ImageFacts, page: int) -> npt.NDArray[np.in
     """16-bit RGB, which Pillow cannot hold."""
     found: Sequence[Any] = ()
     if facts.orientation == 1:
-        found = cv2.imreadmulti(str(path), page, 1, flags=cv2.IMREAD_UNCHANGED)[1]
+        # No path for OpenCV: it crashes on names that are no UTF-8.
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+        found = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1][page : page + 1]
     if not found or found[0].dtype != np.uint16 or found[0].ndim != 3:
         raise UserError(f"{path}: 12-bit colours in 16 bits that cannot be read. Save the image with 8 bits.")
     deep: npt.NDArray[np.integer] = found[0][..., 2::-1]

@@ -65,13 +65,15 @@ def _plain(value: Any, where: str) -> Any:
     raise TypeError(f"checkpoint entry {where!r} is a {type(value).__name__}; only plain values and tensors are stored")
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, what: str) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, what: str, durable: bool = True) -> None:
     """Call `write` on a temporary file beside `path`, flush it to the disk, and rename it to `path`.
 
     Args:
         path: Target; its folder is created if need be.
         write: Writes the content.
         what: What is written, for the message, e.g. "checkpoint".
+        durable: Wait until the disk has it, so that it survives a power cut; not worth the while for thousands of
+            small files that can be made again.
 
     Raises:
         UserError: Any fault of the file system, a full disk above all. The old file survives, the temporary is gone.
@@ -84,9 +86,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, what: s
         with temporary.open("wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         _replace(temporary, path)
-        _fsync_folder(path.parent)
+        if durable:
+            _fsync_folder(path.parent)
     except BaseException as error:
         _remove_quietly(temporary)
         cause = _os_error(error, handled_by_caller)

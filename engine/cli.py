@@ -17,7 +17,7 @@ from typing import NoReturn
 import torch
 from tqdm import tqdm
 
-from data.errors import UserError
+from data.errors import UserError, printable
 from data.signals import handlers
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,8 @@ class _BarFriendlyHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            # Names of files and classes come from outside: none of them shall steer the terminal.
+            tqdm.write("\n".join(map(printable, self.format(record).split("\n"))), file=sys.stderr)
         except (OSError, ValueError):  # stderr is closed
             self.handleError(record)
 

@@ -6,6 +6,7 @@ Nothing is changed in place.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from data.batch import Batch
-from data.errors import UserError
+from data.errors import printable
+from engine.checkpoint import write_atomically
 from models.boxes import cxcywh_to_xyxy
 
 Picture = npt.NDArray[np.uint8]
@@ -99,7 +101,7 @@ def _annotate(
             continue
         name = names[labels[k]] if 0 <= labels[k] < len(names) else f"class {labels[k]}"
         text = name if scores is None else f"{name} {scores[k]:.2f}"
-        _draw_box(draw, canvas.size, boxes[k], text, class_colour(labels[k]))
+        _draw_box(draw, canvas.size, boxes[k], printable(text), class_colour(labels[k]))
     return np.asarray(canvas)
 
 
@@ -194,6 +196,7 @@ def _captioned(image: Picture, caption: str) -> Picture:
     """The image with one line of text on white above it, shortened to fit."""
     strip = Image.new("RGB", (image.shape[1], _FONT_PX + 7), (255, 255, 255))
     draw, font = ImageDraw.Draw(strip), _font(_FONT_PX)
+    caption = printable(caption)
     while len(caption) > 1 and draw.textlength(caption, font=font) > image.shape[1]:
         caption = caption[:-2] + "…"
     draw.text((0, 2), caption, font=font, fill=(0, 0, 0))
@@ -242,16 +245,17 @@ def prediction_sheet(
     return grid(rows, columns=columns)
 
 
-def _save(path: Path, picture: Picture, **options: Any) -> None:
+def save_picture(path: Path, picture: Picture, *, durable: bool = True, **options: Any) -> None:
+    """Writes a picture with Pillow's `options`; folders are created. For `durable` see `write_atomically`.
+
+    Raises:
+        UserError: The file could not be written.
+    """
     _check(picture)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, **options)
-    except OSError as error:
-        raise UserError(
-            f"{path}: the picture could not be written ({error.strerror or error}). Free some space or choose "
-            "a writable output folder."
-        ) from error
+    # Through memory: into a file Pillow's JPEG encoder writes past Python, and does not see that a disk is full.
+    content = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(content, **options)
+    write_atomically(path, lambda file: file.write(content.getbuffer()), what="picture", durable=durable)
 
 
 def save_png(path: Path, picture: Picture) -> None:
@@ -260,7 +264,7 @@ def save_png(path: Path, picture: Picture) -> None:
     Raises:
         UserError: The file could not be written.
     """
-    _save(path, picture, format="PNG")
+    save_picture(path, picture, format="PNG")
 
 
 def save_pdf(path: Path, picture: Picture) -> None:
@@ -269,4 +273,4 @@ def save_pdf(path: Path, picture: Picture) -> None:
     Raises:
         UserError: The file could not be written.
     """
-    _save(path, picture, format="PDF", resolution=150.0, quality=95)
+    save_picture(path, picture, format="PDF", resolution=150.0, quality=95)

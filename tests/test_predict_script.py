@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+import os
 import shutil
+import threading
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 from PIL import Image
 
 from data.classes import ClassMap
+from data.errors import UNPRINTABLE, printable
 from data.loader import build_eval_loader
 from data.splits import build_datasets
 from engine.checkpoint import save_checkpoint
@@ -22,9 +26,10 @@ from engine.config import config_to_dict, load_config
 from engine.evaluate import evaluate
 from engine.prediction.detector import load_detector
 from engine.prediction.found import Found
-from engine.prediction.sources import ImageSource
+from engine.prediction.opencv_video import count_frames
+from engine.prediction.sources import ImageSource, safe_name
 from engine.prediction.thresholds import choose_thresholds
-from engine.prediction.writers import ImageWriter, safe_name
+from engine.prediction.writers import ImageWriter
 from models.detector import build_detector
 from tests.support.scripts import start_script
 from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
@@ -160,6 +165,99 @@ def test_videos(tiny: Path) -> None:
     assert {row["seconds"] for row in rows} == {"0", "0.1", "0.2", "0.3", "0.4"}
 
 
+def test_every_page_is_looked_at(tiny: Path) -> None:
+    folder = tiny / "paged"
+    folder.mkdir()
+    pages = [Image.open(tiny / f"val/{number}.png").resize((64, 64)) for number in (1, 2, 3)]
+    for name in ("a.tif", "b.gif"):
+        pages[0].save(folder / name, save_all=True, append_images=pages[1:])
+    Image.fromarray(np.full((64, 64), 4000, np.uint16)).save(folder / "c.png")
+    damaged = [pages[0], Image.fromarray(np.ones((8, 8), np.float32)), pages[2]]
+    damaged[0].save(folder / "d.tif", save_all=True, append_images=damaged[1:])
+    outcome = run_here("paged", "--score", "0", "--output-dir", "pages", cwd=tiny)
+    assert outcome.code == 1 and "Looked at 9 images" in outcome.out and "page 2: " in outcome.out, outcome
+    assert "12-bit values in 16-bit images (1 of 1, e.g. c.png): stretched from 0..4095" in outcome.out
+    names = ["a.tif", "a_p2.tif", "a_p3.tif", "b.gif", "b_p2.gif", "b_p3.gif", "c.png", "d.tif", "d_p3.tif"]
+    content = read_json(tiny / "pages/coco.json")
+    assert [one["file_name"] for one in content["images"]] == names
+    assert sorted(path.stem for path in (tiny / "pages/images").iterdir()) == [Path(name).stem for name in names]
+    single = run_here("val/2.png", "--score", "0", "--save", "coco", "--output-dir", "page", cwd=tiny)
+    boxes = [one["bbox"] for one in read_json(tiny / "page/coco.json")["annotations"]]
+    assert single.code == 0 and boxes == [one["bbox"] for one in content["annotations"] if one["image_id"] == 2]
+
+
+def test_predictions_say_where_they_come_from(tiny: Path) -> None:
+    given = ("--score", "0.1", "--score-per-class", "bar=0.7", "--nms", "0.6", "--tile", "48")
+    assert run_here("val", *given, "--save", "coco", "--output-dir", "from", cwd=tiny).code == 0
+    assert read_json(tiny / "from/coco.json")["info"] == {
+        "checkpoint": "run/best.pth",
+        "epoch": 5,
+        "score_thresholds": {"square": 0.1, "bar": 0.7},
+        "score_thresholds_from": "--score",
+        "score_per_class": ["bar=0.7"],
+        "tile": [48, 0.2],
+        "nms": 0.6,
+    }
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such names")
+def test_odd_names_hide_nothing(tiny: Path) -> None:
+    """Control characters, bytes that are no UTF-8, formulas, too long ones: each gets its row, picture and box."""
+    folder = tiny / "odd names"
+    folder.mkdir()
+    names = ["a\nb", "\x1b[2J", os.fsdecode(b"\xff\xfe"), "=1+1", "n" * 251, "\r,;\"'", "\u202e", "plain"]
+    for name in names:
+        shutil.copy(tiny / "val/1.png", folder / f"{name}.png")
+    writer = cv2.VideoWriter(str(tiny / "one.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (66, 64))
+    writer.write(np.zeros((64, 66, 3), np.uint8))
+    writer.release()
+    (tiny / "one.avi").rename(folder / os.fsdecode(b"v\n\xff.avi"))
+    os.mkfifo(folder / "pipe.png")
+    (folder / os.fsdecode(b"\xfd\n.png")).write_bytes(b"nonsense")
+    every = ("--save", "yolo,crops,csv,coco,images", "--score", "0", "--output-dir", "odd out")
+    outcome = run_here("odd names", *every, cwd=tiny)
+    assert outcome.code == 1 and "Looked at 8 images and 1 video frames" in outcome.out, outcome
+    assert "pipe.png: skipped" in outcome.out and r"\udcfd\n.png: cannot be read" in outcome.out
+    assert not UNPRINTABLE.search((outcome.out + outcome.err).replace("\n", "").replace("\r", ""))
+    out = tiny / "odd out"
+    shown = {printable(f"{name}.png") for name in names}
+    assert {one["file_name"] for one in read_json(out / "coco.json")["images"]} == shown
+    rows = read_table(out / "predictions.csv")
+    assert len(rows) == 8 * 20 and {row["file"].removeprefix("'") for row in rows} == shown
+    for kind in ("images/*.jpg", "yolo/labels/*.txt"):
+        assert len(list(out.glob(kind))) == 8
+    assert len(list((out / "crops").rglob("*.png"))) == len(rows)
+    assert sorted(path.name for path in (out / "videos").iterdir()) == ["v__.csv", "v__.mp4"]
+
+
+class _QuietServer(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+def test_a_stream(tiny: Path) -> None:
+    """Over HTTP, as OpenCV opens it; a stream that ends is said to be gone."""
+    folder = tiny / "web"
+    folder.mkdir()
+    writer = cv2.VideoWriter(str(folder / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (66, 64))
+    for level in range(4):
+        writer.write(np.full((64, 66, 3), 30 * level, np.uint8))
+    writer.release()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietServer, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_address[1]}"
+        outcome = run_here(f"http://me:secret@{host}/clip.avi?key=secret", "--output-dir", "streamed", cwd=tiny)
+        gone = run_here(f"http://{host}/gone.avi", "--output-dir", "streamed2", cwd=tiny)
+        server.shutdown()
+    assert outcome.code == 0 and "0 images and 4 video frames" in outcome.out, outcome
+    assert (
+        f"http://{host}/clip.avi: no more frames after 4" in outcome.err and "secret" not in outcome.err + outcome.out
+    )
+    (video, table) = sorted((tiny / "streamed/videos").iterdir(), reverse=True)
+    assert video.name == host.replace(".", "_").replace(":", "_") + "_clip_avi.mp4" and count_frames(video) == 4
+    assert gone.code == 1 and "gone.avi: cannot be opened (the address does not answer" in gone.out
+
+
 def test_thresholds_come_from_the_evaluation_beside(tiny: Path) -> None:
     run = tiny / "run"
 
@@ -277,7 +375,6 @@ class _Camera:
     """Gives grey frames of odd size until someone presses Ctrl-C at the fourth."""
 
     def __init__(self, source: int) -> None:
-        assert source == 0
         self.read_frames = 0
 
     def isOpened(self) -> bool:  # noqa: N802
@@ -298,7 +395,7 @@ class _Camera:
 
 def test_a_camera_ends_with_ctrl_c(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = cv2.VideoCapture
-    monkeypatch.setattr(cv2, "VideoCapture", _Camera)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: _Camera(0) if source == 0 else opened(source))
     outcome = run_here("0", "--score", "0", "--output-dir", "camera", cwd=tiny)
     monkeypatch.setattr(cv2, "VideoCapture", opened)
     assert outcome.code == 0 and "0 images and 3 video frames" in outcome.out, outcome

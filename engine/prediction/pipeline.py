@@ -30,43 +30,48 @@ class Frame(Generic[Key]):
     pixels: PixelArray
     """uint8 [H, W, 3], RGB."""
     tiles: tuple[Window, ...]
-    inputs: tuple[Tensor, ...]
-    """The prepared tiles."""
+    whole: Tensor | None
+    """Prepared, where it is a single tile; several are prepared batch by batch, since together they take many times the
+    memory of the image."""
 
     @property
     def size_wh(self) -> tuple[int, int]:
         """Of the image, pixels."""
         return self.pixels.shape[1], self.pixels.shape[0]
 
+    def prepared(self, number: int, detector: Detector) -> Tensor:
+        """A tile as the network takes it."""
+        if self.whole is not None:
+            return self.whole
+        tile = self.tiles[number]
+        return detector.prepare(self.pixels[tile.top : tile.bottom, tile.left : tile.right])
+
 
 def make_frame(key: Key, pixels: PixelArray, detector: Detector, tiling: Tiling | None) -> Frame[Key]:
-    """Cut and prepare an image."""
+    """Decide how to cut an image, and prepare it if it stays whole."""
     tiles = windows((pixels.shape[1], pixels.shape[0]), tiling)
-    inputs = tuple(detector.prepare(pixels[w.top : w.bottom, w.left : w.right]) for w in tiles)
-    return Frame(key, pixels, tiles, inputs)
+    return Frame(key, pixels, tiles, detector.prepare(pixels) if len(tiles) == 1 else None)
 
 
 def read_frames(
-    keys: Iterable[Key],
-    read: Callable[[Key], PixelArray],
+    images: Iterable[tuple[Key, Callable[[], PixelArray]]],
     detector: Detector,
     tiling: Tiling | None,
     failed: Callable[[Key, UserError], object],
 ) -> Iterator[Frame[Key]]:
-    """Frames in the order of `keys`, read and prepared in threads, a few ahead.
+    """Frames in the order of `images`, read and prepared in threads, a few ahead.
 
     Args:
-        keys: What to read.
-        read: Raises UserError for what cannot be read.
+        images: What to read, and how: raises UserError for what cannot be read.
         detector: Prepares the pixels.
         tiling: None takes images whole.
         failed: Called with what could not be read; it is left out.
     """
-    # An image to be tiled may have hundreds of megabytes, and as many again in tiles.
+    # An image to be tiled may have hundreds of megabytes.
     workers = 1 if tiling is not None else min(4, os.cpu_count() or 1)
 
-    def load(key: Key) -> Frame[Key]:
-        return make_frame(key, read(key), detector, tiling)
+    def load(key: Key, read: Callable[[], PixelArray]) -> Frame[Key]:
+        return make_frame(key, read(), detector, tiling)
 
     def result(key: Key, future: Future[Frame[Key]]) -> Iterator[Frame[Key]]:
         try:
@@ -77,8 +82,8 @@ def read_frames(
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque[tuple[Key, Future[Frame[Key]]]] = deque()
         try:
-            for key in keys:
-                ahead.append((key, pool.submit(load, key)))
+            for key, read in images:
+                ahead.append((key, pool.submit(load, key, read)))
                 if len(ahead) > workers:
                     yield from result(*ahead.popleft())
             while ahead:
@@ -113,22 +118,25 @@ def predict_frames(
     """
     waiting: deque[_Open[Key]] = deque()
     todo: list[tuple[_Open[Key], int]] = []
-    for frame in frames:
-        opened = _Open(frame, [None] * len(frame.tiles))
-        waiting.append(opened)
-        todo += [(opened, number) for number in range(len(frame.tiles))]
-        while len(todo) >= batch_size:
-            _detect(todo[:batch_size], detector, thresholds)
-            del todo[:batch_size]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for frame in frames:
+            opened = _Open(frame, [None] * len(frame.tiles))
+            waiting.append(opened)
+            todo += [(opened, number) for number in range(len(frame.tiles))]
+            while len(todo) >= batch_size:
+                _detect(todo[:batch_size], detector, thresholds, pool)
+                del todo[:batch_size]
+            yield from _finished(waiting, nms_iou)
+        if todo:
+            _detect(todo, detector, thresholds, pool)
         yield from _finished(waiting, nms_iou)
-    if todo:
-        _detect(todo, detector, thresholds)
-    yield from _finished(waiting, nms_iou)
 
 
-def _detect(batch: Sequence[tuple[_Open[Key], int]], detector: Detector, thresholds: FloatArray) -> None:
+def _detect(
+    batch: Sequence[tuple[_Open[Key], int]], detector: Detector, thresholds: FloatArray, pool: ThreadPoolExecutor
+) -> None:
     tiles = [opened.frame.tiles[number] for opened, number in batch]
-    inputs = [opened.frame.inputs[number] for opened, number in batch]
+    inputs = list(pool.map(lambda one: one[0].frame.prepared(one[1], detector), batch))
     sizes_wh = [(tile.right - tile.left, tile.bottom - tile.top) for tile in tiles]
     for (opened, number), found in zip(batch, detector.detect(inputs, sizes_wh), strict=True):
         opened.parts[number] = found.above(thresholds)

@@ -7,16 +7,17 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from data.classes import ClassMap
-from data.errors import UserError
-from data.images import PixelArray, decode_image, large_images_allowed
+from data.errors import UserError, printable
+from data.images import ImageFacts, PixelArray, has_pages, large_images_allowed, read_image, read_pages
 from engine.cli import require_output_folder
 from engine.coco_metrics import unique_names
 from engine.hub import output_parent
@@ -85,12 +86,18 @@ class Prediction:
     """By label."""
     failures: list[str] = field(default_factory=list)
     """What could not be read, with the reason."""
+    is_12_bit: dict[str, bool] = field(default_factory=dict)
+    """Of the images with 16 bits, by name: they hold 12-bit values, which were stretched."""
     seconds: float = 0.0
     interrupted: bool = False
 
     def count(self, found: Found) -> None:
         """Add the detections of an image."""
         self.num_found.update(found.labels.tolist())
+
+    def fail(self, reason: object) -> None:
+        """Note what could not be read."""
+        self.failures.append(printable(str(reason)))
 
 
 def parse_forms(text: str) -> tuple[Form, ...]:
@@ -123,7 +130,7 @@ def predict(
 
     Args:
         checkpoint: Its EMA weights are used.
-        arguments: Files, folders, patterns, camera indices.
+        arguments: Files, folders, patterns, camera indices, addresses of streams.
         device: Where to compute.
         options: None: the defaults.
         config_path: Config to use instead of the one in the checkpoint.
@@ -146,11 +153,12 @@ def predict(
         score=options.score,
         per_class=options.score_per_class,
     )
-    prediction = Prediction(folder, loaded.classes, thresholds)
+    prediction = Prediction(folder, loaded.classes, thresholds, failures=list(sources.skipped))
+    info = _info(checkpoint, loaded.epoch, thresholds, loaded.classes, options)
     started = time.perf_counter()
     try:
         with large_images_allowed() if options.tiling is not None else contextlib.nullcontext():
-            _predict_images(sources.images, loaded.detector, prediction, options)
+            _predict_images(sources, loaded.detector, prediction, options, info)
         _predict_videos(sources, loaded.detector, prediction, options)
     except KeyboardInterrupt:
         prediction.interrupted = True
@@ -176,9 +184,47 @@ def _output_folder(checkpoint: Path, output_dir: Path | None) -> Path:
     return folder
 
 
+def _info(
+    checkpoint: Path, epoch: int | None, thresholds: Thresholds, classes: ClassMap, options: PredictOptions
+) -> dict[str, object]:
+    """Where detections come from, for those who find the file later."""
+    evaluated = "the best F1 of " + str(thresholds.source) if thresholds.source else "the default"
+    return {
+        "checkpoint": printable(str(checkpoint)),
+        "epoch": epoch,
+        "score_thresholds": dict(zip(unique_names(classes), thresholds.scores.tolist(), strict=True)),
+        "score_thresholds_from": "--score" if thresholds.given else printable(evaluated),
+        "score_per_class": list(options.score_per_class),
+        "tile": None if options.tiling is None else [options.tiling.tile_px, options.tiling.overlap],
+        "nms": options.nms_iou,
+    }
+
+
+def _images_to_read(sources: Sources, prediction: Prediction) -> Iterator[tuple[ImageSource, Callable[[], PixelArray]]]:
+    """Every image, page by page, and how to read it; a file's pages are decoded here, in their order."""
+    stems = sources.stems()
+
+    def pixels(image: ImageSource, page: tuple[PixelArray, ImageFacts] | UserError | None = None) -> PixelArray:
+        page = read_image(image.path) if page is None else page
+        if isinstance(page, UserError):
+            raise page
+        if page[1].largest_value:
+            prediction.is_12_bit[image.name] = page[1].is_12_bit
+        return page[0]
+
+    for image in sources.images:
+        if not has_pages(image.path):
+            yield image, partial(pixels, image)
+            continue
+        for number, page in enumerate(read_pages(image.path), start=1):
+            source = image.page(number, stems)
+            yield source, partial(pixels, source, page)
+
+
 def _predict_images(
-    images: Sequence[ImageSource], detector: Detector, prediction: Prediction, options: PredictOptions
+    sources: Sources, detector: Detector, prediction: Prediction, options: PredictOptions, info: dict[str, object]
 ) -> None:
+    images = sources.images
     bar = tqdm(
         total=len(images),
         desc="predict",
@@ -189,15 +235,12 @@ def _predict_images(
         disable=not options.progress or not images,
     )
 
-    def read(image: ImageSource) -> PixelArray:
-        return decode_image(image.path)
-
     def failed(image: ImageSource, error: UserError) -> None:
-        prediction.failures.append(str(error))
+        prediction.fail(error)
         bar.update()
 
-    frames = read_frames(images, read, detector, options.tiling, failed)
-    writer = ImageWriter(prediction.folder, options.forms, prediction.classes, options.lang)
+    frames = read_frames(_images_to_read(sources, prediction), detector, options.tiling, failed)
+    writer = ImageWriter(prediction.folder, options.forms, prediction.classes, options.lang, info)
     with bar, writer:
         for frame, found in predict_frames(
             frames, detector, prediction.thresholds.scores, options.batch_size, options.nms_iou
@@ -219,9 +262,9 @@ def _predict_videos(sources: Sources, detector: Detector, prediction: Prediction
                 prediction.num_frames += 1
                 prediction.count(found)
         except UnreadableVideo as error:
-            prediction.failures.append(str(error))
+            prediction.fail(error)
         except KeyboardInterrupt:
-            if not source.is_camera:  # which has no other end
+            if not source.is_live:  # which has no other end
                 raise
 
 
@@ -262,6 +305,11 @@ def format_prediction(prediction: Prediction, lang: Language) -> str:
     seconds = number(prediction.seconds, 1)
     lines.append(texts.seen.format(images=prediction.num_images, frames=prediction.num_frames, seconds=seconds))
     counts = ", ".join(f"{names[label]} {count}" for label, count in sorted(prediction.num_found.items()))
+    if any(prediction.is_12_bit.values()):
+        stretched = sorted(name for name, is_12_bit in prediction.is_12_bit.items() if is_12_bit)
+        lines.append(
+            texts.stretched.format(count=len(stretched), total=len(prediction.is_12_bit), example=stretched[0])
+        )
     total = prediction.num_found.total()
     lines.append(texts.found.format(total=total, classes=counts) if total else texts.nothing)
     if prediction.failures:
@@ -271,4 +319,4 @@ def format_prediction(prediction: Prediction, lang: Language) -> str:
         lines.append(texts.stopped)
     if prediction.folder.is_dir():  # without a single readable file there is none
         lines.append(texts.written.format(folder=prediction.folder))
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

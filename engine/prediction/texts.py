@@ -20,6 +20,8 @@ class Texts:
     """{images}, {frames} and {seconds}."""
     found: str
     nothing: str
+    stretched: str
+    """{count} of {total}, {example}."""
     given_threshold: str
     evaluated_thresholds: str
     default_threshold: str
@@ -38,6 +40,8 @@ TEXTS: Mapping[Language, Texts] = {
         seen="Looked at {images} images and {frames} video frames in {seconds} s.",
         found="Found {total} objects: {classes}",
         nothing="Found nothing above the thresholds.",
+        stretched="12-bit values in 16-bit images ({count} of {total}, e.g. {example}): stretched from 0..4095, as in "
+        "training.",
         given_threshold="Score thresholds (given): {thresholds}",
         evaluated_thresholds="Score thresholds with the best F1, from {source}: {thresholds}",
         default_threshold="Score thresholds: {thresholds}. Beside this checkpoint is no evaluation of it on its own "
@@ -65,6 +69,8 @@ TEXTS: Mapping[Language, Texts] = {
         seen="Se han mirado {images} imágenes y {frames} fotogramas de vídeo en {seconds} s.",
         found="Se han encontrado {total} objetos: {classes}",
         nothing="No se ha encontrado nada por encima de los umbrales.",
+        stretched="Valores de 12 bits en imágenes de 16 bits ({count} de {total}, p. ej. {example}): ampliados desde "
+        "0..4095, como en el entrenamiento.",
         given_threshold="Umbrales de puntuación (dados): {thresholds}",
         evaluated_thresholds="Umbrales de puntuación con el mejor F1, de {source}: {thresholds}",
         default_threshold="Umbrales de puntuación: {thresholds}. Junto a este checkpoint no hay una evaluación suya en "

@@ -1,4 +1,4 @@
-"""Videos and cameras, frame by frame."""
+"""Videos, cameras and streams, frame by frame."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from data.images import PixelArray
 from engine.coco_metrics import FloatArray
 from engine.prediction.detector import Detector
 from engine.prediction.found import Found
+from engine.prediction.opencv_video import opencv_path, quiet_opencv
 from engine.prediction.pipeline import Frame, make_frame, predict_frames
 from engine.prediction.sources import VideoSource
 from engine.prediction.texts import TEXTS
@@ -29,6 +30,8 @@ from engine.reporting.labels import Language
 log = logging.getLogger(__name__)
 
 _USUAL_RATE = 25.0
+_RATES = (0.01, 1000.0)
+"""Frames per second that a file can be written with."""
 _LOST_FRAMES_SHARE = 0.95
 
 
@@ -47,7 +50,7 @@ class FrameTime:
 
 @dataclass
 class Recording:
-    """An opened video file or camera."""
+    """An opened video file, camera or stream."""
 
     source: VideoSource
     max_frames: int | None
@@ -55,7 +58,7 @@ class Recording:
     rate: float
     """Frames per second."""
     num_frames: int | None
-    """As the file says; None for a camera."""
+    """As the file says; None for what is live."""
 
     @classmethod
     def open(cls, source: VideoSource, max_frames: int | None) -> Recording:
@@ -64,16 +67,20 @@ class Recording:
         Raises:
             UnreadableVideo: It cannot be opened.
         """
-        with _quiet_opencv():
-            capture = cv2.VideoCapture(source.source if isinstance(source.source, int) else str(source.source))
+        file = source.source
+        named = opencv_path(file) if isinstance(file, Path) else contextlib.nullcontext(file)
+        with quiet_opencv(), named as name:
+            capture = cv2.VideoCapture(name)
         if not capture.isOpened():
-            what = "no such camera, or another program uses it" if source.is_camera else "not a video OpenCV can read"
+            what = "no such camera, or another program uses it" if source.is_live else "not a video OpenCV can read"
+            if isinstance(file, str):
+                what = "the address does not answer, or sends no video OpenCV can read"
             raise UnreadableVideo(f"{source.name}: cannot be opened ({what}).")
         rate = float(capture.get(cv2.CAP_PROP_FPS))
         stated = float(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        known = not source.is_camera and math.isfinite(stated) and stated >= 1
+        known = not source.is_live and math.isfinite(stated) and stated >= 1
         count = int(stated) if known else None
-        usable = math.isfinite(rate) and 0 < rate <= 1000
+        usable = _RATES[0] <= rate <= _RATES[1]
         return cls(source, max_frames, capture, rate if usable else _USUAL_RATE, count)
 
     @property
@@ -101,21 +108,12 @@ class Recording:
         if number == 0:
             raise UnreadableVideo(f"{self.source.name}: no frame could be read.")
         expected = self.expected_frames
-        if expected is not None and number < _LOST_FRAMES_SHARE * expected:
+        if self.source.is_live and number != expected:
+            log.warning("%s: no more frames after %d; the camera or the connection is gone", self.source.name, number)
+        elif expected is not None and number < _LOST_FRAMES_SHARE * expected:
             log.warning(
                 "%s: %d of %d frames could be read; the file may be damaged", self.source.name, number, expected
             )
-
-
-@contextlib.contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """What OpenCV says of a file it cannot open is for its developers."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)
 
 
 def predict_video(
@@ -144,7 +142,7 @@ def predict_video(
         write_video: `videos/NAME.mp4`, same size and rate.
         write_table: `videos/NAME.csv`, a line per detection.
         tiling: None takes frames whole.
-        batch_size: Of the network; a camera's frames go through one by one.
+        batch_size: Of the network; a live source's frames go through one by one.
         nms_iou: As `predict_frames` has it.
         lang: Of the table.
         progress: Show a bar with the time left on stderr.
@@ -158,7 +156,7 @@ def predict_video(
     frames: Iterator[Frame[FrameTime]] = (
         make_frame(time, pixels, detector, tiling) for time, pixels in recording.frames()
     )
-    size = 1 if source.is_camera else batch_size
+    size = 1 if source.is_live else batch_size
     bar = tqdm(total=recording.expected_frames, desc=source.name, unit="frame", leave=False, disable=not progress)
     table = Table(stem.with_name(f"{stem.name}.csv"), TEXTS[lang].video_columns, lang)
     with bar, VideoFile(stem, recording.rate) as video, table:

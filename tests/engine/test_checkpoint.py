@@ -145,6 +145,13 @@ def test_full_disk_before_the_first_checkpoint(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+def test_small_files_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    write_atomically(tmp_path / "a", lambda file: file.write(b"a"), what="file", durable=False)
+    assert not flushed and (tmp_path / "a").read_bytes() == b"a"
+
+
 def test_unwritable_places_are_user_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_text("mine", encoding="utf-8")

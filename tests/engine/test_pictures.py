@@ -153,5 +153,10 @@ def test_files(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
-    with pytest.raises(UserError, match="could not be written .* writable output folder"):
+    with pytest.raises(UserError, match="Could not write picture "):
         save_png(tmp_path / "file" / "a.png", grey())
+
+
+def test_names_that_are_no_line_of_text() -> None:
+    drawn = [draw_boxes(grey(), [[2.0, 2, 30, 30]], [0], [name]) for name in ("a\nb", r"a\nb", "\ud800\x1b")]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
