@@ -3,6 +3,7 @@
     python -m data.convert voc SRC DST        Pascal VOC (XML)
     python -m data.convert yolo SRC DST       YOLO (text files)
     python -m data.convert labelme SRC DST    labelme (JSON)
+    python -m data.convert coco SRC DST       COCO of other tools (JSON), repaired
     python -m data.convert split SRC.json --train 0.7 --val 0.15 --test 0.15
 
 DST is a new folder: `annotations/instances.json` (one for each of train, val, test where SRC has them) and `images/`.
@@ -16,11 +17,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.convert.coco import read_coco
 from data.convert.common import Converted, Gathered, write_coco
 from data.convert.labelme import read_labelme
 from data.convert.split import SplitResult, split_set
 from data.convert.voc import read_voc
-from data.convert.yolo import read_class_file, read_yolo
+from data.convert.yolo import read_yolo
+from data.convert.yolo_config import read_class_file
 from data.errors import UserError
 from data.problems import Problem, problem_lines
 
@@ -32,7 +35,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m data.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in (("voc", "Pascal VOC"), ("yolo", "YOLO"), ("labelme", "labelme")):
+    for name, what in (
+        ("voc", "Pascal VOC"),
+        ("yolo", "YOLO"),
+        ("labelme", "labelme"),
+        ("coco", "COCO of other tools"),
+    ):
         command = commands.add_parser(name, help=f"{what} to COCO")
         command.add_argument("source", type=Path, metavar="SRC", help="folder with images and annotations")
         command.add_argument("target", type=Path, metavar="DST", help="new folder")
@@ -81,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except OSError as error:
+        sys.stderr.write(f"error: {error.filename}: cannot be read ({error.strerror}). Correct its permissions.\n")
+        return 2
     return 0
 
 
@@ -88,7 +99,8 @@ def _read(options: argparse.Namespace) -> Gathered:
     names = None if options.classes is None else read_class_file(options.classes)
     if options.command == "voc":
         return read_voc(options.source, class_names=names, origin=options.origin, skip_difficult=options.skip_difficult)
-    return (read_yolo if options.command == "yolo" else read_labelme)(options.source, class_names=names)
+    readers = {"yolo": read_yolo, "labelme": read_labelme, "coco": read_coco}
+    return readers[options.command](options.source, class_names=names)
 
 
 def _describe(converted: Converted) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
@@ -28,17 +30,24 @@ from data.problems import Problem, errors_of, problem_lines
 log = logging.getLogger(__name__)
 
 SHOWN_PER_KIND = 50
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"} | {
-    "test": "test",
-    "testing": "test",
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "entrenamiento"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validacion", "validación"), "val"),
+    **dict.fromkeys(("test", "testing", "prueba", "pruebas"), "test"),
 }
-"""Folders and lists, in lower case, by the split they hold."""
+_WORDS_BESIDE = frozenset(
+    ("", "set", "split", "data", "dataset", "obj", "image", "images", "imgs", "label", "labels", "instances", "ann")
+    + ("annotation", "annotations", "coco", "default")
+)
+"""What names of folders and files say beside the split: `obj_train_data`, `instances_val2017.json`."""
 _MASK_FOLDERS = frozenset({"mask", "masks", "mascaras", "máscaras", "segmentationclass", "segmentationobject"}) | {
     f"segmentation{what}{form}" for what in ("class", "object") for form in ("png", "visualization", "npy")
 }
-_SIDE_BY_SIDE = frozenset(
+_IMAGE_FOLDERS = frozenset(
     ("images", "image", "img", "imgs", "jpegimages", "pictures", "photos", "frames", "imagenes", "imágenes", "fotos")
-    + ("labels", "label", "annotations", "annotation", "annots", "anns", "ann", "xml", "xmls", "json", "jsons")
+)
+_SIDE_BY_SIDE = _IMAGE_FOLDERS | frozenset(
+    ("labels", "label", "annotations", "annotation", "annots", "anns", "ann", "xml", "xmls", "json", "jsons")
     + ("anotaciones", "etiquetas", "imagesets", "main")
 )
 """Folders that stand for each other: images/train/a.jpg belongs to labels/train/a.json."""
@@ -60,6 +69,10 @@ class ForeignBox:
     """Line or object, for messages."""
     may_leave: bool = False
     """Whether it is the bounds of a shape that can leave the image although it was drawn inside: cut off anywhere."""
+    crowd: bool = False
+    """Whether it is a region of many objects, as COCO has them."""
+    area_px: float | None = None
+    """Of the object's outline, if that is known; None takes the box's."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,8 @@ class Gathered:
     """In the order of their ids; None sorts the names that occur."""
     splits: dict[Path, str] = field(default_factory=dict)
     """Image -> train, val or test, where the format says so itself."""
+    splits_by: str = "lists of the set"
+    """What says so, for the person to know."""
     slack_px: float = 0.5
     """Boxes may lie this far outside of the image, or 1 % of its side if that is more."""
     notes: list[str] = field(default_factory=list)
@@ -144,26 +159,55 @@ def files_below(root: Path, suffixes: Iterable[str]) -> list[Path]:
 def warn_left_out(gathered: Gathered, images: Sequence[Path], what: str) -> None:
     """Images that nothing annotates: nobody says that they are free of objects."""
     used = {image.path for image in gathered.images}
-    masks = (_is_mask(path.relative_to(gathered.root)) for path in images)
-    unused = [path for path, is_mask in zip(images, masks, strict=True) if path not in used and not is_mask]
+    unused = [path for path in images if path not in used and not is_mask(path.relative_to(gathered.root))]
     if unused and used:
         found = f"{len(unused)} images have no {what}, e.g. {unused[0]}"
         fix = "They are left out; to use them as images without objects, save an annotation without objects for them"
         gathered.warn(gathered.root, "images", found, fix, "images without annotations")
 
 
-def _is_mask(path: Path) -> bool:
-    return any(part.casefold() in _MASK_FOLDERS for part in path.parts[:-1])
+def is_mask(path: Path) -> bool:
+    """Whether a picture lies in a folder of masks."""
+    return any(name_key(part) in _MASK_FOLDERS for part in path.parts[:-1])
 
 
-def _sides(path: Path) -> list[str]:
+def is_in_image_folder(path: Path) -> bool:
+    """Whether a picture lies in a folder that is called as folders of images are."""
+    return any(name_key(part) in _IMAGE_FOLDERS for part in path.parts[:-1])
+
+
+def sides(path: Path) -> list[str]:
+    """The folders that an image and its annotation file have in common."""
     return [key for part in path.parent.parts if (key := name_key(part)) not in _SIDE_BY_SIDE]
+
+
+def split_of(name: str) -> str | None:
+    """train, val or test, if a folder or file is called so and nothing else: `Valid`, `train2017`, `obj_train_data`."""
+    words = set(re.split(r"[\W\d_]+", name_key(name))) - _WORDS_BESIDE
+    return _SPLIT_WORDS.get(words.pop()) if len(words) == 1 else None
+
+
+def split_of_path(path: Path) -> str | None:
+    """The split that the outermost telling folder of a path names."""
+    return next(filter(None, map(split_of, path.parts[:-1])), None)
+
+
+def _addresses(name: str) -> list[str]:
+    """A path without percent signs, and without what makes it an address (Label Studio's are
+    `/data/local-files/?d=folder/a.jpg`)."""
+    return [unquote(name), unquote(re.sub(r".*\?d=|\?.*", "", name))]
 
 
 class ImageIndex:
     """Finds the image that an annotation file means: the one at the very place, else the only one of its name."""
 
-    def __init__(self, images: Iterable[Path]) -> None:
+    def __init__(self, images: Iterable[Path], *, of_other_machines: bool = False) -> None:
+        """Args:
+        images: All that may be meant.
+        of_other_machines: Names belong to one file for the whole set: their last folders tell images of one name
+            apart, and they may be addresses, but no image is meant by the file's own name.
+        """
+        self._of_other_machines = of_other_machines
         self._by_place: dict[str, list[Path]] = defaultdict(list)
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
@@ -189,7 +233,8 @@ class ImageIndex:
             found = f"the image {name!r} lies outside of {gathered.root}"
             gathered.error(annotation, where, found, f"Give the folder of both as SRC: {both}", "image outside")
             return None
-        images = self.find(name, annotation) or self.find(annotation.stem, annotation)
+        tries = [name, *_addresses(name)] if self._of_other_machines else [name, annotation.stem]
+        images = next(filter(None, (self.find(one, annotation) for one in tries)), [])
         if len(images) == 1:
             if name and name_key(images[0].stem) not in (name_key(asked.name), name_key(asked.stem)):
                 found = f"the image {name!r} is not there; {images[0].name}, which is called like this file, is taken"
@@ -206,8 +251,8 @@ class ImageIndex:
 
     def find(self, name: str, near: Path) -> list[Path]:
         """Images that a name in the file `near` may mean: the one at that place; else those called so, with another
-        suffix or without. Of several, no masks; those in the folders that the name gives; those in the folder that
-        stands beside the file's; those that are written the same."""
+        suffix or without. Of several, no masks; those in the folders that the name gives; those of the split that the
+        file is called after; those in the folder that stands beside the file's; those that are written the same."""
         asked = PurePosixPath(name.replace("\\", "/"))
         stem = asked.stem if asked.suffix.lower() in IMAGE_SUFFIXES else asked.name
         place = name_key(os.path.abspath(near.parent / asked)) if name else ""
@@ -215,15 +260,25 @@ class ImageIndex:
         tries = ((self._by_place, place), (self._by_name, asked.name), (by_stem, asked.name), (by_stem, stem))
         images: list[Path] = next((found for index, key in tries if (found := index.get(name_key(key)))), [])
         folders = [name_key(part) for part in asked.parent.parts if part != ".."]
+        shared = {path: _shared_end(path.parent.parts, folders) for path in images}
+        least = max(shared.values(), default=0) if self._of_other_machines else len(folders)
+        split = split_of(near.stem)
         for rule in (
-            lambda path: not _is_mask(path),
-            lambda path: [name_key(part) for part in path.parent.parts[-len(folders) :]] == folders,
-            lambda path: _sides(path) == _sides(near),
+            lambda path: not is_mask(path),
+            lambda path: shared[path] >= least,
+            lambda path: split is not None and split in map(split_of, path.parts[:-1]),
+            lambda path: sides(path) == sides(near),
             lambda path: composed(path.name) == composed(asked.name),
         ):
             if len(images) > 1:
                 images = list(filter(rule, images)) or images
         return images
+
+
+def _shared_end(folders: Sequence[str], keys: Sequence[str]) -> int:
+    """How many of the last folders are the same."""
+    pairs = list(zip(map(name_key, reversed(folders)), reversed(keys), strict=False))
+    return next((number for number, (one, other) in enumerate(pairs) if one != other), len(pairs))
 
 
 def write_coco(gathered: Gathered, target: Path, *, copy_images: bool, progress: bool = True) -> Converted:
@@ -379,8 +434,7 @@ def _assign_splits(gathered: Gathered) -> dict[str, list[ForeignImage]]:
     splits = dict(gathered.splits)
     if not splits:
         for image in gathered.images:
-            parts = [SPLIT_NAMES.get(part.casefold()) for part in image.path.relative_to(gathered.root).parts[:-1]]
-            known = next(filter(None, parts), None)
+            known = split_of_path(image.path.relative_to(gathered.root))
             if known is not None:
                 splits[image.path] = known
     without = [image.path for image in gathered.images if image.path not in splits]
@@ -397,6 +451,8 @@ def _assign_splits(gathered: Gathered) -> dict[str, list[ForeignImage]]:
         images = [image for image in gathered.images if splits.get(image.path, "rest") == name]
         if images:
             sets[f"instances_{name}.json"] = images
+    counts = ", ".join(f"{name[len('instances_') : -len('.json')]} {len(images)}" for name, images in sets.items())
+    gathered.notes.append(f"splits: {counts} images, by {gathered.splits_by if gathered.splits else 'folder names'}")
     return sets
 
 
@@ -418,7 +474,8 @@ def _coco(
             left, top, right, bottom = box.corners_xyxy
             bbox = [round(value, 4) for value in (left, top, right - left, bottom - top)]
             entry = {"id": len(annotations) + 1, "image_id": number, "category_id": ids[box.name], "bbox": bbox}
-            annotations.append({**entry, "area": round(bbox[2] * bbox[3], 4), "iscrowd": 0})
+            area = min(bbox[2] * bbox[3], box.area_px or math.inf)
+            annotations.append({**entry, "area": round(area, 4), "iscrowd": int(box.crowd)})
     categories = [{"id": number, "name": name} for name, number in ids.items()]
     return {"images": records, "annotations": annotations, "categories": categories}
 

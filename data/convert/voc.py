@@ -14,12 +14,12 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from data.convert.common import (
-    SPLIT_NAMES,
     ForeignBox,
     ForeignImage,
     Gathered,
     ImageIndex,
     files_below,
+    split_of,
     warn_left_out,
 )
 from data.images import IMAGE_SUFFIXES
@@ -286,6 +286,7 @@ def _set_lists(root: Path) -> list[tuple[Path, str]]:
     """Lists of images with the split they stand for; train and val in one list are train."""
     folders = ("imagesets", "main")
     files = [path for path in files_below(root, [".txt"]) if path.parent.name.casefold() in folders]
-    is_split = any(path.stem.casefold() in ("train", "val") for path in files)
-    splits = SPLIT_NAMES if is_split else SPLIT_NAMES | {"trainval": "train"}
-    return [(path, splits[path.stem.casefold()]) for path in files if path.stem.casefold() in splits]
+    splits = {path: split_of(path.stem) for path in files}
+    if not {"train", "val"}.intersection(splits.values()):
+        splits |= {path: "train" for path in files if path.stem.casefold() == "trainval"}
+    return [(path, split) for path, split in splits.items() if split]

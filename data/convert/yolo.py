@@ -3,156 +3,234 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from urllib.parse import unquote
 
-import yaml
-
-from data.convert.common import ForeignBox, ForeignImage, Gathered, files_below
+from data.convert.common import (
+    ForeignBox,
+    ForeignImage,
+    Gathered,
+    files_below,
+    is_in_image_folder,
+    is_mask,
+    sides,
+    split_of,
+)
+from data.convert.yolo_config import find_config, find_names, is_class_list, read_splits
 from data.errors import UserError
 from data.images import IMAGE_SUFFIXES, read_facts
+from data.names import name_key
 
-_LISTS = ("classes.txt", "obj.names", "classes.names")
-_NO_LABELS = frozenset((*_LISTS, "train.txt", "val.txt", "test.txt", "readme.txt", "README.txt"))
+_LINE = "class index, then x centre, y centre, width, height"
+_LEAST_VALUES = 5
+_FARTHEST_OUTSIDE = 0.5
+"""Numbers that leave 0..1 by more than this are no fractions of the image."""
+_SCORE = ("lines have a sixth number", "It is taken as a score and dropped")
+_POLYGON = ("lines are polygons", "The boxes around them are taken")
+_KEYPOINTS = ("lines hold keypoints", "They are dropped and the boxes kept")
 
 
 def read_yolo(root: Path, *, class_names: Sequence[str] | None = None) -> Gathered:
-    """All images below `root` with their text files: beside them, or below `labels` where they are below `images`.
+    """All images below `root` with their text files, which lie in the same folders with `labels` in place of `images`,
+    or beside them, or in a folder of their own anywhere.
 
-    An image without a text file has no objects. A line of more than six numbers is a polygon, and its bounds are the
-    box; a sixth number is a score and is dropped.
+    An image without a text file has no objects; it counts if `data.yaml` lists it, other images of its folder have
+    text files, or the folder is one for images. A line of more than six numbers is a polygon, and its bounds are the
+    box, unless `data.yaml` has `kpt_shape`; a sixth number is a score and is dropped.
 
     Args:
         root: The folder.
         class_names: By index; None reads `data.yaml` (its `names`), `classes.txt` or `obj.names` below `root`.
 
     Raises:
-        UserError: `root` is no folder, or nothing names the classes. Faults of the files are in the result.
+        UserError: `root` is no folder, or nothing or too much names the classes. Faults of the files are in the result.
     """
-    images = files_below(root, IMAGE_SUFFIXES)
-    names = tuple(class_names) if class_names is not None else _find_names(root)
-    gathered = Gathered(root, class_names=names)
-    labels = {path for path in files_below(root, [".txt"]) if path.name not in _NO_LABELS}
-    if not labels:
-        gathered.error(
-            root, "folder", "there is no label file (.txt) in it", "Give the YOLO set's folder", "no annotations"
-        )
-    owners: dict[Path, Path] = {}
-    for image in images:
-        file = next((path for path in _label_places(image, root) if path in labels), None)
-        if file is not None and owners.setdefault(file, image) != image:
-            found = f"stands for {owners[file].name} and for {image.name}"
-            gathered.error(file, "file", found, "Rename one of the images and give each its file", "ambiguous image")
-            continue
-        boxes = [] if file is None else _read_file(gathered, file, image, names)
-        gathered.images.append(ForeignImage(image, file, None, tuple(boxes)))
-    for file in sorted(labels - set(owners)):
-        fix = "Restore the image, or remove the label file"
-        gathered.error(file, "file", f"there is no image {file.stem}.* for it", fix, "missing image")
-    alone = sum(image.annotation is None for image in gathered.images)
-    if alone and alone < len(gathered.images):
-        found, fix = f"{alone} of {len(images)} images have no label file", "They are taken to be free of objects"
-        gathered.warn(root, "images", found, fix, "images without labels")
+    images, texts = files_below(root, IMAGE_SUFFIXES), files_below(root, [".txt"])
+    gathered = Gathered(root)
+    config = find_config(gathered, required=class_names is None)
+    names = tuple(class_names) if class_names is not None else find_names(root, config)
+    gathered.class_names = names
+    labels = [path for path in texts if not is_class_list(path) and not name_key(path.name).startswith("readme")]
+    if labels and not images:
+        found, fix = f"it has {len(labels)} text files, but no image", "Export once more, with the images"
+        gathered.error(root, "folder", found, fix, "missing image")
+        return gathered
+    owners, left_over = _match(gathered, images, labels)
+    if not owners:
+        fix = "Give the YOLO set's folder"
+        gathered.error(root, "folder", "there is no label file (.txt) for any image", fix, "no annotations")
+    read_splits(gathered, config, images, _lists(gathered, left_over))
+    notes: Counter[tuple[str, str]] = Counter()
+    for image in _of_the_set(gathered, images, owners):
+        file = owners.get(image)
+        reader = None if file is None else _LabelFile(gathered, file, names, config.num_keypoint_values, notes)
+        boxes = () if reader is None else tuple(reader.boxes(image))
+        gathered.images.append(ForeignImage(image, file, None, boxes))
+    for (found, fix), count in notes.items():
+        gathered.warn(root, "labels", f"{count} {found}", fix, found)
     return gathered
 
 
-def read_class_file(path: Path) -> tuple[str, ...]:
-    """Names of a `data.yaml` (`names`: a list, or index -> name) or of a text file with one a line.
-
-    Raises:
-        UserError: It is neither.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        content: Any = yaml.safe_load(text) if path.suffix.lower() in (".yaml", ".yml") else text.splitlines()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as a list of classes ({error}).") from error
-    if isinstance(content, dict):
-        content = content.get("names")
-    if isinstance(content, dict) and sorted(content) == list(range(len(content))):
-        content = [content[index] for index in range(len(content))]
-    if not isinstance(content, list) or not content or any(isinstance(name, list | dict) for name in content):
-        raise UserError(f"{path}: names no classes; expected `names` with a list, or index: name from 0 on.")
-    names = [str(name).strip() for name in content]
-    while names and not names[-1]:
-        names.pop()
-    if not all(names) or not names:
-        raise UserError(f"{path}: class {names.index('') if names else 0} has no name; each line stands for an index.")
-    return tuple(names)
-
-
-def _find_names(root: Path) -> tuple[str, ...]:
-    yamls = [path for path in sorted(root.glob("*.y*ml")) if _names_classes(path)]
-    lists = [path for name in _LISTS for path in (root / name, root / "labels" / name) if path.is_file()]
-    if not yamls and not lists:
-        raise UserError(
-            f"{root}: nothing names the classes; expected data.yaml with `names`, or classes.txt with one name a line. "
-            "Give one with --classes FILE."
-        )
-    return read_class_file((yamls or lists)[0])
+def _match(gathered: Gathered, images: Sequence[Path], labels: Sequence[Path]) -> tuple[dict[Path, Path], list[Path]]:
+    """Image -> its label file, and the files that are of no image."""
+    places: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+    for file in labels:
+        stem = unquote(file.stem)
+        bare = Path(stem).stem if Path(stem).suffix.lower() in IMAGE_SUFFIXES else stem  # of a.jpg.txt
+        for name in {name_key(file.stem), name_key(stem), name_key(bare)}:
+            places[_place(file, gathered.root, name)].append(file)
+    owners: dict[Path, Path] = {}
+    image_of: dict[Path, Path] = {}
+    for image in images:
+        files = places.get(_place(image, gathered.root, name_key(image.stem)), [])
+        kind = "ambiguous image"
+        if any(image_of.setdefault(file, image) != image for file in files):
+            found = f"stands for {image_of[files[0]].name} and for {image.name}"
+            gathered.error(files[0], "file", found, "Rename one of the images and give each its file", kind)
+        elif len(files) > 1 and files[0].read_bytes() != files[1].read_bytes():
+            found = f"is for {image}, and so is {files[1]}, which differs"
+            gathered.error(files[0], "file", found, "Remove one of the two", kind)
+        elif files:
+            owners[image] = files[0]
+    used = {path.parent for pair in image_of.items() for path in pair}
+    apart = _match_apart(images, [file for file in labels if file not in image_of], used)
+    owned = {*image_of, *apart.values()}
+    return owners | apart, [file for file in labels if file not in owned]
 
 
-def _names_classes(path: Path) -> bool:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return path.name == "data.yaml"  # whose fault is told when it is read
-    return isinstance(content, dict) and "names" in content
+def _match_apart(images: Iterable[Path], labels: Iterable[Path], used: Container[Path]) -> dict[Path, Path]:
+    """As `_match`, for whole folders of label files that lie elsewhere, such as LabelImg's: by the name alone, which
+    must be the only one."""
+    images_of: dict[str, list[Path]] = defaultdict(list)
+    files_of: dict[str, list[Path]] = defaultdict(list)
+    for paths, by_stem in ((images, images_of), (labels, files_of)):
+        for path in paths:
+            if path.parent not in used:
+                by_stem[name_key(path.stem)].append(path)
+    single = {stem: files[0] for stem, files in files_of.items() if len(files) == 1}
+    return {images_of[stem][0]: file for stem, file in single.items() if len(images_of[stem]) == 1}
 
 
-def _label_places(image: Path, root: Path) -> list[Path]:
-    beside = image.with_suffix(".txt")
-    parts = list(image.relative_to(root).with_suffix(".txt").parts)
-    places = []
-    for position in reversed([k for k, part in enumerate(parts[:-1]) if part == "images"]):
-        places.append(root.joinpath(*parts[:position], "labels", *parts[position + 1 :]))
-    return [*places, beside]
+def _place(path: Path, root: Path, name: str) -> tuple[str, ...]:
+    """The same for an image and its label file."""
+    return (*sides(path.relative_to(root)), name)
 
 
-def _read_file(gathered: Gathered, file: Path, image: Path, names: Sequence[str]) -> list[ForeignBox]:
-    try:
-        width, height = read_facts(image).upright_wh
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UserError:
-        return []  # the image is reported with all others
-    except (OSError, UnicodeDecodeError) as error:
-        gathered.error(file, "file", f"cannot be read ({error})", "Export it again", "malformed label file")
-        return []
-    boxes = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            box = _read_line(gathered, file, number, line, names)
+def _lists(gathered: Gathered, files: Iterable[Path]) -> list[Path]:
+    """Of text files of no image: those that are called like a split. What could be labels is an error."""
+    lists, unknown = [], []
+    for file in files:
+        text = file.read_bytes().decode("utf-8-sig", errors="replace")
+        first = next((line for line in text.splitlines() if line.strip()), "")
+        if _values(first):
+            fix = "Restore the image, or remove the label file"
+            gathered.error(file, "file", f"there is no image {file.stem}.* for it", fix, "missing image")
+        elif split_of(file.stem):
+            lists.append(file)
+        else:
+            unknown.append(file)
+    if unknown:
+        found = f"{len(unknown)} text files are of no image and hold no boxes, e.g. {unknown[0].name}"
+        gathered.warn(gathered.root, "folder", found, "They are passed over", "other text files")
+    return lists
+
+
+def _of_the_set(gathered: Gathered, images: Sequence[Path], owners: Mapping[Path, Path]) -> list[Path]:
+    """Without pictures that only lie about, such as masks or plots of a training."""
+    labelled = {image.parent for image in owners}
+
+    def belongs(path: Path) -> bool:
+        place = path.relative_to(gathered.root)
+        return path in gathered.splits or path.parent in labelled or (is_in_image_folder(place) and not is_mask(place))
+
+    kept = [path for path in images if belongs(path)]
+    without = "images without labels"
+    alone, outside = set(kept) - set(owners), set(images) - set(kept)
+    if alone and owners:
+        found = f"{len(alone)} of {len(kept)} images have no label file, e.g. {min(alone)}"
+        gathered.warn(gathered.root, "images", found, "They are taken to be free of objects", without)
+    if outside and owners:
+        found = f"{len(outside)} more without a label file lie apart from those that have one, e.g. {min(outside)}"
+        fix = "They are left out; an empty text file for each makes them images without objects"
+        gathered.warn(gathered.root, "images", found, fix, without)
+    return kept
+
+
+class _LabelFile:
+    """Reads the boxes of one text file."""
+
+    def __init__(
+        self,
+        gathered: Gathered,
+        file: Path,
+        names: Sequence[str],
+        num_keypoint_values: int,
+        notes: Counter[tuple[str, str]],
+    ) -> None:
+        self._gathered = gathered
+        self._file = file
+        self._names = names
+        self._num_keypoint_values = num_keypoint_values
+        self._notes = notes
+
+    def boxes(self, image: Path) -> list[ForeignBox]:
+        """Those of all lines; faults go to `gathered`."""
+        try:
+            width, height = read_facts(image).upright_wh
+            lines = self._file.read_text(encoding="utf-8-sig").splitlines()
+        except UserError:
+            return []  # the image is reported with all others
+        except (OSError, UnicodeDecodeError) as error:
+            self._error("file", f"cannot be read ({error})", "malformed label file", "Export it again")
+            return []
+        filled = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
+        if filled and not any(map(_values, filled.values())):
+            found = f"no line is YOLO's ({_LINE}); the first is {next(iter(filled.values()))[:80]!r}"
+            self._error("file", found, "not YOLO", "Export as YOLO, or use the converter of this format")
+            return []
+        boxes = []
+        for number, line in filled.items():
+            box = self._box(f"line {number}", line)
             if box is not None:
                 label, (left, top, right, bottom) = box
                 corners = (left * width, top * height, right * width, bottom * height)
-                boxes.append(ForeignBox(names[label], corners, f"line {number}"))
-    return boxes
+                boxes.append(ForeignBox(self._names[label], corners, f"line {number}"))
+        return boxes
+
+    def _error(self, where: str, found: str, kind: str, fix: str = "Correct or remove the line") -> None:
+        self._gathered.error(self._file, where, found, fix, kind)
+
+    def _box(self, where: str, line: str) -> tuple[int, tuple[float, float, float, float]] | None:
+        """Label and corners in fractions of the image."""
+        values, names = _values(line), self._names
+        has_keypoints = self._num_keypoint_values and len(values) == _LEAST_VALUES + self._num_keypoint_values
+        is_polygon = len(values) > 6 and not has_keypoints
+        if not values or (is_polygon and len(values) % 2 == 0):
+            self._error(where, f"is {line[:80]!r}, expected: {_LINE}", "malformed label")
+            return None
+        label = int(values[0])
+        if label != values[0] or not 0 <= label < len(names):
+            found = f"the class index is {line.split()[0]}, but there are {len(names)} classes (0 to {len(names) - 1})"
+            self._error(where, found, "unknown class index", "Correct it, or complete the list of classes")
+            return None
+        shape = values[1:] if is_polygon else values[1:_LEAST_VALUES]
+        if any(not -_FARTHEST_OUTSIDE <= value <= 1 + _FARTHEST_OUTSIDE for value in shape):
+            self._error(where, f"{line[:80]!r} is not in fractions of the image (0 to 1)", "malformed label")
+            return None
+        if len(values) > _LEAST_VALUES:
+            self._notes[_KEYPOINTS if has_keypoints else _POLYGON if is_polygon else _SCORE] += 1
+        if is_polygon:
+            return label, (min(shape[::2]), min(shape[1::2]), max(shape[::2]), max(shape[1::2]))
+        x, y, width, height = shape
+        return label, (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
 
 
-def _read_line(
-    gathered: Gathered, file: Path, number: int, line: str, names: Sequence[str]
-) -> tuple[int, tuple[float, float, float, float]] | None:
-    """Label and corners in fractions of the image."""
-    where, fix, kind = f"line {number}", "Correct or remove the line", "malformed label"
+def _values(line: str) -> list[float]:
+    """The numbers of a line; none if it holds anything else or too few."""
     try:
         values = [float(text) for text in line.split()]
     except ValueError:
-        values = []
-    if not all(map(math.isfinite, values)) or len(values) < 5 or (len(values) > 6 and len(values) % 2 == 0):
-        found = f"is {line.strip()[:80]!r}, expected: class index, then x centre, y centre, width, height"
-        gathered.error(file, where, found, fix, kind)
-        return None
-    label = int(values[0])
-    if label != values[0] or not 0 <= label < len(names):
-        found = f"the class index is {line.split()[0]}, but there are {len(names)} classes (0 to {len(names) - 1})"
-        gathered.error(file, where, found, "Correct it, or complete the list of classes", "unknown class index")
-        return None
-    shape = values[1:5] if len(values) <= 6 else values[1:]
-    if any(not -0.01 <= value <= 1.01 for value in shape):
-        gathered.error(file, where, f"{line.strip()[:80]!r} is not in fractions of the image (0 to 1)", fix, kind)
-        return None
-    if len(values) > 6:
-        return label, (min(shape[::2]), min(shape[1::2]), max(shape[::2]), max(shape[1::2]))
-    x, y, width, height = shape
-    return label, (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        return []
+    return values if len(values) >= _LEAST_VALUES and all(map(math.isfinite, values)) else []

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+import numpy as np
+from PIL import Image
+
 from tests.support.coco_files import CocoFiles
 
 
@@ -83,4 +86,22 @@ def write_labelme(files: CocoFiles, root: Path) -> Path:
         }
         path = root / "json" / f"{Path(image['file_name']).stem}.json"
         path.write_text(json.dumps(content), encoding="utf-8")
+    return root
+
+
+def write_tree(root: Path, images: str, files: dict[str, str]) -> Path:
+    """A set as a tool exports it.
+
+    Args:
+        root: The new folder.
+        images: Names of pictures of 100 x 50 pixels, with spaces between.
+        files: Name -> text.
+    """
+    for number, name in enumerate(images.split()):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (50, 100, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / name)
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
     return root
