@@ -1,7 +1,6 @@
 """Train DEIMv2 (or a baseline) from a config: `python train_deimv2.py -c configs/quickstart.yml`."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,9 @@ with leaving_quietly():
     from engine.evaluation_run import evaluate_checkpoint
     from engine.multimodal import Start
     from engine.results import format_results
+    from engine.run import planned_config
     from engine.train import train
+    from engine.yaml_dialect import as_override
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
@@ -47,11 +48,6 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     return arguments
 
 
-def as_yaml(path: Path) -> str:
-    """A path as a quoted YAML scalar, so that no character of it is taken for syntax."""
-    return json.dumps(path.as_posix(), ensure_ascii=False)
-
-
 def resume_or_tune(config: ExperimentConfig, checkpoint: Path | None) -> Start:
     """-r goes on from its checkpoint."""
     return Start(tuning=config.tuning) if checkpoint is None else Start(resume=checkpoint)
@@ -69,13 +65,13 @@ def main(
     if arguments.seed is not None:
         overrides.append(f"seed={arguments.seed}")
     if arguments.output_dir is not None:
-        overrides.append(f"output_dir={as_yaml(arguments.output_dir)}")
+        overrides.append(as_override("output_dir", arguments.output_dir.as_posix()))
     if arguments.tuning is not None:
-        overrides.append(f"tuning={as_yaml(arguments.tuning)}")
+        overrides.append(as_override("tuning", arguments.tuning.as_posix()))
     setup_logging()
     config = load_config(arguments.config, overrides)
     if arguments.dry_run:
-        sys.stdout.write(yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True))
+        sys.stdout.write(yaml.safe_dump(config_to_dict(planned_config(config)), sort_keys=False, allow_unicode=True))
         return 0
     dist = init_distributed(arguments.device or config.device)
     setup_logging(is_main=dist.is_main)

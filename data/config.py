@@ -1,14 +1,16 @@
 """The data's part of the config: names and defaults of DEIMv2's YAML dialect (spec sections 10 and 11).
 
-Paths may contain environment variables, written `${NAME}` on every platform (an addition of ours to the
-dialect). `engine.config.load_config` replaces those that are set and leaves the others as they stand, so that a
-model can be built or a config looked at without the data; `DatasetConfig.require_paths`, called by whoever is
-about to read the data, names the variable that is missing.
+Paths may start with `~` and contain environment variables, written `$NAME` or `${NAME}` on every platform (an
+addition of ours to the dialect). `engine.config.load_config` replaces those that are set and leaves the others as they
+stand, so that a model can be built or a config looked at without the data; `require_variables`, called by whoever is
+about to use them, names the variable that is missing.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -25,7 +27,29 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 PortablePath = Annotated[Path, PlainSerializer(lambda path: path.as_posix(), return_type=str)]
 """A path, dumped with forward slashes: a config written on Windows can be read elsewhere."""
 Range = tuple[float, float]
-UNSET_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_VARIABLE = re.compile(r"\$(?=\{\w+\}|[^\W\d])\{?(\w+)\}?")
+
+
+def expand_path(text: str) -> str:
+    """`text` with `~` and the environment variables that are set written out."""
+    return _VARIABLE.sub(lambda match: os.environ.get(match[1]) or match[0], os.path.expanduser(text))
+
+
+def require_variables(paths: Mapping[str, Path]) -> None:
+    """Raise UserError if a path still holds `$NAME`, that is, NAME was not set when the config was read.
+
+    Args:
+        paths: By dotted key, for the message.
+    """
+    problems = [
+        f"{key}: {path.as_posix()} needs the environment variable {name}; set {name} to the data's folder, or give the "
+        f"path: -u {key}=PATH"
+        for key, path in paths.items()
+        if not os.path.exists(path)
+        for name in _VARIABLE.findall(str(path))
+    ]
+    if problems:
+        raise UserError("The config does not say where the data are:", problems)
 
 
 class _Section(BaseModel):
@@ -241,20 +265,8 @@ class DatasetConfig(_Section):
     0 reads every image from its file each time. Never changes a result."""
 
     def require_paths(self, section: str) -> None:
-        """Raise UserError if a path still holds `${NAME}`, that is, NAME was not set when the config was read.
-
-        Args:
-            section: Dotted name of this section, such as `train_dataloader.dataset`, for the message.
-        """
-        problems = []
-        for key, path in (("img_folder", self.img_folder), ("ann_file", self.ann_file)):
-            for name in UNSET_VARIABLE.findall(str(path)):
-                problems.append(
-                    f"{section}.{key}: {path.as_posix()} needs the environment variable {name}; "
-                    f"set {name} to the data's folder, or give the path: -u {section}.{key}=PATH"
-                )
-        if problems:
-            raise UserError("The config does not say where the data are:", problems)
+        """Raise UserError if a path needs an environment variable; `section` is this section's dotted name."""
+        require_variables({f"{section}.img_folder": self.img_folder, f"{section}.ann_file": self.ann_file})
 
 
 class CollateConfig(_Section):

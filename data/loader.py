@@ -90,10 +90,40 @@ def build_train_loader(
     """
     _require_same_classes(split, classes)
     loader = config.train_dataloader
+    order = _train_order(config, _factors(config, split), seed=seed, rank=rank, world_size=world_size)
+    workers = loader.num_workers if num_workers is None else num_workers
+    cache = _cache(split, loader, shared=workers > 0)
+    dataset = IndustrialDataset(split, loader, training=True, seed=seed, cache=cache)
+    batches = _Batches(dataset, loader, training=True, seed=seed, rank=rank)
+    return TrainLoader(batches, order, workers, pin_memory, config.accumulation_steps)
+
+
+def steps_per_epoch(config: DataConfig) -> int:
+    """Optimiser steps of an epoch in one process; nothing is drawn, and no image opened but for `on_bad_data: skip`.
+
+    Raises:
+        UserError: As `build_datasets` for the training split, or it is too small for a single step.
+    """
+    synthetic, ann_file = config.synthetic, config.train_dataloader.dataset.ann_file
+    if synthetic is not None and ann_file.is_relative_to(synthetic.root) and not ann_file.exists():
+        factors = np.ones(synthetic.num_train)
+    else:
+        data = build_datasets(config.model_copy(update={"synthetic": None}), ("train",))
+        factors = _factors(config, data.splits["train"])
+    return math.ceil(len(_train_order(config, factors)) / config.accumulation_steps)
+
+
+def _factors(config: DataConfig, split: CocoSplit) -> FloatArray:
+    """How often each image comes in an epoch."""
+    threshold = config.train_dataloader.repeat_factor_threshold
+    return np.ones(len(split)) if threshold is None else repeat_factors(split, threshold)
+
+
+def _train_order(
+    config: DataConfig, factors: FloatArray, *, seed: int = 0, rank: int = 0, world_size: int = 1
+) -> _EpochOrder:
+    loader = config.train_dataloader
     micro_batch = _micro_batch_size(loader, world_size, config.accumulation_steps)
-    factors = np.ones(len(split))
-    if loader.repeat_factor_threshold is not None:
-        factors = repeat_factors(split, loader.repeat_factor_threshold)
     order = _EpochOrder(
         factors,
         micro_batch,
@@ -106,15 +136,11 @@ def build_train_loader(
     if not len(order):
         total = micro_batch * world_size * config.accumulation_steps
         raise UserError(
-            f"{split.ann_file}: {len(split)} images are fewer than one step of {total} (processes x micro-batch x "
-            f"accumulation steps), and drop_last leaves nothing. Set train_dataloader.total_batch_size to at most "
-            f"{len(split)}, or train_dataloader.drop_last: False."
+            f"{loader.dataset.ann_file}: {len(factors)} images are fewer than one step of {total} (processes x "
+            f"micro-batch x accumulation steps), and drop_last leaves nothing. Set train_dataloader.total_batch_size "
+            f"to at most {len(factors)}, or train_dataloader.drop_last: False."
         )
-    workers = loader.num_workers if num_workers is None else num_workers
-    cache = _cache(split, loader, shared=workers > 0)
-    dataset = IndustrialDataset(split, loader, training=True, seed=seed, cache=cache)
-    batches = _Batches(dataset, loader, training=True, seed=seed, rank=rank)
-    return TrainLoader(batches, order, workers, pin_memory, config.accumulation_steps)
+    return order
 
 
 def build_eval_loader(

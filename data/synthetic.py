@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from data.config import require_variables
 from data.errors import UserError
 from data.synthetic_config import DefectName, SyntheticConfig
 from data.synthetic_draw import DEFECTS, Array, clean_surface
@@ -347,9 +348,11 @@ def ensure_dataset(config: SyntheticConfig) -> Path:
     several processes doing this at once, one wins and the others use its result.
 
     Raises:
-        UserError: `root` holds something else (nothing of it is touched), or cannot be written.
+        UserError: `root` needs an environment variable, holds something else (nothing of it is touched), or cannot be
+            written.
     """
     root = config.root
+    require_variables({"synthetic.root": root})
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         _check_existing(config)
         logger.debug("Using the generated data set in %s", root)

@@ -25,6 +25,7 @@ from data.classes import ClassMap
 from data.errors import UserError
 from engine.config import ExperimentConfig, config_from_dict
 from engine.hub import how_to_fetch, hub_weights, is_hub_name, read_hub_config
+from engine.yaml_dialect import require_few_values
 from models.weight_files import is_state_dict, read_metadata, read_weight_file
 from models.weights import is_vit
 
@@ -166,7 +167,9 @@ def load_checkpoint(path: Path, *, allow_backbone: bool = False) -> dict[str, An
             content = {"model": content}
     _require_weights(path, content)
     assert isinstance(content, dict)
-    return dict(content) | (_stored_beside(file) if file.suffix == ".safetensors" else {})
+    checkpoint = dict(content) | (_stored_beside(file) if file.suffix == ".safetensors" else {})
+    require_few_values(checkpoint, f"Checkpoint {path}")
+    return checkpoint
 
 
 def _stored_beside(file: Path) -> dict[str, Any]:
@@ -174,7 +177,7 @@ def _stored_beside(file: Path) -> dict[str, Any]:
     metadata = read_metadata(file)
     try:
         stored: dict[str, Any] = {key: json.loads(metadata[key]) for key in METADATA_KEYS if key in metadata}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"Checkpoint {file}: its metadata are damaged ({error}).") from error
     hub_config = read_hub_config(file)
     return stored if hub_config is None else stored | {"hub_config": hub_config}

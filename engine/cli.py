@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import shutil
@@ -30,8 +31,8 @@ EXIT_TERMINATED = 143
 def run_script(main: Callable[[], int | None]) -> int:
     """Run a script's `main` and turn its outcome into an exit code.
 
-    A `UserError` becomes one message on stderr and exit code 2; Ctrl-C becomes 130, SIGTERM 143; None counts as 0.
-    Anything else is a fault of the program and keeps its traceback.
+    A `UserError`, or a name too long for a file, becomes one message on stderr and exit code 2; Ctrl-C becomes 130,
+    SIGTERM 143; None counts as 0. Anything else is a fault of the program and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         # A Windows console may not know a character of a class name; an escape is better than a crash.
@@ -51,6 +52,11 @@ def run_script(main: Callable[[], int | None]) -> int:
         if explained is None:
             raise
         return _explain(explained)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)[:60]
+        return _explain(UserError(f"{name!r}...: no file or folder can have a name that long; shorten it"))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED

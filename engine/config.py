@@ -8,8 +8,10 @@ between fields. No data, no weights and no device are touched.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,19 +28,25 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from data.config import DataConfig, PortablePath, data_problems, loaders, multiscale_sides
+from data.config import DataConfig, PortablePath, data_problems, expand_path, loaders, multiscale_sides
 from data.errors import UserError
 from data.text_config import ClassTextsConfig
 from engine import derive
 from engine.config_errors import describe
 from engine.official_keys import to_own_form
 from engine.yaml_dialect import (
-    leaf_paths,
+    OVERRIDE,
+    OWN_FILE,
+    leaves,
     merge,
     parse_overrides,
+    ranked,
     read_with_includes,
+    set_path,
 )
 from models.config import DEIMV2_KEYS, ModelConfig, TextEncoderConfig, memory_tokens, model_problems
+
+log = logging.getLogger(__name__)
 
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -89,7 +97,7 @@ class ParamGroupConfig(_Section):
     def _compiles(cls, value: str) -> str:
         try:
             re.compile(value)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise PydanticCustomError("pattern", "{text}", {"text": f"is no regular expression ({error})"}) from None
         return value
 
@@ -113,14 +121,21 @@ class TextsConfig(ClassTextsConfig):
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the values come from: what `-c` itself and `-u` state, and what was derived at loading."""
+    """Where the values come from: who stated which (rank by dotted path), and what was derived."""
 
-    stated: frozenset[str]
-    log: tuple[str, ...]
+    stated: dict[str, int]
+    log: tuple[derive.Note, ...] = ()
 
-    def states(self, path: str) -> bool:
-        """Whether `path`, a part of it, or a section that holds it was stated."""
-        return any(leaf == path or leaf.startswith(f"{path}.") or path.startswith(f"{leaf}.") for leaf in self.stated)
+    def rank(self, path: str) -> int:
+        """The highest rank that stated `path`, a part of it, or a section that holds it; 0 for a recipe or nobody."""
+        return max(
+            (
+                rank
+                for leaf, rank in self.stated.items()
+                if leaf == path or leaf.startswith(f"{path}.") or path.startswith(f"{leaf}.")
+            ),
+            default=0,
+        )
 
 
 class ExperimentConfig(DataConfig, ModelConfig):
@@ -174,7 +189,12 @@ class ExperimentConfig(DataConfig, ModelConfig):
     @property
     def derivation_log(self) -> tuple[str, ...]:
         """What `load_config` derived, one line each; empty for a config out of a checkpoint."""
-        return self._provenance.log if self._provenance else ()
+        return tuple(note.text for note in self._provenance.log) if self._provenance else ()
+
+    def log_derived(self) -> None:
+        """Say what was derived; as a warning where a person had stated something else."""
+        for note in self._provenance.log if self._provenance else ():
+            log.log(logging.WARNING if note.overrides else logging.INFO, "derived: %s", note.text)
 
     def __eq__(self, other: object) -> bool:
         """Equal settings; where they came from does not count."""
@@ -192,6 +212,8 @@ class ExperimentConfig(DataConfig, ModelConfig):
 
 
 _DRAFT = {"draft": True}
+_MAX_NAME_BYTES = 255
+"""Of a file or folder, on all common file systems."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -203,16 +225,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
         UserError: listing every fault, with dotted keys, what was found and how to mend it.
     """
     path = Path(path)
-    merged, own = read_with_includes(path)
+    merged, ranks = read_with_includes(path)
     changes = parse_overrides(overrides, merged)
-    stated = frozenset(leaf_paths(merge(own, changes)))
-    values = _without_inactive_model(to_own_form(merge(merged, changes), stated), stated)
+    rank = Provenance(stated := dict(leaves(merge(ranks, ranked(changes, OVERRIDE))))).rank
+    values = _without_inactive_model(to_own_form(merge(merged, changes), rank), rank)
     provisional = derive.fill_missing(values)
     draft = _build(values, str(path), draft=True)
-    states = Provenance(stated, ()).states
-    values, log = derive.at_load(draft, config_to_dict(draft), states, provisional, path.stem)
+    before = merged.get("epoches")
+    values, notes = derive.at_load(draft, _expanded(draft), rank, provisional, path.stem, before)
     config = _build(values, str(path))
-    config._provenance = Provenance(stated, tuple(log))
+    config._provenance = Provenance(stated, tuple(notes))
     return config
 
 
@@ -226,20 +248,20 @@ def apply_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> Exper
     """
     values = config_to_dict(config)
     changes = parse_overrides(overrides, values)
-    stated = frozenset(leaf_paths(changes))
-    values = _without_inactive_model(to_own_form(merge(values, changes), stated), stated)
+    rank = Provenance(stated := dict(leaves(ranked(changes, OVERRIDE)))).rank
+    values = _without_inactive_model(to_own_form(merge(values, changes), rank), rank)
     draft = _build(values, "-u", draft=True)
-    values, log = derive.input_size(draft, config_to_dict(draft), Provenance(stated, ()).states)
+    values, notes = derive.input_size(draft, _expanded(draft), rank)
     result = _build(values, "-u")
     if config._provenance is not None:
-        result._provenance = Provenance(config._provenance.stated | stated, (*config._provenance.log, *log))
+        result._provenance = Provenance(config._provenance.stated | stated, (*config._provenance.log, *notes))
     return result
 
 
 def derive_run_length(config: ExperimentConfig, steps_per_epoch: int) -> tuple[ExperimentConfig, list[str]]:
     """What depends on the number of optimiser steps: warm-up and EMA (issue: `epoches` x `steps_per_epoch` = T).
 
-    Warm-up becomes at most 5 % of T, the EMA's decay at most 1 - 20/T, its warm-up at most T/20, unless the
+    Warm-up becomes at most 5 % of T, the EMA's decay at most 1 - 20/T, its warm-up at most T/20, unless a
     config file or `-u` states them. A config out of a checkpoint comes back unchanged: it was derived before.
 
     Returns:
@@ -247,14 +269,13 @@ def derive_run_length(config: ExperimentConfig, steps_per_epoch: int) -> tuple[E
     """
     if steps_per_epoch < 1:
         raise ValueError(f"steps_per_epoch is {steps_per_epoch}")
-    if config._provenance is None:
+    known = config._provenance
+    if known is None:
         return config, []
-    values, log = derive.for_length(
-        config, config_to_dict(config), config._provenance.states, config.epoches * steps_per_epoch
-    )
+    values, notes = derive.for_length(config, config_to_dict(config), known.rank, config.epoches * steps_per_epoch)
     result = config_from_dict(values)
-    result._provenance = Provenance(config._provenance.stated, (*config._provenance.log, *log))
-    return result, log
+    result._provenance = Provenance(known.stated, (*known.log, *notes))
+    return result, [note.text for note in notes]
 
 
 def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
@@ -273,7 +294,39 @@ def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
 
 def run_problems(config: ExperimentConfig) -> list[str]:
     """What cannot work about schedule and sizes, one line each: dotted key, what is wrong, how to mend it."""
-    return [*_schedule_problems(config), *_epoch_problems(config), *_size_problems(config)]
+    return [
+        *_schedule_problems(config),
+        *_epoch_problems(config),
+        *_size_problems(config),
+        *_path_problems(config),
+    ]
+
+
+def _paths(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and text of every path of a config."""
+    for name, value in section:
+        key = f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            yield from _paths(value, f"{key}.")
+        elif isinstance(value, Path) or key == "texts.encoder.name":
+            yield key, str(value)
+
+
+def _expanded(config: ExperimentConfig) -> dict[str, Any]:
+    """`config` as plain values, with `~` and environment variables in its paths written out."""
+    values = config_to_dict(config)
+    for key, text in _paths(config):
+        if expand_path(text) != text:
+            set_path(values, key, Path(expand_path(text)).as_posix())
+    return values
+
+
+def _path_problems(config: ExperimentConfig) -> list[str]:
+    return [
+        f"{key}: {text[:40]!r}... is no path; a name in it has a NUL or more than {_MAX_NAME_BYTES} bytes"
+        for key, text in _paths(config)
+        if "\0" in text or any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in Path(text).parts)
+    ]
 
 
 def _schedule_problems(config: ExperimentConfig) -> list[str]:
@@ -281,7 +334,7 @@ def _schedule_problems(config: ExperimentConfig) -> list[str]:
     advice = derive.Schedule.of(epochs)
     fix = (
         f"for {epochs} epochs try flat_epoch={advice.flat} no_aug_epoch={advice.no_aug}, "
-        "or leave both out of the config file to have them derived"
+        f"leave both out of the config files to have them derived, or give -u epoches={epochs} to have them rescaled"
     )
     if no_aug >= epochs:
         return [f"no_aug_epoch: {no_aug} leaves no epoch of epoches {epochs} with augmentation; {fix}"]
@@ -340,7 +393,7 @@ def _size_problems(config: ExperimentConfig) -> list[str]:
     return problems
 
 
-def _without_inactive_model(values: dict[str, Any], stated: Collection[str]) -> dict[str, Any]:
+def _without_inactive_model(values: dict[str, Any], rank: Callable[[str], int]) -> dict[str, Any]:
     """With `Baseline`, null for what included files say of DEIMv2: without effect, it has no place in the record.
 
     What the `-c` file itself or `-u` says stays, so that the rules refuse it.
@@ -348,7 +401,7 @@ def _without_inactive_model(values: dict[str, Any], stated: Collection[str]) -> 
     if values.get("Baseline") is None:
         return values
     for key in DEIMV2_KEYS:
-        if not any(leaf == key or leaf.startswith(f"{key}.") for leaf in stated):
+        if rank(key) < OWN_FILE:
             values[key] = None
     return values
 

@@ -19,6 +19,7 @@ MOVED_KEYS = {
 }
 """Keys that people expect at the top level, and where they are."""
 
+_MAX_LINES = 100
 
 _PLAIN_WORDS = {
     "a valid integer": "a whole number",
@@ -40,6 +41,10 @@ def describe(error: ValidationError, model: type[BaseModel], values: Mapping[str
     keys = _all_keys(model)
     lines: dict[str, str] = {}
     for fault in error.errors(include_url=False):
+        if len(lines) == _MAX_LINES:
+            return [*lines.values(), "and more; correct these first"]
+        if fault["type"] == "json_invalid":
+            return ["nested too deeply, or with text that is no Unicode"]
         context = fault.get("ctx", {})
         if fault["type"] == "rules":
             lines.update({problem: problem for problem in context["problems"]})

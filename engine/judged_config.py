@@ -20,14 +20,18 @@ def judged_config(
 ) -> ExperimentConfig:
     """The checkpoint's own config, or the file `config_path`, with `overrides` (`a.b=c`) on top.
 
-    With `config_path`, what a hub folder's `config.json` says beyond the tensors is taken from there, and the sizes of
-    class texts from the checkpoint.
+    A checkpoint's own config draws no data: it may come from anybody, and would write where it says. With
+    `config_path`, what a hub folder's `config.json` says beyond the tensors is taken from there, and the sizes of class
+    texts from the checkpoint.
 
     Raises:
         UserError: There is no usable config, or it does not fit the checkpoint's class texts.
     """
     if config_path is None:
-        return apply_overrides(checkpoint_config(checkpoint, path), overrides)
+        stored = checkpoint_config(checkpoint, path)
+        if stored.synthetic is not None and not stored.synthetic.root.exists():
+            log.info("%s: the data are not drawn again for a checkpoint; -c CONFIG draws them", stored.synthetic.root)
+        return apply_overrides(stored.model_copy(update={"synthetic": None}), overrides)
     config = load_config(config_path, overrides)
     decided = hub_overrides(checkpoint, config)
     if decided:

@@ -5,11 +5,9 @@ Works on plain dicts, before any field is checked, so every section may still ho
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import Any
 
-from data.config import UNSET_VARIABLE
 from engine.yaml_dialect import get_path, merge, set_path
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -44,8 +42,8 @@ SHARED_KEYS = {
 """Top-level keys and the sections that may repeat them; the top level wins (spec section 11.3)."""
 
 
-def to_own_form(values: dict[str, Any], stated: Collection[str]) -> dict[str, Any]:
-    """From the dialect's freedoms to the one form that the models know; changes `values`."""
+def to_own_form(values: dict[str, Any], rank: Callable[[str], int]) -> dict[str, Any]:
+    """From the dialect's freedoms to the one form that the models know; changes `values`. `rank`: see `Provenance`."""
     _complete_test_loader(values)
     for path in INACTIVE_KEYS:
         if path != "lr_scheduler" or not isinstance(values.get(path), str):  # text is a misspelt `lrsheduler`
@@ -62,8 +60,8 @@ def to_own_form(values: dict[str, Any], stated: Collection[str]) -> dict[str, An
         if get_path(values, f"{name}.dataset.transforms.ops", ()) is None:
             set_path(values, f"{name}.dataset.transforms.ops", [])
     _flat_ema(values)
-    _worker_default(values, stated)
-    return {key: _expand_variables(value) for key, value in values.items()}
+    _worker_default(values, rank)
+    return values
 
 
 def _complete_test_loader(values: dict[str, Any]) -> None:
@@ -89,23 +87,12 @@ def _flat_ema(values: dict[str, Any]) -> None:
         values["ema"] = {"decay": values.pop("ema_decay", 0.9999), "warmups": values.pop("ema_warmups", 2000)}
 
 
-def _worker_default(values: dict[str, Any], stated: Collection[str]) -> None:
-    """Top-level `num_workers` is for loaders without their own; stated by -c or -u it beats included files."""
-    if "num_workers" not in values:
-        return
+def _worker_default(values: dict[str, Any], rank: Callable[[str], int]) -> None:
+    """Top-level `num_workers` is for loaders without their own, and beats what earlier files say of these."""
     for name in LOADERS:
-        path = f"{name}.num_workers"
         section = values.get(name)
-        if isinstance(section, dict) and ("num_workers" in stated or "num_workers" not in section):
-            section["num_workers"] = section["num_workers"] if path in stated else values["num_workers"]
-
-
-def _expand_variables(value: Any) -> Any:
-    """`${NAME}` in any text becomes the environment variable NAME; unset ones stay (see data/config.py)."""
-    if isinstance(value, dict):
-        return {key: _expand_variables(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expand_variables(item) for item in value]
-    if isinstance(value, str):
-        return UNSET_VARIABLE.sub(lambda match: os.environ.get(match[1]) or match[0], value)
-    return value
+        if "num_workers" in values and isinstance(section, dict):
+            later = rank("num_workers") > rank(f"{name}.num_workers")
+            section["num_workers"] = (
+                values["num_workers"] if later else section.get("num_workers", values["num_workers"])
+            )

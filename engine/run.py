@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from data.config import require_variables
 from data.errors import UserError
-from data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
+from data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, steps_per_epoch
 from data.splits import DataBundle, build_datasets
 from data.synthetic import ensure_dataset
 from engine.amp import choose_amp_dtype
@@ -103,8 +104,7 @@ def build_run(
     data, train_loader, val_loader = _build_data(config, dist)
     config, texts = prepare_texts(config, data.classes, dist, text_cache or folder, resume=resume, tuning=tuning)
     config, _ = derive_run_length(config, train_loader.steps_per_epoch)
-    for note in config.derivation_log:
-        log.info("derived: %s", note)
+    config.log_derived()
 
     model: nn.Module = build_detector(config)
     checkpoint = _load_weights(model, config, data, resume=resume, tuning=tuning)
@@ -146,7 +146,19 @@ def build_run(
     )
 
 
+def planned_config(config: ExperimentConfig) -> ExperimentConfig:
+    """What a run would write as its config.yaml, as far as the data are there to tell; says what was derived."""
+    try:
+        config, _ = derive_run_length(config, steps_per_epoch(config))
+    except UserError as error:
+        log.warning("warm-up and EMA are not shown as the run will have them, they follow from its data: %s", error)
+    config.log_derived()
+    return config
+
+
 def _build_data(config: ExperimentConfig, dist: Distributed) -> tuple[DataBundle, TrainLoader, EvalLoader]:
+    folders = {"output_dir": config.output_dir, "summary_dir": config.summary_dir or config.output_dir}
+    require_variables(folders)
     if config.synthetic is not None and dist.is_main:
         ensure_dataset(config.synthetic)  # one process draws, the others find it drawn
     dist.barrier()

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from data.classes import ClassMap
 from data.coco_names import COCO_CLASSES
 from data.coco_reader import AnnotationReader
-from data.config import UNSET_VARIABLE
 from data.errors import UserError
 from engine.checkpoint import checkpoint_classes, load_checkpoint, model_state
 from engine.config import ExperimentConfig
@@ -113,7 +112,7 @@ def load_source(path: Path, config_path: Path | None = None, overrides: Sequence
 def _classes_of(config: ExperimentConfig, path: Path) -> ClassMap:
     """Classes for a file that names none."""
     dataset = config.val_dataloader.dataset
-    if not UNSET_VARIABLE.search(str(dataset.ann_file)) and dataset.ann_file.is_file():
+    if dataset.ann_file.is_file():
         reader = AnnotationReader("val", dataset.ann_file, dataset.img_folder)
         categories = reader.categories(reader.load())
         if len(categories) == config.num_classes:

@@ -8,7 +8,9 @@ config never changes what the next one sees. Differences from the original, all 
 from __future__ import annotations
 
 import copy
+import json
 import math
+import os
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,14 +18,20 @@ from typing import Any
 
 import yaml
 
+from data.config import expand_path
 from data.errors import UserError
 
 INCLUDE = "__include__"
 MAX_FILE_BYTES = 200_000
 MAX_NODES = 100_000
-"""Nodes of one file with every alias written out; the whole DEIMv2-S config has about 300."""
+"""Values of one file with every alias written out; the whole DEIMv2-S config has about 300."""
 MAX_FILES = 100
 """Files one config may read, repeated ones counted each time."""
+
+RECIPE, OWN_FILE, OVERRIDE = 0, MAX_FILES + 1, MAX_FILES + 2
+"""Ranks of what a recipe, the `-c` file and `-u` say; other included files have 1, 2, ... in the order of merging."""
+_RECIPE_FILE = re.compile(r"(^|/)((base|dataset|deimv2)/[^/]+|runtime\.ya?ml|deimv2_\w+_coco\.ya?ml)$")
+"""The files of `configs/` and of an official checkout that are made for no particular data and length of run."""
 
 SPELLINGS = {"epochs": "epoches", "lrscheduler": "lrsheduler"}
 """Right spellings of keys whose official name is misspelt; both are accepted, the official one is the result."""
@@ -48,6 +56,8 @@ class _Loader(yaml.SafeLoader):
 
 
 _FLOAT_TAG, _DATE_TAG = "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"
+_PLAIN_TAGS = {_FLOAT_TAG, *(f"tag:yaml.org,2002:{name}" for name in ("int", "bool", "null"))}
+"""What a value without quotes or brackets may be beside text."""
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if tag != _DATE_TAG]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -99,36 +109,47 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_with_includes(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The merged config of `path` and its includes, and what the file itself states; `__include__` removed from both.
+    """The merged config of `path` and its includes, and the same tree with the rank of who said it at every leaf.
 
     Raises:
         UserError: as `read_yaml`, and for a bad or circular `__include__`.
     """
-    return _Includes().read(path, ())
+    return _Includes().read(Path(expand_path(str(path))), ())
+
+
+def ranked(content: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    """The tree of `content` with `rank` at every leaf."""
+    return {key: ranked(value, rank) if isinstance(value, dict) else rank for key, value in content.items()}
 
 
 class _Includes:
     """Follows `__include__`; counts files so that files including one another twice cannot explode."""
 
     def __init__(self) -> None:
-        self.files = 0
+        self.opened, self.merged = 0, 0
 
     def read(self, path: Path, parents: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-        here = path.expanduser().resolve()
+        here = Path(os.path.realpath(path))
         if here in parents:
             chain = " -> ".join(parent.name for parent in (*parents[parents.index(here) :], here))
             raise UserError(f"{path}: `{INCLUDE}` goes in a circle: {chain}; remove one of them")
-        self.files += 1
-        if self.files > MAX_FILES:
+        self.opened += 1
+        if self.opened > MAX_FILES:
             raise UserError(f"{path}: more than {MAX_FILES} included files; something is included over and over")
-        own = read_yaml(path.expanduser())
+        own = read_yaml(path)
         merged: dict[str, Any] = {}
+        ranks: dict[str, Any] = {}
         for name in self._names(own.pop(INCLUDE, None), path):
-            target = here.parent / Path(name).expanduser()
-            if "\0" in name or not target.is_file():
-                raise UserError(f"{path}: `{INCLUDE}` names {name!r}, but there is no file {target}; correct the path")
-            merged = merge(merged, self.read(target, (*parents, here))[0])
-        return merge(merged, own), own
+            target = here.parent / expand_path(name)
+            if not os.path.isfile(target):
+                raise UserError(
+                    f"{path}: `{INCLUDE}` names {name!r}, but there is no file {str(target)!r}; correct the path"
+                )
+            included, included_ranks = self.read(target, (*parents, here))
+            merged, ranks = merge(merged, included), merge(ranks, included_ranks)
+        self.merged += 1
+        rank = OWN_FILE if not parents else RECIPE if _RECIPE_FILE.search(path.as_posix()) else self.merged
+        return merge(merged, own), merge(ranks, ranked(own, rank))
 
     @staticmethod
     def _names(value: object, path: Path) -> list[str]:
@@ -139,7 +160,10 @@ class _Includes:
 
 
 def parse_overrides(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
-    """`["a.b=1", "c=[1, 2]"]` as one nested dict; later ones win. Values are YAML, read like the files.
+    """`["a.b=1", "c=[1, 2]"]` as one nested dict; later ones win.
+
+    A number, truth value, null, quoted text, or list or mapping in brackets is read as in a file; every other value is
+    text, taken whole whatever it holds.
 
     Args:
         overrides: What followed each `-u`.
@@ -156,14 +180,16 @@ def parse_overrides(overrides: Sequence[str], config: Mapping[str, Any]) -> dict
         if not equals or not all(name.strip() == name and name for name in names):
             problems.append(f"{override!r}: expected key=value, such as train_dataloader.num_workers=2")
             continue
+        if key[-1].isspace():
+            text = text.lstrip()  # `key = value`
         try:
-            value = _parse(text, f"-u {key}")
+            change: Any = _parse(text, f"-u {key}") if _is_typed(text) else text
         except UserError as error:
             problems.append(str(error))
             continue
         for name in reversed(names):
-            value = {name: value}
-        result = merge(result, value)
+            change = {name: change}
+        result = merge(result, change)
     problems += [
         f"{path}: is a list, whose elements cannot be addressed (found .{key}); "
         f"give the whole list, such as -u '{path}=[...]', or write it in a config file"
@@ -172,6 +198,27 @@ def parse_overrides(overrides: Sequence[str], config: Mapping[str, Any]) -> dict
     if problems:
         raise UserError("Bad override (-u):", problems)
     return official_spelling(result, "-u")
+
+
+def _is_typed(text: str) -> bool:
+    """Whether the whole of `text` is one value of YAML that is no plain text."""
+    text = text.strip()
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError):
+        return False
+    if node is None:
+        return not text
+    if text[0] in "&!" or node.start_mark.index or node.end_mark.index < len(text):
+        return False
+    if isinstance(node, yaml.ScalarNode):
+        return node.style in ("'", '"') or (node.style is None and node.tag in _PLAIN_TAGS)
+    return isinstance(node, yaml.CollectionNode) and bool(node.flow_style)
+
+
+def as_override(key: str, text: str) -> str:
+    """The override that sets `key` to exactly this text."""
+    return f"{key}={json.dumps(text, ensure_ascii=False) if _is_typed(text) else text}"
 
 
 def official_spelling(content: dict[str, Any], source: str) -> dict[str, Any]:
@@ -193,13 +240,13 @@ def official_spelling(content: dict[str, Any], source: str) -> dict[str, Any]:
     return result
 
 
-def leaf_paths(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted paths of everything that is not a dict."""
+def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of everything that is not a dict."""
     for key, value in content.items():
         if isinstance(value, dict):
-            yield from leaf_paths(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
 
 
 def get_path(content: Mapping[str, Any], path: str, default: Any = None) -> Any:
@@ -237,11 +284,7 @@ def _parse(text: str, source: str) -> Any:
             node = loader.get_single_node()
             if node is None:
                 return None
-            if _expanded_nodes(node, {}, source) > MAX_NODES:
-                raise UserError(
-                    f"{source}: its aliases (*name) expand to more than {MAX_NODES:,} values; "
-                    "write the values out instead"
-                )
+            require_few_values(node, source)
             content = loader.construct_document(node)
         finally:
             loader.dispose()
@@ -254,27 +297,39 @@ def _parse(text: str, source: str) -> Any:
         raise UserError(f"{source}: bad YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:
         raise UserError(f"{source}: bad YAML: nested too deeply") from None
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"{source}: bad YAML: a value cannot be read ({error})") from None
     return _plain(content, source)
 
 
-def _expanded_nodes(node: yaml.Node, sizes: dict[int, int], source: str) -> int:
-    """Nodes under `node` with aliases written out. `sizes` remembers each node once (0: still open)."""
-    known = sizes.get(id(node))
-    if known == 0:
-        line = node.start_mark.line + 1
-        raise UserError(f"{source}: bad YAML: line {line}: an alias (*name) contains itself")
-    if known is not None:
-        return known
-    sizes[id(node)] = 0
-    total = 1
-    if isinstance(node, yaml.MappingNode):
-        total += sum(_expanded_nodes(part, sizes, source) for pair in node.value for part in pair)
-    elif isinstance(node, yaml.SequenceNode):
-        total += sum(_expanded_nodes(part, sizes, source) for part in node.value)
-    sizes[id(node)] = total
-    return total
+def require_few_values(content: Any, source: str) -> None:
+    """Raise UserError if `content`, nodes of YAML or plain containers, is deep, circular or immense with its shared
+    parts written out: copying, comparing or printing it would not end."""
+    try:
+        expanded = _expanded_values(content, {}, source)
+    except RecursionError:
+        raise UserError(f"{source}: nested too deeply") from None
+    if expanded > MAX_NODES:
+        raise UserError(
+            f"{source}: its shared parts or aliases (*name) expand to more than {MAX_NODES:,} values; write the values "
+            "out instead"
+        )
+
+
+def _expanded_values(part: Any, sizes: dict[int, int], source: str) -> int:
+    """Values under `part` with shared ones counted every time. `sizes` remembers each once (0: still open)."""
+    inner = part.value if isinstance(part, yaml.CollectionNode) else part
+    if isinstance(part, (yaml.MappingNode, dict)):
+        inner = [item for pair in (inner if isinstance(inner, list) else inner.items()) for item in pair]
+    elif not isinstance(inner, (list, tuple)):
+        return 1
+    if sizes.get(id(part)) == 0:
+        where = f" line {part.start_mark.line + 1}:" if isinstance(part, yaml.Node) else ""
+        raise UserError(f"{source}:{where} an alias (*name) or shared part contains itself")
+    if id(part) not in sizes:
+        sizes[id(part)] = 0
+        sizes[id(part)] = 1 + sum(_expanded_values(item, sizes, source) for item in inner)
+    return sizes[id(part)]
 
 
 def _plain(value: Any, source: str) -> Any:

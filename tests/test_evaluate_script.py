@@ -115,6 +115,20 @@ def test_analysis_options(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == ["es"] and 'lang="es"' in (tiny / "es" / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_checkpoints_config_draws_and_makes_nothing(tiny: Path) -> None:
+    """Only a config file that the user gives may write to its `synthetic.root`."""
+    content = torch.load(tiny / "run" / "best.pth", weights_only=True)
+    content["config"]["synthetic"] = {"root": "drawn", "num_train": 1, "num_val": 1}
+    dataset = content["config"]["val_dataloader"]["dataset"]
+    dataset |= {"img_folder": "drawn/images/val", "ann_file": "drawn/annotations/instances_val.json"}
+    (tiny / "foreign").mkdir()
+    torch.save(content, tiny / "foreign" / "best.pth")
+    outcome = run_here("-r", "foreign/best.pth", "-d", "cpu", *FAST, cwd=tiny)
+    assert outcome.code == 2 and "instances_val.json: file: does not exist" in outcome.err
+    assert "-c CONFIG draws them" in outcome.err
+    assert not (tiny / "drawn").exists() and [path.name for path in (tiny / "foreign").iterdir()] == ["best.pth"]
+
+
 def test_without_repeats(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An untrained network repeats nothing, so what is dropped is chosen here. The usual numbers stay beside it."""
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from tests.support.scripts import start_script
-from tests.support.tiny_run import command, script_environment, write_tiny_config, write_tiny_data
+from tests.support.tiny_run import ROOT, command, script_environment, write_tiny_config, write_tiny_data
 from tests.support.training import assert_same_state
 
 run_here = partial(start_script, "train_deimv2.py")
@@ -42,6 +42,9 @@ def bad_inputs() -> list[tuple[str, list[str], str]]:
         ("unknown key", ["-c", "tiny.yml", "-u", "epochz=3"], "epoches"),
         ("wrong type", ["-c", "tiny.yml", "-u", "optimizer.lr=fast"], "optimizer.lr"),
         ("impossible value", ["-c", "tiny.yml", "-u", "eval_spatial_size=[65,64]"], "32"),
+        ("long checkpoint name", ["-c", "tiny.yml", "-r", "x" * 300], "shorten it"),
+        ("long folder name", ["-c", "tiny.yml", "--output-dir", "x" * 300], "output_dir"),
+        ("long config name", ["-c", "x" * 300], "File name too long"),
         ("malformed override", ["-c", "tiny.yml", "-u", "epoches"], "epoches"),
         (
             "missing data",
@@ -96,6 +99,18 @@ def test_dry_run_prints_the_resolved_config_and_writes_nothing(tiny: Path) -> No
     assert not (tiny / "outputs").exists()
 
 
+def test_dry_run_of_data_that_are_not_there_yet(tmp_path: Path) -> None:
+    """Generated images are counted, not drawn; without data the values that need them are said to be open."""
+    config = str(ROOT / "configs" / "quickstart.yml")
+    outcome = run_here("-c", config, "--dry-run", "-u", "epoches=1", cwd=tmp_path)
+    assert outcome.code == 0 and yaml.safe_load(outcome.out)["warmup_iter"] == 940 // 6 // 20
+    assert "WARNING derived: flat_epoch: 3 -> 0 (rescaled: -u epoches 1, 6 in the config files)" in outcome.err
+    outcome = run_here("-c", config, "--dry-run", "-u", "synthetic=~", cwd=tmp_path)
+    assert outcome.code == 0 and yaml.safe_load(outcome.out)["warmup_iter"] == 2000
+    assert "WARNING warm-up and EMA are not shown as the run will have them" in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
 def wait_for_step(log: Path, step: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -112,6 +127,12 @@ def test_a_killed_run_continues_exactly(tmp_path: Path) -> None:
     write_tiny_config(tmp_path)
     whole = run_here("-c", "tiny.yml", "--output-dir", "whole", cwd=tmp_path)
     assert whole.code == 0, whole.err[-2000:]
+    planned = run_here("-c", "tiny.yml", "--output-dir", "whole", "--dry-run", cwd=tmp_path)
+    assert yaml.safe_load(planned.out) == yaml.safe_load(
+        (tmp_path / "whole" / "config.yaml").read_text(encoding="utf-8")
+    )
+    derived = [[line[9:] for line in one.err.splitlines() if " derived: " in line] for one in (whole, planned)]
+    assert derived[0] == derived[1] and any("ema.decay" in line for line in derived[0])
     arguments = ["-c", "tiny.yml", "--output-dir", "killed"]
     process = subprocess.Popen(
         command("train_deimv2.py", arguments),

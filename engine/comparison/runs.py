@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.errors import UserError
 from engine.analysis.match_tables import FILE_NAME, MatchTables
 from engine.analysis.result import Cost
+from engine.yaml_dialect import read_yaml, require_few_values
 
 _EVALUATE = "evaluate the checkpoint again with evaluate_deimv2.py"
 _SAME_AP = 1e-4
@@ -120,9 +120,14 @@ def _read_run(folder: Path) -> tuple[RunResults | None, list[str]]:
     if results is None or tables is None:
         return None, problems
     problems += _inconsistent(folder, results, tables)
+    config = None
+    try:
+        config = _find_config(folder, results)
+    except UserError as error:
+        problems.append(str(error))
     if problems:
         return None, problems
-    return RunResults(folder, results, tables, _find_config(folder, results)), []
+    return RunResults(folder, results, tables, config), []
 
 
 def _read_results(path: Path, problems: list[str]) -> Results | None:
@@ -184,19 +189,17 @@ def _different_truth(runs: Sequence[RunResults]) -> list[str]:
 def _find_config(folder: Path, results: Results) -> Mapping[str, Any] | None:
     """The config: in results.json (an evaluation, wherever its folder is) or beside it (a run folder).
 
-    Evaluations of earlier versions lie in the run's folder, which has it beside the checkpoint.
+    Evaluations of earlier versions lie in the run's folder, which has it beside the checkpoint. Without a config the
+    run is simply not grouped with others.
+
+    Raises:
+        UserError: It is there but damaged.
     """
     if isinstance(results.config, dict):
+        require_few_values(results.config, f"{folder / 'results.json'}: config")
         return results.config
     above = folder.resolve().parent
     places = [folder / "config.yaml"]
     if results.checkpoint is not None and (above / results.checkpoint).is_file():
         places.append(above / "config.yaml")
-    for place in places:
-        try:
-            content = yaml.safe_load(place.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            continue  # without a config the run is simply not grouped with others
-        if isinstance(content, dict):
-            return content
-    return None
+    return next((read_yaml(place) for place in places if place.is_file()), None)

@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import random
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -374,3 +375,30 @@ def test_config_of_a_checkpoint(tmp_path: Path) -> None:
             checkpoint_config(stored, path)
     with pytest.raises(UserError, match=r"best\.pth: its config cannot be used; give one with -c CONFIG"):
         checkpoint_config({"config": {**config_to_dict(config), "no_such_key": 1}}, path)
+
+
+def test_hostile_configs_of_a_checkpoint_end_in_one_message(tmp_path: Path) -> None:
+    shared: Any = ["x"] * 9
+    for _ in range(12):
+        shared = [shared] * 9
+    deep: Any = 1
+    for _ in range(700):
+        deep = [deep]
+    circular: dict[str, Any] = {}
+    circular["self"] = circular
+    for content, words in (
+        (shared, "expand to more than 100,000 values"),
+        (deep, "nested too deeply"),
+        (circular, "contains itself"),
+    ):
+        path = tmp_path / "bomb.pth"
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(10 * limit)  # the writer recurses, the reader does not
+        torch.save({"model": {}, "config": {"texts": content}}, path)
+        sys.setrecursionlimit(limit)
+        with pytest.raises(UserError, match=rf"bomb\.pth: .*{words}"):
+            load_checkpoint(path)
+    path = tmp_path / "bomb.safetensors"
+    save_file({"decoder.x": torch.ones(1)}, path, metadata={"config": "[" * 90_000})
+    with pytest.raises(UserError, match=r"bomb\.safetensors: its metadata are damaged"):
+        load_checkpoint(path)

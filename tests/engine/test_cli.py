@@ -46,6 +46,16 @@ def test_user_error_of_another_process_names_it(
     assert capsys.readouterr().err == "error (process 3): no\n"
 
 
+def test_a_name_that_is_too_long_is_the_users_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def main() -> None:
+        (tmp_path / ("x" * 300)).stat()
+
+    assert cli.run_script(main) == 2
+    assert "no file or folder can have a name that long; shorten it" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError):
+        cli.run_script(_fail(FileNotFoundError()))
+
+
 def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run_script(_fail(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "interrupted\n"

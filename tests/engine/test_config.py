@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from data.config import require_variables
 from data.errors import UserError
 from engine.config import (
     ExperimentConfig,
@@ -22,7 +24,7 @@ from engine.config import (
     load_config,
 )
 from engine.official_keys import INACTIVE_KEYS
-from engine.yaml_dialect import merge, set_path
+from engine.yaml_dialect import as_override, merge, set_path
 from tests.support.configs import CONFIGS, INDUSTRIAL, changed, industrial, merge_yaml, official, write
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -300,6 +302,70 @@ def test_environment_variables_in_paths(monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert "val_dataloader.dataset.img_folder: ${NEU_DET_ROOT}/images/val" in str(error.value)
         assert "set NEU_DET_ROOT to the data's folder, or give the path: -u val_dataloader" in str(error.value)
         assert len(error.value.problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expanded"),
+    [
+        ("~/x", "{home}/x"), ("~", "{home}"), ("$LOTE/x #1", "{home}/lote 2/x #1"), ("a/${LOTE_9}/b", "a/nueve/b"),
+        ("$LOTE_9$LOTE_9", "nuevenueve"),
+        *((text, text) for text in (
+            "a~b", "~nobody-of-that-name/a", "$NOT_SET/a", "${NOT_SET}", "a$", "5$/$1", "ñandú/日本", "C:/x #2",
+        )),
+    ],
+)  # fmt: skip
+def test_home_and_environment_in_every_path(
+    text: str, expanded: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {"HOME": f"{tmp_path}", "LOTE": f"{tmp_path}/lote 2", "LOTE_9": "nueve"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.delenv("NOT_SET", raising=False)
+    keys = [
+        *("output_dir", "summary_dir", "resume", "tuning", "DINOv3STAs.weights_path", "texts.encoder.folder"),
+        *("texts.encoder.name", "train_dataloader.dataset.img_folder", "val_dataloader.dataset.ann_file"),
+        *("test_dataloader.dataset.img_folder", "synthetic.root"),
+    ]
+    expected = Path(expanded.replace("{home}", str(tmp_path)))
+    config = load_config(INDUSTRIAL, [as_override(key, text) for key in keys])
+    later = apply_overrides(config_from_dict(config_to_dict(industrial())), [as_override(key, text) for key in keys])
+    for key in keys:
+        assert [Path(attrgetter(key)(one)) for one in (config, later)] == [expected] * 2, key
+    weights = load_config(CONFIGS / "baselines" / "fcos_resnet18.yml", [as_override("Baseline.weights", text)]).Baseline
+    assert weights is not None and weights.weights == expected
+
+
+def test_an_unset_variable_is_an_error_where_the_path_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NOT_SET", raising=False)
+    for key in ("a.img_folder", "output_dir"):
+        with pytest.raises(
+            UserError, match=rf"{key}: \$NOT_SET/x needs the environment variable NOT_SET; .* -u {key}=PATH"
+        ):
+            require_variables({key: Path("$NOT_SET/x")})
+    (tmp_path / "$NOT_SET" / "x").mkdir(parents=True)  # a folder may be called so
+    require_variables({"output_dir": Path("$NOT_SET/x")})
+
+
+@pytest.mark.parametrize("key", ["output_dir", "tuning", "train_dataloader.dataset.ann_file", "synthetic.root"])
+@pytest.mark.parametrize("name", ["x\0y", "x" * 256, "a/" + "ñ" * 128 + "/b"])
+def test_names_that_no_file_can_have(key: str, name: str) -> None:
+    assert f"- {key}: '" in (text := problems_of([f"{key}={name}"])) and "is no path" in text and "\0" not in text
+    load_config(INDUSTRIAL, [f"{key}={'x' * 255}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: " + "[" * 250 + "]" * 250, "nested too deeply"),
+        ("".join(f"k{i}:\n" for i in range(3000)), "and more; correct these first"),
+        ("seed: 0x" + "f" * 9000, "no plain settings"),
+        ("optimizer: {params: [{params: '" + "(" * 9000 + "'}]}", "is no regular expression"),
+    ],
+)
+def test_hostile_files_end_in_one_short_message(tmp_path: Path, text: str, message: str) -> None:
+    found = problems_of([], write(tmp_path, "a.yml", f"__include__: ['{INDUSTRIAL.as_posix()}']\n{text}"))
+    assert message in found and len(found) < 10_000
 
 
 def test_apply_overrides_on_a_finished_config() -> None:

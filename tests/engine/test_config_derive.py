@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from data.errors import UserError
 from engine.config import ExperimentConfig, derive_run_length, load_config
 from engine.derive import Schedule
-from tests.support.configs import INDUSTRIAL, industrial, merge_yaml, official, small_config, write
+from tests.support.configs import CONFIGS, INDUSTRIAL, changed, industrial, merge_yaml, official, small_config, write
 
 RELAXED = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 QUICK = small_config()
@@ -132,16 +133,133 @@ def test_missing_everywhere_is_derived_and_logged(tmp_path: Path) -> None:
     assert "output_dir: None -> outputs/run (named after the config file)" in config.derivation_log
 
 
-def test_an_impossible_schedule_names_the_fix_and_nothing_else() -> None:
+def test_an_impossible_schedule_names_the_fix_and_nothing_else(tmp_path: Path) -> None:
+    text = f"__include__: ['{INDUSTRIAL.as_posix()}']\nepoches: 3"
     with pytest.raises(UserError) as error:
-        load_config(INDUSTRIAL, ["epoches=3"])
+        load_config(write(tmp_path, "mine.yml", text))
     assert error.value.problems == (
         "no_aug_epoch: 6 leaves no epoch of epoches 3 with augmentation; for 3 epochs try flat_epoch=1 "
-        "no_aug_epoch=1, or leave both out of the config file to have them derived",
+        "no_aug_epoch=1, leave both out of the config files to have them derived, or give -u epoches=3 to have them "
+        "rescaled",
     )
     with pytest.raises(UserError, match="flat_epoch: 25 is after the last augmented epoch"):
-        load_config(INDUSTRIAL, ["epoches=20"])
-    assert load_config(INDUSTRIAL, ["epoches=3", "flat_epoch=1", "no_aug_epoch=1"]).flat_epoch == 1
+        load_config(write(tmp_path, "mine.yml", text.replace("3", "20")))
+
+
+def notes_of(config: ExperimentConfig) -> dict[str, bool]:
+    """Derived key: whether it overrides what a person stated, which is a warning."""
+    assert config._provenance is not None
+    return {note.text.partition(":")[0]: note.overrides for note in config._provenance.log}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "lengths", "matcher"),
+    [(1, (0, 0), 1), (2, (1, 1), 1), (3, (1, 1), 2), (20, (8, 1), 18), (60, (24, 4), 54), (90, (36, 6), 81)],
+)
+def test_epochs_by_override_rescale_the_others(
+    tmp_path: Path, epochs: int, lengths: tuple[int, int], matcher: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = (
+        "DEIMCriterion: {matcher: {matcher_change_epoch: 54}}\ntrain_dataloader: {collate_fn: {mixup_epochs: [6, 24]}}"
+    )
+    path = write(tmp_path, "mine.yml", f"__include__: ['{(CONFIGS / 'neu_det_small.yml').as_posix()}']\n{text}")
+    config = load_config(path, [f"epoches={epochs}"])
+    assert (config.flat_epoch, config.no_aug_epoch) == lengths
+    assert config.train_dataloader.collate_fn.stop_epoch == epochs - lengths[1]
+    assert config.train_dataloader.collate_fn.mixup_epochs[1] == lengths[0]
+    assert config.DEIMCriterion.matcher.matcher_change_epoch == matcher
+    with caplog.at_level("WARNING"):
+        config.log_derived()
+    said = f"flat_epoch: 24 -> {lengths[0]} (rescaled: -u epoches {epochs}, 60 in the config files)"
+    assert (said in caplog.text) == (epochs != 60)
+    assert notes_of(config)["output_dir"] is False
+
+
+@RELAXED
+@given(st.integers(1, 400), st.data())
+def test_rescaled_epochs_always_work(epochs: int, data: st.DataObject) -> None:
+    before = data.draw(st.integers(1, 60))
+    no_aug = data.draw(st.integers(0, before - 1))
+    flat = data.draw(st.integers(0, before - no_aug))
+    collate = [data.draw(st.integers(0, before)) for _ in range(4)]
+    values = {
+        "mixup_epochs": sorted(collate[:2]),
+        "copyblend_epochs": sorted(collate[2:]),
+        "stop_epoch": before - no_aug,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        text = (
+            f"epoches: {before}\nflat_epoch: {flat}\nno_aug_epoch: {no_aug}\ntrain_dataloader: {{collate_fn: {values}}}"
+        )
+        config = load_config(child(Path(folder), text), [f"epoches={epochs}"])
+    assert config.epoches == epochs
+    assert config.train_dataloader.collate_fn.stop_epoch == epochs - config.no_aug_epoch
+
+
+def test_what_an_override_states_is_not_rescaled() -> None:
+    config = load_config(INDUSTRIAL, ["epoches=3", "no_aug_epoch=2"])
+    assert (config.flat_epoch, config.no_aug_epoch) == (1, 2)
+    config = load_config(INDUSTRIAL, ["epoches=50", "seed=1"])
+    assert (config.flat_epoch, config.no_aug_epoch) == (25, 6) and not any(notes_of(config).values())
+
+
+QUICK_FILE, SMALL_FILE = CONFIGS / "quickstart.yml", CONFIGS / "neu_det_small.yml"
+
+
+@pytest.mark.parametrize("text", ["", "seed: 3", "epoches: 70", "train_dataloader: {total_batch_size: 12}"])
+@pytest.mark.parametrize("parent", [QUICK_FILE, SMALL_FILE, CONFIGS / "baselines" / "fcos_resnet18.yml"])
+@pytest.mark.parametrize("between", [False, True])
+def test_what_an_included_file_states_is_stated(tmp_path: Path, text: str, parent: Path, between: bool) -> None:
+    included = parent
+    if between:
+        included = write(tmp_path, "between.yml", f"__include__: ['{parent.as_posix()}']")
+    config = load_config(write(tmp_path, "mine.yml", f"__include__: ['{included.as_posix()}']\n{text}"))
+    theirs = load_config(parent)
+    for key in ("flat_epoch", "no_aug_epoch", "lr_gamma", "optimizer", "eval_spatial_size"):
+        assert getattr(config, key) == getattr(theirs, key)
+    assert not any(notes_of(config).values())
+    if "epoches" not in text:
+        expected = changed(theirs, output_dir=config.output_dir.as_posix(), seed=config.seed)
+        batch = config.train_dataloader.total_batch_size
+        assert config == changed(expected, train_dataloader__total_batch_size=batch)
+
+
+@pytest.mark.parametrize("place", ["deimv2/any.yml", "configs/base/any.yaml", "deimv2_dinov3_s_coco.yml"])
+def test_official_files_elsewhere_are_recipes(tmp_path: Path, place: str) -> None:
+    write(tmp_path, place, yaml.safe_dump(merge_yaml(official("s"))))
+    text = "epoches: 20\ntrain_dataloader: {total_batch_size: 8}"
+    config = load_config(write(tmp_path, "mine.yml", f"__include__: ['{place}']\n{text}"))
+    assert config == changed(load_config(child(tmp_path, text)), output_dir="outputs/mine")
+    assert config.optimizer.lr == 5e-4 / 4 and config.flat_epoch == Schedule.of(20).flat
+
+
+def test_what_a_recipe_replaces_is_no_longer_stated(tmp_path: Path) -> None:
+    write(tmp_path, "lr.yml", "optimizer: {lr: 0.01}")
+    config = load_config(write(tmp_path, "mine.yml", f"__include__: [lr.yml, '{official('s').as_posix()}']"))
+    assert config.optimizer.lr == 5e-4
+
+
+@pytest.mark.parametrize("by_override", [False, True])
+def test_a_later_input_size_beats_earlier_ops_with_a_warning(tmp_path: Path, by_override: bool) -> None:
+    size = "eval_spatial_size: [256, 256]"
+    path = write(tmp_path, "mine.yml", f"__include__: ['{SMALL_FILE.as_posix()}']\n{'' if by_override else size}")
+    config = load_config(path, [size.replace(": ", "=")] if by_override else [])
+    for loader in (config.train_dataloader, config.val_dataloader):
+        resize = loader.dataset.transforms.resize
+        assert resize is not None and resize.size == (256, 256)
+    notes = notes_of(config)
+    assert notes["train_dataloader.dataset.transforms.ops[4].size"] is True
+    assert notes["val_dataloader.dataset.transforms.ops[0].size"] is False
+
+
+def test_later_num_workers_beat_earlier_ones(tmp_path: Path) -> None:
+    text = (
+        f"__include__: ['{(CONFIGS / 'neu_det.yml').as_posix()}']\nval_dataloader: {{num_workers: 2}}\nnum_workers: 1"
+    )
+    path = write(tmp_path, "mine.yml", text)
+    for overrides, expected in (([], (1, 2)), (["num_workers=0"], (0, 0))):
+        config = load_config(path, overrides)
+        assert (config.train_dataloader.num_workers, config.val_dataloader.num_workers) == expected
 
 
 @pytest.mark.parametrize("batch", [1, 8, 32, 64])
@@ -223,11 +341,10 @@ def test_run_length(tmp_path: Path) -> None:
     assert derive_run_length(config, 100) == (config, [])
 
 
-def test_an_included_length_that_does_not_fit_the_recipe_is_derived(tmp_path: Path) -> None:
-    parent = write(
-        tmp_path, "parent.yml", f"__include__: ['{official('s').as_posix()}']\nepoches: 32\nflat_epoch: 14\n"
-    )
-    config = load_config(write(tmp_path, "child.yml", f"__include__: ['{parent.as_posix()}']\nseed: 3\n"))
+def test_a_recipes_length_that_does_not_fit_its_own_epochs_is_derived(tmp_path: Path) -> None:
+    text = f"__include__: ['{official('s').as_posix()}']\nepoches: 32\nflat_epoch: 14\n"
+    write(tmp_path, "deimv2/mine.yml", text)
+    config = load_config(write(tmp_path, "child.yml", "__include__: ['deimv2/mine.yml']\nseed: 3\n"))
     assert epochs_of(config) == ((4, 14, 20), 20, (4, 14), (4, 20), 18)
 
 

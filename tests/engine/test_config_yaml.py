@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from data.errors import UserError
 from engine.yaml_dialect import (
     MAX_FILE_BYTES,
+    OWN_FILE,
+    RECIPE,
+    as_override,
     get_path,
-    leaf_paths,
+    leaves,
     merge,
     parse_overrides,
     read_with_includes,
@@ -41,10 +44,10 @@ def test_later_wins_and_inputs_stay_as_they_are(first: dict[str, Any], second: d
     before = copy.deepcopy((first, second))
     merged = merge(first, second)
     assert (first, second) == before
-    for path in leaf_paths(second):
+    for path, _ in leaves(second):
         assert get_path(merged, path) == get_path(second, path)
     assert merged.keys() == first.keys() | second.keys()
-    for path in leaf_paths(first):
+    for path, _ in leaves(first):
         if get_path(merged, path) != get_path(first, path):
             prefixes = [path.rsplit(".", cut)[0] for cut in range(path.count(".") + 1)]
             assert any(get_path(second, prefix, default=...) is not ... for prefix in prefixes)
@@ -126,13 +129,25 @@ def test_includes_in_order_then_the_file_itself(tmp_path: Path) -> None:
     path = write(tmp_path, "main.yml", "__include__: [base/one.yml, base/two.yml]\nc: {z: 0}")
     assert merge_yaml(path) == {"a": 1, "b": 2, "d": 3, "c": {"x": 1, "y": 2, "z": 0}, "list": [9]}
     assert merge_yaml(str(path)) == merge_yaml(path)
-    assert read_with_includes(path)[1] == {"c": {"z": 0}}
+    assert read_with_includes(path)[1] == {
+        **{"a": RECIPE, "b": RECIPE, "d": 2, "list": 2},  # more/three.yml is the second file merged
+        "c": {"x": RECIPE, "y": RECIPE, "z": OWN_FILE},
+    }
 
 
 def test_absolute_includes_and_a_single_name(tmp_path: Path) -> None:
     other = write(tmp_path / "elsewhere", "x.yml", "a: 1")
     path = write(tmp_path / "here", "main.yml", f"__include__: '{other.as_posix()}'\nb: 2")
     assert merge_yaml(path) == {"a": 1, "b": 2}
+
+
+def test_home_and_environment_in_includes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a b", "x.yml", "a: 1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("MY_CONFIGS", str(tmp_path / "a b"))
+    for name in ("~/a b/x.yml", "$MY_CONFIGS/x.yml", "${MY_CONFIGS}/x.yml"):
+        assert merge_yaml(write(tmp_path, "main.yml", f"__include__: ['{name}']")) == {"a": 1}
 
 
 def test_the_same_file_may_be_included_twice(tmp_path: Path) -> None:
@@ -165,6 +180,9 @@ def test_empty_file_and_byte_order_mark(tmp_path: Path) -> None:
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+MERGE_BOMB = "a: &a {x: 1}\n" + "".join(
+    f"{new}: &{new} {{<<: [{','.join([f'*{old}'] * 9)}]}}\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
 
 
@@ -199,6 +217,11 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("__include__: [missing.yml]", ["a.yml: `__include__` names 'missing.yml'", "correct the path"]),
         ("__include__: [.]", ["names '.', but there is no file"]),
         ('__include__: ["a\\0b"]', ["names 'a\\x00b', but there is no file"]),
+        (f"__include__: [{'a' * 300}]", ["there is no file"]),
+        ("__include__: [~nobody-of-that-name/a.yml]", ["there is no file"]),
+        ("? " * 3000, ["nested too deeply"]),
+        ("a: 1" + ":10" * 400 + ".5", ["a value cannot be read"]),
+        (MERGE_BOMB, ["aliases (*name) expand to more than 100,000 values"]),
         ("__include__: [a.yml]", ["goes in a circle: a.yml -> a.yml"]),
     ],
 )
@@ -258,14 +281,44 @@ def test_overrides() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *((text, text) for text in (
+            "imgs #2", "#1", "lote 1: a", "C:", r"C:\datos\piezas #2", r"\\nas\x", "- a", "[lote] 2", "[1, 2] #x", "[1",
+            "a]", "{x", "'a' #b", "'a", '"a" b', "it's", "&a x", "*a", "!x", "!!str 5", "%x", "@x", "`x`", "---",
+            "--- x", "? x", "| x", "> x", "a=b", "=", "<<", "ñandú/日本 #é", "a  b ", "~/x", "$HOME/x", "${A}", "a\nb",
+            "x\x7f\ty", ":", "-", "?", ",",
+        )),
+        ("2", 2), (" 2 ", 2), ("-1.5", -1.5), ("1e-4", 1e-4), ("0x10", 16), ("yes", True), ("False", False),
+        ("~", None), ("null", None), ("", None), ("[a, 'b #c']", ["a", "b #c"]),
+        ("{a: [1, x: 2]}", {"a": [1, {"x": 2}]}),
+        ("'imgs #2'", "imgs #2"), ('"a\\tb: #"', "a\tb: #"), ("'2'", "2"), ("''", ""),
+    ],
+)  # fmt: skip
+def test_an_overrides_value_is_taken_whole(text: str, value: object) -> None:
+    read = parse_overrides([f"a.b={text}"], {})["a"]["b"]
+    assert read == value and type(read) is type(value)
+
+
+def test_spaces_around_the_equals_sign_are_no_part_of_a_value() -> None:
+    assert parse_overrides(["a = lote 2", "b = 3"], {}) == {"a": "lote 2", "b": 3}
+
+
+@RELAXED
+@given(st.text() | st.sampled_from(["2", "on", "~", "[a]", "'x'", '"', "a #b", ""]))
+def test_text_survives_as_an_override(text: str) -> None:
+    assert parse_overrides([as_override("a", text)], {}) == {"a": text}
+
+
 def test_all_bad_overrides_at_once() -> None:
     with pytest.raises(UserError) as error:
-        parse_overrides(["a", "=1", "a..b=1", "a. b=1", "c={", "ops.0.p=1"], {"ops": [{"p": 1}]})
+        parse_overrides(["a", "=1", "a..b=1", "a. b=1", "c={p: 1, p: 2}", "ops.0.p=1"], {"ops": [{"p": 1}]})
     assert len(error.value.problems) == 6
     text = str(error.value)
     assert text.startswith("Bad override (-u):")
     assert "'a': expected key=value, such as" in text
-    assert "-u c: bad YAML: line 1" in text
+    assert "-u c: bad YAML: line 1, column 8: the key 'p' is given twice" in text
     assert "ops: is a list, whose elements cannot be addressed (found .0); give the whole list, such as -u" in text
 
 
@@ -277,7 +330,7 @@ def test_overrides_in_both_spellings_that_disagree() -> None:
 
 def test_dotted_paths() -> None:
     tree: dict[str, Any] = {"a": {"b": 1, "c": {}}, "d": None}
-    assert list(leaf_paths(tree)) == ["a.b", "d"]
+    assert list(leaves(tree)) == [("a.b", 1), ("d", None)]
     assert get_path(tree, "a.b") == 1 and get_path(tree, "a.b.c", 7) == 7 and get_path(tree, "x.y") is None
     set_path(tree, "a.c", 5)
     assert tree["a"]["c"] == 5

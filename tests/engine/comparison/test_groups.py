@@ -99,10 +99,23 @@ def test_the_config_in_results_comes_first(tmp_path: Path) -> None:
     assert len(groups_of([one, two])) == 2
 
 
-def test_damaged_config_is_an_unknown_one(tmp_path: Path) -> None:
-    folders = [write_run(tmp_path / name, seed=seed, config=CONFIG) for seed, name in enumerate("ab")]
+def test_damaged_and_hostile_configs_are_faults(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, seed=seed, config=CONFIG) for seed, name in enumerate("abc")]
     (folders[0] / "config.yaml").write_text("{: [", encoding="utf-8")
-    assert len(groups_of(folders)) == 2
+    bomb = "a0: &a0 x\n" + "".join(f"a{i + 1}: &a{i + 1} [{f'*a{i},' * 9}]\n" for i in range(9))
+    (folders[1] / "config.yaml").write_text(bomb, encoding="utf-8")
+    deep: Any = 1
+    for _ in range(600):
+        deep = {"a": deep}
+    change_results(folders[2], config=deep)
+    with pytest.raises(UserError) as error:
+        read_runs(folders)
+    for part in (
+        "bad YAML: line 1",
+        "aliases (*name) expand to more than 100,000",
+        "results.json: config: nested too deep",
+    ):
+        assert part in str(error.value)
 
 
 def test_labels_per_run_join_by_name_and_name_the_differences(runs: list[Path]) -> None:
