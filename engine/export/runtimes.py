@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine.export.graph import INPUT_NAMES, OUTPUT_NAMES, require_packages
+
+log = logging.getLogger(__name__)
+
+_CPU = "CPUExecutionProvider"
+_ACCELERATORS: dict[str, tuple[str, dict[str, str]]] = {
+    "CUDA": ("CUDAExecutionProvider", {}),
+    "TensorRT float32": ("TensorrtExecutionProvider", {}),
+    "TensorRT float16": ("TensorrtExecutionProvider", {"trt_fp16_enable": "1"}),
+}
+"""ONNX Runtime's providers that may compute something else than its CPU's: TensorRT fuses GridSample wrongly in some
+versions, in float16 and in float32 (Intellindust-AI-Lab/DEIMv2, issues 60 and 112; NVIDIA/TensorRT, issue 4813)."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +65,37 @@ def onnx_runner(path: Path, threads: int | None = None) -> Runner:
     Raises:
         UserError: onnxruntime is not installed.
     """
+    return _session_runner(_session(path, threads, [_CPU]))
+
+
+def accelerated_runners(path: Path) -> dict[str, Runner]:
+    """An ONNX file on every accelerator that ONNX Runtime has here, by name; without a GPU build of it, none."""
+    require_packages("onnxruntime")
+    import onnxruntime
+
+    runners = {}
+    for name, (provider, settings) in _ACCELERATORS.items():
+        if provider not in onnxruntime.get_available_providers():
+            continue
+        session = _session(path, None, [(provider, settings), _CPU])
+        if provider in session.get_providers():
+            runners[name] = _session_runner(session)
+        else:
+            log.warning("ONNX Runtime has %s, but cannot start it here: %s is not checked with it", name, path)
+    return runners
+
+
+def _session(path: Path, threads: int | None, providers: list[Any]) -> Any:
     require_packages("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, options, providers=providers)
+
+
+def _session_runner(session: Any) -> Runner:
 
     def run(images: Tensor, sizes: Tensor) -> GraphOutput:
         feed = dict(zip(INPUT_NAMES, (images.numpy(), sizes.numpy()), strict=True))

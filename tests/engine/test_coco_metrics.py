@@ -88,6 +88,13 @@ def test_no_detections_and_no_ground_truth() -> None:
     assert set(nothing_there.per_class["hole"].values()) == {None, 0}
 
 
+def test_ids_from_0_count_like_any_other() -> None:
+    box = {"id": 0, "image_id": 0, "category_id": 0, "bbox": [0, 0, 50, 50], "area": 2500, "iscrowd": 0}
+    truth = GroundTruth({0: "a.png"}, [box], ClassMap((0, 1), ("hole", "scratch")))
+    numbers = coco_numbers(truth, Detections.from_xyxy(*_one(0, 0, 0.5, [0, 0, 50, 50])))
+    assert numbers.metrics["AP"] == numbers.per_class["hole"]["AP"] == numbers.metrics["AR_100"] == 1.0
+
+
 def test_normal_alone_leaves_no_defects_to_judge() -> None:
     truth = GroundTruth(
         {1: "a.png"},

@@ -31,13 +31,15 @@ def split(tmp_path: Path) -> CocoSplit:
     return make_split(tmp_path)
 
 
-def assert_same_predictions(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> None:
-    """Equal up to the last bit of float32: the CPU's sigmoid depends on the place in the batch."""
+def assert_same_predictions(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], *, bits: int = 1
+) -> None:
+    """Equal up to the last bits of float32: the CPU's sigmoid depends on the place in the batch."""
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):
         assert (one["image_id"], one["category_id"]) == (other["image_id"], other["category_id"])
-        assert one["bbox"] == pytest.approx(other["bbox"], abs=1e-4)
-        assert one["score"] == pytest.approx(other["score"], abs=1e-7)
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=1e-4 * bits)
+        assert one["score"] == pytest.approx(other["score"], abs=1e-7 * bits)
 
 
 def test_metrics_and_predictions_follow_from_the_outputs(split: CocoSplit) -> None:
@@ -178,5 +180,6 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_agrees_with_cpu(split: CocoSplit) -> None:
     cpu, gpu = judge(split), judge(split, device="cuda")
-    assert_same_predictions(gpu.predictions, cpu.predictions)
+    # Each device has its own exp; an H100 differed by 1.2e-7.
+    assert_same_predictions(gpu.predictions, cpu.predictions, bits=8)
     assert gpu.metrics == pytest.approx(cpu.metrics, abs=1e-6)

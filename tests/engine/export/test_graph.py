@@ -6,7 +6,9 @@ import json
 import logging
 import re
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,17 @@ import torch
 from PIL import Image
 
 from data.errors import UserError
-from engine.config import load_config
+from data.industrial_dataset import pixel_mean_std
+from data.loader import build_eval_loader
+from data.splits import build_datasets
+from engine.config import apply_overrides, load_config
 from engine.export import graph
 from engine.export.graph import GraphOptions, deployed_detector, example_inputs, graph_metadata, require_packages
-from engine.export.run import check_against_torch, export_checkpoint
-from engine.export.runtimes import GraphOutput, agreement, onnx_runner, torch_runner
+from engine.export.run import ACCELERATED_TOLERANCE, check_against_torch, export_checkpoint
+from engine.export.runtimes import GraphOutput, accelerated_runners, agreement, onnx_runner, torch_runner
 from engine.prediction.detector import load_detector
 from engine.source import Source, load_source
+from models.detector import normalize_images
 from tests.support.baselines import small_baseline
 from tests.support.configs import CONFIGS
 from tests.support.export import CLASSES, NAMES, write_tiny_checkpoint
@@ -73,6 +79,69 @@ def test_the_check_passes_and_fails(source: Source) -> None:
 
     with pytest.raises(UserError, match=r"x\.onnx: detects something else than PyTorch: scores differ by up to 0\.01"):
         check_against_torch(detector, wrong, options, Path("x.onnx"))
+
+
+def test_accelerators_of_this_machine_are_checked_too(
+    source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorRT in float16 that gives wrong boxes without an error; ONNX Runtime is played by PyTorch."""
+    right = torch_runner(deployed_detector(source))
+
+    class Session:
+        def __init__(self, path: Path, options: Any, providers: list[Any]) -> None:
+            self.asked = {one[0]: one[1] for one in providers if isinstance(one, tuple)}
+
+        def get_providers(self) -> list[str]:
+            return [name for name in self.asked if name != "CUDAExecutionProvider"]
+
+        def run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+            out = right(*(torch.from_numpy(value) for value in feed.values()))
+            wrong = "trt_fp16_enable" in self.asked["TensorrtExecutionProvider"]
+            return [out.labels, out.boxes * 0 if wrong else out.boxes, out.scores]
+
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    played = SimpleNamespace(
+        InferenceSession=Session, SessionOptions=SimpleNamespace, get_available_providers=lambda: names
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", played)
+    monkeypatch.setattr("engine.export.runtimes.require_packages", lambda *names: None)
+    runners = accelerated_runners(Path("x.onnx"))
+    assert list(runners) == ["TensorRT float32", "TensorRT float16"]
+    assert "has CUDA, but cannot start it here: x.onnx is not checked with it" in caplog.text
+    check = partial(check_against_torch, deployed_detector(source))
+    check(runners["TensorRT float32"], GraphOptions((64, 64)), "x.onnx", ACCELERATED_TOLERANCE)
+    with pytest.raises(UserError, match=r"x\.onnx with TensorRT: detects something else than PyTorch: .* boxes by"):
+        check(runners["TensorRT float16"], GraphOptions((64, 64)), "x.onnx with TensorRT", ACCELERATED_TOLERANCE)
+
+
+def test_validation_prediction_and_the_exported_recipe_resize_alike(source: Source, tmp_path: Path) -> None:
+    """For images of several shapes: what the loader gives, what the predictor gives and what the metadata say."""
+    sizes_wh = [(160, 160), (400, 100), (33, 500)]
+    coco = {"images": [], "annotations": [], "categories": [{"id": k, "name": n} for k, n in enumerate(NAMES)]}
+    rng = np.random.default_rng(0)
+    for number, (width, height) in enumerate(sizes_wh):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        coco["images"].append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+        box = {"id": number, "image_id": number, "category_id": 0, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
+        coco["annotations"].append(box)
+    (tmp_path / "ann.json").write_text(json.dumps(coco), encoding="utf-8")
+    section = "val_dataloader.dataset"
+    config = apply_overrides(
+        source.config, [f"{section}.img_folder={tmp_path}", f"{section}.ann_file={tmp_path / 'ann.json'}"]
+    )
+    data = build_datasets(config, splits=("val",))
+    loader = build_eval_loader(config, data.splits["val"], data.classes)
+    validated = torch.cat([normalize_images(batch.images, *pixel_mean_std(config)) for batch in loader])
+    detector = load_detector(source.path, torch.device("cpu")).detector
+    facts = {key: json.loads(text) for key, text in graph_metadata(source, GraphOptions((64, 64))).items()}
+    height, width = facts["input_size_hw"]
+    for number in range(len(sizes_wh)):
+        image = Image.open(tmp_path / f"{number}.png")
+        predicted = normalize_images(detector.prepare(np.asarray(image))[None], *pixel_mean_std(config))[0]
+        assert torch.equal(predicted, validated[number])
+        recipe = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)) * facts["scale"]
+        recipe = ((recipe - facts["mean"]) / facts["std"]).astype(np.float32).transpose(2, 0, 1)
+        np.testing.assert_allclose(recipe, validated[number], atol=1e-5)
 
 
 def test_example_inputs_differ_by_seed() -> None:
