@@ -220,7 +220,7 @@ class _CocoFile:
                 self._repairs["images were listed once more: merged with the first entry"] += 1
             elif path is not None:
                 names[path], sizes[path] = _plain(name), self._size(entry)
-                if not path.as_posix().endswith(f"/{name}"):
+                if not f"/{path.as_posix()}".endswith(f"/{name}"):
                     self._repairs[
                         "file names did not lead to the image (folder, \\, %20, accents, case): it was found"
                     ] += 1

@@ -356,6 +356,10 @@ def _class_names(gathered: Gathered) -> tuple[str, ...]:
         if len(same) > 1:
             found = f"{', '.join(f'{name!r} ({counts[name]} boxes)' for name in same)} differ in case or spaces only"
             gathered.error(gathered.root, "classes", found, "Give the class one name", kind)
+    for name in names:
+        if re.search("[\\ud800-\\udfff]", name):
+            found = f"{name!r} holds half a character, which no file in UTF-8 can have"
+            gathered.error(gathered.root, "classes", found, "Write the name anew", kind)
     for name in sorted(set(counts) - set(names)):
         found = f"{name!r} ({counts[name]} boxes) is not among the given classes {', '.join(names)}"
         gathered.error(gathered.root, "classes", found, "Add it to the list, or rename the boxes", kind)

@@ -147,7 +147,7 @@ def read_splits(gathered: Gathered, config: YoloConfig, images: Sequence[Path], 
             found = _images_of(gathered, text, file.parent, images, index) if isinstance(text, str) else set()
             if not found:
                 shown = (
-                    f"names {str(text)[:80] if isinstance(text, str) else 'no path'}, where no image of the set lies"
+                    f"names {repr(text[:80]) if isinstance(text, str) else 'no path'}, where no image of the set lies"
                 )
                 gathered.warn(file, key, shown, "It is left out; if it should not be, correct the path", "split")
             paths |= found

@@ -152,6 +152,12 @@ def test_repairs(repair: str, tmp_path: Path, capsys: Capture) -> None:
     assert made["categories"] == [{"id": 1, "name": "grieta"}, {"id": 2, "name": "abolladura"}]
 
 
+def test_from_the_folder_itself(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_tree(tmp_path / "src", IMAGES, {"ann.json": json.dumps(content("images/b.jpg"))}))
+    code, out, err = run(capsys, "coco", "ann.json", "../new")
+    assert code == 0 and "repaired" not in out, out + err
+
+
 def test_boxes_slightly_outside_and_turned_ones(tmp_path: Path, capsys: Capture) -> None:
     whole = content("b.jpg")
     whole["annotations"][0]["bbox"] = [-1, 4.0, 102, 20]

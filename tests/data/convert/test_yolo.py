@@ -184,6 +184,7 @@ def test_names_are_text_as_written(text: str, names: str, tmp_path: Path, capsys
         ),
         ({"data.yaml": YAML, "labels/a.txt": "0 40 20 10 10\n"}, "is not in fractions of the image"),
         ({"data.yaml": YAML, "labels/a.txt": "0 0.05 0.5 0.13 0.5\n"}, "leaves the image of 100 x 50 pixels"),
+        ({"data.yaml": 'names: [a, "\\ud800"]'}, "classes: '\\ud800' holds half a character"),
         ({"data.yaml": YAML, "labels/x.txt": BOX}, "there is no image x.* for it"),
     ],
 )
@@ -212,7 +213,7 @@ def test_labels_without_images(tmp_path: Path, capsys: Capture) -> None:
         ("", "1 0.5 0.5 0.2 0.4 0.93\n", "1 lines have a sixth number"),
         ("", "1 0.4 0.3 0.6 0.3 0.6 0.7 0.4 0.7\n", "1 lines are polygons"),
         ("kpt_shape: [2, 3]\n", "1 0.5 0.5 0.2 0.4 0.45 0.45 2 0.55 0.55 2\n", "1 lines hold keypoints"),
-        ("val: null\ntest: ../test/images\n", BOX, "test: names ../test/images, where no image of the set lies"),
+        ("val: null\ntest: ../test/images\n", BOX, "test: names '../test/images', where no image of the set lies"),
         ("train: images\nval: images\n", BOX, "val: names the same images as train"),
     ],
 )
