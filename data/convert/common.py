@@ -356,10 +356,8 @@ def _class_names(gathered: Gathered) -> tuple[str, ...]:
         if len(same) > 1:
             found = f"{', '.join(f'{name!r} ({counts[name]} boxes)' for name in same)} differ in case or spaces only"
             gathered.error(gathered.root, "classes", found, "Give the class one name", kind)
-    for name in names:
-        if re.search("[\\ud800-\\udfff]", name):
-            found = f"{name!r} holds half a character, which no file in UTF-8 can have"
-            gathered.error(gathered.root, "classes", found, "Write the name anew", kind)
+    for name in sorted(set(names) - set(counts)):  # the others are told with their boxes
+        _check_text(gathered, gathered.root, name)
     for name in sorted(set(counts) - set(names)):
         found = f"{name!r} ({counts[name]} boxes) is not among the given classes {', '.join(names)}"
         gathered.error(gathered.root, "classes", found, "Add it to the list, or rename the boxes", kind)
@@ -377,9 +375,7 @@ def _check_images(gathered: Gathered) -> dict[Path, ImageFacts]:
     for number, image in enumerate(gathered.images):
         file = image.annotation or image.path
         for name in {str(image.path), *(box.name for box in image.boxes)}:
-            if not name.isascii() and name != name.encode(errors="replace").decode():
-                fix = "Rename the file or class"
-                gathered.error(file, "name", f"{name!r} holds what is no text in UTF-8", fix, "name without text")
+            _check_text(gathered, file, name)
         if image.path in facts:
             gathered.error(file, "image", f"{image.path} has two annotation files", "Remove one", "repeated image")
             continue
@@ -396,6 +392,12 @@ def _check_images(gathered: Gathered) -> dict[Path, ImageFacts]:
         found = f"{len(cut)} reach outside of their images, by up to {most_px:.3g} pixels ({where})"
         gathered.warn(gathered.root, "boxes", found, "They are cut off at the edge", "boxes cut off")
     return facts
+
+
+def _check_text(gathered: Gathered, file: Path, name: str) -> None:
+    if not name.isascii() and name != name.encode(errors="replace").decode():
+        fix = "Rename the file or class"
+        gathered.error(file, "name", f"{name!r} holds what is no text in UTF-8", fix, "name without text")
 
 
 def _check_size(gathered: Gathered, image: ForeignImage, facts: ImageFacts) -> None:

@@ -184,7 +184,7 @@ def test_names_are_text_as_written(text: str, names: str, tmp_path: Path, capsys
         ),
         ({"data.yaml": YAML, "labels/a.txt": "0 40 20 10 10\n"}, "is not in fractions of the image"),
         ({"data.yaml": YAML, "labels/a.txt": "0 0.05 0.5 0.13 0.5\n"}, "leaves the image of 100 x 50 pixels"),
-        ({"data.yaml": 'names: [a, "\\ud800"]'}, "classes: '\\ud800' holds half a character"),
+        ({"data.yaml": 'names: [a, "\\ud800"]'}, "name: '\\ud800' holds what is no text"),
         ({"data.yaml": YAML, "labels/x.txt": BOX}, "there is no image x.* for it"),
     ],
 )
