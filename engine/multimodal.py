@@ -181,8 +181,9 @@ def _differences(
 
 
 def _stored_config(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Sections of the checkpoint's own config; what is no section is left to the config's check."""
     stored = checkpoint.get("config")
-    return stored if isinstance(stored, dict) else {}
+    return {key: value for key, value in stored.items() if isinstance(value, dict)} if isinstance(stored, dict) else {}
 
 
 def has_fusion(state: Mapping[str, Any]) -> bool:

@@ -104,8 +104,8 @@ def load_source(path: Path, config_path: Path | None = None, overrides: Sequence
         )
     rest = {key: value for key, value in checkpoint.items() if key not in ("model", "ema", "optimizer")}
     ema = checkpoint.get("ema")
-    if isinstance(ema, dict):
-        rest["ema_updates"] = int(ema.get("updates", 0))
+    if isinstance(ema, dict) and isinstance(ema.get("updates"), int):
+        rest["ema_updates"] = ema["updates"]
     return Source(path, rest, config, model.eval(), classes, stored is not None)
 
 

@@ -8,7 +8,6 @@ C classes, P prompts of the class with most, N texts or images, T tokens, D widt
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from data.errors import UserError
 from models.config import TextEncoderConfig
 from models.encoder_files import PACKAGED_NAME, EncoderFiles, find_encoder, load_problem
+from models.weight_files import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -363,7 +363,8 @@ def _max_length(
                 "lower it, or leave it out"
             )
         return encoder.max_length
-    return longest if kind != "other" else min(longest, _LONGEST, int(sentence.get("max_seq_length") or _LONGEST))
+    stated = sentence.get("max_seq_length")
+    return longest if kind != "other" else min(longest, _LONGEST, stated if type(stated) is int else _LONGEST)
 
 
 def _pooling(encoder: TextEncoderConfig, files: EncoderFiles, kind: Kind) -> Pooling:
@@ -388,8 +389,7 @@ def _pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
 
 
 def _sentence_settings(folder: Path) -> dict[str, Any]:
-    settings = _read_json(folder / "sentence_bert_config.json")
-    return settings if isinstance(settings, dict) else {}
+    return dict(_read_json(folder / "sentence_bert_config.json", {}))
 
 
 def _sentence_pooling(files: EncoderFiles) -> Pooling:
@@ -397,12 +397,15 @@ def _sentence_pooling(files: EncoderFiles) -> Pooling:
 
     Their Normalize module changes nothing, because all vectors are normalised here.
     """
-    modules = _read_json(files.folder / "modules.json") or []
-    kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    modules = _read_json(files.folder / "modules.json", [])
+    if not all(isinstance(m, dict) and isinstance(m.get("type"), str) for m in modules):
+        raise UserError(f"{files.folder}: modules.json is damaged (a module without a type); fetch the encoder again")
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
     strange = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
     mode = "mean"
     if "Pooling" in kinds:
-        mode = _pooling_mode(_read_json(files.folder / modules[kinds.index("Pooling")]["path"] / "config.json") or {})
+        folder = str(modules[kinds.index("Pooling")].get("path", ""))
+        mode = _pooling_mode(_read_json(files.folder / folder / "config.json", {}))
     if mode not in ("mean", "cls", "max"):
         strange.append(f"Pooling of the mode {mode}")
     if strange:
@@ -423,10 +426,18 @@ def _pooling_mode(content: dict[str, Any]) -> str:
     return " + ".join(names) or "that its file does not name"
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, default: Any) -> Any:
+    """The file's content, of the same type as `default`; that where there is no file.
+
+    Raises:
+        UserError: It is damaged.
+    """
     if not path.is_file():
-        return None
+        return default
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: is damaged ({error}); fetch the encoder again") from error
+    if not isinstance(content, type(default)):
+        raise UserError(f"{path}: is damaged (a {type(content).__name__} at its top); fetch the encoder again")
+    return content

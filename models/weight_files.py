@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import pickle
 import re
 import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +22,12 @@ from torch import Tensor
 from data.errors import UserError
 
 log = logging.getLogger(__name__)
+
+# A file may be made to crash or to fill the memory of whoever reads it. What honest files need is far below these.
+MAX_JSON_BYTES = 16 * 2**20
+_MAX_PICKLE_BYTES = 4 * 2**20
+_MAX_ITEMS = 1_000_000
+_MAX_DEPTH = 100
 
 
 @dataclass(frozen=True)
@@ -99,8 +109,8 @@ def identify(path: Path, known_files: tuple[KnownFile, ...] = KNOWN_FILES) -> Kn
 def read_weight_file(path: Path, *, what: str = "Weight file") -> object:
     """The content of a .safetensors file (name -> tensor) or of a .pth/.pt file (plain containers), on the CPU.
 
-    Nothing in the file is executed (`weights_only`), and a .pth file is not memory-mapped: Windows could not replace
-    it while it is in use.
+    Nothing in the file is executed (`weights_only`), and nothing that it claims is believed beyond its own size. A .pth
+    file is not memory-mapped: Windows could not replace it while it is in use.
 
     Args:
         path: An existing file.
@@ -112,10 +122,13 @@ def read_weight_file(path: Path, *, what: str = "Weight file") -> object:
     try:
         identify(path)
         if path.suffix == ".safetensors":
+            _check_header(path)
             return load_file(path)
+        _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused anyway
             content: object = torch.load(path, map_location="cpu", weights_only=True)
+        _check_content(content, path.stat().st_size)
         return content
     except PermissionError as error:
         raise UserError(f"{what} {path}: cannot be read ({error.strerror}); check its permissions.") from error
@@ -133,10 +146,92 @@ def read_metadata(path: Path) -> dict[str, str]:
         UserError: It is damaged.
     """
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"Weight file {path}: damaged or not a safetensors file ({error}); copy it again.") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON of somebody else's: neither huge nor deep.
+
+    Raises:
+        ValueError: It is, or it is no JSON.
+    """
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"{len(text):,} bytes of JSON, at most {MAX_JSON_BYTES:,} are read")
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    _check_content(content, len(text))
+    return content
+
+
+def _check_header(path: Path) -> None:
+    """The length of a safetensors file's header; everything else is checked by the library."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_JSON_BYTES:
+        raise ValueError(f"a header of {length:,} bytes")
+
+
+def _check_archive(path: Path) -> None:
+    """A .pth file's records, before any is read: torch compresses none, so together they are no larger than the file.
+
+    Files of torch's format before 1.6 are no archives.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    size = path.stat().st_size
+    claimed = sum(record.file_size for record in records)
+    if claimed > size:
+        raise ValueError(f"a file of {size:,} bytes that unpacks to {claimed:,}")
+    pickled = max((record.file_size for record in records if record.filename.endswith("data.pkl")), default=0)
+    if pickled > _MAX_PICKLE_BYTES:
+        raise ValueError(f"{pickled:,} bytes of names and settings")
+
+
+def _check_content(content: object, file_bytes: int) -> None:
+    """Containers and tensors as they may be used: a few bytes can stand for a structure or a tensor without end.
+
+    Raises:
+        ValueError: Written out, the content would be far larger than the file.
+    """
+    items = characters = tensor_bytes = 0
+    storages: dict[int, int] = {}
+    level: list[object] = [content]
+    for _ in range(_MAX_DEPTH):
+        below: list[object] = []
+        for part in level:
+            children: Iterable[object] = ()
+            if isinstance(part, Tensor):
+                odd = part.is_quantized or part.is_nested or part.is_complex()
+                if odd or part.layout != torch.strided or part.device.type != "cpu":
+                    raise ValueError(f"a tensor that is {part.layout}, {part.dtype}, on {part.device.type}")
+                tensor_bytes += part.nbytes
+                storages[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+            elif isinstance(part, Mapping):
+                children = [*part.keys(), *part.values()]
+            elif isinstance(part, (list, tuple, set, frozenset)):
+                children = part
+            elif isinstance(part, (str, bytes, bytearray)):
+                characters += len(part)
+            items += 1
+            below.extend(children)
+            if items + len(below) > _MAX_ITEMS or characters > MAX_JSON_BYTES:
+                raise ValueError("one part used over and over: written out it would be without end")
+        level = below
+        if not level:
+            break
+    else:
+        raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+    # An alias or two is nothing unusual, but no file holds the same weights many times.
+    if sum(storages.values()) > file_bytes or tensor_bytes > 8 * file_bytes:
+        raise ValueError(f"tensors of {tensor_bytes:,} bytes in a file of {file_bytes:,}")
 
 
 def is_state_dict(part: object) -> bool:

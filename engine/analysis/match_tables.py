@@ -21,6 +21,7 @@ from engine.analysis.overlaps import BoolArray, Overlaps, match_best_first
 from engine.analysis.result import FloatArray, IntArray
 from engine.checkpoint import write_atomically
 from engine.coco_metrics import Detections, GroundTruth, unique_names
+from models.weight_files import parse_json
 
 FILE_NAME = "match_tables.npz"
 IOU_THRESHOLDS: FloatArray = np.linspace(0.5, 0.95, 10)
@@ -125,8 +126,9 @@ class MatchTables:
                 "writes it beside results.json."
             )
         try:
+            _require_modest(path)
             with np.load(path, allow_pickle=False) as file:
-                head = json.loads(bytes(file["head"]))
+                head = parse_json(bytes(file["head"]))
                 if head["version"] != _VERSION:
                     raise ValueError(f"version {head['version']}, expected {_VERSION}")
                 arrays = {name: file[name] for name in _ARRAYS}
@@ -141,7 +143,12 @@ class MatchTables:
 
 
 # TypeError and AttributeError: a plain .npy file gives an array instead of an archive, other JSON other types.
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zlib.error, zipfile.BadZipFile)
+# MemoryError: a header may claim any shape. RuntimeError: an archive may be encrypted.
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, MemoryError, RuntimeError),
+    *(zlib.error, zipfile.BadZipFile),
+)
+_MOST_BYTES, _MOST_PER_BYTE = 512 * 2**20, 64
 _ARRAYS = ("image_ids", "class_starts", "scores", "images", "outcomes", "gt_counts")
 
 
@@ -198,8 +205,19 @@ def _outcomes(overlaps: Overlaps, ignored: BoolArray) -> NDArray[np.int8]:
     return outcomes
 
 
+def _require_modest(path: Path) -> None:
+    """Raise a ValueError if an archive unpacks to far more than match tables of its size do."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(record.file_size for record in archive.infolist())
+    if claimed > max(_MOST_BYTES, _MOST_PER_BYTE * size):
+        raise ValueError(f"a file of {size:,} bytes that unpacks to {claimed:,}")
+
+
 def _require_sound(tables: MatchTables) -> None:
     """Raise a ValueError if arrays from a file do not fit together."""
+    if not all(isinstance(name, str) for name in tables.names):
+        raise ValueError("names are not all text")
     num_images, num_classes, num_rows = len(tables.image_ids), len(tables.names), len(tables.scores)
     shapes: dict[str, tuple[Any, ...]] = {
         "image_ids": (num_images,),

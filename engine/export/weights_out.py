@@ -43,8 +43,8 @@ def write_official(source: Source, path: Path) -> Path:
         "ema": {"module": weights, "updates": source.checkpoint.get("ema_updates", 0)},
         "config": config_to_dict(source.config),
     }
-    if source.checkpoint.get("classes") is not None:
-        state["classes"] = source.checkpoint["classes"]
+    if source.names_classes:
+        state["classes"] = source.classes.to_dict()
     save_checkpoint(path, state)
     return path
 
@@ -57,7 +57,10 @@ def write_safetensors(source: Source, path: Path) -> Path:
     Raises:
         UserError: The file cannot be written.
     """
-    stored = {"config": config_to_dict(source.config), "classes": source.checkpoint.get("classes")}
+    stored = {
+        "config": config_to_dict(source.config),
+        "classes": source.classes.to_dict() if source.names_classes else None,
+    }
     texts = {key: json.dumps(stored[key], ensure_ascii=False) for key in METADATA_KEYS if stored[key] is not None}
     content = safetensors.torch.save(_once(source.state_dict()), {"format": "pt", **texts})
     write_atomically(path, lambda file: file.write(content), what="weights")

@@ -158,6 +158,16 @@ def test_other_sentence_transformers_modules_are_refused(strange: str, tmp_path:
     assert load_text_tower(local(folder, pooling="mean")).pooling == "mean"
 
 
+@pytest.mark.parametrize(
+    "content", ["[" * 10**6, "{}", "3", "[1]", '[{"type": 3}]', '[{"path": "x"}]', "[" * 200 + "]" * 200]
+)
+def test_modules_of_the_wrong_shape_are_one_message(content: str, tmp_path: Path) -> None:
+    folder = write_bert(tmp_path)
+    (folder / "modules.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"modules\.json:? is damaged \("):
+        load_text_tower(local(folder))
+
+
 def test_a_text_has_the_same_vector_in_any_company(tower: Path) -> None:
     loaded = load_text_tower(local(tower))
     together = loaded.encode(TEXTS * 10)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import time
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -157,6 +158,33 @@ def _other_archive() -> bytes:
     return file.getvalue()
 
 
+def _nested(depth: int) -> list[Any]:
+    part: list[Any] = []
+    for _ in range(depth):
+        part = [part]
+    return part
+
+
+def _claiming(shape: tuple[int, ...], dtype: str) -> bytes:
+    """Scores whose header is of another size than what follows."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(_spoilt())) as archive, zipfile.ZipFile(file, "w") as changed:
+        for name in archive.namelist():
+            changed.writestr(name, header.getvalue() + bytes(8) if name == "scores.npy" else archive.read(name))
+    return file.getvalue()
+
+
+def _unpacking_to_much() -> bytes:
+    """600 MB of zeros, deflated once and put in as often as it takes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in ("head.npy", "scores.npy", "images.npy"):
+            archive.writestr(name, bytes(200 * 2**20))
+    return file.getvalue()
+
+
 DAMAGE: dict[str, Callable[[], bytes]] = {
     "empty": lambda: b"",
     "text": lambda: b"hello world",
@@ -171,6 +199,12 @@ DAMAGE: dict[str, Callable[[], bytes]] = {
     "a wrong shape": lambda: _spoilt(scores=np.zeros(3)),
     "a wrong type": lambda: _spoilt(gt_counts=np.zeros((4, 12, 5))),
     "starts that go back": lambda: _spoilt(class_starts=np.array([0, 5, 3, 6, 7, 10**6])),
+    "a head without end": lambda: _spoilt(head={"names": _nested(400)}),
+    "names that are no text": lambda: _spoilt(head={"names": [[[]]] * 5}),
+    "terabytes claimed": lambda: _claiming((10**12,), "<f8"),
+    "exabytes claimed": lambda: _claiming((10**9, 10**9), "<f8"),
+    "gigantic elements claimed": lambda: _claiming((10**3,), "|V2000000000"),
+    "unpacks to much": _unpacking_to_much,
     "images that are not there": lambda: _spoilt(images=np.full(len(MatchTables.of(*random_case(6))), 99)),
 }
 
@@ -179,8 +213,10 @@ DAMAGE: dict[str, Callable[[], bytes]] = {
 def test_damaged_files_are_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "match_tables.npz"
     path.write_bytes(DAMAGE[kind]())
+    started = time.monotonic()
     with pytest.raises(UserError, match=r"match_tables\.npz: damaged, cut short or of another version"):
         MatchTables.load(path)
+    assert time.monotonic() - started < 5
 
 
 def test_missing_file_says_how_to_get_it(tmp_path: Path) -> None:
