@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
+import math
 import os
 import sys
 import time
@@ -24,9 +24,8 @@ from torch import Tensor
 from data.classes import ClassMap
 from data.errors import UserError
 from engine.config import ExperimentConfig, config_from_dict
-from engine.hub import how_to_fetch, hub_weights, is_hub_name, read_hub_config
-from engine.yaml_dialect import require_few_values
-from models.weight_files import is_state_dict, read_metadata, read_weight_file
+from engine.hub import class_labels, how_to_fetch, hub_weights, is_hub_name, read_hub_config
+from models.weight_files import is_state_dict, parse_json, read_metadata, read_weight_file
 from models.weights import is_vit
 
 log = logging.getLogger(__name__)
@@ -167,20 +166,21 @@ def load_checkpoint(path: Path, *, allow_backbone: bool = False) -> dict[str, An
             content = {"model": content}
     _require_weights(path, content)
     assert isinstance(content, dict)
-    checkpoint = dict(content) | (_stored_beside(file) if file.suffix == ".safetensors" else {})
-    require_few_values(checkpoint, f"Checkpoint {path}")
-    return checkpoint
+    return dict(content) | (_stored_beside(file) if file.suffix == ".safetensors" else {})
 
 
 def _stored_beside(file: Path) -> dict[str, Any]:
     """Config and classes out of a safetensors file's metadata, and a hub folder's config.json."""
     metadata = read_metadata(file)
     try:
-        stored: dict[str, Any] = {key: json.loads(metadata[key]) for key in METADATA_KEYS if key in metadata}
-    except (ValueError, RecursionError) as error:
+        stored: dict[str, Any] = {key: parse_json(metadata[key]) for key in METADATA_KEYS if key in metadata}
+    except ValueError as error:
         raise UserError(f"Checkpoint {file}: its metadata are damaged ({error}).") from error
     hub_config = read_hub_config(file)
-    return stored if hub_config is None else stored | {"hub_config": hub_config}
+    if hub_config is None:
+        return stored
+    labels = class_labels(hub_config, file)
+    return ({} if labels is None else {"classes": labels}) | stored | {"hub_config": hub_config}
 
 
 def _missing_message(path: Path) -> str:
@@ -217,6 +217,10 @@ def _require_weights(path: Path, content: object) -> None:
     for name, part in parts.items():
         if not is_state_dict(part):
             raise UserError(f"Checkpoint {path}: `{name}` is not a dict of names to tensors; the file is not usable.")
+    for key in ("last_epoch", "seed", "train_seconds"):  # results and exports say them on
+        value = content.get(key, 0)
+        if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
+            raise UserError(f"Checkpoint {path}: `{key}` is no number; the file is not usable.")
 
 
 def file_sha256(path: Path) -> str:
@@ -256,8 +260,10 @@ def checkpoint_classes(checkpoint: Mapping[str, Any], path: Path) -> ClassMap | 
     if stored is None:
         return None
     try:
+        if not all(isinstance(stored[key], list) for key in ("category_ids", "names")):
+            raise TypeError("expected lists")
         return ClassMap.from_dict(stored)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"Checkpoint {path}: its `classes` are damaged ({error}).") from error
 
 

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.coco_names import COCO_CLASSES
 from data.errors import UserError
 from engine.config import ExperimentConfig
+from models.weight_files import MAX_JSON_BYTES, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -109,16 +111,38 @@ def read_hub_config(weights: Path) -> dict[str, Any] | None:
     if weights.name != WEIGHTS_NAME or not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = parse_json(file.read(MAX_JSON_BYTES + 1))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy the folder again.") from error
-    missing = [name for name in _DECIDING if not isinstance(content, dict) or name not in content]
+    missing = [name for name in _DECIDING if not isinstance(content, dict) or not isinstance(content.get(name), dict)]
     if missing:
         raise UserError(
             f"{path}: is not the config of an official DEIMv2 of size S, M, L or X ({', '.join(missing)} missing). "
             "The HGNetv2 sizes and the `transformers` port of DEIMv2 cannot be loaded."
         )
     return dict(content)
+
+
+def class_labels(hub_config: Mapping[str, Any], weights: Path) -> dict[str, list[Any]] | None:
+    """The classes that `id2label` of a hub folder's `config.json` names, as `ClassMap.to_dict`; None without one.
+
+    Raises:
+        UserError: It is not the hub's `{"0": name, "1": name, ...}`.
+    """
+    labels = hub_config.get("id2label")
+    if labels is None:
+        return None
+    in_order = [str(label) for label in range(len(labels))] if isinstance(labels, dict) else []
+    names = [labels.get(label) for label in in_order]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            f"{weights.with_name(CONFIG_NAME)}: id2label is not a name for each label 0, 1, 2, ...; correct it, or "
+            "remove it."
+        )
+    if tuple(names) == COCO_CLASSES.names:
+        return COCO_CLASSES.to_dict()
+    return {"category_ids": list(range(len(names))), "names": names}
 
 
 def hub_overrides(checkpoint: Mapping[str, Any], config: ExperimentConfig) -> list[str]:
@@ -139,7 +163,7 @@ def hub_overrides(checkpoint: Mapping[str, Any], config: ExperimentConfig) -> li
                     "%s.%s: these weights were made for %s (their config.json), the config says %s",
                     section,
                     key,
-                    value,
+                    f"{value!r:.200}",
                     ours[key],
                 )
                 overrides.append(f"{section}.{key}={json.dumps(value)}")

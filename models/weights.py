@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -37,9 +38,23 @@ _SCORE_HEADS = {
     "detector.head.classification_head.cls_logits.weight": 0,
 }
 """Whose first size tells the number of classes, plus this many for the background."""
-_ROW_PER_CLASS = re.compile(r"decoder\.(?:enc_score_head|dec_score_head\.\d+)\.(?:weight|bias)$")
-_EMBEDDING = "decoder.denoising_class_embed.weight"
-"""One row per class, and a last one, the padding."""
+_CLASS_ROWS = (
+    (r"decoder\.(?:enc_score_head|dec_score_head\.\d+)\.(?:weight|bias)", 1, 0),
+    (r"decoder\.denoising_class_embed\.weight", 1, 0),  # the last row, the padding, is of no class
+    (r"text_fusion\.(?:texts\.(?:offsets|embeds|mask)|head\.readouts\.\d+\.linear\.(?:weight|bias))", 1, 0),
+    (r"detector\.roi_heads\.box_predictor\.cls_score\.(?:weight|bias)", 1, 1),
+    (r"detector\.roi_heads\.box_predictor\.bbox_pred\.(?:weight|bias)", 4, 4),
+    (r"detector\.head\.classification_head\.cls_logits\.(?:weight|bias)", 1, 0),
+)
+"""Tensors with rows of the classes in label order: name, rows per class, rows before the first class (background)."""
+_PARTS = (
+    ("heads", r"decoder\.((enc|dec|pre)_\w+_head|denoising_class_embed)\.|detector\.(rpn|roi_heads|head)\."),
+    ("backbone", r"backbone\.|detector\.backbone\.body\."),
+    ("encoder", r"encoder\.|detector\.backbone\.fpn\."),
+    ("decoder", r"decoder\."),
+    ("text_fusion", re.escape(FUSION_PREFIX)),
+)
+"""Parts of a detector, by the start of their tensors' names; the first that matches counts."""
 _MOST_LISTED = 20
 _LEAST_FITTING_SHARE = 0.5
 
@@ -65,11 +80,14 @@ class LoadReport:
     """In the file, not in the model: ignored."""
     mismatched: tuple[str, ...]
     """Another shape in the file (another class count, say): fresh weights. "key: found ..., expected ..."."""
+    fresh_classes: int = 0
+    """Classes of the model that are none of the file's: fresh rows in tensors that count as copied."""
 
     def log(self, source: Path) -> None:
         """Say it in the log, key by key."""
         if not (self.missing or self.unexpected or self.mismatched):
-            log.info("%s: every weight of the model was loaded", source)
+            but = f", but for the rows of {self.fresh_classes} classes" if self.fresh_classes else ""
+            log.info("%s: every weight of the model was loaded%s", source, but)
             return
         log.warning("%s: loaded all weights except these", source)
         for text, keys in (
@@ -77,8 +95,40 @@ class LoadReport:
             ("not in the file, starts fresh", self.missing),
             ("not in the model, ignored", self.unexpected),
         ):
-            for key in keys:
+            for key in cut(keys):
                 log.warning("  %s: %s", text, key)
+
+
+def cut(lines: Sequence[str]) -> list[str]:
+    """The lines, or the first ones and how many more there are."""
+    rest = len(lines) - _MOST_LISTED
+    return list(lines) if rest <= 1 else [*lines[:_MOST_LISTED], f"... and {rest} more"]
+
+
+def log_origin(model: nn.Module, loaded: Collection[str], source: object, *, fresh: Collection[str] = ()) -> None:
+    """Say in the log which parts of the network come from a file and which stayed random.
+
+    Args:
+        model: Any detector.
+        loaded: Names of its tensors that came from the file.
+        source: The file.
+        fresh: Parts that are meant to start fresh; any other that does is a warning.
+    """
+    names = [name for name in model.state_dict() if name not in _SIZE_DEPENDENT]
+    total = Counter(map(_part, names))
+    found = Counter(_part(name) for name in names if name in loaded)
+    if found:
+        parts = (f"{part} ({found[part]} of {total[part]} tensors)" for part in total if found[part])
+        log.info("from %s: %s", source, ", ".join(parts))
+    random = [part for part in total if found[part] < total[part]]
+    if random:
+        parts = (f"{part} ({total[part] - found[part]} of {total[part]} tensors)" for part in random)
+        level = logging.INFO if set(random) <= set(fresh) else logging.WARNING
+        log.log(level, "stays random, being not in %s: %s", source, ", ".join(parts))
+
+
+def _part(name: str) -> str:
+    return next((part for part, pattern in _PARTS if re.match(pattern, name)), "other")
 
 
 def load_backbone_weights(model: nn.Module, config: ModelConfig) -> None:
@@ -134,6 +184,8 @@ def load_vit(model: nn.Module, config: ModelConfig, tensors: Mapping[str, Tensor
             f"{source} does not hold the weights of `{name}` as configured. Expected: {_SOURCES[name]}.", problems
         )
     vit.load_state_dict(tensors)
+    prefix = next(name for name, module in model.named_modules() if module is vit)
+    log_origin(model, {f"{prefix}.{key}" for key in tensors}, source.rstrip(":"), fresh=[part for part, _ in _PARTS])
 
 
 def _load_imagenet_weights(body: nn.Module, config: BaselineConfig) -> None:
@@ -203,7 +255,7 @@ def _checked(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], source
     Raises:
         UserError: It does not.
     """
-    tensors = _completed(state_dict, own)
+    tensors = completed(state_dict, own)
     problems = _differences(own, tensors).problems()
     if problems:
         hints = _class_hint(own, tensors) + _fusion_hint(own, tensors)
@@ -225,28 +277,34 @@ def load_phase_1(model: nn.Module, state_dict: Mapping[str, Tensor], source: Pat
     """
     shared = {key: value for key, value in model.state_dict().items() if not key.startswith(FUSION_PREFIX)}
     model.load_state_dict(_checked(shared, state_dict, source), strict=False)
+    log_origin(model, shared, source, fresh=[FUSION_PREFIX.rstrip(".")])
 
 
 def load_for_tuning(
-    model: nn.Module, state_dict: Mapping[str, Tensor], class_rows: Mapping[int, int] | None = None
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    class_rows: Mapping[int, int] | None = None,
+    source: object = "the file",
 ) -> LoadReport:
     """Copy what fits, by name and shape; the rest keeps its fresh weights and is reported (spec 2.4).
 
     Args:
-        model: Any detector; with `class_rows` a DEIMv2.
+        model: Any detector.
         state_dict: Weights of a detector of the same size.
-        class_rows: Label of the model -> label of the file: these rows of the class heads are copied, those of other
-            labels start fresh, whatever the file's class count. None: heads are copied whole where the shapes fit.
+        class_rows: Label of the model -> label of the file: these classes' rows are copied, those of other labels start
+            fresh, whatever the file's class count. None: heads are copied whole where the shapes fit.
+        source: The file, for the log.
 
     Raises:
         UserError: Less than half of the model would be filled: these are another model's weights.
     """
     own = model.state_dict()
-    tensors = _completed(state_dict, own)
+    tensors = completed(state_dict, own)
     if class_rows is not None:
-        tensors |= _heads_by_class(own, tensors, class_rows)
+        tensors |= _rows_by_class(own, tensors, class_rows)
     report = _differences(own, tensors)
-    fitting = {key: value for key, value in tensors.items() if key in own and value.shape == own[key].shape}
+    strange = {line.partition(":")[0] for line in report.mismatched}
+    fitting = {key: value for key, value in tensors.items() if key in own and key not in strange}
     filled = sum(value.numel() for value in fitting.values()) / sum(value.numel() for value in own.values())
     if filled < _LEAST_FITTING_SHARE:
         raise UserError(
@@ -255,25 +313,36 @@ def load_for_tuning(
             report.problems(),
         )
     model.load_state_dict(fitting, strict=False)
-    return LoadReport(report.missing, report.unexpected, report.mismatched)
+    log_origin(model, fitting, source)
+    fresh_classes = 0 if class_rows is None else (num_classes_of(own) or 0) - len(class_rows)
+    return LoadReport(report.missing, report.unexpected, report.mismatched, fresh_classes)
 
 
 def num_classes_of(state_dict: Mapping[str, Tensor]) -> int | None:
-    """Classes that a DEIMv2's weights are for; None for other weights."""
-    head = state_dict.get("decoder.enc_score_head.bias")
-    return None if head is None else len(head)
+    """Classes that a detector's weights are for; None for other weights."""
+    for name, background in _SCORE_HEADS.items():
+        if name in state_dict and state_dict[name].ndim:
+            return len(state_dict[name]) - background
+    return None
 
 
-def _heads_by_class(
+def _rows_by_class(
     own: Mapping[str, Tensor], found: Mapping[str, Tensor], class_rows: Mapping[int, int]
 ) -> dict[str, Tensor]:
-    """The model's class heads with chosen rows of the file's in them."""
-    into, out_of = list(class_rows), list(class_rows.values())
+    """The model's per-class tensors with chosen classes' rows of the file's in them."""
     mapped = {}
     for key, value in own.items():
-        if key in found and (key == _EMBEDDING or _ROW_PER_CLASS.match(key)):
-            mapped[key] = value.clone()
-            mapped[key][into] = found[key][out_of].to(value)
+        pattern = next((spec for spec in _CLASS_ROWS if re.fullmatch(spec[0], key)), None)
+        if pattern is None or key not in found or found[key].shape[1:] != value.shape[1:]:
+            continue
+        _, count, first = pattern
+        mapped[key] = value.clone()
+        mapped[key][:first] = found[key][:first].to(value)
+        for ours, theirs in class_rows.items():
+            into, out_of = (slice(first + label * count, first + (label + 1) * count) for label in (ours, theirs))
+            rows = found[key][out_of]
+            if len(rows) == count:
+                mapped[key][into] = rows.to(value)
     return mapped
 
 
@@ -290,8 +359,12 @@ class _Differences:
             *(f"{key}: missing in the file" for key in self.missing),
             *(f"{key}: not in the model" for key in self.unexpected),
         ]
-        rest = len(lines) - _MOST_LISTED
-        return lines if rest <= 1 else [*lines[:_MOST_LISTED], f"... and {rest} more"]
+        return cut(lines)
+
+
+def weight_problems(module: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
+    """Why weights cannot be loaded strictly into `module`, one line each; empty where they can."""
+    return _differences(module.state_dict(), completed(state_dict, module.state_dict())).problems()
 
 
 def _differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> _Differences:
@@ -299,14 +372,20 @@ def _differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> _Dif
         missing=tuple(key for key in own if key not in found),
         unexpected=tuple(key for key in found if key not in own),
         mismatched=tuple(
-            f"{key}: found {list(found[key].shape)}, expected {list(own[key].shape)}"
+            f"{key}: found {_kind(found[key], own[key])}, expected {list(own[key].shape)}"
             for key in own
-            if key in found and found[key].shape != own[key].shape
+            if key in found and _kind(found[key], own[key]) != str(list(own[key].shape))
         ),
     )
 
 
-def _completed(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _kind(found: Tensor, own: Tensor) -> str:
+    """The shape, and the type where whole numbers stand for a weight."""
+    whole = own.is_floating_point() and not found.is_floating_point()
+    return f"{str(found.dtype).removeprefix('torch.')} " * whole + str(list(found.shape))
+
+
+def completed(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A copy of `state_dict` with the aliases filled and the size-dependent constants made to fit."""
     tensors = dict(state_dict)
     for first, second in _ALIASES:
@@ -320,15 +399,12 @@ def _completed(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
 
 
 def _class_hint(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    for name, background in _SCORE_HEADS.items():
-        if name not in own or name not in found or found[name].ndim != own[name].ndim:
-            continue
-        expected, classes = own[name].shape[0] - background, found[name].shape[0] - background
-        if classes != expected:
-            return (
-                f" The weights are for {classes} classes, the config says num_classes {expected}; "
-                "to train with other classes start from them with -t."
-            )
+    expected, classes = num_classes_of(own), num_classes_of(found)
+    if None not in (expected, classes) and classes != expected:
+        return (
+            f" The weights are for {classes} classes, the config says num_classes {expected}; "
+            "to train with other classes start from them with -t."
+        )
     return ""
 
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ from engine.checkpoint import (
     write_atomically,
 )
 from engine.config import config_to_dict, load_config
+from engine.judged_config import judged_config
+from tests.support.models import tiny_config
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ClassMap((1, 5), ("hole", "scratch"))
@@ -347,6 +350,35 @@ def test_official_files_and_hub_files_load(tmp_path: Path) -> None:
 # Its parts
 
 
+HUGE_ID = {"category_ids": [float("inf")], "names": ["a"]}
+
+
+@pytest.mark.parametrize("number", [torch.ones(1), "3", [], float("nan"), True])
+@pytest.mark.parametrize("key", ["last_epoch", "seed", "train_seconds"])
+def test_what_results_say_on_is_a_number(tmp_path: Path, key: str, number: Any) -> None:
+    torch.save({"model": {}, key: number}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=rf"x\.pth: `{key}` is no number"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("section", ["Baseline", "MultimodalFusion", "texts", "HybridEncoder"])
+def test_a_stored_config_of_the_wrong_shape_is_one_message(tmp_path: Path, section: str) -> None:
+    config = tiny_config(MultimodalFusion={"text_dim": 4, "num_prompts": 1})
+    checkpoint = {"model": {}, "config": {**config_to_dict(config), section: "mine"}}
+    path = tmp_path / "x.pth"
+    with pytest.raises(UserError, match=r"x\.pth: its config cannot be used.*\n.*" + section):
+        judged_config(checkpoint, path, None)
+    (tmp_path / "c.yml").write_text(yaml.safe_dump(config_to_dict(config)), encoding="utf-8")
+    with pytest.raises(UserError, match=r"x\.pth: has no class texts in it"):
+        judged_config(checkpoint, path, tmp_path / "c.yml")
+
+
+def test_metadata_without_end(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(1)}, tmp_path / "x.safetensors", {"config": "[" * 10**6})
+    with pytest.raises(UserError, match=r"x\.safetensors: its metadata are damaged \(nested too deeply\)"):
+        load_checkpoint(tmp_path / "x.safetensors")
+
+
 def test_classes_of_checkpoint_and_data_must_agree() -> None:
     path = Path("best.pth")
     stored = {"classes": CLASSES.to_dict()}
@@ -358,7 +390,7 @@ def test_classes_of_checkpoint_and_data_must_agree() -> None:
     text = str(caught.value)
     assert "best.pth and the data set disagree on the classes" in text and "-t" in text
     assert "checkpoint: 2 classes: hole, scratch" in text and "data set: 3 classes: dent, hole, scratch" in text
-    for damaged in ({}, {"category_ids": [2, 1], "names": ["a", "b"]}, {"category_ids": 3, "names": []}, 5):
+    for damaged in ({}, {"category_ids": [2, 1], "names": ["a", "b"]}, {"category_ids": 3, "names": []}, 5, HUGE_ID):
         with pytest.raises(UserError, match="its `classes` are damaged"):
             checkpoint_classes({"classes": damaged}, path)
 
@@ -387,9 +419,9 @@ def test_hostile_configs_of_a_checkpoint_end_in_one_message(tmp_path: Path) -> N
     circular: dict[str, Any] = {}
     circular["self"] = circular
     for content, words in (
-        (shared, "expand to more than 100,000 values"),
-        (deep, "nested too deeply"),
-        (circular, "contains itself"),
+        (shared, "one part used over and over"),
+        (deep, "nested more than 100 deep"),
+        (circular, "nested more than 100 deep"),
     ):
         path = tmp_path / "bomb.pth"
         limit = sys.getrecursionlimit()

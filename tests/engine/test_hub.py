@@ -11,8 +11,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from data.classes import ClassMap
+from data.coco_names import COCO_CLASSES
 from data.errors import UserError
-from engine.checkpoint import load_checkpoint, model_state
+from engine.checkpoint import checkpoint_classes, load_checkpoint, model_state
 from engine.config import config_to_dict
 from engine.hub import hub_overrides, hub_weights, is_hub_name, output_parent, read_hub_config
 from engine.judged_config import judged_config
@@ -106,12 +108,29 @@ def test_a_misspelt_name() -> None:
         ("{", r"config\.json: cannot be read"),
         ({"HGNetv2": {}}, r"not the config of an official DEIMv2 .*DINOv3STAs, .*HGNetv2 sizes and the `transformers`"),
         ([1], "not the config of an official DEIMv2"),
+        (SECTIONS | {"DEIMTransformer": [1]}, r"not the config of an official DEIMv2 .*\(DEIMTransformer missing"),
+        ("[" * 10**6, r"config\.json: cannot be read \(nested too deeply\)"),
+        ('{"a": ' * 300 + "1" + "}" * 300, r"config\.json: cannot be read \(nested more than 100 deep\)"),
+        (" " * (17 * 2**20), r"config\.json: cannot be read \(.* bytes of JSON, at most"),
+        *(
+            (SECTIONS | {"id2label": labels}, r"config\.json: id2label is not a name for each label 0, 1, 2")
+            for labels in (["a", "b"], {}, "ab", {"0": 1}, {"1": "a"}, {"0": "a", "2": "b"}, {"0": None})
+        ),
     ],
 )
 def test_other_configs_are_refused(tmp_path: Path, config: Any, message: str) -> None:
     folder = hub_folder(tmp_path / "x", config)
     with pytest.raises(UserError, match=message):
         load_checkpoint(folder)
+
+
+def test_labels_of_a_folder_are_its_classes(tmp_path: Path) -> None:
+    """In label order, whatever their order in the file; COCO's own have COCO's ids."""
+    folder = hub_folder(tmp_path / "a", SECTIONS | {"id2label": {str(k): f"name {k}" for k in reversed(range(12))}})
+    classes = checkpoint_classes(load_checkpoint(folder), folder)
+    assert classes == ClassMap(tuple(range(12)), tuple(f"name {k}" for k in range(12)))
+    folder = hub_folder(tmp_path / "b", SECTIONS | {"id2label": dict(enumerate(COCO_CLASSES.names))})
+    assert checkpoint_classes(load_checkpoint(folder), folder) == COCO_CLASSES
 
 
 def test_no_config_beside_the_weights(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from models.weights import (
     load_vit,
     num_classes_of,
 )
+from tests.support.baselines import small_baseline
 from tests.support.models import images, shake, tiny_config, tiny_model
 
 
@@ -189,8 +190,31 @@ def test_tuning_with_rows_renews_the_other_classes_of_an_equal_count() -> None:
     assert model.state_dict()[bias][0] == source.state_dict()[bias][5]
 
 
+@pytest.mark.parametrize("name", ["fasterrcnn_efficientnet_b0", "fcos_resnet18"])
+def test_tuning_takes_rows_of_a_baseline(name: str) -> None:
+    """Faster R-CNN has a row for the background before the classes', and four rows a class for the boxes."""
+    source, model = small_baseline(name), small_baseline(name)
+    shake(source)
+    fresh = {key: value.clone() for key, value in model.state_dict().items()}
+    load_for_tuning(model, source.state_dict(), {0: 2, 2: 1})
+    found, weights = model.state_dict(), source.state_dict()
+    if name.startswith("faster"):
+        rows = {"cls_score": (1, [0, 3, 2], [2]), "bbox_pred": (4, [0, 3, 2], [2])}
+        prefix = "detector.roi_heads.box_predictor."
+    else:
+        rows, prefix = {"cls_logits": (1, [2, 1], [1])}, "detector.head.classification_head."
+    for head, (count, taken, kept) in rows.items():
+        for part in ("weight", "bias"):
+            key = f"{prefix}{head}.{part}"
+            ours, theirs, own = (value[key].unflatten(0, (-1, count)) for value in (found, weights, fresh))
+            into = [row for row in range(len(ours)) if row not in kept]
+            assert torch.equal(ours[into], theirs[taken]) and torch.equal(ours[kept], own[kept]), key
+
+
 def test_class_count_of_weights() -> None:
     assert num_classes_of(state(other(num_classes=9))) == 9 and num_classes_of({}) is None
+    assert num_classes_of(small_baseline("fcos_resnet18").state_dict()) == 3
+    assert num_classes_of(small_baseline("fasterrcnn_efficientnet_b0").state_dict()) == 3
 
 
 # --- backbones --------------------------------------------------------------------------------------------------
