@@ -25,32 +25,16 @@ from engine.ema import ModelEma
 from engine.monitor import Monitor
 from engine.multimodal import finish_model, optimizer_with_fusion, prepare_texts
 from engine.optim import build_optimizer
+from engine.resume import Position, restore
 from engine.run_folder import prepare_run_folder, write_yaml
 from engine.schedule import FlatCosine
-from engine.selection import Selection
 from engine.text_embeddings import store_embeddings
 from engine.tuning import start_from
 from models.criterion import build_criterion
 from models.detector import build_detector
-from models.weights import load_backbone_weights, load_state_dict_strict
+from models.weights import load_backbone_weights, load_state_dict_strict, log_origin
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands; all of it goes into every checkpoint."""
-
-    epoch: int = 0
-    """The epoch in training, 0-based."""
-    batch_in_epoch: int = 0
-    """Micro-batches of that epoch already trained."""
-    step: int = 0
-    """Optimiser steps done."""
-    selection: Selection = Selection()
-    nonfinite_in_a_row: int = 0
-    train_seconds: float = 0.0
-    """Time spent in training steps, evaluation left out."""
 
 
 @dataclass
@@ -117,7 +101,9 @@ def build_run(
     optimizer = build_optimizer(model, optimizer_with_fusion(config, model))
     scaler = torch.amp.GradScaler(dist.device.type, enabled=amp_dtype is torch.float16 and config.scaler.enabled)
     ema = _build_ema(config, model)
-    position = Position() if checkpoint is None else _restore(checkpoint, ema, optimizer, scaler, resume)
+    position = Position()
+    if checkpoint is not None and resume is not None:
+        position = restore(checkpoint, resume, optimizer=optimizer, ema=ema, scaler=scaler, train_loader=train_loader)
 
     if dist.is_main:
         prepare_run_folder(folder, keep_existing=resume is not None)
@@ -254,6 +240,7 @@ def _load_weights(
         checkpoint = load_checkpoint(resume)
         check_classes(checkpoint, data.classes, resume)
         load_state_dict_strict(model, checkpoint["model"], source=resume)
+        log_origin(model, model.state_dict(), resume)
         return checkpoint
     if tuning is not None:
         start_from(model, config, data.classes, tuning)
@@ -262,45 +249,6 @@ def _load_weights(
         raise UserError("tuning_class_map: chooses rows of the weights to tune from, so it needs them: -t CKPT.")
     load_backbone_weights(model, config)
     return None
-
-
-def _restore(
-    checkpoint: dict[str, Any],
-    ema: ModelEma | None,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    path: Path | None,
-) -> Position:
-    """Optimiser, EMA, scaler and position from a checkpoint; weights alone cannot be resumed."""
-    missing = [key for key in ("optimizer", "last_epoch") if key not in checkpoint]
-    if missing:
-        raise UserError(
-            f"{path}: holds weights but no training state ({', '.join(missing)} missing), so it cannot be resumed. "
-            f"Start a new run from its weights with -t {path}."
-        )
-    configured = [group["initial_lr"] for group in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    except ValueError as error:
-        raise UserError(
-            f"{path}: its optimiser state does not fit optimizer.params of this config ({error}). Resume with the "
-            f"config the run was started with, or start a new run with -t {path}."
-        ) from error
-    resumed = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
-    if resumed != configured:
-        log.warning("learning rates of the resumed run are kept: %s (the config says %s)", resumed, configured)
-    if ema is not None and "ema" in checkpoint:
-        ema.load_state_dict(checkpoint["ema"])
-    if scaler.is_enabled() and "scaler" in checkpoint:
-        scaler.load_state_dict(checkpoint["scaler"])
-    return Position(
-        epoch=int(checkpoint["last_epoch"]) + 1,
-        batch_in_epoch=int(checkpoint.get("batch_in_epoch", 0)),
-        step=int(checkpoint.get("step", 0)),
-        selection=Selection.from_dict(checkpoint["selection"]) if "selection" in checkpoint else Selection(),
-        nonfinite_in_a_row=int(checkpoint.get("nonfinite_in_a_row", 0)),
-        train_seconds=float(checkpoint.get("train_seconds", 0.0)),
-    )
 
 
 def _wrap(model: nn.Module, dist: Distributed) -> nn.Module:

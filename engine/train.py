@@ -33,7 +33,8 @@ from engine.interrupt import StopSignal
 from engine.optim import set_learning_rates
 from engine.predictions import prediction_pictures, write_prediction_sheets
 from engine.results import write_results
-from engine.run import Position, Run, build_run, save
+from engine.resume import Position, restore
+from engine.run import Run, build_run, save
 from engine.schedule import step_seed
 from engine.selection import decide
 from models.criterion import WindowShare
@@ -343,15 +344,14 @@ def restart_from_stage_1(run: Run) -> None:
         log.info("stage 2: no best_stg1.pth yet, training goes on from the present weights")
         return
     checkpoint = load_checkpoint(path)
-    load_state_dict_strict(run.model, checkpoint["model"])
-    run.optimizer.load_state_dict(checkpoint["optimizer"])
-    if "scaler" in checkpoint and run.scaler.is_enabled():
-        run.scaler.load_state_dict(checkpoint["scaler"])
+    load_state_dict_strict(run.model, checkpoint["model"], source=path)
+    restore(
+        checkpoint, path, optimizer=run.optimizer, ema=run.ema, scaler=run.scaler, train_loader=run.train_loader
+    )  # but for the position: the counters go on
     restarts = run.position.selection.restarts
     if run.ema is not None:
-        run.ema.load_state_dict(checkpoint["ema"])
         ceiling = run.config.train_dataloader.collate_fn.ema_restart_decay
-        run.ema.decay = min(ceiling, run.config.ema.decay) - 1e-4 * restarts
+        run.ema.decay = max(min(ceiling, run.config.ema.decay) - 1e-4 * restarts, 0.0)
     log.info("stage 2: restarted from best_stg1.pth (restarts after failures: %d)", restarts)
 
 

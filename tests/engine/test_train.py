@@ -12,7 +12,8 @@ from data.errors import UserError
 from data.schedule import stage_starts
 from engine.config import load_config
 from engine.interrupt import StopSignal
-from engine.run import Position, build_run
+from engine.resume import Position
+from engine.run import build_run
 from engine.train import _shows_images, fit, out_of_memory
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import alone, assert_same_state, checkpoint, log_records, train_here
