@@ -202,10 +202,12 @@ class ImageIndex:
     """Finds the image that an annotation file means: the one at the very place, else the only one of its name."""
 
     def __init__(self, images: Iterable[Path], *, of_other_machines: bool = False) -> None:
-        """Args:
-        images: All that may be meant.
-        of_other_machines: Names belong to one file for the whole set: their last folders tell images of one name
-            apart, and they may be addresses, but no image is meant by the file's own name.
+        """Note where the images lie.
+
+        Args:
+            images: All that may be meant.
+            of_other_machines: Names are from one file for the whole set: their last folders tell images of one name
+                apart, and they may be addresses, but no image is meant by the file's own name.
         """
         self._of_other_machines = of_other_machines
         self._by_place: dict[str, list[Path]] = defaultdict(list)
