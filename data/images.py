@@ -123,6 +123,13 @@ def read_image(path: Path) -> tuple[PixelArray, ImageFacts]:
     return _read(path, 1, fast=False)
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file begins as an image does."""
+    with contextlib.suppress(Exception), Image.open(path):
+        return True
+    return False
+
+
 def has_pages(path: Path) -> bool:
     """Whether a file holds several pages or frames. False too for what cannot be read."""
     with contextlib.suppress(Exception), Image.open(path) as image:

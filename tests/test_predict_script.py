@@ -152,6 +152,7 @@ def test_videos(tiny: Path) -> None:
     for level in range(7):
         writer.write(np.full((64, 66, 3), 30 * level, np.uint8))
     writer.release()
+    shutil.copy(video, tiny / "clip")
     (tiny / "broken.mp4").write_bytes(b"nonsense")
     arguments = ("--score", "0", "--output-dir", "moving", "--max-frames", "5", "--tile", "48", "--batch-size", "3")
     outcome = run_here("clip.avi", "broken.mp4", *arguments, cwd=tiny)
@@ -160,6 +161,9 @@ def test_videos(tiny: Path) -> None:
     capture = cv2.VideoCapture(str(tiny / "moving/videos/clip.mp4"))
     shapes = [capture.read()[1].shape for _ in range(5)]
     assert shapes == [(64, 66, 3)] * 5 and not capture.read()[0] and capture.get(cv2.CAP_PROP_FPS) == 10
+    assert (
+        "Looked at 0 images and 5 video" in run_here("clip", "--max-frames", "5", "--output-dir", "bare", cwd=tiny).out
+    ), "by content"
     rows = read_table(tiny / "moving/videos/clip.csv")
     assert sorted({row["frame"] for row in rows}) == ["0", "1", "2", "3", "4"]
     assert {row["seconds"] for row in rows} == {"0", "0.1", "0.2", "0.3", "0.4"}

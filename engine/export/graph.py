@@ -124,7 +124,9 @@ def require_size(options: GraphOptions) -> None:
 
 def write_program(program: torch.export.ExportedProgram, path: Path) -> Path:
     """A `.pt2` file, for `torch.export.load(path).module()`."""
-    write_atomically(path, lambda file: torch.export.save(program, file), what="program")
+    content = io.BytesIO()  # into a file on a full disk, torch.export.save ends the process
+    torch.export.save(program, content)
+    write_atomically(path, lambda file: file.write(content.getbuffer()), what="program")
     return path
 
 

@@ -12,13 +12,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from data.errors import UNPRINTABLE, UserError, printable
-from data.images import IMAGE_SUFFIXES
+from data.images import IMAGE_SUFFIXES, is_image
+from engine.prediction.opencv_video import count_frames
 
 VIDEO_SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in ("mp4", "avi", "mov", "mkv", "m4v", "wmv", "mpg", "mpeg", "webm", "flv", "ogv", "mts", "m2ts", "3gp")
 )
 _STREAM = re.compile(r"(rtsps?|rtmps?|https?|udp|rtp|srt)://", re.IGNORECASE)
+_RESULTS = (".jpg", ".png", ".txt", ".csv", ".mp4", ".avi")
+"""What results end with: a folder of results does not."""
 _LONGEST_NAME_BYTES = 200
 """Of a part of a path, out of 255: room for what results add."""
 _RESERVED = frozenset(
@@ -184,7 +187,7 @@ def _named(found: Iterable[tuple[Path, str]], live: Iterable[int | str], skipped
     for path, name in once.values():
         unique = printable(name if uses[name] == 1 else path.as_posix())
         stem = _free_stem(name, stems)
-        if _kind(path) == "video":
+        if _kind(path) == "video" or (not path.suffix and not is_image(path) and count_frames(path)):
             videos.append(VideoSource(path, unique, stem))
         else:
             images.append(ImageSource(path, unique, stem))
@@ -204,7 +207,8 @@ def _address(url: str) -> str:
 def _free_stem(name: str, taken: set[str]) -> str:
     """`a/b.png` -> `a/b`, or `a/b_png`, `a/b_png_2`, ... where that is taken, in any case of letters: Windows."""
     path = Path(name)
-    stem = "/".join(safe_part(part) for part in (path.with_suffix("") if path.suffix else path).parts)
+    folders = [f"{safe_part(part)}{'_' * part.lower().endswith(_RESULTS)}" for part in path.parts[:-1]]
+    stem = "/".join([*folders, safe_part(path.stem)])
     plain = f"{stem}_{safe_part(path.suffix[1:20])}" if path.suffix else stem
     candidate, number = stem, 1
     while candidate.casefold() in taken:

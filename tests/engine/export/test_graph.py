@@ -179,6 +179,21 @@ def test_what_cannot_be_exported(tmp_path: Path, source: Source, monkeypatch: py
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of the size of files")
+def test_a_full_disk_does_not_end_the_process(tmp_path: Path) -> None:
+    import resource
+
+    program = torch.export.export(torch.nn.Linear(50, 50), (torch.ones(1, 50),))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match="Could not write program"):
+            graph.write_program(program, tmp_path / "a.pt2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_program_can_be_saved_and_run(source: Source, tmp_path: Path) -> None:
     written = export_checkpoint(source.path, ["torch_export"], output_dir=tmp_path)
     assert written[0].path == tmp_path / "model.pt2"

@@ -124,6 +124,10 @@ def test_odd_names(tmp_path: Path) -> None:
         (r"\u202egnp.exe.png", "_gnp.exe"),
         (odd[4], "ñ" * 100),
     ]
+    (tmp_path / "x.jpg").mkdir()
+    for name in ("x.png", "x.jpg/y.png"):
+        (tmp_path / name).touch()
+    assert {one.stem for one in find_sources([str(tmp_path)], recursive=True).images} >= {"x", "x.jpg_/y"}
     assert {one.stem for one in images.values()} >= {"n" * 200, "n" * 200 + "_png"}
     for arguments in (["x" * 5000], ["x\0y.png"], ["x" * 300 + "*.png"]):
         with pytest.raises(UserError, match="nothing to look at"):
