@@ -24,7 +24,7 @@ from data.errors import UserError
 log = logging.getLogger(__name__)
 
 # A file may be made to crash or to fill the memory of whoever reads it. What honest files need is far below these.
-MAX_JSON_BYTES = 16 * 2**20
+MAX_JSON_BYTES = 4 * 2**20
 _MAX_PICKLE_BYTES = 4 * 2**20
 _MAX_ITEMS = 1_000_000
 _MAX_DEPTH = 100

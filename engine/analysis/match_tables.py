@@ -148,7 +148,7 @@ _DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, MemoryError, RuntimeError),
     *(zlib.error, zipfile.BadZipFile),
 )
-_MOST_BYTES, _MOST_PER_BYTE = 512 * 2**20, 64
+_MOST_BYTES, _MOST_PER_BYTE = 128 * 2**20, 64
 _ARRAYS = ("image_ids", "class_starts", "scores", "images", "outcomes", "gt_counts")
 
 
