@@ -10,7 +10,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,8 @@ from data.errors import UserError
 from models.baselines import TorchvisionDetector, body_of
 from models.config import BaselineConfig, ModelConfig
 from models.detector import DEIM
-from models.dinov3_files import is_transformers_layout, original_names
 from models.text_fusion import PREFIX as FUSION_PREFIX
-from models.weight_files import is_state_dict, read_weight_file
+from models.weight_files import is_state_dict, is_transformers_layout, original_names, read_weight_file
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ _SOURCES = {
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_for_tuning` did not take from the file; everything else was copied."""
+    """What of a file does not fit a model; `load_for_tuning` copies everything else."""
 
     missing: tuple[str, ...]
     """In the model, not in the file: fresh weights."""
@@ -82,6 +81,11 @@ class LoadReport:
     """Another shape in the file (another class count, say): fresh weights. "key: found ..., expected ..."."""
     fresh_classes: int = 0
     """Classes of the model that are none of the file's: fresh rows in tensors that count as copied."""
+
+    def problems(self) -> list[str]:
+        """One line each; long lists are cut."""
+        missing = [f"{key}: missing in the file" for key in self.missing]
+        return cut([*self.mismatched, *missing, *(f"{key}: not in the model" for key in self.unexpected)])
 
     def log(self, source: Path) -> None:
         """Say it in the log, key by key."""
@@ -176,9 +180,12 @@ def load_vit(model: nn.Module, config: ModelConfig, tensors: Mapping[str, Tensor
     if not isinstance(model, DEIM):
         raise UserError(f"{source} is the backbone of a DEIMv2, the config describes a baseline (section Baseline).")
     name, vit = config.deimv2.backbone.name, model.backbone.vit
-    if is_transformers_layout(tensors):
-        tensors = original_names(tensors, vit.state_dict())
-    problems = _differences(vit.state_dict(), tensors).problems()
+    try:
+        if is_transformers_layout(tensors):
+            tensors = original_names(tensors, vit.state_dict())
+        problems = _differences(vit.state_dict(), tensors).problems()
+    except RuntimeError as error:  # q, k and v of shapes that do not go together
+        problems = [str(error)]
     if problems:
         raise UserError(
             f"{source} does not hold the weights of `{name}` as configured. Expected: {_SOURCES[name]}.", problems
@@ -315,7 +322,7 @@ def load_for_tuning(
     model.load_state_dict(fitting, strict=False)
     log_origin(model, fitting, source)
     fresh_classes = 0 if class_rows is None else (num_classes_of(own) or 0) - len(class_rows)
-    return LoadReport(report.missing, report.unexpected, report.mismatched, fresh_classes)
+    return replace(report, fresh_classes=fresh_classes)
 
 
 def num_classes_of(state_dict: Mapping[str, Tensor]) -> int | None:
@@ -346,29 +353,13 @@ def _rows_by_class(
     return mapped
 
 
-@dataclass(frozen=True)
-class _Differences:
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[str, ...]
-
-    def problems(self) -> list[str]:
-        """One line each; long lists are cut."""
-        lines = [
-            *self.mismatched,
-            *(f"{key}: missing in the file" for key in self.missing),
-            *(f"{key}: not in the model" for key in self.unexpected),
-        ]
-        return cut(lines)
-
-
 def weight_problems(module: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
     """Why weights cannot be loaded strictly into `module`, one line each; empty where they can."""
     return _differences(module.state_dict(), completed(state_dict, module.state_dict())).problems()
 
 
-def _differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> _Differences:
-    return _Differences(
+def _differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> LoadReport:
+    return LoadReport(
         missing=tuple(key for key in own if key not in found),
         unexpected=tuple(key for key in found if key not in own),
         mismatched=tuple(

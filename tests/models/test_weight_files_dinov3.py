@@ -11,8 +11,8 @@ import torch
 from data.errors import UserError
 from models.config import ViTShape
 from models.detector import DEIM
-from models.dinov3_files import original_names
 from models.vit import VisionTransformer
+from models.weight_files import original_names
 from models.weights import is_vit, load_vit
 from tests.support.models import tiny_config, tiny_model
 
@@ -71,3 +71,6 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="does not hold the weights of") as error:
         load_vit(model_with(swiglu=False), tiny_config(), tensors, f"-t {Path('x')}:")
     assert "blocks.0.attn.qkv.weight: found [32, 32], expected [96, 32]" in str(error.value)
+    tensors["layer.0.attention.q_proj.weight"] = torch.zeros(5, 5)
+    with pytest.raises(UserError, match=r"(?s)does not hold the weights of .*Sizes of tensors must match"):
+        load_vit(model_with(swiglu=False), tiny_config(), tensors, f"-t {Path('x')}:")
