@@ -172,14 +172,23 @@ def test_cautions(tmp_path: Path, no_plots: None) -> None:
     assert "joined under the label x have different configs: epoches" in notes
 
 
+BAD_YAML = {
+    "bomb": "a0: &a0 [1]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 20)),
+    "circular": "a: &a [*a]\n",
+    "deep": "a: " + "[" * 5000 + "]" * 5000,
+}
+
+
 def prepare_bad_runs(root: Path) -> None:
     write_run(root / "good")
     write_run(root / "other", truth=make_truth(seed=5))
     write_run(root / "test_split", split="test")
     (root / "empty").mkdir()
     (root / "a_file").touch()
-    for name in ("torn", "list", "keys", "no_tables", "torn_tables", "mixed", "other_ap"):
+    for name in ("torn", "list", "keys", "no_tables", "torn_tables", "mixed", "other_ap", *BAD_YAML):
         write_run(root / name)
+    for name, text in BAD_YAML.items():
+        (root / name / "config.yaml").write_text(text, encoding="utf-8")
     (root / "torn" / "results.json").write_text('{"metrics": {', encoding="utf-8")
     (root / "list" / "results.json").write_text("[1]", encoding="utf-8")
     change_results(root / "keys", gt_hash=..., num_images="many")
@@ -202,6 +211,7 @@ BAD_INPUTS: list[tuple[list[str], list[str]]] = [
     (["good", "torn_tables"], ["match_tables.npz: damaged, cut short or of another version"]),
     (["good", "mixed"], ["mixed: results.json and match_tables.npz are of different evaluations"]),
     (["good", "other_ap"], ["other_ap: results.json says AP 0.99, match_tables.npz gives 0."]),
+    (["good", "bomb", "circular", "deep"], [f"{name}/config.yaml" for name in BAD_YAML]),
     (["good", "good"], ["good: given twice; leave one out"]),
     (["good", "empty/../good"], ["given twice (also as good); leave one out"]),
     (["good", "test_split"], ["judged on different splits", "good: split val", "test_split: split test, 60 images"]),
