@@ -42,7 +42,8 @@ from engine.config import load_config  # noqa: E402
 from engine.distributed import cleanup, init_distributed  # noqa: E402
 from engine.interrupt import StopSignal  # noqa: E402
 from engine.run import Run, build_run  # noqa: E402
-from engine.train import BatchNormStatistics, timed, train_step, windows  # noqa: E402
+from engine.train import BatchNormStatistics, timed, train_step  # noqa: E402
+from engine.window import windows  # noqa: E402
 
 PARTS = ("wait", "prepare", "forward", "loss", "backward", "update")
 """`prepare`: copy to the device and the step's bookkeeping; `update`: clip, optimiser, EMA."""

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -78,8 +79,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, what: s
     Raises:
         UserError: Any fault of the file system, a full disk above all. The old file survives, the temporary is gone.
     """
-    # One fixed name: what a killed process left behind is overwritten by the next write instead of piling up.
-    temporary = path.with_name(path.name + ".tmp")
+    # Of this call alone: another process may be writing the same file. Cut, for names may have 255 bytes at most.
+    temporary = path.with_name(f"{path.name[:40]}.{uuid4().hex[:8]}.tmp")
     handled_by_caller = sys.exception()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

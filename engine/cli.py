@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+
+_DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def run_script(main: Callable[[], int | None]) -> int:
@@ -53,10 +56,12 @@ def run_script(main: Callable[[], int | None]) -> int:
             raise
         return _explain(explained)
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        name = str(error.filename)[:60]
-        return _explain(UserError(f"{name!r}...: no file or folder can have a name that long; shorten it"))
+        if error.errno == errno.ENAMETOOLONG:
+            name = str(error.filename)[:60]
+            return _explain(UserError(f"{name!r}...: no file or folder can have a name that long; shorten it"))
+        if error.errno in _DISK_FULL:
+            return _explain(UserError(f"{error}. Free some space; what was written before is kept."))
+        raise
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
@@ -73,7 +78,8 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def _explain(error: UserError) -> int:
     rank = os.environ.get("RANK", "0")
-    sys.stderr.write(f"error{'' if rank == '0' else f' (process {rank})'}: {error}\n")
+    with contextlib.suppress(OSError):  # stderr may be a file on a full disk; the exit code still tells
+        sys.stderr.write(f"error{'' if rank == '0' else f' (process {rank})'}: {error}\n")
     return EXIT_USER_ERROR
 
 

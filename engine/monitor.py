@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
 from data.batch import Batch
 from data.classes import ClassMap
 from engine.evaluate import EvalResult
-from engine.pictures import batch_pictures, grid
-from engine.run_folder import JsonLines
+from engine.pictures import Picture, batch_pictures, grid
+from engine.run_folder import GrowingFile, JsonLines
 
 LOG_EVERY_STEPS = 10
 _MAX_PICTURES = 8
@@ -35,8 +41,10 @@ class Monitor:
         total_epochs: int,
         steps_per_epoch: int,
         first_step: int,
+        evaluated: bool,
         log_every_steps: int,
         enabled: bool,
+        earlier_log: Path | None = None,
     ) -> None:
         self.enabled = enabled
         self._classes = classes
@@ -50,8 +58,10 @@ class Monitor:
         self._seconds_per_step = 0.0
         self._bar: tqdm[Any] | None = None
         if enabled:
-            self._lines = JsonLines(folder / "log.jsonl", first_step=first_step)
-            self._board = SummaryWriter(str(board_folder), purge_step=first_step or None)
+            self._lines = JsonLines(
+                folder / "log.jsonl", first_step=first_step, evaluated=evaluated, earlier=earlier_log
+            )
+            self._board = _Board(board_folder, first_step=first_step)
 
     def start_epoch(self, epoch: int, steps_done: int) -> None:
         """Open the epoch's progress bar."""
@@ -114,11 +124,11 @@ class Monitor:
         }
         self._lines.write(record)
         for key in ("loss", "grad_norm", "images_per_s", "data_wait_share", "memory_mb"):
-            self._board.add_scalar(f"train/{key}", record[key], step)
+            self._board.scalar(f"train/{key}", record[key], step)
         for key, value in record["losses"].items():
-            self._board.add_scalar(f"losses/{key}", value, step)
+            self._board.scalar(f"losses/{key}", value, step)
         for key, value in learning_rates.items():
-            self._board.add_scalar(f"learning_rate/{key}", value, step)
+            self._board.scalar(f"learning_rate/{key}", value, step)
         self._show(record, step)
         self._pending.clear()
         self._images, self._wait_seconds, self._since = 0, 0.0, time.perf_counter()
@@ -147,30 +157,64 @@ class Monitor:
         )
         for key, value in result.metrics.items():
             if value is not None:
-                self._board.add_scalar(f"val/{key}", value, step)
+                self._board.scalar(f"val/{key}", value, step)
         for name, row in result.per_class.items():
             if row["AP"] is not None:
-                self._board.add_scalar(f"val_per_class/{name}", row["AP"], step)
+                self._board.scalar(f"val_per_class/{name}", row["AP"], step)
         self._since = time.perf_counter()
 
     def training_images(self, batch: Batch, *, step: int) -> None:
         """A grid of training images with boxes, as the network sees them; the batch is still on the CPU."""
         if self.enabled:
             pictures = batch_pictures(batch, self._classes.names)[:_MAX_PICTURES]
-            self._board.add_image("training_images", grid(pictures), step, dataformats="HWC")
+            self._board.image("training_images", grid(pictures), step)
 
-    def prediction_images(self, pictures: Sequence[Any], *, step: int) -> None:
+    def prediction_images(self, pictures: Sequence[Picture], *, step: int) -> None:
         """Validation predictions beside the ground truth."""
         if self.enabled and pictures:
-            self._board.add_image("validation_predictions", grid(list(pictures)), step, dataformats="HWC")
+            self._board.image("validation_predictions", grid(pictures), step)
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Close the files."""
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):  # stderr may be a file on a full disk, too; that must not hide an error
+                self._bar.close()
         if self.enabled:
             self._lines.close()
             self._board.close()
+
+
+class _Board:
+    """TensorBoard's event file. torch's own writer works in a thread, whose errors nobody can catch.
+
+    Args:
+        folder: Gets a new event file.
+        first_step: What an earlier file has of later steps is not shown: they are trained again.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{uuid4().hex[:8]}"
+        self._file = GrowingFile(folder / name)
+        self._write(Event(file_version="brain.Event:2"))
+        if first_step:
+            self._write(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def scalar(self, key: str, value: float, step: int) -> None:
+        """One point of a curve."""
+        self._write(Event(step=step, summary=summary.scalar(key, value)))
+
+    def image(self, key: str, picture: Picture, step: int) -> None:
+        """One picture."""
+        self._write(Event(step=step, summary=summary.image(key, picture, dataformats="HWC")))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        self._file.write(record.getvalue())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _means(pending: Sequence[tuple[tuple[str, ...], Tensor, Tensor]]) -> dict[str, float]:

@@ -26,7 +26,7 @@ from engine.monitor import Monitor
 from engine.multimodal import finish_model, optimizer_with_fusion, prepare_texts
 from engine.optim import build_optimizer
 from engine.resume import Position, restore
-from engine.run_folder import prepare_run_folder, write_yaml
+from engine.run_folder import FolderLock, prepare_run_folder, write_yaml
 from engine.schedule import FlatCosine
 from engine.text_embeddings import store_embeddings
 from engine.tuning import start_from
@@ -60,7 +60,11 @@ class Run:
     amp_dtype: torch.dtype | None
     schedule: FlatCosine
     monitor: Monitor
+    lock: FolderLock | None
+    """Of the folder, in the main process."""
     position: Position
+    kept_nonfinite: bool = False
+    """Whether a step that was not finite has been kept for replay: the first one of this process."""
 
     @property
     def stop_epoch(self) -> int:
@@ -72,6 +76,14 @@ class Run:
     def judged_model(self) -> nn.Module:
         """The weights that are evaluated: the EMA's where there is one."""
         return self.ema.module if self.ema is not None else self.model
+
+    def close(self) -> None:
+        """Close the files, end the data workers and let other trainings into the folder."""
+        self.monitor.close()
+        self.train_loader.close()
+        self.val_loader.close()
+        if self.lock is not None:
+            self.lock.release(self.folder)
 
 
 def build_run(
@@ -105,8 +117,10 @@ def build_run(
     if checkpoint is not None and resume is not None:
         position = restore(checkpoint, resume, optimizer=optimizer, ema=ema, scaler=scaler, train_loader=train_loader)
 
+    elsewhere = resume is not None and resume.resolve().parent != folder.resolve()
+    lock = None
     if dist.is_main:
-        prepare_run_folder(folder, keep_existing=resume is not None)
+        lock = prepare_run_folder(folder, keep_existing=resume is not None and not elsewhere)
         write_yaml(folder / "config.yaml", config_to_dict(config))
         if texts is not None:
             store_embeddings(texts, config, data.classes, folder)
@@ -127,7 +141,16 @@ def build_run(
         scaler=scaler,
         amp_dtype=amp_dtype,
         schedule=_build_schedule(config, train_loader.steps_per_epoch),
-        monitor=_build_monitor(config, data, dist, folder, train_loader.steps_per_epoch, position),
+        monitor=_build_monitor(
+            config,
+            data,
+            dist,
+            folder,
+            train_loader.steps_per_epoch,
+            position,
+            earlier_log=resume.parent / "log.jsonl" if resume is not None and elsewhere else None,
+        ),
+        lock=lock,
         position=position,
     )
 
@@ -183,6 +206,7 @@ def _build_monitor(
     folder: Path,
     steps_per_epoch: int,
     position: Position,
+    earlier_log: Path | None,
 ) -> Monitor:
     return Monitor(
         folder,
@@ -191,8 +215,10 @@ def _build_monitor(
         total_epochs=config.epoches,
         steps_per_epoch=steps_per_epoch,
         first_step=position.step,
+        evaluated=position.batch_in_epoch == 0,
         log_every_steps=config.print_freq,
         enabled=dist.is_main,
+        earlier_log=earlier_log,
     )
 
 

@@ -1,7 +1,4 @@
-"""Training: build the parts, load, fit. The loop reads forward, loss, backward, clip, step, EMA.
-
-Legend: a window is the group of micro-batches that make one optimiser step (`accumulation_steps` of them).
-"""
+"""Training: build the parts, load, fit. The loop reads forward, loss, backward, clip, step, EMA."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.batch import Batch
 from data.errors import UserError
-from data.industrial_dataset import pixel_mean_std
 from data.schedule import stage_starts
 from engine.analysis.match_tables import MatchTables
 from engine.checkpoint import load_checkpoint
@@ -30,6 +25,7 @@ from engine.config import ExperimentConfig
 from engine.distributed import Distributed
 from engine.evaluate import evaluate
 from engine.interrupt import StopSignal
+from engine.nonfinite import keep_step
 from engine.optim import set_learning_rates
 from engine.predictions import prediction_pictures, write_prediction_sheets
 from engine.results import write_results
@@ -37,8 +33,7 @@ from engine.resume import Position, restore
 from engine.run import Run, build_run, save
 from engine.schedule import step_seed
 from engine.selection import decide
-from models.criterion import WindowShare
-from models.detector import normalize_images
+from engine.window import batch_losses, last_flags, window_shares, windows
 from models.weights import load_state_dict_strict
 
 log = logging.getLogger(__name__)
@@ -58,7 +53,7 @@ def train(
     Args:
         config: From `load_config`.
         dist: This process's place, from `init_distributed`.
-        folder: Run folder; an earlier run in it is moved aside unless `resume` is given.
+        folder: Run folder; an earlier run in it is moved aside unless it is the one that is resumed.
         resume: Checkpoint to go on from, exactly.
         tuning: Checkpoint or weights to start a new run from.
         text_cache: Folder in which several runs share their texts' vectors; None: the run folder alone.
@@ -73,8 +68,8 @@ def train(
         if resume is not None and resume.resolve().parent != folder.resolve():
             log.warning(
                 "resumed in another folder, %s: best.pth and best_stg1.pth of the run so far stay in %s, and the rest "
-                "starts without them; --output-dir %s goes on in place",
-                *(folder, resume.parent, resume.parent),
+                "starts without them; without --output-dir, -r %s goes on in place",
+                *(folder, resume.parent, resume),
             )
         try:
             fit(run, stop)
@@ -83,9 +78,7 @@ def train(
                 raise
             raise out_of_memory(run.config, error) from error
         finally:
-            run.monitor.close()
-            run.train_loader.close()
-            run.val_loader.close()
+            run.close()
 
 
 def fit(run: Run, stop: StopSignal) -> None:
@@ -137,7 +130,7 @@ def train_one_epoch(run: Run, epoch: int, stop: StopSignal) -> None:
             train_seconds=run.position.train_seconds + wait_seconds + time.perf_counter() - started,
         )
         if not step.update_finite:
-            report_nonfinite(run, epoch, step)
+            report_nonfinite(run, epoch, window, step)
         run.monitor.step(
             epoch=epoch,
             step=run.position.step,
@@ -177,19 +170,19 @@ class Step:
 
 def train_step(run: Run, epoch: int, window: list[Batch], statistics: BatchNormStatistics, stop: StopSignal) -> Step:
     """One optimiser step: forward, loss, backward, clip, step, EMA."""
-    device, step = run.dist.device, run.position.step
-    mean, std = pixel_mean_std(run.config)
+    step = run.position.step
     torch.manual_seed(step_seed(run.seed, step, run.dist.rank))
     set_learning_rates(run.optimizer, run.schedule.ratio_before(step))
     run.optimizer.zero_grad(set_to_none=True)
     statistics.keep()
     losses: dict[str, Tensor] = {}
-    for batch, share, is_last in zip(window, window_shares(run, window), last_flags(window), strict=True):
-        batch = batch.to(device)
+    shares = window_shares(run.config, run.dist, window)
+    for batch, share, is_last in zip(window, shares, last_flags(window), strict=True):
+        batch = batch.to(run.dist.device)
         with _sync_gradients(run, is_last):
-            with torch.autocast(device.type, dtype=run.amp_dtype, enabled=run.amp_dtype is not None):
-                outputs = run.wrapped(normalize_images(batch.images, mean, std), batch.targets)
-            terms = run.criterion(outputs, batch.targets, epoch=epoch, share=share)
+            terms = batch_losses(
+                run.wrapped, run.criterion, batch, run.config, epoch=epoch, share=share, amp_dtype=run.amp_dtype
+            )
             run.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
         for key, term in terms.items():
             losses[key] = losses[key] + term.detach() if key in losses else term.detach()
@@ -207,13 +200,6 @@ def train_step(run: Run, epoch: int, window: list[Batch], statistics: BatchNormS
     return Step(losses, grad_norm, loss_finite, update_finite, stopping, run.scaler.is_enabled())
 
 
-def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """Groups of `size` micro-batches; the last one of an epoch may be shorter."""
-    iterator = iter(batches)
-    while window := list(islice(iterator, size)):
-        yield window
-
-
 def timed(items: Iterable[list[Batch]]) -> Iterator[tuple[list[Batch], float]]:
     """Each item with the seconds spent waiting for it."""
     iterator = iter(items)
@@ -223,21 +209,6 @@ def timed(items: Iterable[list[Batch]]) -> Iterator[tuple[list[Batch], float]]:
         if item is None:
             return
         yield item, time.perf_counter() - started
-
-
-def last_flags(window: list[Batch]) -> list[bool]:
-    """False for every micro-batch but the last one of the window."""
-    return [False] * (len(window) - 1) + [True]
-
-
-def window_shares(run: Run, window: list[Batch]) -> list[WindowShare | None]:
-    """How the losses of each micro-batch are scaled, so that a window's sum is one large batch's loss."""
-    if run.config.accumulation_steps == 1:
-        return [None]
-    boxes = torch.full((), float(sum(batch.num_boxes for batch in window)), device=run.dist.device)
-    num_boxes = run.dist.mean(boxes).clamp(min=1.0)
-    images = sum(len(batch.targets) for batch in window)
-    return [WindowShare(num_boxes=num_boxes, image_share=len(batch.targets) / images) for batch in window]
 
 
 def agree(run: Run, sums: dict[str, Tensor], grad_norm: Tensor, stop: StopSignal) -> tuple[bool, bool, bool]:
@@ -274,8 +245,8 @@ class BatchNormStatistics:
             torch._foreach_copy_(self._live, self._kept)
 
 
-def report_nonfinite(run: Run, epoch: int, step: Step) -> None:
-    """Log a skipped step; stop after `max_nonfinite_steps` in a row.
+def report_nonfinite(run: Run, epoch: int, window: list[Batch], step: Step) -> None:
+    """Log a skipped step and keep the first one for replay; stop after `max_nonfinite_steps` in a row.
 
     Raises:
         UserError: The limit is reached. The weights are those before the first of these steps.
@@ -287,6 +258,10 @@ def report_nonfinite(run: Run, epoch: int, step: Step) -> None:
     found = ", ".join(bad) if bad else f"the gradient norm ({float(step.grad_norm)})"
     number, in_a_row = run.position.step, run.position.nonfinite_in_a_row
     log.warning("step %d of epoch %d skipped: not finite: %s (%d in a row)", number, epoch + 1, found, in_a_row)
+    if not run.kept_nonfinite and (bad or run.dist.is_main):  # a gradient is the same in every process
+        run.kept_nonfinite = True
+        path = keep_step(run, epoch, window, step.losses, step.grad_norm)
+        log.warning("the step is kept; to see where it begins: python train_deimv2.py --replay %s", path)
     if in_a_row >= run.config.max_nonfinite_steps:
         save(run, "last.pth")
         raise UserError(
@@ -311,13 +286,13 @@ def judge_epoch(run: Run, epoch: int) -> None:
     seconds = time.perf_counter() - started
     ap = result.metrics["AP"]
     decision = decide(run.position.selection, ap=0.0 if ap is None else ap, epoch=epoch, stop_epoch=run.stop_epoch)
-    log.info(
-        "epoch %d: AP %s, AP50 %s (best AP %.4f)",
-        epoch + 1,
-        ap,
-        result.metrics["AP50"],
-        decision.selection.top_ap,
-    )
+    if ap is None:
+        log.info("epoch %d: no AP, the validation split has no boxes", epoch + 1)
+    else:
+        best = decision.selection.top_ap
+        log.info("epoch %d: AP %.4f, AP50 %.4f (best AP %.4f)", epoch + 1, ap, result.metrics["AP50"], best)
+    # Before the checkpoints: a run that is killed among them evaluates again and replaces the record.
+    run.monitor.evaluation(result, epoch=epoch, step=run.position.step, seconds=seconds)
     run.position = replace(run.position, selection=decision.selection)
     if decision.write_stage1:
         save(run, "best_stg1.pth", finished_epoch=epoch)
@@ -326,7 +301,6 @@ def judge_epoch(run: Run, epoch: int) -> None:
         if run.dist.is_main:
             tables = MatchTables.of(GroundTruth.of(run.data.splits["val"]), result.detections)
             write_results(run.folder, result, tables, extra=run_facts(run, epoch))
-    run.monitor.evaluation(result, epoch=epoch, step=run.position.step, seconds=seconds)
     if run.dist.is_main and (decision.write_best or epoch + 1 == run.config.epoches):
         pictures = prediction_pictures(run.data.splits["val"], result.predictions, run.data.classes, count=8)
         run.monitor.prediction_images(pictures, step=run.position.step)

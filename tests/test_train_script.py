@@ -168,3 +168,38 @@ def test_ctrl_c_saves_the_position_and_exits_130(tmp_path: Path) -> None:
     assert b"Traceback" not in error
     state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
     assert state["step"] >= 10
+
+
+def test_a_run_goes_on_where_its_checkpoint_is_unless_told_otherwise(tiny: Path) -> None:
+    assert run_here("-c", "tiny.yml", "--output-dir", "a", cwd=tiny).code == 0
+    before = (tiny / "a" / "last.pth").read_bytes()
+    (tiny / "b").mkdir()
+    (tiny / "b" / "best.pth").write_text("of another run", encoding="utf-8")
+    resume = ("-c", "tiny.yml", "-r", "a/best_stg1.pth")
+    elsewhere = run_here(*resume, "--output-dir", "b", cwd=tiny)
+    assert elsewhere.code == 0 and "results in b" in elsewhere.err
+    kept = next(path for path in tiny.iterdir() if path.name.startswith("b."))
+    assert (kept / "best.pth").read_text(encoding="utf-8") == "of another run"
+    assert (tiny / "a" / "last.pth").read_bytes() == before
+    in_place = run_here(*resume, cwd=tiny)
+    assert in_place.code == 0 and "results in a" in in_place.err and not (tiny / "outputs").exists()
+    assert (tiny / "a" / "last.pth").read_bytes() != before, "the date in it tells that it was written again"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the worker in /proc")
+def test_a_second_training_is_refused_and_a_killed_worker_explained(tmp_path: Path) -> None:
+    write_tiny_data(tmp_path, num_train=32)
+    write_tiny_config(tmp_path)
+    arguments = ["-c", "tiny.yml", "--output-dir", "run", "-u", "epoches=50", "train_dataloader.num_workers=1"]
+    process = subprocess.Popen(
+        command("train_deimv2.py", arguments), cwd=tmp_path, env=script_environment(), stderr=subprocess.PIPE
+    )
+    wait_for_step(tmp_path / "run" / "log.jsonl", 10, process)
+    second = run_here(*arguments, cwd=tmp_path)
+    assert second.code == 2 and f"another training is running in it (process {process.pid} on " in second.err
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+    worker = next(pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(int(worker), signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2, error.decode()[-2000:]
+    assert b"error: A data worker was killed" in error and b"Traceback" not in error

@@ -12,7 +12,7 @@ from torch import nn
 from data.batch import Batch
 from engine.config import load_config
 from engine.run import build_run
-from engine.train import window_shares
+from engine.window import window_shares
 from models.detector import normalize_images
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import alone
@@ -21,7 +21,7 @@ from tests.support.training import alone
 def gradients(run: object, window: list[Batch], keys: tuple[str, ...]) -> torch.Tensor:
     """Gradient of the chosen losses over one window, as one vector."""
     run.model.zero_grad(set_to_none=True)
-    for batch, share in zip(window, window_shares(run, window), strict=True):
+    for batch, share in zip(window, window_shares(run.config, run.dist, window), strict=True):
         outputs = run.model(normalize_images(batch.images, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), batch.targets)
         losses = run.criterion(outputs, batch.targets, epoch=0, share=share)
         sum(loss for key, loss in losses.items() if key.startswith(keys)).backward()

@@ -1,6 +1,7 @@
 """What the scripts share: exit codes, messages, arguments, choice of the device."""
 
 import argparse
+import contextlib
 import logging
 import signal
 import subprocess
@@ -94,6 +95,16 @@ def test_a_killed_data_worker_is_explained_wherever_it_is_noticed(capsys: pytest
     killed = RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
     assert cli.run_script(_fail(killed)) == 2
     assert "error: A data worker was killed (DataLoader worker (pid 12)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_a_full_disk_under_the_output_is_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w", buffering=1, encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert cli.run_script(lambda: full.write("a line\n")) == 2
+        monkeypatch.setattr(sys, "stderr", sys.__stderr__)
+        with contextlib.suppress(OSError):
+            full.close()
 
 
 def test_faults_of_the_program_keep_their_traceback() -> None:

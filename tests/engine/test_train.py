@@ -2,19 +2,30 @@
 
 import json
 import math
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import engine.train as training
 from data.errors import UserError
 from data.schedule import stage_starts
+from engine.checkpoint import write_atomically
 from engine.config import load_config
 from engine.interrupt import StopSignal
+from engine.nonfinite import keep_step, replay
 from engine.resume import Position
-from engine.run import build_run
+from engine.run import Run, build_run
 from engine.train import _shows_images, fit, out_of_memory
+from models.decoder import DecoderLayer
+from tests.support.full_disk import full_disk
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import alone, assert_same_state, checkpoint, log_records, train_here
 
@@ -137,7 +148,10 @@ def test_resuming_in_another_folder_says_what_stays_behind(
     config, folder = finished
     with caplog.at_level("INFO"):
         train_here(config, tmp_path / "elsewhere", resume=folder / "last.pth")
-        assert f"--output-dir {folder} goes on in place" in caplog.text and "; not in this folder" in caplog.text
+        assert (
+            f"without --output-dir, -r {folder / 'last.pth'} goes on in place" in caplog.text
+            and "; not in this folder" in caplog.text
+        )
         caplog.clear()
         train_here(config, folder, resume=folder / "last.pth")
     assert "goes on in place" not in caplog.text and str(folder / "best.pth") in caplog.text
@@ -257,6 +271,199 @@ def test_too_many_non_finite_losses_stop_the_run(
         fit(run, stop)
     run.monitor.close()
     assert (tmp_path / "run" / "last.pth").is_file()
+
+
+def test_a_non_finite_step_is_kept_and_can_be_replayed(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one only; the replay names where the trouble begins."""
+    config, _ = finished
+    run = build_run(load_config(config, ["accumulation_steps=2"]), alone(), tmp_path / "run", resume=None, tuning=None)
+    healthy = {key: value.clone() for key, value in run.model.state_dict().items()}
+    part, weight = next((n, p) for n, p in run.model.named_parameters() if "decoder.layers.1.swish_ffn" in n)
+    with torch.no_grad():
+        weight.fill_(math.nan)
+    with StopSignal() as stop:
+        training.train_one_epoch(run, 0, stop)
+    run.close()
+    file = tmp_path / "run" / "nonfinite_step.pt"
+    kept = checkpoint(file)
+    assert kept["step"] == 0 and kept["epoch"] == 0 and len(kept["batches"]) == 2
+    assert len(kept["files"]) == 4 and not math.isfinite(kept["losses"]["loss_mal"])
+    text = replay(file, torch.device("cpu"))
+    assert f"step 1 of epoch 1, process 0; images: {', '.join(kept['files'])}" in text
+    assert f"first that is not finite: weight {part}" in text
+    kept["model"] = healthy
+    torch.save(kept, file)
+    assert "first that is not finite: nothing, on one cpu device" in replay(file, torch.device("cpu"))
+    forward = DecoderLayer.forward
+    monkeypatch.setattr(DecoderLayer, "forward", lambda *args: forward(*args) / 0)
+    found = "first that is not finite: output of decoder.decoder.layers.0 (DecoderLayer) (and "
+    assert found in replay(file, torch.device("cpu"))
+
+
+def test_a_replayed_step_has_the_losses_of_the_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """Denoising noise and BatchNorm included."""
+    config, _ = finished
+    run = build_run(load_config(config), alone(), tmp_path / "run", resume=None, tuning=None)
+    run.wrapped.train()
+    window = [next(iter(run.train_loader))]
+    statistics = training.BatchNormStatistics(run.model)
+    weights = [parameter.detach().clone() for parameter in run.model.parameters()]
+    with StopSignal() as stop:
+        losses = training.train_step(run, 0, window, statistics, stop).losses
+    statistics.restore()
+    with torch.no_grad():
+        torch._foreach_copy_(list(run.model.parameters()), weights)
+    run.position = replace(run.position, step=1)
+    text = replay(keep_step(run, 0, window, losses, torch.tensor(math.nan)), torch.device("cpu"))
+    run.close()
+    assert ", ".join(f"{key} {float(value):.4f}" for key, value in losses.items()) in text
+    assert "not finite then: grad_norm" in text
+
+
+@pytest.mark.parametrize("content", [{}, {"batches": 3}, {"batches": [{"images": 3}]}])
+def test_a_file_that_cannot_be_replayed(finished: tuple[Path, Path], tmp_path: Path, content: dict[str, Any]) -> None:
+    torch.save(checkpoint(finished[1] / "last.pth") | content, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x.pt: (holds no kept step|damaged)"):
+        replay(tmp_path / "x.pt", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_the_ema_follows_every_step_once_but_no_skipped_one(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation_steps: int
+) -> None:
+    config, _ = finished
+    overrides = [f"accumulation_steps={accumulation_steps}", "ema.decay=0.9"]
+    run = build_run(load_config(config, overrides), alone(), tmp_path / "run", resume=None, tuning=None)
+    original, calls = run.criterion.forward, 0
+
+    def poisoned(*args: object, **kwargs: object) -> dict[str, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        losses = original(*args, **kwargs)
+        return {key: value * math.nan for key, value in losses.items()} if calls == 2 else losses
+
+    monkeypatch.setattr(run.criterion, "forward", poisoned)
+    with StopSignal() as stop:
+        for epoch in range(2):
+            run.position = replace(run.position, batch_in_epoch=0)
+            training.train_one_epoch(run, epoch, stop)
+    training.save(run, "last.pth")
+    run.close()
+    assert calls == 4 * accumulation_steps and run.position.step == 4
+    assert run.ema is not None and run.ema.updates == 3
+    last = tmp_path / "run" / "last.pth"
+    resumed = build_run(load_config(config, overrides), alone(), tmp_path / "run", resume=last, tuning=None)
+    resumed.close()
+    assert resumed.ema is not None and resumed.ema.updates == 3 and resumed.ema.decay == run.ema.decay
+    for key, value in run.ema.module.state_dict().items():
+        assert torch.equal(value, resumed.ema.module.state_dict()[key]), key
+
+
+def test_only_a_trained_epoch_can_be_the_best(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No evaluation comes before an epoch's last step, in a new run or a resumed one."""
+    config, _ = finished
+    steps: list[int] = []
+    judge = training.judge_epoch
+
+    def watched(run: Run, epoch: int) -> None:
+        steps.append(run.position.step)
+        judge(run, epoch)
+
+    monkeypatch.setattr(training, "judge_epoch", watched)
+    folder = train_here(config, tmp_path / "run")
+    train_here(config, folder, resume=folder / "last.pth")
+    assert steps == [2, 4, 6]
+    best = checkpoint(folder / "best.pth")
+    assert best["step"] == 2 * (best["last_epoch"] + 1) > 0
+
+
+def test_the_history_of_the_metrics_survives_a_resume(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """In log.jsonl and TensorBoard, also of the step at which the run was stopped, and in another folder."""
+    config, _ = finished
+    folder = train_here(config, tmp_path / "run")
+    before = [record for record in log_records(folder) if "metrics" in record]
+    assert checkpoint(folder / "best_stg1.pth")["step"] == 2
+    for other in (tmp_path / "other", folder):
+        train_here(config, other, resume=folder / "best_stg1.pth")
+        after = [record for record in log_records(other) if "metrics" in record]
+        assert after[0] == before[0] and [record["step"] for record in after] == [2, 4, 6]
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("val/AP")] == [2, 4, 6]
+
+
+def _fill(folder: Path, disk: ExitStack) -> None:
+    disk.enter_context(full_disk(0))
+
+
+def _remove(folder: Path, disk: ExitStack) -> None:
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("accident", [_fill, _remove])
+def test_a_full_disk_or_a_removed_folder_is_one_message(
+    finished: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    accident: Callable[[Path, ExitStack], None],
+) -> None:
+    """Closing the files does not hide it, and neither empty nor half files stay."""
+    config, _ = finished
+    folder, original, steps = tmp_path / "run", training.set_learning_rates, 0
+    disk = ExitStack()
+
+    def count(optimizer: torch.optim.Optimizer, ratio: float) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            accident(folder, disk)
+        original(optimizer, ratio)
+
+    monkeypatch.setattr(training, "set_learning_rates", count)
+    with disk, pytest.raises(UserError, match=r"log.jsonl: could not be written"):
+        train_here(config, folder)
+    assert steps == 4
+    if accident is _fill:
+        assert all(path.stat().st_size and path.suffix != ".tmp" for path in folder.rglob("*") if path.is_file())
+        assert [record["step"] for record in log_records(folder)] == [1, 2, 2, 3]
+        assert checkpoint(folder / "last.pth")["step"] == 2
+
+
+@pytest.mark.parametrize("name", ["last.pth", "results.json", "predictions.png", "config.yaml"])
+def test_a_disk_that_is_full_when_a_file_is_due(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    config, _ = finished
+    folder, disk = tmp_path / "run", ExitStack()
+
+    def fill_before(path: Path, write: Callable[[BinaryIO], object], *, what: str) -> None:
+        if path.name == name:
+            disk.enter_context(full_disk(100))
+        write_atomically(path, write, what=what)
+
+    for module in ("checkpoint", "results", "pictures", "run_folder"):
+        monkeypatch.setattr(f"engine.{module}.write_atomically", fill_before)
+    with disk, pytest.raises(UserError, match=rf"Could not write .*{name}: File too large. No file was written"):
+        train_here(config, folder)
+    assert not list(folder.rglob("*.tmp")) and not (folder / name).exists()
+    assert all(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_log_says_numbers_with_four_decimals(
+    finished: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tiny_data(tmp_path, boxes=False)
+    with caplog.at_level("INFO"):
+        train_here(finished[0], tmp_path / "run")
+        number = r"\d\.\d{4}"
+        assert len(re.findall(rf"epoch \d: AP {number}, AP50 {number} \(best AP {number}\)", caplog.text)) == 3
+        caplog.clear()
+        train_here(write_tiny_config(tmp_path), tmp_path / "empty")
+    assert "epoch 3: no AP, the validation split has no boxes" in caplog.text and "None" not in caplog.text
 
 
 def test_out_of_memory_names_the_remedies_in_order(finished: tuple[Path, Path]) -> None:
