@@ -254,7 +254,7 @@ class VideoFile(AbstractContextManager["VideoFile"]):
             raise _unwritable(self._stem, error) from error
         for code, suffix in (("mp4v", ".mp4"), ("MJPG", ".avi")):
             self._path = self._stem.with_name(f"{self._stem.name}{suffix}")
-            self._temporary = self._stem.with_name(f"{self._stem.name}.tmp{suffix}")
+            self._temporary = self._stem.with_name(f"{self._stem.name}.{os.getpid()}.tmp{suffix}")
             with quiet_opencv(), opencv_path(self._temporary) as path:
                 writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*code), self._rate, self._size_wh)
             if writer.isOpened():

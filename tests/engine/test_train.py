@@ -440,10 +440,10 @@ def test_a_disk_that_is_full_when_a_file_is_due(
     config, _ = finished
     folder, disk = tmp_path / "run", ExitStack()
 
-    def fill_before(path: Path, write: Callable[[BinaryIO], object], *, what: str) -> None:
+    def fill_before(path: Path, write: Callable[[BinaryIO], object], **options: Any) -> None:
         if path.name == name:
             disk.enter_context(full_disk(100))
-        write_atomically(path, write, what=what)
+        write_atomically(path, write, **options)
 
     for module in ("checkpoint", "results", "pictures", "run_folder"):
         monkeypatch.setattr(f"engine.{module}.write_atomically", fill_before)
