@@ -11,8 +11,9 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
-    from engine.ablation.ablate import Ablation, ablate
-    from engine.ablation.answer import MODES
+    from analysis.ablate import Ablation, ablate
+    from analysis.ablation_answer import MODES
+    from analysis.labels import LANGUAGES
     from engine.cli import (
         add_config_argument,
         add_device_argument,
@@ -21,7 +22,6 @@ with leaving_quietly():
         setup_logging,
     )
     from engine.distributed import cleanup, init_distributed
-    from engine.reporting.labels import LANGUAGES
 
 
 def parse_arguments() -> argparse.Namespace:

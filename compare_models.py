@@ -7,10 +7,10 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
+    from analysis.compare import compare_runs
+    from analysis.compare_write import write_comparison
+    from analysis.labels import LANGUAGES
     from engine.cli import require_output_folder, run_script, setup_logging
-    from engine.comparison.compare import compare_runs
-    from engine.comparison.write import write_comparison
-    from engine.reporting.labels import LANGUAGES
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -7,6 +7,7 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
+    from analysis.evaluate import AnalysisOptions, evaluate_checkpoint
     from engine.cli import (
         add_config_argument,
         add_device_argument,
@@ -15,7 +16,6 @@ with leaving_quietly():
         setup_logging,
     )
     from engine.distributed import cleanup, init_distributed
-    from engine.evaluation_run import AnalysisOptions, evaluate_checkpoint
     from engine.results import format_results
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
+    from deploy.export import FORMATS, export_checkpoint
     from engine.cli import add_config_argument, add_overrides_argument, run_script, setup_logging
-    from engine.export.run import FORMATS, export_checkpoint
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -13,6 +13,9 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
+    from deploy.predict import DEFAULT_FORMS, PredictOptions, format_prediction, parse_forms, predict
+    from deploy.tiling import Tiling
+    from deploy.writers import FORMS
     from engine.cli import (
         EXIT_INTERRUPTED,
         add_config_argument,
@@ -22,9 +25,6 @@ with leaving_quietly():
         run_script,
         setup_logging,
     )
-    from engine.prediction.prediction_run import DEFAULT_FORMS, PredictOptions, format_prediction, parse_forms, predict
-    from engine.prediction.tiling import Tiling
-    from engine.prediction.writers import FORMS
 
 
 def parse_arguments() -> argparse.Namespace:

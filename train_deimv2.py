@@ -10,6 +10,7 @@ from data.signals import leaving_quietly
 with leaving_quietly():
     import yaml
 
+    from analysis.evaluate import evaluate_checkpoint
     from engine.cli import (
         add_amp_argument,
         add_config_argument,
@@ -21,7 +22,6 @@ with leaving_quietly():
     )
     from engine.config import ExperimentConfig, config_to_dict, load_config
     from engine.distributed import cleanup, init_distributed
-    from engine.evaluation_run import evaluate_checkpoint
     from engine.multimodal import Start
     from engine.nonfinite import replay
     from engine.results import format_results

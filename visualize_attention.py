@@ -7,11 +7,11 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
-    from engine.attention.capture import load_detector
-    from engine.attention.run import PARTS, ViewOptions, Visualisation, visualize
-    from engine.attention.score_run import score
-    from engine.attention.scoring import ScoreOptions
-    from engine.attention.sources import find_images
+    from attention.capture import load_detector
+    from attention.run import PARTS, ViewOptions, Visualisation, visualize
+    from attention.score_run import score
+    from attention.scoring import ScoreOptions
+    from attention.sources import find_images
     from engine.cli import (
         add_config_argument,
         add_device_argument,

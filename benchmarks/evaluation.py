@@ -24,15 +24,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script: the repository is not on the path
 
+from analysis.analyse import analyse  # noqa: E402
+from analysis.bootstrap import bootstrap  # noqa: E402
+from analysis.figures import write_figures  # noqa: E402
+from analysis.image_level import image_level  # noqa: E402
+from analysis.matching import MatchTables  # noqa: E402
+from analysis.overlaps import Overlaps  # noqa: E402
 from data.classes import ClassMap  # noqa: E402
-from engine.analysis.analyse import analyse  # noqa: E402
-from engine.analysis.bootstrap import bootstrap  # noqa: E402
-from engine.analysis.image_level import image_level  # noqa: E402
-from engine.analysis.match_tables import MatchTables  # noqa: E402
-from engine.analysis.overlaps import Overlaps  # noqa: E402
 from engine.coco_metrics import Detections, GroundTruth, coco_numbers  # noqa: E402
 from engine.evaluate import EvalResult  # noqa: E402
-from engine.reporting.figures import write_figures  # noqa: E402
 from engine.results import write_results  # noqa: E402
 
 Result = TypeVar("Result")

@@ -35,9 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script: the re
 
 from data.classes import ClassMap  # noqa: E402
 from data.errors import UserError  # noqa: E402
-from engine.cli import run_script  # noqa: E402
-from engine.config import load_config  # noqa: E402
-from engine.export.graph import (  # noqa: E402
+from deploy.graph import (  # noqa: E402
     GraphOptions,
     deployed_detector,
     example_inputs,
@@ -45,7 +43,9 @@ from engine.export.graph import (  # noqa: E402
     torch_program,
     write_onnx,
 )
-from engine.export.runtimes import Runner, agreement, onnx_runner, openvino_runner, torch_runner  # noqa: E402
+from deploy.runtimes import Runner, agreement, onnx_runner, openvino_runner, torch_runner  # noqa: E402
+from engine.cli import run_script  # noqa: E402
+from engine.config import load_config  # noqa: E402
 from engine.source import Source, load_source  # noqa: E402
 from models.detector import build_detector  # noqa: E402
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.analysis.analyse import analysis_to_json
-from engine.analysis.curves import thresholds_to_json
-from engine.analysis.match_tables import FILE_NAME as TABLES_NAME
-from engine.analysis.match_tables import MatchTables
-from engine.analysis.result import Analysis, Interval, Threshold
+from analysis.analyse import analysis_to_json
+from analysis.curves import thresholds_to_json
+from analysis.matching import FILE_NAME as TABLES_NAME
+from analysis.matching import MatchTables
+from analysis.result import Analysis, Interval, Threshold
 from engine.checkpoint import file_sha256, write_atomically
 from engine.coco_metrics import METRIC_NAMES
 from engine.evaluate import EvalResult

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from analysis.matching import MatchTables
 from data.batch import Batch
 from data.errors import UserError
 from data.schedule import stage_starts
-from engine.analysis.match_tables import MatchTables
 from engine.checkpoint import load_checkpoint
 from engine.coco_metrics import GroundTruth
 from engine.config import ExperimentConfig

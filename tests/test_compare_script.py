@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from engine.analysis.match_tables import FILE_NAME
+from analysis.matching import FILE_NAME
 from tests.support.comparison import WITH_NORMAL, change_results, make_cost, make_truth, write_run
 from tests.support.scripts import start_script
 
@@ -37,7 +37,7 @@ def read(folder: Path) -> Any:
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time."""
-    monkeypatch.setattr("engine.comparison.write.write_plots", lambda *arguments: [])
+    monkeypatch.setattr("analysis.compare_write.write_plots", lambda *arguments: [])
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.bootstrap import bootstrap
+from analysis.compare_runs import read_runs
+from analysis.matching import MatchTables
+from analysis.result import Analysis
 from data.classes import ClassMap
 from data.loader import build_eval_loader
 from data.splits import build_datasets
-from engine.analysis.bootstrap import bootstrap
-from engine.analysis.match_tables import MatchTables
-from engine.analysis.result import Analysis
 from engine.checkpoint import save_checkpoint
-from engine.comparison.runs import read_runs
 from engine.config import config_to_dict, load_config
 from engine.evaluate import evaluate
 from models.detector import build_detector
@@ -105,7 +105,7 @@ def test_analysis_options(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(lang)
         return []
 
-    monkeypatch.setattr("engine.reporting.figures.write_figures", figures)
+    monkeypatch.setattr("analysis.figures.write_figures", figures)
     chosen = ["--bootstrap", "7", "--confusion-iou", "0.3", "--confusion-score", "0.01", "--lang", "es", "--no-cost"]
     outcome = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "es", *chosen, cwd=tiny)
     assert outcome.code == 0, outcome.err
@@ -309,7 +309,7 @@ def test_out_of_memory_names_the_remedy(tiny: Path, monkeypatch: pytest.MonkeyPa
     def refuse(*args: object, **kwargs: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nand more")
 
-    monkeypatch.setattr("engine.evaluation_run.evaluate", refuse)
+    monkeypatch.setattr("analysis.evaluate.evaluate", refuse)
     outcome = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "big", *FAST, cwd=tiny)
     assert outcome.code == 2 and "-u val_dataloader.total_batch_size=1" in outcome.err
     assert "and more" not in outcome.err and not (tiny / "big").exists()

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from analysis.evaluate import AnalysisOptions, evaluate_checkpoint
 from data.classes import ClassMap
 from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
 from engine.distributed import Distributed
-from engine.evaluation_run import AnalysisOptions, evaluate_checkpoint
 from models.detector import build_detector
 from tests.support.scripts import start_script
 from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data

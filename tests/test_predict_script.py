@@ -21,15 +21,15 @@ from data.classes import ClassMap
 from data.errors import UNPRINTABLE, printable
 from data.loader import build_eval_loader
 from data.splits import build_datasets
+from deploy.detector import load_detector
+from deploy.found import Found
+from deploy.opencv_video import count_frames
+from deploy.sources import ImageSource, safe_name
+from deploy.thresholds import choose_thresholds
+from deploy.writers import ImageWriter
 from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
 from engine.evaluate import evaluate
-from engine.prediction.detector import load_detector
-from engine.prediction.found import Found
-from engine.prediction.opencv_video import count_frames
-from engine.prediction.sources import ImageSource, safe_name
-from engine.prediction.thresholds import choose_thresholds
-from engine.prediction.writers import ImageWriter
 from models.detector import build_detector
 from tests.support.scripts import start_script
 from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data

@@ -11,11 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from analysis.style import save_figure
+from attention.scoring import ScoreOptions
 from data.classes import ClassMap
-from engine.attention.scoring import ScoreOptions
 from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
-from engine.reporting.style import save_figure
 from models.detector import build_detector
 from tests.support.baselines import write_tiny_baseline
 from tests.support.scripts import start_script
@@ -71,7 +71,7 @@ def unpainted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
             path.touch()
         return paths
 
-    monkeypatch.setattr("engine.attention.run.save_figure", touch)
+    monkeypatch.setattr("attention.run.save_figure", touch)
     return drawn
 
 
@@ -198,7 +198,7 @@ def test_scoring_gets_what_was_asked_for(tiny: Path, monkeypatch: pytest.MonkeyP
         calls.append((arguments, options))
         return "the table"
 
-    monkeypatch.setattr("engine.attention.score_run.score", record)
+    monkeypatch.setattr("attention.score_run.score", record)
     chosen = [
         "--score",
         "7",

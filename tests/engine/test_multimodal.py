@@ -14,11 +14,11 @@ import torch.nn.functional as F
 
 import engine.multimodal as multimodal
 import engine.train as training
+from analysis.evaluate import AnalysisOptions, evaluate_checkpoint
 from data.errors import UserError
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.config import load_config
 from engine.evaluate import EvalResult, evaluate
-from engine.evaluation_run import AnalysisOptions, evaluate_checkpoint
 from engine.interrupt import StopSignal
 from engine.multimodal import Start, choose_start
 from engine.run import Run, build_run

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from analysis.analyse import analyse
+from analysis.matching import MatchTables
 from data.errors import UserError
-from engine.analysis.analyse import analyse
-from engine.analysis.match_tables import MatchTables
 from engine.coco_metrics import METRIC_NAMES, Detections, coco_numbers
 from engine.evaluate import EvalResult
 from engine.results import format_results, write_results

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import engine.train as training
+from analysis.evaluate import AnalysisOptions, evaluate_checkpoint
 from data.errors import UserError
 from engine.config import load_config
-from engine.evaluation_run import AnalysisOptions, evaluate_checkpoint
 from engine.interrupt import StopSignal
 from engine.run import build_run
 from engine.train import out_of_memory, train_step

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from engine.ablation.answer import TextFacts
-from engine.ablation.runs import Task
-from engine.ablation.zero_shot import ZeroShot
+from analysis.ablation_answer import TextFacts
+from analysis.ablation_runs import Task
+from analysis.zero_shot import ZeroShot
 from engine.config import ExperimentConfig
 from engine.text_embeddings import alike_pairs, class_similarity
 from models.text_encoder import RANDOM_WEIGHTS, TextEmbeddings

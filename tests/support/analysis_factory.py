@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.analysis.result import (
+from analysis.result import (
     ERROR_KINDS,
     Analysis,
     ClassAnalysis,

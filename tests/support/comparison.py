@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from analysis.matching import FILE_NAME, MatchTables
+from analysis.result import Cost, Latency
 from data.classes import ClassMap
-from engine.analysis.match_tables import FILE_NAME, MatchTables
-from engine.analysis.result import Cost, Latency
 from engine.coco_metrics import Detections, GroundTruth, coco_numbers
 
 CLASSES = ClassMap((1, 2), ("scratch", "dent & hole"))

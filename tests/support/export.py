@@ -40,6 +40,7 @@ def write_tiny_checkpoint(folder: Path, model: DEIM | None = None, **sections: A
         "checkpoint": "best.pth",
         "epoch": 5,
         "split": "val",
+        "gt_hash": "0123",
         "metrics": {"AP": 0.4567, "AP50": 0.7},
         "per_class": {"RAYONES": {"AP": 0.1234, "AP50": None, "num_gt": 12}},
     }

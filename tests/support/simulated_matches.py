@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.analysis.match_tables import AREA_RANGES_PX2, IGNORED, IOU_THRESHOLDS, TRUE_POSITIVE, MatchTables
+from analysis.matching import AREA_RANGES_PX2, IGNORED, IOU_THRESHOLDS, TRUE_POSITIVE, MatchTables
 
 
 def simulate(rng: np.random.Generator, num_images: int, *, skill: float = 1.0) -> MatchTables:

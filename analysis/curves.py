@@ -1,0 +1,111 @@
+"""Precision, recall and F1 against recall and against the score threshold, from match tables.
+
+Legend: K classes, M detections, D distinct scores, R = 101 recall points, S thresholds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.bootstrap import RECALL_POINTS
+from analysis.matching import IGNORED, IOU_THRESHOLDS, TRUE_POSITIVE, MatchTables
+from analysis.overlaps import BoolArray
+from analysis.result import FloatArray, IntArray, ScoreCurves, Threshold
+
+SCORE_THRESHOLDS: FloatArray = np.linspace(0.0, 1.0, 201)
+_T50, _T75 = 0, 5
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreCounts:
+    """What remains at IoU 0.5 when detections below a score are dropped, for every distinct score."""
+
+    scores: FloatArray
+    """[D], descending."""
+    hits: IntArray
+    """[D], true positives with at least this score."""
+    counted: IntArray
+    """[D], true and false positives with at least this score."""
+    num_gt: int
+
+
+def score_counts(tables: MatchTables, label: int | None) -> ScoreCounts:
+    """Of one class, or of all classes together (None)."""
+    rows = slice(0, len(tables)) if label is None else tables.rows(label)
+    outcomes, scores = tables.outcomes[0, _T50, rows], tables.scores[rows]
+    kept = outcomes != IGNORED
+    outcomes, scores = outcomes[kept], scores[kept]
+    order = np.argsort(-scores, kind="stable")
+    scores = scores[order]
+    last = np.flatnonzero(np.diff(scores, append=-np.inf))  # of each group of equal scores
+    hits = np.cumsum(outcomes[order] == TRUE_POSITIVE)
+    num_gt = tables.num_gt.sum() if label is None else tables.num_gt[label]
+    return ScoreCounts(scores[last], hits[last], last + 1, int(num_gt))
+
+
+def score_curves(counts: ScoreCounts, thresholds: FloatArray = SCORE_THRESHOLDS) -> ScoreCurves:
+    """Precision (NaN where nothing is left), recall and F1 (NaN without ground truth) at ascending thresholds [S]."""
+    kept = np.searchsorted(-counts.scores, -thresholds, side="right")
+    hits = np.concatenate([[0], counts.hits])[kept].astype(np.float64)
+    counted = np.concatenate([[0], counts.counted])[kept].astype(np.float64)
+    unknown = np.full(len(thresholds), np.nan)
+    precision = np.divide(hits, counted, out=unknown.copy(), where=counted > 0)
+    if counts.num_gt == 0:
+        return ScoreCurves(thresholds, precision, unknown, unknown)
+    return ScoreCurves(thresholds, precision, hits / counts.num_gt, 2 * hits / (counted + counts.num_gt))
+
+
+def best_threshold(counts: ScoreCounts) -> Threshold | None:
+    """The score with the best F1, the highest of several; None where nothing is hit."""
+    if counts.num_gt == 0 or not len(counts.hits) or counts.hits[-1] == 0:
+        return None
+    f1 = 2 * counts.hits / (counts.counted + counts.num_gt)
+    best = int(np.argmax(f1))
+    return Threshold(
+        score=float(counts.scores[best]),
+        f1=float(f1[best]),
+        precision=float(counts.hits[best] / counts.counted[best]),
+        recall=float(counts.hits[best] / counts.num_gt),
+    )
+
+
+def precision_at_recall(tables: MatchTables, label: int) -> FloatArray:
+    """COCO's interpolated precision [3, R] of one class at IoU 0.5, 0.75 and averaged over all thresholds; NaN
+    without ground truth."""
+    num_gt = int(tables.num_gt[label])
+    outcomes = tables.outcomes[0, :, tables.rows(label)]
+    curves = np.stack([interpolated_precision(row[row != IGNORED] == TRUE_POSITIVE, num_gt) for row in outcomes])
+    assert len(curves) == len(IOU_THRESHOLDS)
+    return np.stack([curves[_T50], curves[_T75], curves.mean(axis=0)])
+
+
+def interpolated_precision(hits: BoolArray, num_gt: int) -> FloatArray:
+    """Precision [R] at COCO's recall points; its mean is AP.
+
+    Args:
+        hits: [M], best detection first: is it a true positive?
+        num_gt: Boxes there are; NaN for 0.
+    """
+    if num_gt == 0:
+        return np.full(len(RECALL_POINTS), np.nan)
+    hit_rows = np.flatnonzero(hits)
+    found = np.arange(1, len(hit_rows) + 1)
+    envelope = np.maximum.accumulate((found / (hit_rows + 1))[::-1])[::-1]
+    first = np.searchsorted(found / num_gt, RECALL_POINTS, side="left")
+    return np.concatenate([envelope, [0.0]])[first]
+
+
+def thresholds_to_json(tables: MatchTables) -> dict[str, Any]:
+    """The best thresholds as results.json keeps them, where prediction finds them; null where nothing is hit."""
+
+    def entry(label: int | None) -> dict[str, float] | None:
+        best = best_threshold(score_counts(tables, label))
+        return None if best is None else best._asdict()
+
+    return {
+        "overall": entry(None),
+        "per_class": {name: entry(label) for label, name in enumerate(tables.names)},
+    }

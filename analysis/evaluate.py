@@ -1,0 +1,309 @@
+"""One evaluation of a checkpoint: load, judge, write. What `evaluate_deimv2.py` does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from analysis.analyse import analyse
+from analysis.cost import measure_cost
+from analysis.matching import MatchTables
+from analysis.overlaps import MIN_IOU
+from analysis.result import Analysis, Cost
+from data.coco import CocoSplit
+from data.config import loaders
+from data.errors import UserError
+from data.loader import build_eval_loader
+from data.splits import DataBundle, build_datasets
+from data.synthetic import ensure_dataset
+from engine.amp import choose_amp_dtype
+from engine.checkpoint import checkpoint_classes, checkpoint_config, file_sha256, load_checkpoint, model_state
+from engine.cli import require_output_folder
+from engine.coco_metrics import CocoNumbers, GroundTruth
+from engine.config import ExperimentConfig, config_to_dict
+from engine.distributed import Distributed
+from engine.evaluate import EvalResult, evaluate
+from engine.hub import hub_weights, output_parent
+from engine.judged_config import judged_config
+from engine.results import RESULTS_NAME, read_results, write_results
+from models.detector import build_detector
+from models.weights import load_state_dict_strict
+
+log = logging.getLogger(__name__)
+
+SplitName = Literal["train", "val", "test"]
+
+_FIGURES, _GALLERY, _REPORT = "figures", "gallery", "report.html"
+_QUESTION = {
+    "split": "split",
+    "gt_hash": "data",
+    "checkpoint": "checkpoint",
+    "checkpoint_sha256": "weights",
+    "config": "config",
+    "use_amp": "precision",
+    "nms_iou": "suppression",
+}
+"""Keys of results.json that say what was asked, and their names: a folder holds answers to one question."""
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """What to do with the detections once they are there.
+
+    Raises:
+        UserError: A number is out of its range; all of them at once.
+    """
+
+    lang: Literal["es", "en"] = "en"
+    """Of figures and report."""
+    samples: int = 1000
+    """Of the bootstrap; 0 for none."""
+    confusion_iou: float = 0.5
+    confusion_score: float | None = None
+    """None: the best score threshold of all classes together."""
+    report: bool = True
+    """Write figures, gallery and report.html."""
+    cost: bool = True
+    """Measure FLOPs, time and memory."""
+    nms_iou: float | None = None
+    """Of boxes of one class that overlap more, only the best is judged; None judges all, as the spec has it."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.samples < 0:
+            problems.append(f"--bootstrap {self.samples}: expected 0 (off) or more, e.g. 1000")
+        if not MIN_IOU <= self.confusion_iou < 1:
+            problems.append(f"--confusion-iou {self.confusion_iou:g}: expected {MIN_IOU:g} to below 1, e.g. 0.5")
+        if self.confusion_score is not None and not 0 <= self.confusion_score <= 1:
+            problems.append(f"--confusion-score {self.confusion_score:g}: expected 0 to 1, e.g. 0.5")
+        if self.nms_iou is not None and not 0 < self.nms_iou < 1:
+            problems.append(f"--nms {self.nms_iou:g}: expected an IoU between 0 and 1, e.g. 0.7")
+        if problems:
+            raise UserError("Options out of range:", problems)
+
+
+class Evaluation(NamedTuple):
+    """Outcome of `evaluate_checkpoint`."""
+
+    result: EvalResult
+    """Its detections are on rank 0 only."""
+    folder: Path
+    """Where the files are."""
+    analysis: Analysis | None
+    """On rank 0; None elsewhere."""
+    report: Path | None
+    """report.html, if written."""
+
+
+def evaluate_checkpoint(
+    path: Path,
+    dist: Distributed,
+    *,
+    config_path: Path | None = None,
+    overrides: Sequence[str] = (),
+    split: SplitName = "val",
+    output_dir: Path | None = None,
+    use_amp: bool = False,
+    options: AnalysisOptions | None = None,
+) -> Evaluation:
+    """Judge the EMA weights of a checkpoint on one split; write results.json, predictions.json, match_tables.npz and,
+    if wanted, figures, gallery and report.html.
+
+    Args:
+        path: The checkpoint; no other weight file is read.
+        dist: This process's place; all processes of a torchrun call together.
+        config_path: Config to use instead of the one in the checkpoint.
+        overrides: `a.b=c`, on top of either.
+        split: What to judge on.
+        output_dir: Where the files go; default `eval_<split>_<checkpoint>` beside the checkpoint, with suppression
+            `eval_<split>_<checkpoint>_nms`. A folder that holds another evaluation is left alone, see `_folder_for`.
+        use_amp: Mixed precision; default is float32, as the spec has it (section 9.4).
+        options: What to analyse and draw; None: everything.
+
+    Raises:
+        UserError: Bad input of any kind; nothing has been written then.
+    """
+    options = options or AnalysisOptions()
+    checkpoint = load_checkpoint(path)
+    config = judged_config(checkpoint, path, config_path, overrides)
+    suffix = "" if options.nms_iou is None else "_nms"
+    wanted = output_dir or output_parent(path) / f"eval_{split}_{path.stem.removeprefix('hf:')}{suffix}"
+    require_output_folder(wanted)
+    if split == "test":
+        _require_no_val_as_test(config)
+    if config.synthetic is not None and dist.is_main:
+        ensure_dataset(config.synthetic)
+    dist.barrier()
+    data = build_datasets(config, splits=(split,), classes=checkpoint_classes(checkpoint, path))
+    model = build_detector(config)
+    load_state_dict_strict(model, model_state(checkpoint), source=path)
+    facts = _facts(checkpoint, path, config, model, use_amp=use_amp) | {"nms_iou": options.nms_iou}
+    # With the config a comparison knows which evaluations are seeds of one model, wherever their folders are.
+    extra = {"config": json.loads(json.dumps(config_to_dict(config)))}
+    judged = {"split": split, "gt_hash": GroundTruth.of(data.splits[split]).fingerprint()}
+    folder = _folder_for(wanted, {**judged, **facts, **extra}) if dist.is_main else wanted
+    result = _detect_and_judge(model, data, config, dist, split, use_amp=use_amp, nms_iou=options.nms_iou)
+    if not dist.is_main:
+        return Evaluation(result, folder, None, None)
+    cost = _cost(model, config, dist.device, split, use_amp=use_amp) if options.cost else None
+    analysis, tables = _analyse(result, data.splits[split], options, cost, facts)
+    replaces = (folder / RESULTS_NAME).exists()
+    write_results(folder, result, tables, analysis=analysis, extra=extra)
+    if replaces:
+        _remove_pictures(folder)
+    report = _write_pictures(result, analysis, data.splits[split], folder, options.lang) if options.report else None
+    return Evaluation(result, folder, analysis, report)
+
+
+def _folder_for(wanted: Path, facts: Mapping[str, Any]) -> Path:
+    """`wanted`, or the folder beside it that is named after this question where `wanted` answers another one.
+
+    Args:
+        wanted: A folder that may exist.
+        facts: Of this evaluation, under the keys of results.json.
+    """
+    if not (wanted / RESULTS_NAME).exists():
+        return wanted
+    held = read_results(wanted / RESULTS_NAME)
+    question = {key: facts[key] for key in _QUESTION}
+    other = [what for key, what in _QUESTION.items() if key not in held or held[key] != question[key]]
+    if not other:
+        return wanted
+    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:8]
+    own = wanted.with_name(f"{wanted.name}_{digest}")
+    log.warning("%s holds another evaluation (of other %s); this one goes to %s", wanted, ", ".join(other), own)
+    return own
+
+
+def _remove_pictures(folder: Path) -> None:
+    """Of the evaluation before: all that is in a folder is of one evaluation."""
+    for name in (_FIGURES, _GALLERY):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / _REPORT).unlink(missing_ok=True)
+
+
+def _detect_and_judge(
+    model: nn.Module,
+    data: DataBundle,
+    config: ExperimentConfig,
+    dist: Distributed,
+    split: SplitName,
+    *,
+    use_amp: bool,
+    nms_iou: float | None,
+) -> EvalResult:
+    loader = build_eval_loader(
+        config,
+        data.splits[split],
+        data.classes,
+        which=split,
+        rank=dist.rank,
+        world_size=dist.world_size,
+        pin_memory=dist.device.type == "cuda",
+    )
+    try:
+        return evaluate(
+            model.to(dist.device),
+            loader,
+            classes=data.classes,
+            split=data.splits[split],
+            config=config,
+            device=dist.device,
+            amp_dtype=choose_amp_dtype(use_amp, dist.device),
+            nms_iou=nms_iou,
+        )
+    except torch.OutOfMemoryError as error:
+        section = "test_dataloader" if split == "test" else "val_dataloader"
+        raise UserError(
+            f"Out of memory: {str(error).splitlines()[0]}. Evaluate smaller batches with "
+            f"-u {section}.total_batch_size=1, or with --use-amp."
+        ) from error
+
+
+def _cost(model: nn.Module, config: ExperimentConfig, device: torch.device, split: SplitName, *, use_amp: bool) -> Cost:
+    loader = loaders(config)["val_dataloader" if split == "train" else f"{split}_dataloader"]
+    log.info("measuring the cost of the model (--no-cost skips this)")
+    return measure_cost(
+        model,
+        config,
+        device,
+        eval_batch=loader.batch_size or loader.total_batch_size or 1,
+        amp_dtype=choose_amp_dtype(use_amp, device),
+    )
+
+
+def _analyse(
+    result: EvalResult, split: CocoSplit, options: AnalysisOptions, cost: Cost | None, facts: Mapping[str, Any]
+) -> tuple[Analysis, MatchTables]:
+    return analyse(
+        GroundTruth.of(split),
+        result.detections,
+        split=result.split,
+        samples=options.samples,
+        confusion_iou=options.confusion_iou,
+        confusion_score=options.confusion_score,
+        cost=cost,
+        facts=facts,
+        numbers=CocoNumbers(result.metrics, result.metrics_defects, result.per_class),
+    )
+
+
+def _write_pictures(
+    result: EvalResult, analysis: Analysis, split: CocoSplit, folder: Path, lang: Literal["es", "en"]
+) -> Path:
+    """Figures, gallery and report.html; matplotlib is loaded only here."""
+    from analysis.figures import write_figures
+    from analysis.gallery import write_gallery
+    from analysis.report import write_report
+
+    figures = write_figures(analysis, folder / _FIGURES, lang)
+    pictures = write_gallery(analysis, split, result.predictions, folder / _GALLERY, lang)
+    return write_report(analysis, folder, lang=lang, figures=figures, gallery=pictures)
+
+
+def _val_data(config: ExperimentConfig) -> tuple[Path, Path, str]:
+    """What decides the boxes of the validation split."""
+    dataset = config.val_dataloader.dataset
+    return dataset.img_folder, dataset.ann_file, config.normal_boxes
+
+
+def _require_no_val_as_test(config: ExperimentConfig) -> None:
+    """Raise a UserError if the test split would be the validation split, by which the checkpoint was chosen."""
+    test, val = config.test_dataloader, config.val_dataloader
+    if test is None or config.allow_split_overlap:
+        return
+    if test.dataset.ann_file.resolve() == val.dataset.ann_file.resolve():
+        raise UserError(
+            f"--split test: test_dataloader.dataset.ann_file is {test.dataset.ann_file}, the validation split's file, "
+            "by which best.pth was chosen; its numbers are no test. Name the test split's file, or use --split val."
+        )
+
+
+def _facts(
+    checkpoint: Mapping[str, Any], path: Path, config: ExperimentConfig, model: nn.Module, *, use_amp: bool
+) -> dict[str, Any]:
+    """What results.json says of the model beside the metrics; null where the file does not tell (official ones)."""
+    last_epoch = checkpoint.get("last_epoch")
+    trained = checkpoint_config(checkpoint, path) if "config" in checkpoint else config
+    return {
+        "checkpoint": path.name,
+        "checkpoint_sha256": file_sha256(hub_weights(path)),
+        "own_val_data": _val_data(config) == _val_data(trained),
+        "input_size_hw": list(config.eval_spatial_size),
+        "weights": "model" if checkpoint.get("ema") is None else "ema",
+        "epoch": last_epoch + 1 if isinstance(last_epoch, int) else None,
+        "epochs": config.epoches,
+        "seed": checkpoint.get("seed"),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "train_seconds": checkpoint.get("train_seconds"),
+        "use_amp": use_amp,
+    }

@@ -1,0 +1,97 @@
+"""Is there any defect in this image? The question a factory asks first.
+
+Legend: I images, S thresholds, N bootstrap samples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from analysis.bootstrap import BootstrapResult, draw_weights
+from analysis.curves import SCORE_THRESHOLDS
+from analysis.overlaps import BoolArray, Overlaps
+from analysis.result import FloatArray, ImageLevel
+
+_CHUNK_SAMPLES = 128
+
+
+def image_level(
+    overlaps: Overlaps,
+    normal_label: int | None,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    thresholds: FloatArray = SCORE_THRESHOLDS,
+) -> ImageLevel:
+    """AUROC of "any defect", false alarms and misses per image.
+
+    An image is defective if it has a box of a class other than NORMAL, a crowd box too. Its score is that of its
+    best detection of such a class, wherever it is; 0 without any.
+
+    Args:
+        overlaps: Boxes of the split.
+        normal_label: The class NORMAL; None where there is none.
+        samples: Of the bootstrap over images, the same images as in `bootstrap`; 0 for no interval.
+        seed: Of the bootstrap.
+        thresholds: [S], ascending.
+    """
+    num_images = len(overlaps.image_ids)
+    defective = np.zeros(num_images, dtype=bool)
+    defective[overlaps.truth_images[overlaps.truth_labels != _number(normal_label)]] = True
+    rows = overlaps.labels != _number(normal_label)
+    best = np.zeros(num_images)
+    np.maximum.at(best, overlaps.images[rows], overlaps.scores[rows])
+    alarms = np.sort(overlaps.scores[rows & ~defective[overlaps.images]])
+    best_of_defective = np.sort(best[defective])
+    num_defective = int(defective.sum())
+    num_clean = num_images - num_defective
+    nothing = np.full(len(thresholds), np.nan)
+    point = _aurocs(best, defective, np.ones((num_images, 1)))[0]
+    false_alarms = len(alarms) - np.searchsorted(alarms, thresholds, side="left")
+    # At threshold 0 an image without any detection is still a miss.
+    missed = np.searchsorted(best_of_defective, np.maximum(thresholds, np.finfo(float).tiny), side="left")
+    return ImageLevel(
+        auroc=None if np.isnan(point) else float(point),
+        auroc_interval=BootstrapResult.interval(_bootstrap(best, defective, samples, seed)),
+        num_clean=num_clean,
+        num_defective=num_defective,
+        scores=thresholds,
+        false_alarms_per_clean_image=false_alarms / num_clean if num_clean else nothing,
+        miss_rate=missed / num_defective if num_defective else nothing,
+    )
+
+
+def _number(label: int | None) -> int:
+    return -1 if label is None else label
+
+
+def _bootstrap(best: FloatArray, defective: BoolArray, samples: int, seed: int) -> FloatArray:
+    """AUROC [N]; NaN where a resample has images of one sort only."""
+    rng = np.random.default_rng(seed)
+    parts = [np.empty(0)]
+    for start in range(0, samples if len(best) else 0, _CHUNK_SAMPLES):
+        weights = draw_weights(rng, len(best), min(_CHUNK_SAMPLES, samples - start))
+        parts.append(_aurocs(best, defective, weights))
+    return np.concatenate(parts)
+
+
+def _aurocs(best: FloatArray, defective: BoolArray, weights: FloatArray) -> FloatArray:
+    """Chance [N] that a defective image scores higher than a clean one, equal scores counted half (Mann-Whitney).
+
+    Args:
+        best: [I], scores.
+        defective: [I]
+        weights: [I, N], how often an image counts.
+    """
+    if not len(best):
+        return np.full(weights.shape[1], np.nan)
+    order = np.argsort(best, kind="stable")
+    weights, defective = weights[order], defective[order]
+    starts = np.flatnonzero(np.diff(best[order], prepend=-np.inf))  # of each group of equal scores
+    bad = np.add.reduceat(np.where(defective[:, None], weights, 0.0), starts, axis=0)
+    good = np.add.reduceat(np.where(defective[:, None], 0.0, weights), starts, axis=0)
+    below = np.cumsum(good, axis=0) - good
+    wins = (bad * (below + good / 2)).sum(axis=0)
+    pairs = bad.sum(axis=0) * good.sum(axis=0)
+    aurocs: FloatArray = np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return aurocs

@@ -1,0 +1,1 @@
+"""A trained detector at work: predictions on images and videos, exports to other runtimes."""

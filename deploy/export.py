@@ -1,0 +1,172 @@
+"""What `export_deimv2.py` does: load once, write every wanted format, check the graphs against PyTorch."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from data.errors import UserError
+from deploy.graph import (
+    GraphOptions,
+    deployed_detector,
+    example_inputs,
+    graph_metadata,
+    plain_detector,
+    require_packages,
+    require_size,
+    torch_program,
+    write_onnx,
+    write_openvino,
+    write_program,
+)
+from deploy.runtimes import (
+    Agreement,
+    Runner,
+    accelerated_runners,
+    agreement,
+    onnx_runner,
+    openvino_runner,
+    program_runner,
+    torch_runner,
+)
+from deploy.weights_out import write_hub_folder, write_official, write_safetensors
+from engine.cli import require_output_folder
+from engine.hub import output_parent
+from engine.source import Source, load_source
+from models.deploy import DeployedDetector
+
+log = logging.getLogger(__name__)
+
+Format = Literal["official", "safetensors", "hub", "torch_export", "onnx", "openvino"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+TOLERANCE = 1e-3
+"""Of scores, and of boxes over the image's longer side."""
+ACCELERATED_TOLERANCE = 1e-2
+"""Where TF32 or float16 round: 40 times what float16 changed in a trained network, and less than any wrong box."""
+_GRAPHS = {"torch_export", "onnx", "openvino"}
+_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One written format."""
+
+    format: Format
+    path: Path
+    agreement: Agreement | None
+    """With PyTorch; None for weights alone, or if the check was switched off."""
+
+
+def export_checkpoint(
+    path: Path,
+    formats: Sequence[Format],
+    *,
+    config_path: Path | None = None,
+    overrides: Sequence[str] = (),
+    output_dir: Path | None = None,
+    size_hw: tuple[int, int] | None = None,
+    dynamic_size: bool = False,
+    check: bool = True,
+    optimize: bool = True,
+) -> list[Exported]:
+    """Write a checkpoint in the given formats.
+
+    Args:
+        path: Ours, an official one (with `config_path`), or a hub folder or name.
+        formats: What to write; each once, in the order of `FORMATS`.
+        config_path: Config instead of the checkpoint's own.
+        overrides: `a.b=c`, on top of either.
+        output_dir: Default `export_<checkpoint>` beside the checkpoint.
+        size_hw: Input of the graphs; None: `eval_spatial_size`.
+        dynamic_size: The graphs take any size.
+        check: Run the graphs and compare them with PyTorch.
+        optimize: See `write_onnx`.
+
+    Raises:
+        UserError: Bad input of any kind, or a graph that detects something else than PyTorch.
+    """
+    folder = output_dir or output_parent(path) / f"export_{path.stem.removeprefix('hf:')}"
+    require_output_folder(folder)
+    for name in formats:
+        require_packages(*_PACKAGES.get(name, ()))
+    source = load_source(path, config_path, overrides)
+    options = GraphOptions(size_hw or source.config.eval_spatial_size, dynamic_size)
+    require_size(options)
+    written = []
+    writers: dict[Format, Callable[[], Path]] = {
+        "official": lambda: write_official(source, folder / f"{path.stem}_official.pth"),
+        "safetensors": lambda: write_safetensors(source, folder / "model.safetensors"),
+        "hub": lambda: write_hub_folder(source, folder / "hub"),
+    }
+    for name in FORMATS:
+        if name in formats and name in writers:
+            written.append(Exported(name, writers[name](), None))
+    if _GRAPHS & set(formats):
+        written += _write_graphs(source, set(formats) & _GRAPHS, folder, options, check=check, optimize=optimize)
+    return written
+
+
+def _write_graphs(
+    source: Source, formats: set[Format] | set[str], folder: Path, options: GraphOptions, *, check: bool, optimize: bool
+) -> list[Exported]:
+    program = torch_program(deployed_detector(source), options)
+    expected = plain_detector(source)
+    written: list[Exported] = []
+
+    def add(name: Format, path: Path, runner: Callable[[Path], Runner]) -> None:
+        found = check_against_torch(expected, runner(path), options, path) if check else None
+        written.append(Exported(name, path, found))
+
+    if "torch_export" in formats:
+        add("torch_export", write_program(program, folder / "model.pt2"), program_runner)
+    if formats & {"onnx", "openvino"}:
+        with tempfile.TemporaryDirectory() as temporary:
+            onnx_folder = folder if "onnx" in formats else Path(temporary)
+            metadata = graph_metadata(source, options)
+            onnx_path = write_onnx(program, onnx_folder / "model.onnx", metadata, optimize=optimize)
+            if "onnx" in formats:
+                add("onnx", onnx_path, onnx_runner)
+                for name, runner in (accelerated_runners(onnx_path) if check else {}).items():
+                    what = f"{onnx_path} with ONNX Runtime's {name}"
+                    check_against_torch(expected, runner, options, what, ACCELERATED_TOLERANCE)
+            if "openvino" in formats:
+                add("openvino", write_openvino(onnx_path, folder / "model.xml"), openvino_runner)
+    return written
+
+
+def check_against_torch(
+    detector: DeployedDetector, runner: Runner, options: GraphOptions, what: object, tolerance: float = TOLERANCE
+) -> Agreement:
+    """Run both on one and on three images, with a dynamic size also on another size, and compare.
+
+    Args:
+        detector: The model as it was trained (`plain_detector`), so that the deploy form is checked with the graph.
+        runner: Of the graph.
+        options: What the graph accepts.
+        what: The graph, for the message.
+        tolerance: Of scores and boxes.
+
+    Raises:
+        UserError: They differ by more than `tolerance`.
+    """
+    height, width = options.size_hw
+    cases = [(1, options.size_hw), (3, options.size_hw)]
+    if options.dynamic_size:
+        cases.append((2, (height + 32, width + 64)))
+    worst = Agreement(0.0, 0.0, 0)
+    for seed, (batch, size_hw) in enumerate(cases):
+        inputs = example_inputs(size_hw, batch, seed=seed + 1)
+        found = agreement(torch_runner(detector)(*inputs), runner(*inputs), inputs[1], tolerance=tolerance)
+        worst = Agreement(max(worst.score, found.score), max(worst.box, found.box), worst.unmatched + found.unmatched)
+    if not worst.within(tolerance):
+        raise UserError(
+            f"{what}: detects something else than PyTorch: scores differ by up to {worst.score:.2g}, boxes by "
+            f"{worst.box:.2g} of the image's side (allowed: {tolerance:g}), {worst.unmatched} detections are missing. "
+            "Do not use it; please report this with the versions of torch, onnx and the runtime (--no-check "
+            "writes it regardless)."
+        )
+    return worst

@@ -1,1 +1,0 @@
-"""Does text help? One phase 1, several modes of text fusion, several seeds: what `ablate_text.py` does."""

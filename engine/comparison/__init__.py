@@ -1,1 +1,0 @@
-"""Models side by side: what `compare_models.py` does."""

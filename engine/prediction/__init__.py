@@ -1,1 +1,0 @@
-"""A trained detector on images, videos and cameras: sources, tiles, thresholds, files."""

@@ -1,0 +1,260 @@
+"""From simulated runs to verdicts, and the files that tell them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.ablation_answer import MODES, Answer, answer, judge
+from analysis.ablation_sentences import notes_of, sentences_of, short_verdict
+from analysis.ablation_statistics import Effect
+from analysis.ablation_texts import texts_of
+from analysis.ablation_write import answer_tables, answer_to_json, write_answer
+from analysis.result import Interval
+from analysis.zero_shot import Accuracy, ZeroShot
+from data.errors import UserError
+from engine.config import ExperimentConfig, load_config
+from models.config import FusionConfig
+from tests.support.ablation import QUALITY, facts, tasks_of, write_runs
+from tests.support.configs import CONFIGS
+
+SAMPLES = 200
+ZERO_SHOT = ZeroShot(
+    overall=Accuracy(40, 20, 30, 0.75, Interval(0.53, 0.89)),
+    mean_of_classes=0.7,
+    per_class={
+        "scratch": Accuracy(30, 18, 24, 0.8, Interval(0.6, 0.9)),
+        "dent & hole": Accuracy(10, 5, 6, 0.6, Interval(0.2, 0.9)),
+    },
+    largest_class_share=0.75,
+)
+
+
+@pytest.fixture(scope="module")
+def config() -> ExperimentConfig:
+    return load_config(CONFIGS / "quickstart_multimodal.yml")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    write_runs(folder, QUALITY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(runs: Path, config: ExperimentConfig) -> Answer:
+    return answer(tasks_of(runs, config, list(QUALITY)), facts(), samples=SAMPLES, progress=False)
+
+
+def mode(found: Answer, name: str) -> Any:
+    return next(result for result in found.modes if result.mode == name)
+
+
+def test_modes_are_the_config_s() -> None:
+    assert set(MODES) == set(FusionConfig.model_fields["mode"].annotation.__args__)
+
+
+def test_verdicts(found: Answer) -> None:
+    verdicts = {result.mode: (result.judgement.verdict, result.judgement.reason) for result in found.modes}
+    assert verdicts == {
+        "cosine": ("helps", None),
+        "concat": ("no_difference", None),
+        "cross_attention": ("hurts", None),
+        "learned": (None, "control"),
+        "random": (None, "control"),
+        "none": (None, "reference"),
+    }
+    assert mode(found, "cosine").judgement.texts == "helps"
+    assert mode(found, "concat").judgement.texts is None, "learned has another head"
+    assert found.seeds == [0, 1, 2] and found.num_images == 60
+
+
+def test_numbers_are_those_of_the_runs(found: Answer, runs: Path) -> None:
+    def aps(name: str) -> list[float]:
+        files = [runs / f"{name}_seed{seed}" / "results.json" for seed in range(3)]
+        return [json.loads(file.read_text(encoding="utf-8"))["metrics"]["AP"] for file in files]
+
+    result = mode(found, "cosine")
+    assert result.metrics["AP"].value == pytest.approx(np.mean(aps("cosine")))
+    assert result.metrics["AP"].sd == pytest.approx(np.std(aps("cosine"), ddof=1))
+    for reference in ("none", "learned"):
+        assert result.against[reference]["AP"].per_seed == pytest.approx(np.subtract(aps("cosine"), aps(reference)))
+    assert set(mode(found, "learned").against) == {"none"} and not mode(found, "none").against
+    assert set(result.per_class_ap) == {"scratch", "dent & hole"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"real": False}, "random_weights"),
+        ({"num_seeds": 2}, "few_seeds"),
+        ({"against": {}}, "no_reference"),
+        ({"against": {"none": Effect(None, (), None, None, None)}}, "no_boxes"),
+    ],
+)
+def test_no_verdict_without_grounds(changes: dict[str, Any], reason: str) -> None:
+    good = Effect(0.1, (0.1,) * 3, 0.0, Interval(0.05, 0.15), Interval(0.05, 0.15))
+    arguments: dict[str, Any] = {"against": {"none": good}, "num_seeds": 3, "real": True, "control_head": "cosine"}
+    assert judge("cosine", **arguments).verdict == "helps"
+    judged = judge("cosine", **{**arguments, **changes})
+    assert judged.verdict is None and judged.reason == reason
+
+
+def test_a_missing_run_is_an_error(found: Answer, runs: Path, config: ExperimentConfig) -> None:
+    with pytest.raises(UserError, match="cosine_seed7: no such folder"):
+        answer(tasks_of(runs, config, ["none", "cosine"], [0, 7]), None, samples=SAMPLES, progress=False)
+
+
+def test_sentences(found: Answer) -> None:
+    english = {sentence.split()[0].rstrip(":"): sentence for sentence in sentences_of(found, "en")}
+    assert set(english) == set(QUALITY) - {"none"}
+    number = r"[+-]0\.\d{3} \[[+-]0\.\d{3}, [+-]0\.\d{3}\]"
+    assert re.fullmatch(
+        rf"cosine helps: AP {number} against none\. It is also better than learned, .*\({number}\).*adds something\.",
+        english["cosine"],
+    )
+    other_head = rf"Against learned: {number}, but that has the head cosine, .*control_head=cross_attention .*"
+    assert re.fullmatch(rf"cross_attention hurts: AP {number} against none\. {other_head}", english["cross_attention"])
+    assert re.match(rf"concat: no difference shown: AP {number} against none\. Against learned: ", english["concat"])
+    assert re.fullmatch(rf"learned \(control\): AP {number} against none\.", english["learned"])
+    spanish = sentences_of(found, "es")
+    assert spanish[0].startswith("cosine ayuda: AP +0,") and "; +0," in spanish[0]
+
+
+def test_sentences_without_a_verdict(found: Answer) -> None:
+    for reason in ("random_weights", "few_seeds", "no_reference", "no_boxes"):
+        for lang, start in (("en", "cosine: no verdict. "), ("es", "cosine: sin veredicto. ")):
+            result = mode(found, "cosine")
+            judgement = dataclasses.replace(result.judgement, verdict=None, reason=reason)
+            changed = dataclasses.replace(found, modes=[dataclasses.replace(result, judgement=judgement)])
+            (sentence,) = sentences_of(changed, lang)
+            assert sentence.startswith(start)
+            assert short_verdict(judgement, texts_of(lang)).startswith(start[8:-2])
+
+
+@pytest.mark.parametrize(
+    ("low", "texts", "sentence"),
+    [
+        (0.05, "helps", "It is also better than learned, "),
+        (-0.1, "no_difference", "Against learned, the same head with free vectors, no difference is shown "),
+        (-0.3, "hurts", "It is worse than learned, "),
+        (None, None, "Mode learned was not run, "),
+    ],
+)
+def test_a_gain_is_of_the_texts_only_if_learned_lacks_it(
+    found: Answer, low: float | None, texts: str | None, sentence: str
+) -> None:
+    against = {"none": effect_of(0.05)} | ({} if low is None else {"learned": effect_of(low)})
+    judged = judge("cosine", against, num_seeds=3, real=True, control_head="cosine")
+    assert (judged.verdict, judged.texts) == ("helps", texts)
+    result = dataclasses.replace(
+        mode(found, "cosine"), judgement=judged, against={name: {"AP": one} for name, one in against.items()}
+    )
+    (english,) = sentences_of(dataclasses.replace(found, modes=[result]), "en")
+    assert f" against none. {sentence}" in english
+
+
+def effect_of(low: float) -> Effect:
+    """With an interval of 0.2 from `low` on."""
+    return Effect(low + 0.1, (low + 0.1,) * 3, 0.0, None, Interval(low, low + 0.2))
+
+
+def test_notes(found: Answer) -> None:
+    notes = "\n".join(notes_of(found, "en"))
+    assert "3 modes are compared with none, each at 95 %" in notes and "about 14 % of all such" in notes.replace(
+        "\u00a0", " "
+    )
+    assert "the encoder reads text only" in notes and "some encoder sha256:0123, language en" in notes
+    assert "CAUTION" not in notes
+    changed = dataclasses.replace(
+        found,
+        texts=facts(real=False, alike=True, no_zero_shot="the hub is down"),
+        modes=[mode(found, "cosine")],
+        seeds=[0],
+    )
+    for lang, caution in (("en", "CAUTION"), ("es", "ATENCIÓN")):
+        notes = notes_of(changed, lang)
+        assert [note.startswith(caution) for note in notes[:5]] == [True, True, True, False, True]
+        text = "\n".join(notes)
+        assert "(random weights)" in notes[0] and "scratch / dent & hole" in notes[4] and "the hub is down" in text
+    nothing = notes_of(dataclasses.replace(found, texts=None), "en")
+    assert any(note.startswith("No mode that reads texts was run") for note in nothing)
+    no_boxes = notes_of(dataclasses.replace(found, texts=facts(no_zero_shot="no_boxes")), "en")
+    assert no_boxes[-1] == "No text-only scores: the split has no boxes."
+
+
+def test_tables(found: Answer) -> None:
+    shown = dataclasses.replace(found, texts=facts(zero_shot=ZERO_SHOT, no_zero_shot=None))
+    tables = answer_tables(shown, "en")
+    assert list(tables) == ["modes", "differences", "classes", "similarity", "zero_shot"]
+    rows = {row[0]: row for row in tables["modes"].rows}
+    assert [rows[name][-1] for name in ("cosine", "concat", "cross_attention", "learned", "none")] == [
+        "helps",
+        "no difference shown",
+        "hurts",
+        "control",
+        "reference",
+    ]
+    assert tables["modes"].columns[:4] == ["Mode", "Seeds", "AP", "AP50"]
+    assert "AP minus none" in tables["modes"].columns and "AP minus learned" in tables["modes"].columns
+    assert [row[0] for row in tables["zero_shot"].rows] == [
+        "scratch",
+        "dent & hole",
+        "all boxes",
+        "mean of the classes",
+    ]
+    assert "0.75 [0.53, 0.89]" in tables["zero_shot"].to_markdown("en").replace("0.750", "0.75")
+    assert len(tables["differences"].rows) == 3 * (4 * 2 + 1)
+
+
+def test_files_in_both_languages(found: Answer, tmp_path: Path) -> None:
+    (tmp_path / "ablation_zero_shot.csv").write_text("of an earlier writing", encoding="utf-8")
+    markdown = write_answer(found, tmp_path, "es")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "ablation.csv",
+        "ablation.json",
+        "ablation.md",
+        "ablation.tex",
+        "ablation_classes.csv",
+        "ablation_differences.csv",
+        "ablation_similarity.csv",
+        "text_similarity.pdf",
+        "text_similarity.png",
+    ]
+    assert markdown.startswith("# ¿Ayuda el texto?") and "no se muestra diferencia" in markdown
+    assert (tmp_path / "ablation.md").read_text(encoding="utf-8") == markdown
+    content = json.loads((tmp_path / "ablation.json").read_text(encoding="utf-8"))
+    assert content["modes"][0]["verdict"] == "helps" and content["modes"][3]["no_verdict"] == "control"
+    low, high = content["modes"][0]["differences"]["none"]["AP"]["interval"]
+    assert 0 < low < content["modes"][0]["differences"]["none"]["AP"]["difference"] < high
+    table = csv.reader(io.StringIO((tmp_path / "ablation.csv").read_text(encoding="utf-8-sig")), delimiter=";")
+    head, first, *_ = table
+    assert head[:2] == ["Modo", "Semillas"] and first[:2] == ["cosine", "3"] and "," in first[2]
+    latex = (tmp_path / "ablation.tex").read_text(encoding="utf-8")
+    assert latex.count(r"\begin{tabular}") == 4 and r"cross\_attention" in latex and "dent \\& hole" in latex
+    english = write_answer(dataclasses.replace(found, texts=None), tmp_path, "en")
+    assert english.startswith("# Does text help?") and not list(tmp_path.glob("text_similarity.*"))
+
+
+def test_every_text_is_used_and_filled(found: Answer) -> None:
+    shown = dataclasses.replace(found, texts=facts(zero_shot=ZERO_SHOT, no_zero_shot=None))
+    for lang in ("en", "es"):
+        tables = answer_tables(shown, lang)
+        text = "\n".join(
+            [
+                *sentences_of(shown, lang),
+                *notes_of(shown, lang),
+                *(table.to_markdown(lang) for table in tables.values()),
+            ]
+        )
+        assert not re.search(r"\{[a-z_]*\}|None|nan", text)
+        assert answer_to_json(shown, lang)["texts"]["zero_shot"]["overall"]["correct"] == 30

@@ -1,0 +1,166 @@
+"""The whole analysis: gallery and sizes, what it agrees with, and JSON for every corner case."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from analysis.analyse import analyse, analysis_to_json
+from analysis.bootstrap import bootstrap
+from analysis.curves import thresholds_to_json
+from analysis.errors import classify_errors
+from analysis.findings import GALLERY_SIZE, gallery, size_histogram
+from analysis.matching import MatchTables
+from analysis.overlaps import Overlaps
+from analysis.result import Analysis, Cost, Finding, Latency
+from data.classes import ClassMap
+from engine.coco_metrics import METRIC_NAMES, Detections, GroundTruth, coco_numbers
+from tests.support.coco_reference import CLASSES, random_case, reference_stats
+from tests.support.scenes import Box, scene
+
+A: Box = (10, 10, 20, 20)
+BIG: Box = (50, 50, 100, 100)
+
+
+def findings(boxes, detections, *, score=0.3, **options) -> list[Finding]:  # type: ignore[no-untyped-def]
+    truth, found = scene(boxes, detections, **options)
+    overlaps = Overlaps.of(truth, found)
+    return gallery(overlaps, classify_errors(overlaps), truth.classes.normal_label, score=score)
+
+
+def test_gallery_shows_the_worst_first() -> None:
+    boxes = [(1, "hole", A), (1, "hole", BIG), (2, "scratch", A), (2, "NORMAL", BIG), (3, "hole", A)]
+    detections = [
+        (2, "hole", A, 0.9),
+        (3, "hole", A, 0.2),
+        (3, "scratch", BIG, 0.5),
+        (3, "scratch", (300, 0, 9, 9), 0.7),
+        (3, "NORMAL", (300, 50, 9, 9), 0.8),
+    ]
+    found = findings(boxes, detections)
+    rows = [(f.kind, f.image_id, f.label, f.box_xywh, f.score, f.note) for f in found]
+    assert rows == [
+        ("missed", 1, 0, BIG, 0.0, "missed"),
+        ("missed", 1, 0, A, 0.0, "missed"),
+        ("missed", 3, 0, A, 0.2, "missed"),
+        ("missed", 2, 1, A, 0.9, "classification"),
+        ("false_alarm", 2, 0, A, 0.9, "classification"),
+        ("false_alarm", 3, 1, (300, 0, 9, 9), 0.7, "background"),
+        ("false_alarm", 3, 1, BIG, 0.5, "background"),
+    ]
+    assert findings([(1, "hole", A)], [(1, "hole", A, 0.9)]) == []
+    assert findings([], [(1, "hole", A, 0.9)], crowds=[(1, "hole", A)]) == []
+
+
+def test_gallery_is_not_one_image_only() -> None:
+    many = [(1, "hole", (30.0 * i, 0.0, 20.0, 20.0)) for i in range(10)]
+    found = findings(many, [(2, name, box, 0.9) for _, name, box in many])
+    assert [f.kind for f in found] == ["missed"] * 3 + ["false_alarm"] * 3
+    spread = [(i, "hole", A) for i in range(1, 40)]
+    assert len(findings(spread, [], num_images=40)) == GALLERY_SIZE
+
+
+def test_size_histogram() -> None:
+    boxes = [(1, "hole", A), (2, "hole", A), (3, "hole", BIG), (3, "scratch", (0, 0, 32, 32))]
+    detections = [(1, "hole", A, 0.9), (2, "hole", A, 0.2)]
+    overlaps = Overlaps.of(*scene(boxes, detections, crowds=[(1, "hole", BIG)]))
+    sizes = size_histogram(overlaps, classify_errors(overlaps), score=0.5)
+    assert sizes.edges_px.tolist() == [0, 8, 16, 24, 32, 48, 64, 96, 128]
+    assert sizes.ground_truth.tolist() == [0, 0, 2, 0, 1, 0, 0, 1]
+    assert sizes.found.tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
+    nothing = Overlaps.of(*scene([], []))
+    assert size_histogram(nothing, classify_errors(nothing), score=0.5).ground_truth.sum() == 0
+
+
+@pytest.fixture(scope="module")
+def analysis() -> Analysis:
+    cost = Cost(5, 0.5, (64, 64), [Latency(1, 2.0, 3.0, 500.0)], None, 7.5, "cpu", "float32", 1)
+    truth, detections = random_case(3, num_images=20)
+    return analyse(truth, detections, split="val", samples=30, seed=5, cost=cost, facts={"epoch": 3})[0]
+
+
+def test_parts_agree(analysis: Analysis) -> None:
+    truth, detections = random_case(3, num_images=20)
+    numbers, tables = coco_numbers(truth, detections), MatchTables.of(truth, detections)
+    assert analysis.metrics == numbers.metrics and analysis.metrics_defects == numbers.metrics_defects
+    assert (analysis.gt_hash, analysis.num_images, analysis.split) == (truth.fingerprint(), 20, "val")
+    resampled = bootstrap(tables, samples=30, seed=5)
+    assert analysis.intervals["AP75"] == resampled.ap_interval(resampled.ap75, resampled.point_ap75)
+    for label, one in enumerate(analysis.per_class):
+        row = numbers.per_class[one.name]
+        assert {**one.metrics, "num_gt": one.num_gt} == row
+        point = float(resampled.point_per_class_ap50[label])
+        assert one.intervals["AP50"] == resampled.ap_interval(resampled.per_class_ap50[:, label], point)
+        if one.num_gt:
+            assert one.precision_at_recall[2].mean() == pytest.approx(row["AP"])
+            assert one.precision_at_recall[1].mean() == pytest.approx(row["AP75"])
+        owners = {
+            box["image_id"]
+            for box in truth.annotations
+            if box["category_id"] == CLASSES.category_ids[label] and not box["iscrowd"]
+        }
+        assert one.num_images == len(owners)
+    assert analysis.best is not None and analysis.confusion.score == analysis.best.score
+    assert analysis.errors.base_ap50 == pytest.approx(analysis.metrics["AP50"])
+    assert analysis.sizes.ground_truth.sum() == tables.num_gt.sum() == analysis.confusion.counts[:-1].sum()
+    assert analysis.sizes.found.sum() == analysis.confusion.counts.diagonal().sum()
+
+
+def test_json(analysis: Analysis) -> None:
+    truth, detections = random_case(3, num_images=20)
+    content = json.loads(json.dumps(analysis_to_json(analysis), allow_nan=False))
+    numbers = coco_numbers(truth, detections)
+    assert content["metrics"] == numbers.metrics and tuple(content["metrics"]) == METRIC_NAMES
+    for name, row in numbers.per_class.items():
+        assert {key: content["per_class"][name][key] for key in row} == row
+    assert content["thresholds"] == thresholds_to_json(MatchTables.of(truth, detections))
+    assert content["epoch"] == 3 and content["cost"]["latencies"][0]["median_ms"] == 2.0
+    assert content["intervals"]["AP"] == list(analysis.intervals["AP"] or ())
+    assert content["per_class"]["never seen"]["intervals"] == {"AP": None, "AP50": None}
+    assert np.array(content["confusion"]["counts"]).shape == (6, 6)
+    assert len(content["image_level"]["scores"]) == len(content["image_level"]["miss_rate"])
+    with pytest.raises(ValueError, match="already has cost, metrics"):
+        analysis_to_json(dataclasses.replace(analysis, facts={"metrics": 1, "cost": 2, "epoch": 3}))
+
+
+def test_chosen_confusion() -> None:
+    truth, detections = random_case(3)
+    chosen = analyse(truth, detections, split="val", samples=0, confusion_iou=0.75, confusion_score=0.1)[0]
+    assert (chosen.confusion.iou, chosen.confusion.score) == (0.75, 0.1)
+
+
+def test_false_alarms_in_a_crowd_region_count_nowhere() -> None:
+    """pycocotools agrees with and without them, and every other table is as if they had never been there."""
+    boxes = [(1, "hole", A), (2, "scratch", BIG)]
+    good = [(1, "hole", A, 0.5), (2, "scratch", BIG, 0.6)]
+    in_crowd = [(3, "hole", (60, 60, 20, 20), 0.9), (3, "hole", (90, 90, 30, 30), 0.8)]
+    crowds = [(3, "hole", BIG)]
+    truth, found = scene(boxes, good + in_crowd, crowds=crowds)
+    without = analyse(truth, scene(boxes, good)[1], split="val", samples=0)[0]
+    analysis = analyse(truth, found, split="val", samples=0)[0]
+    assert list(analysis.metrics.values()) == pytest.approx(reference_stats(truth, found.to_coco()))
+    assert analysis.metrics["AP"] == analysis.per_class[0].metrics["AP"] == 1
+    ours, expected = analysis_to_json(analysis), analysis_to_json(without)
+    for part in ("metrics", "per_class", "thresholds", "confusion", "errors"):
+        assert ours[part] == expected[part], part
+    assert [one for one in analysis.gallery if one.kind == "false_alarm"] == []
+
+
+def test_corner_cases_give_json_without_nan() -> None:
+    truth, detections = random_case(3)
+    no_boxes = dataclasses.replace(truth, annotations=[])
+    crowds = dataclasses.replace(truth, annotations=[{**box, "iscrowd": 1} for box in truth.annotations])
+    same_names = dataclasses.replace(truth, classes=ClassMap(CLASSES.category_ids, ("a", "a", "b", "b", "NORMAL")))
+    nothing = GroundTruth({}, [], CLASSES)
+    for case, found in (
+        (truth, Detections.empty()),
+        (no_boxes, detections),
+        (no_boxes, Detections.empty()),
+        (crowds, detections),
+        (same_names, detections),
+        (nothing, Detections.empty()),
+    ):
+        content = analysis_to_json(analyse(case, found, split="val", samples=10)[0])
+        text = json.dumps(content, allow_nan=False)
+        assert len(json.loads(text)["per_class"]) == 5

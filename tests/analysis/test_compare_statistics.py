@@ -1,0 +1,131 @@
+"""Paired differences on simulated data whose truth is known, and Holm's correction by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.bootstrap import BootstrapResult, bootstrap, paired_bootstrap
+from analysis.compare_statistics import Resampled, estimate, holm, paired_difference, without_class
+from analysis.result import Interval
+from tests.support.comparison import WITH_NORMAL, make_tables, make_truth
+
+SAMPLES = 300
+
+
+def ap_of(result: BootstrapResult) -> Resampled:
+    return Resampled(result.point_ap, result.ap)
+
+
+def width(interval: Interval | None) -> float:
+    assert interval is not None
+    return interval.high - interval.low
+
+
+def test_identical_models_do_not_differ() -> None:
+    tables = make_tables(make_truth(), quality=0.6, seed=1)
+    one, two = (ap_of(result) for result in paired_bootstrap([tables, tables], samples=SAMPLES))
+    difference = paired_difference([two], [one])
+    assert (difference.value, difference.interval, difference.p_value) == (0.0, (0.0, 0.0), 1.0)
+
+
+def test_a_clearly_better_model_is_found_and_the_sign_is_right() -> None:
+    truth = make_truth(120)
+    runs = [make_tables(truth, quality=quality, seed=seed) for quality, seed in ((0.4, 1), (0.8, 2))]
+    worse, better = (ap_of(result) for result in paired_bootstrap(runs, samples=SAMPLES))
+    difference = paired_difference([better], [worse])
+    assert difference.value == pytest.approx(better.point - worse.point) and difference.value > 0.1
+    assert difference.interval is not None and difference.interval.low > 0
+    assert difference.p_value == pytest.approx(2 / (SAMPLES + 1)), "the smallest there is"
+    other_way = paired_difference([worse], [better])
+    assert other_way.value == -difference.value and other_way.p_value == difference.p_value
+
+
+def test_equal_models_are_seldom_taken_for_different() -> None:
+    """The null: models of one quality differ by chance alone, so p < 0.05 in about one of twenty comparisons."""
+    trials, found = 40, 0
+    for trial in range(trials):
+        truth = make_truth(60, seed=trial)
+        runs = [make_tables(truth, quality=0.6, seed=1000 + 2 * trial + which) for which in range(2)]
+        one, two = (ap_of(result) for result in paired_bootstrap(runs, samples=200, seed=trial))
+        p_value = paired_difference([two], [one]).p_value
+        assert p_value is not None
+        found += p_value < 0.05
+    assert found <= 7, "binomial(40, 0.05) exceeds 7 with a probability of 0.0007"
+
+
+def test_pairing_takes_the_difficulty_of_the_images_out() -> None:
+    truth = make_truth(150)
+    runs = [make_tables(truth, quality=0.6, seed=seed) for seed in (1, 2)]
+    one, two = (ap_of(result) for result in paired_bootstrap(runs, samples=SAMPLES))
+    unpaired = Resampled(two.point, bootstrap(runs[1], samples=SAMPLES, seed=12345).ap)
+    paired_width = width(paired_difference([two], [one]).interval)
+    assert paired_width < 0.9 * width(paired_difference([unpaired], [one]).interval)
+
+
+def test_one_run_at_a_time_draws_the_same_images() -> None:
+    """The comparison relies on it: it resamples run by run to show its progress."""
+    truth = make_truth()
+    runs = [make_tables(truth, quality=quality, seed=3) for quality in (0.4, 0.9)]
+    together = paired_bootstrap(runs, samples=50, seed=7)
+    for tables, expected in zip(runs, together, strict=True):
+        alone = bootstrap(tables, samples=50, seed=7)
+        np.testing.assert_array_equal(alone.ap, expected.ap)
+        np.testing.assert_array_equal(alone.per_class_ap, expected.per_class_ap)
+
+
+def test_seeds_are_averaged_resample_by_resample() -> None:
+    runs = [Resampled(0.5, np.array([0.4, 0.6, 0.5])), Resampled(0.7, np.array([0.8, 0.6, 0.7]))]
+    found = estimate(runs)
+    assert found.value == pytest.approx(0.6) and found.sd == pytest.approx(np.sqrt(0.02))
+    assert found.per_run == (0.5, 0.7)
+    assert found.interval == pytest.approx((0.6, 0.6)), "the seeds' errors cancel in every resample"
+    assert estimate(runs[:1]).sd is None
+    difference = paired_difference(runs, [Resampled(0.3, np.array([0.1, 0.2, 0.3]))])
+    assert difference.value == pytest.approx(0.3)
+    assert difference.interval == pytest.approx(np.percentile([0.5, 0.4, 0.3], [2.5, 97.5]))
+
+
+def test_without_ground_truth_there_is_no_number() -> None:
+    nothing = Resampled(float("nan"), np.full(4, np.nan))
+    found = estimate([nothing, Resampled(0.5, np.full(4, 0.5))])
+    assert (found.value, found.interval, found.sd, found.per_run) == (None, None, None, (None, 0.5))
+    difference = paired_difference([nothing], [Resampled(0.5, np.full(4, 0.5))])
+    assert (difference.value, difference.interval, difference.p_value) == (None, None, None)
+
+
+def test_resamples_without_a_class_are_left_out() -> None:
+    one = Resampled(0.5, np.array([0.5, np.nan, 0.5]))
+    difference = paired_difference([Resampled(0.6, np.array([0.6, np.nan, 0.6]))], [one])
+    assert difference.interval == pytest.approx((0.1, 0.1)) and difference.p_value == pytest.approx(2 / 3)
+
+
+def test_samples_of_other_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="same resampled images"):
+        paired_difference([Resampled(0.5, np.zeros(3))], [Resampled(0.5, np.zeros(4))])
+
+
+def test_ap_without_normal() -> None:
+    result = bootstrap(make_tables(make_truth(classes=WITH_NORMAL), quality=0.6, seed=1), samples=20)
+    defects = without_class(result, 1)
+    assert defects.point == result.point_per_class_ap[0] != result.point_ap
+    np.testing.assert_array_equal(defects.samples, result.per_class_ap[:, 0])
+
+
+def test_holm_by_hand() -> None:
+    """R: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm") = 0.03 0.06 0.06 0.02."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.01, 0.02, 0.022, 0.022]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([0.03]) == [0.03] and holm([]) == []
+    assert holm([None, 0.02, None, 0.03]) == [None, pytest.approx(0.04), None, pytest.approx(0.04)]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_properties(p_values: list[float]) -> None:
+    corrected = [p for p in holm(p_values) if p is not None]
+    order = np.argsort(p_values, kind="stable")
+    assert all(one <= two <= 1 for one, two in zip(p_values, corrected, strict=True))
+    assert sorted(corrected) == [corrected[index] for index in order], "the order stays"
+    assert min(corrected) == pytest.approx(min(1.0, len(p_values) * min(p_values)))

@@ -1,0 +1,103 @@
+"""Curves and thresholds: what is left when low scores are dropped, evaluated again to be sure."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.curves import (
+    best_threshold,
+    interpolated_precision,
+    precision_at_recall,
+    score_counts,
+    score_curves,
+    thresholds_to_json,
+)
+from analysis.matching import IGNORED, TRUE_POSITIVE, MatchTables
+from engine.coco_metrics import Detections, GroundTruth
+from tests.support.coco_reference import CLASSES, random_case, reference_evaluator
+
+THRESHOLDS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+
+
+def above(detections: Detections, score: float) -> Detections:
+    kept = detections.scores >= score
+    return Detections(*(getattr(detections, field.name)[kept] for field in dataclasses.fields(Detections)))
+
+
+def count(truth: GroundTruth, detections: Detections, label: int | None) -> tuple[int, int]:
+    """True positives, and detections that count, at IoU 0.5."""
+    tables = MatchTables.of(truth, detections)
+    outcomes = tables.outcomes[0, 0, slice(None) if label is None else tables.rows(label)]
+    return int((outcomes == TRUE_POSITIVE).sum()), int((outcomes != IGNORED).sum())
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**32 - 1), label=st.sampled_from([None, 0, 1, 4]))
+def test_a_threshold_is_as_if_lower_scores_had_never_been_there(seed: int, label: int | None) -> None:
+    truth, detections = random_case(seed)
+    tables = MatchTables.of(truth, detections)
+    counts = score_counts(tables, label)
+    curves = score_curves(counts, THRESHOLDS)
+    num_gt = int(tables.num_gt.sum() if label is None else tables.num_gt[label])
+    for index, threshold in enumerate(THRESHOLDS):
+        hits, counted = count(truth, above(detections, threshold), label)
+        assert curves.precision[index] == pytest.approx(hits / counted if counted else np.nan, nan_ok=True)
+        assert curves.recall[index] == pytest.approx(hits / num_gt if num_gt else np.nan, nan_ok=True)
+        expected = 2 * hits / (counted + num_gt) if num_gt else np.nan
+        assert curves.f1[index] == pytest.approx(expected, nan_ok=True)
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**32 - 1), label=st.sampled_from([None, 0, 2]))
+def test_the_best_threshold_beats_every_score(seed: int, label: int | None) -> None:
+    truth, detections = random_case(seed, num_images=5)
+    tables = MatchTables.of(truth, detections)
+    num_gt = int(tables.num_gt.sum() if label is None else tables.num_gt[label])
+    best = best_threshold(score_counts(tables, label))
+    trials = []
+    for score in np.unique(detections.scores):
+        hits, counted = count(truth, above(detections, score), label)
+        if counted and num_gt:
+            trials.append((2 * hits / (counted + num_gt), score, hits / counted, hits / num_gt))
+    if best is None:
+        assert max(trials, default=(0.0,))[0] == 0
+        return
+    f1, _, precision, recall = max(trials)
+    assert (best.f1, best.precision, best.recall) == pytest.approx((f1, precision, recall))
+    assert best.score in detections.scores
+
+
+def test_precision_at_recall_is_coco_s() -> None:
+    truth, detections = random_case(8, num_images=20)
+    tables = MatchTables.of(truth, detections)
+    precision = reference_evaluator(truth, [dict(one) for one in detections.to_coco()]).eval["precision"]
+    for label in range(len(CLASSES)):
+        expected = precision[:, :, label, 0, -1]
+        ours = precision_at_recall(tables, label)
+        if (expected == -1).all():
+            assert np.isnan(ours).all()
+            continue
+        assert ours[0] == pytest.approx(expected[0]) and ours[1] == pytest.approx(expected[5])
+        assert ours[2] == pytest.approx(expected.mean(axis=0))
+
+
+def test_interpolated_precision() -> None:
+    assert np.isnan(interpolated_precision(np.array([False]), 0)).all()
+    assert (interpolated_precision(np.array([], dtype=bool), 3) == 0).all()
+    curve = interpolated_precision(np.array([True, False, True]), 2)
+    assert (curve[:51] == 1).all() and curve[51:] == pytest.approx(2 / 3)
+
+
+def test_nothing_hit_means_no_threshold() -> None:
+    truth, detections = random_case(8)
+    nothing = MatchTables.of(truth, Detections.empty())
+    assert thresholds_to_json(nothing) == {"overall": None, "per_class": dict.fromkeys(CLASSES.names)}
+    found = thresholds_to_json(MatchTables.of(truth, detections))
+    assert found["per_class"]["never seen"] is None
+    assert found["overall"]["f1"] == pytest.approx(
+        2 * found["overall"]["precision"] * found["overall"]["recall"]
+        / (found["overall"]["precision"] + found["overall"]["recall"])
+    )  # fmt: skip

@@ -1,0 +1,268 @@
+"""Figures say what the analysis says, in either language, and odd analyses do no harm."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.text import Text
+from PIL import Image
+
+from analysis import figures as drawing
+from analysis.figures import DRAWERS, DrawnFigure, write_figures
+from analysis.labels import labels_of
+from analysis.result import Analysis, Interval
+from analysis.style import DPI, FAINT, WIDTH_CM, class_line, figure_style, new_figure, save_figure, tidy
+from data.errors import UserError
+from engine.pictures import CLASS_COLOURS
+from tests.support.analysis_factory import NAMES, make_analysis, without_ground_truth
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_errors() -> Iterator[None]:
+    """Of numpy (all NaN) and matplotlib (layout does not fit, missing glyphs)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def drawn(name: str, analysis: Analysis, lang: str = "en", *, render: bool = False) -> DrawnFigure:
+    with figure_style():
+        figure = DRAWERS[name](analysis, labels_of(lang))
+        if render:
+            # Laying out and pixels are slow; the figures of the fixture `written` have both.
+            figure.figure.set_layout_engine("none")
+            figure.figure.draw_without_rendering()
+    return figure
+
+
+def words(figure: DrawnFigure) -> list[str]:
+    return [text.get_text() for text in figure.figure.findobj(Text) if text.get_text()]
+
+
+def one_detection_less(analysis: Analysis) -> Analysis:
+    """No detections at all, but ground truth: precision undefined, nothing found."""
+    nothing = np.full_like(analysis.curves.f1, np.nan)
+    zeros = np.zeros_like(nothing)
+    curves = replace(analysis.curves, precision=nothing, recall=zeros, f1=zeros)
+    classes = [replace(c, curves=curves, best=None, precision_at_recall=np.zeros((3, 101))) for c in analysis.per_class]
+    return replace(analysis, per_class=classes, curves=curves, best=None)
+
+
+def partly_measured(analysis: Analysis) -> Analysis:
+    first = analysis.per_class[0]
+    empty = without_ground_truth(analysis).per_class[1]
+    return replace(analysis, per_class=[first, empty, *analysis.per_class[2:]])
+
+
+ODD: dict[str, Any] = {
+    "no ground truth": lambda: without_ground_truth(make_analysis()),
+    "no detections": lambda: one_detection_less(make_analysis()),
+    "one class": lambda: make_analysis(["x"]),
+    "one class, no ground truth": lambda: without_ground_truth(make_analysis(["x"])),
+    "a class without ground truth": lambda: partly_measured(make_analysis()),
+    "80 classes": lambda: make_analysis([f"a rather long class name, number {k}" for k in range(80)]),
+    "hostile names": lambda: make_analysis(["$\\frac{", "_hidden", "a\nb\x00c", "<b>&amp;", "", "%s {0} {x}"]),
+}
+
+
+@pytest.mark.parametrize("name", DRAWERS)
+@pytest.mark.parametrize("case", ODD)
+def test_odd_analyses_are_drawn(case: str, name: str) -> None:
+    figure = drawn(name, ODD[case](), "es", render=case != "80 classes")
+    assert (
+        figure.title
+        and figure.description
+        and "{" not in figure.description.replace("{0} {x}", "").replace("frac{", "")
+    )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("figures")
+    return folder, write_figures(make_analysis(), folder, "es")
+
+
+def test_every_figure_is_written_twice_at_thesis_width(written: Any) -> None:
+    folder, files = written
+    assert [file.name for file in files] == list(DRAWERS)
+    assert {path.name for path in folder.iterdir()} == {f"{n}.{kind}" for n in DRAWERS for kind in ("png", "pdf")}
+    for file in files:
+        with Image.open(file.png) as image:
+            assert image.width == pytest.approx(WIDTH_CM / 2.54 * DPI, abs=1)
+            assert image.height <= 22.5 / 2.54 * DPI
+            assert np.asarray(image.convert("L")).std() > 5, "something is drawn"
+
+
+def test_pdf_text_is_text_in_an_embedded_truetype_font_and_has_no_date(written: Any) -> None:
+    for file in written[1]:
+        content = file.pdf.read_bytes()
+        assert content.startswith(b"%PDF") and b"/FontFile2" in content
+        assert b"/Type3" not in content and b"CreationDate" not in content
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path: Path, written: Any) -> None:
+    with figure_style():
+        again = DRAWERS["errors"](make_analysis(), labels_of("es"))
+        for path in save_figure(again.figure, tmp_path, "errors"):
+            assert path.read_bytes() == (written[0] / path.name).read_bytes()
+
+
+def test_axes_group_digits_as_the_numbers_beside_them() -> None:
+    analysis = make_analysis()
+    many = replace(analysis, errors=replace(analysis.errors, counts=dict.fromkeys(analysis.errors.counts, 42_567)))
+    seen = words(drawn("errors", many, "es", render=True))
+    assert "42\u202f567" in seen and "15000" not in seen and "15\u202f000" in seen
+
+
+def test_spanish_axes_have_decimal_commas_and_english_ones_points() -> None:
+    for name in DRAWERS:
+        numbers = [w for w in words(drawn(name, make_analysis(), "es", render=True)) if w[:1].isdigit()]
+        assert numbers and not [w for w in numbers if "." in w], name
+    assert "0,2" in words(drawn("f1", make_analysis(), "es", render=True))
+    assert "0.2" in words(drawn("f1", make_analysis(), "en", render=True))
+
+
+def test_text_is_in_the_language() -> None:
+    assert {"Exhaustividad", "Precisión"} <= set(words(drawn("precision_recall", make_analysis(), "es")))
+    assert {"Recall", "Precision"} <= set(words(drawn("precision_recall", make_analysis(), "en")))
+
+
+def test_precision_recall_shows_each_class_and_the_mean_at_three_ious() -> None:
+    analysis = make_analysis()
+    axes = drawn("precision_recall", analysis).figure.axes
+    for row in range(3):
+        lines = [line.get_ydata() for line in axes[row].lines]
+        expected = np.stack([c.precision_at_recall[row] for c in analysis.per_class])
+        assert np.allclose(lines[:-1], expected) and np.allclose(lines[-1], expected.mean(axis=0))
+
+
+def test_the_mean_leaves_classes_without_ground_truth_out() -> None:
+    analysis = partly_measured(make_analysis())
+    measured = [c.precision_at_recall[0] for c in analysis.per_class if c.num_gt]
+    line = drawn("precision_recall", analysis).figure.axes[0].lines[-1]
+    assert len(measured) == len(NAMES) - 1 and np.allclose(line.get_ydata(), np.mean(measured, axis=0))
+
+
+def test_lines_differ_in_more_than_colour() -> None:
+    lines = drawn("precision_recall", make_analysis()).figure.axes[0].lines[:-1]
+    assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == len(lines)
+    ten = [class_line(k) for k in range(10)]
+    assert len({(str(one["linestyle"]), one["marker"]) for one in ten}) == 10
+    assert class_line(0)["color"] == tuple(v / 255 for v in CLASS_COLOURS[0])
+
+
+def test_many_classes_share_one_line_of_the_legend() -> None:
+    figure = drawn("precision_recall", ODD["80 classes"]()).figure
+    legend = figure.axes[3].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["Single classes (80)", "Mean of the classes"]
+    assert sum(line.get_color() == FAINT for line in figure.axes[0].lines) == 80
+
+
+def test_a_class_that_begins_with_an_underscore_is_in_the_legend() -> None:
+    legend = drawn("precision_recall", make_analysis(["_x", "_x"]), render=True).figure.axes[3].get_legend()
+    assert legend is not None
+    assert [text.get_text().strip("\u200b") for text in legend.get_texts()][:2] == ["_x", "_x (1)"]
+
+
+def test_the_best_threshold_is_marked() -> None:
+    analysis = make_analysis()
+    assert analysis.best is not None
+    figure = drawn("f1", analysis).figure
+    star = figure.axes[1].lines[3]
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (analysis.best.score, analysis.best.f1)
+    best = f"best F1 {analysis.best.f1:.2f} at confidence {analysis.best.score:.2f}"
+    assert figure.axes[1].get_title() == f"All classes together\n{best}"
+
+
+def test_confusion_shares_are_of_rows_and_counts_are_counts() -> None:
+    analysis = make_analysis()
+    counts = analysis.confusion.counts
+    shares = drawn("confusion", analysis).figure.axes[0].collections[0].get_array()
+    assert np.allclose(np.asarray(shares).reshape(counts.shape), counts / counts.sum(axis=1, keepdims=True))
+    shown = drawn("confusion_counts", analysis).figure.axes[0].collections[0].get_array()
+    assert np.array_equal(np.asarray(shown).reshape(counts.shape), counts)
+    assert str(counts[0, 0]) in words(drawn("confusion_counts", analysis))
+
+
+def test_error_bars_have_the_values_and_a_hatch_each() -> None:
+    analysis = make_analysis()
+    left, right = drawn("errors", analysis).figure.axes
+    assert [bar.get_width() for bar in left.patches] == pytest.approx(list(analysis.errors.ap50_cost.values()))
+    assert [bar.get_width() for bar in right.patches] == list(analysis.errors.counts.values())
+    assert len({bar.get_hatch() for bar in left.patches}) == 6
+
+
+def test_image_level_names_auroc_and_draws_both_curves() -> None:
+    analysis = make_analysis()
+    figure = drawn("image_level", analysis, "es")
+    assert "AUROC 0,943 [0,910; 0,970]" in figure.title
+    left, right = figure.figure.axes
+    assert np.array_equal(left.lines[0].get_ydata(), analysis.image_level.false_alarms_per_clean_image)
+    assert np.array_equal(right.lines[0].get_ydata(), analysis.image_level.miss_rate)
+
+
+def test_sizes_show_both_histograms() -> None:
+    analysis = make_analysis()
+    top = drawn("sizes", analysis).figure.axes[0]
+    heights = [bar.get_height() for bar in top.patches]
+    assert heights == [*analysis.sizes.ground_truth.tolist(), *analysis.sizes.found.tolist()]
+
+
+def test_an_open_last_size_bin() -> None:
+    analysis = make_analysis()
+    edges = analysis.sizes.edges_px.copy()
+    edges[-1] = np.inf
+    open_ended = replace(analysis, sizes=replace(analysis.sizes, edges_px=edges))
+    assert "∞" in words(drawn("sizes", open_ended, render=True))
+
+
+def test_class_ap_draws_intervals_even_where_the_estimate_lies_outside() -> None:
+    analysis = make_analysis()
+    odd = replace(analysis.per_class[0], metrics={"AP": 0.9, "AP50": None}, intervals={"AP": Interval(0.1, 0.2)})
+    axis = drawn("class_ap", replace(analysis, per_class=[odd]), render=True).figure.axes[0]
+    (segment,) = axis.collections[0].get_segments()
+    assert segment[:, 0].tolist() == [0.1, 0.2]
+
+
+def test_long_names_leave_room_for_the_matrix() -> None:
+    """matplotlib warns, and so the test fails, where labels take all the space."""
+    with figure_style():
+        figure = DRAWERS["confusion"](make_analysis([f"{k} {'long name ' * 5}" for k in range(20)]), labels_of("es"))
+        figure.figure.draw_without_rendering()
+    assert figure.figure.axes[0].get_position().width > 0.4
+
+
+def test_our_style_leaves_no_trace() -> None:
+    before = dict(matplotlib.rcParams)
+    with figure_style():
+        assert matplotlib.rcParams["pdf.fonttype"] == 42
+        drawn("errors", make_analysis())
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_pyplot_is_nowhere_used() -> None:
+    folder = Path(drawing.__file__).parent
+    imports = re.compile(r"^\s*(import|from) .*pyplot", re.MULTILINE)
+    assert not [path.name for path in folder.glob("*.py") if imports.search(path.read_text(encoding="utf-8"))]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with figure_style(), pytest.raises(UserError, match="Could not write figure"):
+        save_figure(new_figure(4.0), tmp_path / "file", "errors")
+
+
+def test_names_become_one_printable_line() -> None:
+    assert tidy(" a\n\tb\x00\u202ec ") == "a b c"
+    assert tidy("PERFORACIÓN") == "PERFORACIÓN"
+    assert tidy("scratch_0001.png", 9) == "scrat…png"
+    assert len(tidy("x" * 100, 24)) == 24

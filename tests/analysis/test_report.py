@@ -1,0 +1,238 @@
+"""report.html: complete, self-contained, in either language, and every name from the data escaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import tomllib
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from analysis.gallery import GalleryFiles
+from analysis.labels import Language, labels_of
+from analysis.report import write_report
+from analysis.report_sections import HtmlTable, build_sections
+from analysis.result import Analysis
+from analysis.style import FigureFiles
+from data.errors import UserError
+from engine.coco_metrics import METRIC_NAMES
+from tests.support.analysis_factory import make_analysis, without_ground_truth
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = (
+    "<script>alert(1)</script>",
+    'a & "b"',
+    "'><img src=x onerror=alert(2)>",
+    "{{ 7 * 7 }}",
+    "\ud800",
+    "x\u202ey",
+)
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and whether tags are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open and self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("script", "style"):
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def one_figure(folder: Path, name: str = "errors", text: str = "An error figure") -> FigureFiles:
+    path = folder / f"{name}.png"
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(path)
+    return FigureFiles(name, text, text, path, path.with_suffix(".pdf"))
+
+
+def write(folder: Path, analysis: Analysis, lang: Language = "en", **options: Any) -> str:
+    return write_report(analysis, folder, lang=lang, **options).read_text(encoding="utf-8")
+
+
+def table(analysis: Analysis, title: str, lang: Language = "en") -> HtmlTable:
+    sections = build_sections(analysis, [], None, labels_of(lang))
+    (found,) = [t for section in sections for t in section.tables if t.title == title]
+    return found
+
+
+@pytest.mark.parametrize("lang", ["es", "en"])
+def test_the_page_has_every_section_once_and_links_to_it(tmp_path: Path, lang: Language) -> None:
+    page = Page(write(tmp_path, make_analysis(), lang))
+    assert page.all("html")[0]["lang"] == lang
+    keys = [attributes["id"] for attributes in page.all("section")]
+    assert keys == [
+        *("summary", "classes", "curves", "confusion", "errors", "image-level"),
+        *("sizes", "gallery", "cost", "run"),
+    ]
+    assert [attributes["href"] for attributes in page.all("a")] == [f"#{key}" for key in keys]
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_names_from_data_are_text_and_nothing_else(tmp_path: Path) -> None:
+    facts = {"checkpoint": HOSTILE[0], HOSTILE[1]: HOSTILE[2], "nested": {HOSTILE[2]: [HOSTILE[0]]}}
+    gallery = GalleryFiles((one_figure(tmp_path, "gallery_missed", HOSTILE[2]),), (HOSTILE[0],))
+    analysis = make_analysis(HOSTILE, split=HOSTILE[1], facts=facts)
+    content = write(tmp_path, analysis, figures=[one_figure(tmp_path, text=HOSTILE[1])], gallery=gallery)
+    page = Page(content)
+    assert len(page.all("script")) == 1 and len(page.all("img")) == 2
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert HOSTILE[0] in page.text and HOSTILE[1] in page.text and HOSTILE[3] in page.text
+    assert [image["alt"] for image in page.all("img")] == [HOSTILE[1], HOSTILE[2]]
+
+
+def test_everything_is_inside_the_page(tmp_path: Path) -> None:
+    content = write(tmp_path, make_analysis(), figures=[one_figure(tmp_path)])
+    page = Page(content)
+    (image,) = page.all("img")
+    assert image["src"] and base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))[:4] == b"\x89PNG"
+    assert (image["width"], image["height"]) == ("6", "4")
+    addresses = [a.get(key) or "" for _, a in page.elements for key in ("src", "href", "action", "data") if key in a]
+    assert all(address.startswith(("#", "data:")) for address in addresses)
+    assert not re.search(r"https?:|@import|url\(", content)
+
+
+def test_the_policy_allows_this_style_and_this_script_only(tmp_path: Path) -> None:
+    content = write(tmp_path, make_analysis())
+    (policy,) = [a["content"] for a in Page(content).all("meta") if "http-equiv" in a]
+    assert policy and policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
+    for tag in ("style", "script"):
+        (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", content, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode("utf-8")).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+def test_summary_has_the_twelve_numbers_with_intervals_and_the_threshold() -> None:
+    analysis = make_analysis()
+    numbers = table(analysis, "COCO's twelve numbers")
+    assert [row[0].text for row in numbers.rows] == list(METRIC_NAMES)
+    assert (
+        numbers.rows[0][1].text == f"{analysis.metrics['AP']:.3f}"
+        and numbers.rows[0][1].value == analysis.metrics["AP"]
+    )
+    low, high = analysis.intervals["AP"] or (0, 0)
+    assert numbers.rows[0][2].text == f"[{low:.3f}, {high:.3f}]"
+    assert (numbers.rows[3][1].text, numbers.rows[3][1].value) == ("–", None)
+    assert len(numbers.columns) == 5, "with and without NORMAL"
+    assert len(table(replace(analysis, metrics_defects=analysis.metrics), "COCO's twelve numbers").columns) == 4
+    assert analysis.best is not None
+    threshold = table(analysis, labels_of("en").report_thresholds).rows[0]
+    assert [cell.value for cell in threshold[1:]] == list(analysis.best)
+
+
+def test_the_class_table_has_every_class_and_its_numbers() -> None:
+    analysis = make_analysis()
+    classes = table(analysis, "Clases", "es")
+    assert classes.sortable and [row[0].text for row in classes.rows] == [c.name for c in analysis.per_class]
+    by_title = dict(zip([column.title for column in classes.columns], classes.rows[1], strict=True))
+    one = analysis.per_class[1]
+    assert by_title["Cajas"].value == one.num_gt and by_title["AP75"].value == one.metrics["AP75"]
+    assert one.best is not None and by_title["Umbral"].value == one.best.score
+    assert by_title["AP"].text == f"{one.metrics['AP']:.3f}".replace(".", ",")
+    assert "; " in by_title["AP, IC 95\u00a0%"].text
+
+
+def test_confusions_are_listed_most_frequent_first() -> None:
+    counts = np.array([[9, 4, 1], [0, 9, 3], [2, 0, 0]], dtype=np.int64)
+    analysis = make_analysis(["a", "b"])
+    listed = table(replace(analysis, confusion=replace(analysis.confusion, counts=counts)), "Most frequent confusions")
+    assert [[cell.text for cell in row] for row in listed.rows] == [
+        ["a", "b", "4", "28.6\u00a0%"],
+        ["b", "missed", "3", "25.0\u00a0%"],
+        ["background", "a", "2", "100.0\u00a0%"],
+        ["a", "missed", "1", "7.1\u00a0%"],
+    ]
+
+
+def test_operating_points_ring_least_for_the_misses_they_allow() -> None:
+    analysis = make_analysis()
+    level = replace(
+        analysis.image_level,
+        scores=np.array([0.0, 0.25, 0.5, 1.0]),
+        false_alarms_per_clean_image=np.array([9.0, 3.0, 1.0, 0.0]),
+        miss_rate=np.array([0.0, 0.0, 0.05, 0.8]),
+    )
+    points = table(replace(analysis, image_level=level, best=None), "Operating points")
+    values = [[cell.value for cell in row[1:]] for row in points.rows]
+    assert values == [[None] * 3, [0.25, 3.0, 0.0], [0.25, 3.0, 0.0], [0.5, 1.0, 0.05], [0.5, 1.0, 0.05]]
+
+
+def test_facts_are_flattened_named_and_written_in_the_language() -> None:
+    facts = {
+        "epoch": 3,
+        "use_amp": True,
+        "train_seconds": 5400.5,
+        "seed": None,
+        "versions": {"torch": "2.9"},
+        "own": [1, 2],
+    }
+    rows = {row[0].text: row[1].text for row in table(make_analysis(facts=facts), "Ejecución", "es").rows}
+    assert rows["Época"] == "3" and rows["Precisión mixta"] == "sí" and rows["Tiempo de entrenamiento (s)"] == "5400,5"
+    assert rows["Semilla"] == "–" and rows["Versiones torch"] == "2.9" and rows["own"] == "1; 2"
+    assert rows["Hash de imágenes y anotaciones"] == "0123456789abcdef" * 4
+
+
+def test_versions_are_added_where_the_run_says_none() -> None:
+    rows = {row[0].text for row in table(make_analysis(facts={}), "Run").rows}
+    assert {"Versions python", "Versions torch", "Versions faster-coco-eval"} <= rows
+
+
+def test_an_analysis_of_nothing_is_a_page_too(tmp_path: Path) -> None:
+    page = Page(write(tmp_path, without_ground_truth(make_analysis(facts={}, bootstrap_samples=0)), "es"))
+    assert "No se ha medido." in page.text and "Ninguna." in page.text and "nan" not in page.text.lower()
+
+
+def test_images_left_out_of_the_gallery_are_named(tmp_path: Path) -> None:
+    page = Page(write(tmp_path, make_analysis(), gallery=GalleryFiles((), ("x.png: cannot be read.",))))
+    assert "Left out of the gallery: x.png: cannot be read." in page.text
+
+
+def test_a_figure_that_is_gone_is_named(tmp_path: Path) -> None:
+    figure = one_figure(tmp_path)
+    figure.png.unlink()
+    with pytest.raises(UserError, match=r"errors\.png: the figure cannot be read for the report"):
+        write_report(make_analysis(), tmp_path, lang="en", figures=[figure])
+
+
+def test_the_same_analysis_gives_the_same_page(tmp_path: Path) -> None:
+    assert write(tmp_path / "a", make_analysis()) == write(tmp_path / "b", make_analysis())
+
+
+def test_an_installed_package_has_the_files_of_the_page() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folder = ROOT / "analysis"
+    assert set(settings["package-data"]["analysis"]) == {
+        path.name for path in folder.iterdir() if path.suffix in (".css", ".js", ".html")
+    }
+    packages = {
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for top in ("data", "models", "engine", "analysis", "deploy", "attention")
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    assert set(settings["packages"]) == packages

@@ -1,0 +1,134 @@
+"""`--score N` from a detector to the files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attention.capture import LoadedDetector, capture
+from attention.score_run import map_methods, sampling_density, score
+from attention.scoring import METRICS, ScoreOptions
+from data.classes import ClassMap
+from data.errors import UserError
+from engine.config import load_config
+from models.detector import build_detector
+from tests.support.baselines import write_tiny_baseline
+from tests.support.models import images, shake, tiny_model
+from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
+
+EASY = ScoreOptions(steps=2, score_threshold=0.0, iou_threshold=0.02, samples=20)
+"""So that an untrained detector hits something."""
+
+
+def loaded(folder: Path, config_path: Path) -> LoadedDetector:
+    """An untrained detector with tiny data."""
+    write_tiny_data(folder, num_train=1, num_val=5)
+    config = load_config(config_path)
+    torch.manual_seed(0)
+    model = build_detector(config)
+    shake(model)
+    return LoadedDetector(
+        model=model.eval(),
+        config=config,
+        classes=ClassMap((3, 7), CLASS_NAMES),
+        has_class_names=True,
+        path=folder / "best.pth",
+        sha256="0" * 64,
+        device=torch.device("cpu"),
+    )
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> LoadedDetector:
+    folder = tmp_path_factory.mktemp("score")
+    return loaded(folder, write_tiny_config(folder))
+
+
+def test_everything_is_written_and_the_same_again(detector: LoadedDetector, tmp_path: Path) -> None:
+    markdown = score(detector, 2, tmp_path / "en", options=EASY, progress=False)
+    names = {path.name for path in (tmp_path / "en").iterdir()}
+    tables = ("", "_differences", "_randomisation")
+    assert names == {f"attention_score{t}.csv" for t in tables} | {
+        f"attention_score.{s}" for s in ("md", "tex", "json")
+    }
+    assert (tmp_path / "en" / "attention_score.md").read_text(encoding="utf-8") == markdown
+    content = json.loads((tmp_path / "en" / "attention_score.json").read_text(encoding="utf-8"))
+    assert content["num_images"] == 2
+    assert content["num_objects"] == len(content["objects"]) > 0
+    assert content["layer"] == "encoder"
+    assert content["options"]["seed"] == 0
+    methods = ["grad_cam", "hires_cam", "eigen_cam", "cls_attention", "rollout", "sampling", "random", "centre"]
+    assert list(content["methods"]) == methods
+    values = [one["values"]["sampling"]["energy"] for one in content["objects"]]
+    assert content["methods"]["sampling"]["energy"]["value"] == pytest.approx(np.mean(values))
+    assert set(METRICS) | {f"randomised_{p}" for p in ("heads", "neck", "backbone")} == set(
+        content["methods"]["rollout"]
+    )
+    untouched = content["methods"]["rollout"]  # the ViT keeps its weights until the last part
+    assert untouched["randomised_heads"]["value"] == untouched["randomised_neck"]["value"] == 1
+    assert untouched["randomised_backbone"]["value"] < 1
+    assert content["methods"]["grad_cam"]["randomised_heads"]["value"] < 1
+    assert score(detector, 2, tmp_path / "again", options=EASY, progress=False) == markdown
+
+
+def test_spanish_tables_have_decimal_commas_and_no_english(detector: LoadedDetector, tmp_path: Path) -> None:
+    markdown = score(detector, 1, tmp_path, lang="es", layer="vit.1", options=EASY, progress=False)
+    assert "Energía (su caja)" in markdown
+    assert "Aleatorio" in markdown
+    assert "`vit.1`" in markdown
+    assert "IoU mínimo 0,02" in markdown
+    assert "Energy" not in markdown
+    rows = list(csv.reader((tmp_path / "attention_score.csv").open(encoding="utf-8-sig"), delimiter=";"))
+    assert rows[0][0] == "Método"
+    assert len(rows) == 9
+    assert "," in rows[1][1]
+    assert r"\toprule" in (tmp_path / "attention_score.tex").read_text(encoding="utf-8")
+
+
+def test_a_baseline_has_class_evidence_alone(tmp_path: Path) -> None:
+    baseline = loaded(tmp_path, write_tiny_baseline(tmp_path))
+    markdown = score(baseline, 5, tmp_path / "out", options=EASY, progress=False)
+    assert "Eigen-CAM" in markdown
+    assert "rollout" not in markdown
+    assert [method.name for method in map_methods(baseline.model, None)] == ["grad_cam", "hires_cam", "eigen_cam"]
+
+
+def test_what_cannot_be_scored_is_said(detector: LoadedDetector, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--score 0: expected the number of images"):
+        score(detector, 0, tmp_path, options=EASY)
+    with pytest.raises(UserError, match="Layer 'fpn'"):
+        score(detector, 1, tmp_path, layer="fpn", options=EASY)
+    with pytest.raises(UserError, match="Lower --min-score"):
+        score(detector, 1, tmp_path, options=ScoreOptions(score_threshold=0.999), progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_boxes_no_score(detector: LoadedDetector, tmp_path: Path) -> None:
+    write_tiny_data(tmp_path, num_train=1, num_val=2, boxes=False)
+    empty = LoadedDetector(**{**vars(detector), "config": load_config(write_tiny_config(tmp_path))})
+    with pytest.raises(UserError, match="no image of this split has a box"):
+        score(empty, 1, tmp_path / "out", options=EASY)
+
+
+def test_the_density_holds_the_weight_of_the_points_inside_where_they_are() -> None:
+    model = tiny_model()
+    shake(model)
+    captured = capture(model.eval(), images(1, 64, 96))
+    query = 4
+    density = sampling_density(captured, query)
+    assert density.shape == (8, 12)
+    assert density.min() >= 0
+    layers = len(captured.cross_attention)
+    assert 0 < float(density.sum()) <= layers + 1e-4
+    for layer in captured.cross_attention:  # all points to the middle of the finest map's cell in row 2, column 7
+        layer.locations[:] = torch.tensor([7.5 / 12, 2.5 / 8])
+        layer.weights[..., layer.level_of_point > 0] = 0
+        layer.weights.div_(layer.weights.sum(dim=-1, keepdim=True))
+    centred = sampling_density(captured, query)
+    assert float(centred[2, 7]) == pytest.approx(layers, abs=1e-4)
+    assert float(centred.sum()) == pytest.approx(layers, abs=1e-4)

@@ -1,0 +1,78 @@
+"""Every kind of detector, loaded from its checkpoint alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from data.classes import ClassMap
+from data.errors import UserError
+from data.images import resize_antialiased
+from deploy.detector import NetworkDetector, load_detector
+from engine.checkpoint import save_checkpoint
+from engine.config import ExperimentConfig, apply_overrides, config_to_dict, load_config
+from models.detector import build_detector, normalize_images
+from models.postprocess import build_postprocessor
+from tests.support.baselines import write_tiny_baseline
+from tests.support.models import tiny_config
+from tests.support.text_fusion import fused_model, section
+
+CPU = torch.device("cpu")
+
+
+def save(path: Path, model: nn.Module, config: ExperimentConfig) -> Path:
+    names = tuple(f"defect {label}" for label in range(config.num_classes))
+    classes = ClassMap(tuple(range(len(names))), names).to_dict()
+    save_checkpoint(path, {"model": model.state_dict(), "config": config_to_dict(config), "classes": classes})
+    return path
+
+
+@pytest.mark.parametrize("kind", ["text", "fcos_resnet18"])
+def test_every_kind_of_detector(kind: str, tmp_path: Path) -> None:
+    """DEIMv2 itself is tried in test_predict_script.py."""
+    if kind == "text":
+        config = apply_overrides(tiny_config(MultimodalFusion=section()), [])  # one size everywhere
+        model: nn.Module = fused_model()
+    else:
+        config = load_config(write_tiny_baseline(tmp_path, kind))
+        torch.manual_seed(0)
+        model = build_detector(config)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    loaded = load_detector(save(tmp_path / "best.pth", model, config), CPU)
+    (found,) = loaded.detector.detect([loaded.detector.prepare(pixels)], [(70, 50)])
+    resize = config.val_dataloader.dataset.transforms.resize
+    normalize = config.train_dataloader.dataset.transforms.normalize
+    assert resize is not None and normalize is not None
+    image = torch.from_numpy(resize_antialiased(pixels, resize.size)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        outputs = model.eval()(normalize_images(image, normalize.mean, normalize.std))
+    (expected,) = build_postprocessor(config)(outputs, torch.tensor([[70, 50]]))
+    assert len(found) == len(expected["scores"]) > 0
+    np.testing.assert_allclose(found.scores, expected["scores"], atol=1e-6)
+    np.testing.assert_allclose(found.boxes_xyxy, expected["boxes"], atol=1e-4)
+    assert (found.labels == expected["labels"].numpy()).all()
+
+
+class _Broken(nn.Module):
+    def __init__(self, value: float | None) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.value is None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nand more")
+        boxes = torch.full((len(images), 3, 4), 0.5)
+        boxes[:, 0] = self.value
+        return {"pred_logits": torch.zeros(len(images), 3, 6), "pred_boxes": boxes}
+
+
+def test_memory_and_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    pixels = np.zeros((20, 20, 3), np.uint8)
+    exhausted = NetworkDetector(_Broken(None), tiny_config(), CPU)
+    with pytest.raises(UserError, match="Out of memory with 1 images at once.*smaller --batch-size"):
+        exhausted.detect([exhausted.prepare(pixels)], [(20, 20)])
+    diverged = NetworkDetector(_Broken(float("nan")), tiny_config(), CPU)
+    (found,) = diverged.detect([diverged.prepare(pixels)], [(20, 20)])
+    assert len(found) == 12 and "6 of 18 detections are not finite" in caplog.text

@@ -1,0 +1,264 @@
+"""Graphs for other runtimes: what they accept, and that they detect what PyTorch detects."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.errors import UserError
+from data.industrial_dataset import pixel_mean_std
+from data.loader import build_eval_loader
+from data.splits import build_datasets
+from deploy import graph
+from deploy.detector import load_detector
+from deploy.export import ACCELERATED_TOLERANCE, check_against_torch, export_checkpoint
+from deploy.graph import GraphOptions, deployed_detector, example_inputs, graph_metadata, require_packages
+from deploy.runtimes import GraphOutput, accelerated_runners, agreement, onnx_runner, torch_runner
+from engine.config import apply_overrides, load_config
+from engine.source import Source, load_source
+from models.detector import normalize_images
+from tests.support.baselines import small_baseline
+from tests.support.configs import CONFIGS
+from tests.support.export import CLASSES, NAMES, write_tiny_checkpoint
+from tests.support.text_fusion import fused_model, section
+
+SIZES = torch.tensor([[64, 32]])
+
+
+def found(scores: Any, labels: Any, boxes: Any) -> GraphOutput:
+    return GraphOutput(np.array([labels]), np.array([boxes], dtype=np.float32), np.array([scores], dtype=np.float32))
+
+
+BOXES = [[0, 0, 8, 8], [4, 4, 20, 20], [30, 0, 40, 30]]
+EXPECTED = found([0.9, 0.5, 0.5], [1, 2, 2], BOXES)
+
+
+def test_equal_detections_agree() -> None:
+    same = agreement(EXPECTED, EXPECTED, SIZES)
+    assert (same.score, same.box, same.unmatched) == (0, 0, 0) and same.within(0)
+
+
+def test_detections_of_equal_scores_may_swap() -> None:
+    swapped = found([0.9, 0.5, 0.5], [1, 2, 2], [BOXES[0], BOXES[2], BOXES[1]])
+    assert agreement(EXPECTED, swapped, SIZES).within(1e-6)
+
+
+def test_differences_are_measured() -> None:
+    moved = [[0.64, 0, 8, 8], *BOXES[1:]]
+    assert agreement(EXPECTED, found([0.9, 0.5, 0.5], [1, 2, 2], moved), SIZES).box == pytest.approx(0.01)
+    assert agreement(EXPECTED, found([0.8999, 0.5, 0.5], [1, 2, 2], BOXES), SIZES).score == pytest.approx(1e-4, rel=0.1)
+    relabelled = agreement(EXPECTED, found([0.9, 0.5, 0.5], [0, 2, 2], BOXES), SIZES)
+    assert relabelled.unmatched == 1 and not relabelled.within(1.0)
+    assert agreement(EXPECTED, found([0.9, 0.5, 0.5], [0, 2, 2], BOXES), SIZES, top=1).unmatched == 1
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return load_source(write_tiny_checkpoint(tmp_path_factory.mktemp("graph"), DEIMTransformer__num_layers=1))
+
+
+def test_the_check_passes_and_fails(source: Source) -> None:
+    detector = deployed_detector(source)
+    runner, options = torch_runner(detector), GraphOptions((64, 64), dynamic_size=True)
+    assert check_against_torch(detector, runner, options, Path("x.onnx")).within(0)
+
+    def wrong(images: torch.Tensor, sizes: torch.Tensor) -> GraphOutput:
+        right = runner(images, sizes)
+        return GraphOutput(right.labels, right.boxes, right.scores + 0.01)
+
+    with pytest.raises(UserError, match=r"x\.onnx: detects something else than PyTorch: scores differ by up to 0\.01"):
+        check_against_torch(detector, wrong, options, Path("x.onnx"))
+
+
+def test_accelerators_of_this_machine_are_checked_too(
+    source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorRT in float16 that gives wrong boxes without an error; ONNX Runtime is played by PyTorch."""
+    right = torch_runner(deployed_detector(source))
+
+    class Session:
+        def __init__(self, path: Path, options: Any, providers: list[Any]) -> None:
+            self.asked = {one[0]: one[1] for one in providers if isinstance(one, tuple)}
+
+        def get_providers(self) -> list[str]:
+            return [name for name in self.asked if name != "CUDAExecutionProvider"]
+
+        def run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+            out = right(*(torch.from_numpy(value) for value in feed.values()))
+            wrong = "trt_fp16_enable" in self.asked["TensorrtExecutionProvider"]
+            return [out.labels, out.boxes * 0 if wrong else out.boxes, out.scores]
+
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    played = SimpleNamespace(
+        InferenceSession=Session, SessionOptions=SimpleNamespace, get_available_providers=lambda: names
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", played)
+    monkeypatch.setattr("deploy.runtimes.require_packages", lambda *names: None)
+    runners = accelerated_runners(Path("x.onnx"))
+    assert list(runners) == ["TensorRT float32", "TensorRT float16"]
+    assert "has CUDA, but cannot start it here: x.onnx is not checked with it" in caplog.text
+    check = partial(check_against_torch, deployed_detector(source))
+    check(runners["TensorRT float32"], GraphOptions((64, 64)), "x.onnx", ACCELERATED_TOLERANCE)
+    with pytest.raises(UserError, match=r"x\.onnx with TensorRT: detects something else than PyTorch: .* boxes by"):
+        check(runners["TensorRT float16"], GraphOptions((64, 64)), "x.onnx with TensorRT", ACCELERATED_TOLERANCE)
+
+
+def test_validation_prediction_and_the_exported_recipe_resize_alike(source: Source, tmp_path: Path) -> None:
+    """For images of several shapes: what the loader gives, what the predictor gives and what the metadata say."""
+    sizes_wh = [(160, 160), (400, 100), (33, 500)]
+    coco = {"images": [], "annotations": [], "categories": [{"id": k, "name": n} for k, n in enumerate(NAMES)]}
+    rng = np.random.default_rng(0)
+    for number, (width, height) in enumerate(sizes_wh):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        coco["images"].append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+        box = {"id": number, "image_id": number, "category_id": 0, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
+        coco["annotations"].append(box)
+    (tmp_path / "ann.json").write_text(json.dumps(coco), encoding="utf-8")
+    section = "val_dataloader.dataset"
+    config = apply_overrides(
+        source.config, [f"{section}.img_folder={tmp_path}", f"{section}.ann_file={tmp_path / 'ann.json'}"]
+    )
+    data = build_datasets(config, splits=("val",))
+    loader = build_eval_loader(config, data.splits["val"], data.classes)
+    validated = torch.cat([normalize_images(batch.images, *pixel_mean_std(config)) for batch in loader])
+    detector = load_detector(source.path, torch.device("cpu")).detector
+    facts = {key: json.loads(text) for key, text in graph_metadata(source, GraphOptions((64, 64))).items()}
+    height, width = facts["input_size_hw"]
+    for number in range(len(sizes_wh)):
+        image = Image.open(tmp_path / f"{number}.png")
+        predicted = normalize_images(detector.prepare(np.asarray(image))[None], *pixel_mean_std(config))[0]
+        assert torch.equal(predicted, validated[number])
+        recipe = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)) * facts["scale"]
+        recipe = ((recipe - facts["mean"]) / facts["std"]).astype(np.float32).transpose(2, 0, 1)
+        np.testing.assert_allclose(recipe, validated[number], atol=1e-5)
+
+
+def test_example_inputs_differ_by_seed() -> None:
+    images, sizes = example_inputs((64, 96), 2, seed=1)
+    assert images.shape == (2, 3, 64, 96) and sizes.tolist() == [[96, 64], [96, 64]]
+    assert not torch.equal(images[0], images[1]) and not torch.equal(images, example_inputs((64, 96), 2, seed=2)[0])
+
+
+def test_metadata_tell_how_to_feed_it(source: Source) -> None:
+    facts = {key: json.loads(value) for key, value in graph_metadata(source, GraphOptions((64, 64))).items()}
+    assert facts["names"] == list(NAMES) and facts["input_size_hw"] == [64, 64]
+    assert facts["category_ids"] == [0, 1, 2, 3, 4, 5] and facts["colour"] == "RGB" and "bilinear" in facts["resize"]
+    assert facts["mean"][0] == pytest.approx(0.485) and facts["scale"] == pytest.approx(1 / 255)
+
+
+def test_what_cannot_be_exported(tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"--size 60 64: both sides must be multiples of 32"):
+        export_checkpoint(source.path, ["torch_export"], size_hw=(60, 64), output_dir=tmp_path / "out")
+    for size_hw, dynamic in (((32, 64), True), ((9600, 64), False)):
+        with pytest.raises(UserError, match=f"from {64 if dynamic else 32} to 4096"):
+            export_checkpoint(
+                source.path, ["torch_export"], size_hw=size_hw, dynamic_size=dynamic, output_dir=tmp_path / "out"
+            )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'onnx, onnxscript, onnxruntime: not installed\. Run: pip install -e "\.\[exp'):
+        export_checkpoint(source.path, ["onnx"], output_dir=tmp_path / "out")
+    with pytest.raises(UserError, match=r'openvino: not installed\. Run: pip install -e "\.\[openvino\]"'):
+        require_packages("openvino")
+    monkeypatch.undo()
+    config = load_config(CONFIGS / "baselines" / "quickstart_resnet18.yml")
+    baseline = Source(tmp_path / "b.pth", {}, config, small_baseline("fasterrcnn_resnet18"), CLASSES, True)
+    with pytest.raises(UserError, match=r"is the baseline fasterrcnn_resnet18, .* a graph \(torch_export, onnx, openv"):
+        deployed_detector(baseline)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of the size of files")
+def test_a_full_disk_does_not_end_the_process(tmp_path: Path) -> None:
+    import resource
+
+    program = torch.export.export(torch.nn.Linear(50, 50), (torch.ones(1, 50),))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match="Could not write program"):
+            graph.write_program(program, tmp_path / "a.pt2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_can_be_saved_and_run(source: Source, tmp_path: Path) -> None:
+    written = export_checkpoint(source.path, ["torch_export"], output_dir=tmp_path)
+    assert written[0].path == tmp_path / "model.pt2"
+    assert written[0].agreement is not None and written[0].agreement.within(1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic_size", [False, True])
+def test_onnx(tmp_path: Path, dynamic_size: bool) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = write_tiny_checkpoint(tmp_path)
+    written = export_checkpoint(
+        path, ["onnx"], output_dir=tmp_path / "out", dynamic_size=dynamic_size, optimize=not dynamic_size
+    )
+    assert written[0].agreement is not None and written[0].agreement.within(1e-4)
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    onnx.checker.check_model(model)
+    assert json.loads({prop.key: prop.value for prop in model.metadata_props}["names"]) == list(NAMES)
+    runner = onnx_runner(tmp_path / "out" / "model.onnx")
+    sizes = [(64, 64), (160, 96)] if dynamic_size else [(64, 64)]
+    for height, width in sizes:
+        assert runner(*example_inputs((height, width), 5)).boxes.shape == (5, 120, 4)
+
+
+@pytest.mark.slow
+def test_the_readme_shows_how_to_run_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its lines, as they stand, detect what `predict_deimv2.py` detects."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = write_tiny_checkpoint(tmp_path, DEIMTransformer__num_layers=1)
+    export_checkpoint(path, ["onnx"], output_dir=tmp_path, optimize=False)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "part.png")
+    readme = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet.replace("score >= 0.5", "score >= 0"), "README.md", "exec"), {})
+    found = [line.split() for line in capsys.readouterr().out.splitlines()]
+    detector = load_detector(path, torch.device("cpu")).detector
+    expected = detector.detect([detector.prepare(pixels)], [(90, 50)])[0]
+    assert [line[0] for line in found] == [NAMES[label] for label in expected.labels.tolist()]
+    assert [float(line[1]) for line in found] == pytest.approx(expected.scores.tolist(), abs=0.006)
+    box = [float(number) for number in " ".join(found[0][2:]).strip("[]").split()]
+    assert box == pytest.approx(expected.boxes_xyxy[0].tolist(), abs=0.06)
+
+
+@pytest.mark.slow
+def test_openvino_and_text(tmp_path: Path) -> None:
+    """OpenVINO through ONNX, of a detector with class texts."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnx")
+    path = write_tiny_checkpoint(
+        tmp_path, fused_model(gate_init=0.5), MultimodalFusion=section(gate_init=0.5), DEIMTransformer__num_layers=3
+    )
+    written = export_checkpoint(path, ["openvino"], output_dir=tmp_path / "out", optimize=False)
+    assert written[0].agreement is not None and written[0].agreement.within(1e-4)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["model.bin", "model.xml"]
+
+
+def test_the_exporter_is_kept_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    before = logging.getLogger("onnxscript").level
+    with graph._quiet():
+        logging.getLogger("onnxscript").warning("chatter")
+        sys.stdout.write("progress\n")
+    assert capsys.readouterr() == ("", "") and logging.getLogger("onnxscript").level == before

@@ -1,0 +1,144 @@
+"""Tiles and their merging, with a detector that knows the truth."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from data.errors import UserError
+from data.images import PixelArray
+from deploy.found import Found, joined
+from deploy.pipeline import make_frame, predict_frames
+from deploy.tiling import Tiling, Window, merge_tiles, windows
+
+Box = tuple[int, int, int, int]
+
+
+class PaintDetector:
+    """Finds what it can see of each object: object k of class c is painted (k, c, 255); nothing is resized."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def prepare(self, pixels: PixelArray) -> Tensor:
+        return torch.from_numpy(pixels.copy())
+
+    def detect(self, inputs: Sequence[Tensor], sizes_wh: Sequence[tuple[int, int]]) -> list[Found]:
+        self.batches.append(len(inputs))
+        return [self._find(one.numpy()) for one in inputs]
+
+    def _find(self, pixels: PixelArray) -> Found:
+        parts = []
+        for number in np.unique(pixels[pixels[..., 2] == 255][:, 0]):
+            rows, columns = np.nonzero((pixels[..., 0] == number) & (pixels[..., 2] == 255))
+            box = [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]
+            label = pixels[rows[0], columns[0], 1]
+            score = 0.5 + 0.4 * len(rows) / pixels[..., 0].size
+            parts.append(Found(np.array([score]), np.array([label]), np.array(box, dtype=np.float64)))
+        return joined(parts)
+
+
+def paint(size_wh: tuple[int, int], objects: Sequence[tuple[int, Box]]) -> PixelArray:
+    pixels = np.zeros((size_wh[1], size_wh[0], 3), dtype=np.uint8)
+    for number, (label, (left, top, right, bottom)) in enumerate(objects):
+        pixels[top:bottom, left:right] = number, label, 255
+    return pixels
+
+
+def find(pixels: PixelArray, tiling: Tiling | None, batch_size: int = 4) -> tuple[Found, PaintDetector]:
+    detector = PaintDetector()
+    frames = [make_frame("image", pixels, detector, tiling)]
+    ((_, found),) = predict_frames(frames, detector, np.zeros(3), batch_size)
+    return found, detector
+
+
+def as_set(found: Found) -> list[tuple[int, Box]]:
+    boxes = found.boxes_xyxy.astype(int).tolist()
+    return sorted((label, tuple(box)) for label, box in zip(found.labels.tolist(), boxes, strict=True))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (70, 20, 130, 60),  # across one border
+        (10, 80, 290, 110),  # longer than three tiles
+        (75, 75, 125, 125),  # on a corner: four fragments
+        (85, 30, 95, 40),  # within the shared strip: whole in both tiles
+        (0, 0, 300, 200),  # larger than every tile
+    ],
+)
+def test_an_object_on_a_border_comes_out_once_and_whole(box: Box) -> None:
+    found, _ = find(paint((300, 200), [(1, box)]), Tiling(100, 0.2))
+    assert as_set(found) == [(1, box)]
+
+
+def test_neighbours_and_other_classes_stay_apart() -> None:
+    objects = [(0, (60, 20, 98, 60)), (0, (100, 20, 140, 60)), (1, (60, 62, 140, 90)), (2, (60, 92, 140, 110))]
+    found, detector = find(paint((300, 200), objects), Tiling(100, 0.2), batch_size=5)
+    assert as_set(found) == sorted(objects)
+    assert detector.batches == [5, 5, 2]
+
+
+@given(st.data(), st.integers(32, 120), st.floats(0.05, 0.6))
+@settings(max_examples=40)
+def test_tiles_change_nothing(data: st.DataObject, tile_px: int, overlap: float) -> None:
+    """Any number of objects apart from one another, of any size, with any tiles."""
+    cells = data.draw(st.lists(st.integers(0, 11), unique=True, max_size=8))
+    objects = []
+    for cell in cells:
+        left, top = 60 * (cell % 4), 60 * (cell // 4)
+        width, height = data.draw(st.integers(3, 58)), data.draw(st.integers(3, 58))
+        x, y = data.draw(st.integers(left, left + 58 - width)), data.draw(st.integers(top, top + 58 - height))
+        objects.append((data.draw(st.integers(0, 2)), (x, y, x + width, y + height)))
+    pixels = paint((240, 180), objects)
+    found, _ = find(pixels, Tiling(tile_px, overlap))
+    assert as_set(found) == sorted(objects)
+    assert (np.diff(found.scores) <= 0).all()
+
+
+@given(st.integers(1, 700), st.integers(1, 700), st.integers(32, 200), st.floats(0.05, 0.8))
+def test_tiles_cover_the_image_with_overlap(width: int, height: int, tile_px: int, overlap: float) -> None:
+    tiles = windows((width, height), Tiling(tile_px, overlap))
+    seen = np.zeros((height, width), dtype=bool)
+    for tile in tiles:
+        assert tile.right - tile.left == min(tile_px, width) and tile.bottom - tile.top == min(tile_px, height)
+        seen[tile.top : tile.bottom, tile.left : tile.right] = True
+    assert seen.all()
+    columns = sorted({(tile.left, tile.right) for tile in tiles})
+    for (_, end), (start, _) in zip(columns, columns[1:], strict=False):
+        assert end - start >= overlap * tile_px - 2  # two edges rounded to pixels
+
+
+def test_a_sliver_joins_the_whole_and_the_best_score_counts() -> None:
+    """The right tile sees the object's last pixels only, as another's worth: the whole box stays."""
+    tiles = (Window(0, 0, 100, 100), Window(80, 0, 180, 100))
+    whole = Found(np.array([0.6]), np.array([0]), np.array([[40.0, 10, 90, 50]]))
+    sliver = Found(np.array([0.9]), np.array([0]), np.array([[0.0, 12, 8, 44]]))
+    found = merge_tiles([whole, sliver], tiles, (180, 100))
+    assert as_set(found) == [(0, (40, 10, 90, 50))] and found.scores.tolist() == [0.9]
+
+
+def test_fragments_that_end_short_of_the_border() -> None:
+    """As networks see it (DEIMv2 on a scratch): the lower tile's box begins where it is sure, not at the border."""
+    tiles = (Window(0, 0, 200, 200), Window(0, 134, 200, 334))
+    upper = Found(np.array([0.5]), np.array([1]), np.array([[141.0, 72, 155, 197]]))
+    lower = Found(np.array([0.64]), np.array([1]), np.array([[137.0, 11, 154, 133]]))
+    found = merge_tiles([upper, lower], tiles, (200, 400))
+    assert as_set(found) == [(1, (137, 72, 155, 267))] and found.scores.tolist() == [0.64]
+
+
+def test_repeats_within_a_tile_are_the_networks_own() -> None:
+    tiles = (Window(0, 0, 100, 100), Window(80, 0, 180, 100))
+    twice = Found(np.array([0.9, 0.8]), np.array([0, 0]), np.array([[10.0, 10, 50, 50], [12, 10, 50, 50]]))
+    assert len(merge_tiles([twice, Found.empty()], tiles, (180, 100))) == 2
+    assert len(merge_tiles([Found.empty(), Found.empty()], tiles, (180, 100))) == 0
+
+
+def test_bad_numbers() -> None:
+    with pytest.raises(UserError) as error:
+        Tiling(10, 0.9)
+    assert "--tile 10: expected at least 32" in str(error.value) and "--overlap 0.9: expected 0.05" in str(error.value)
