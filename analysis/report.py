@@ -11,7 +11,6 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from analysis.gallery import GalleryFiles
 from analysis.labels import Labels, Language, labels_of
@@ -19,6 +18,7 @@ from analysis.report_sections import Card, HtmlTable, Section, build_sections
 from analysis.result import Analysis
 from analysis.style import FigureFiles, tidy
 from data.errors import UserError
+from data.images import open_image
 from engine.checkpoint import write_atomically
 
 
@@ -94,7 +94,7 @@ def _with_pictures(section: Section) -> _PageSection:
 
 def _picture(figure: FigureFiles) -> _Picture:
     try:
-        with Image.open(figure.png) as image:
+        with open_image(figure.png) as image:
             width, height = image.size
         data = base64.b64encode(figure.png.read_bytes()).decode("ascii")
     except OSError as error:

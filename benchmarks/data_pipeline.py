@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.colour import Brightness, Contrast, Hue, Saturation, apply_changes, sample_of
 from data.config import DataConfig
-from data.images import read_reduced
+from data.images import open_image, read_reduced
 from data.loader import TrainLoader, build_train_loader
 from data.splits import build_datasets
 
@@ -163,7 +163,7 @@ class PilPipeline:
 
     def _read(self, index: int) -> dict[str, Any]:
         path, boxes = self._images[index]
-        with Image.open(path) as file:
+        with open_image(path) as file:
             image = file.convert("RGB")
         size_hw = (image.height, image.width)
         xyxy = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in boxes], dtype=torch.float32)
@@ -278,7 +278,7 @@ def measure_stages(folder: Path, repeats: int = 40) -> dict[str, float]:
     all_changes = (Brightness(1.1), Contrast(1.2), Saturation(0.8), Hue(0.03))
 
     def pil_decode() -> None:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             np.asarray(image.convert("RGB"))
 
     stages: dict[str, Callable[[], object]] = {

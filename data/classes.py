@@ -9,6 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.errors import printable
+from data.names import composed
+
+
+def class_name(text: str) -> str:
+    """A class name as it is compared, shown and stored: accents composed (NFC), what is no text escaped.
+
+    Every report, table and figure shows class names, and every file format forbids something else in them.
+    """
+    return printable(composed(text))
+
 
 @dataclass(frozen=True)
 class ClassMap:
@@ -19,8 +30,10 @@ class ClassMap:
 
     category_ids: tuple[int, ...]
     names: tuple[str, ...]
+    """As `class_name` has them."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(map(class_name, self.names)))
         if len(self.category_ids) != len(self.names):
             raise ValueError("category_ids and names differ in length")
         if list(self.category_ids) != sorted(set(self.category_ids)):

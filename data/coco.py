@@ -6,9 +6,10 @@ Legend: I images, N boxes of a split, n boxes of one image.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from data.classes import ClassMap
-from data.coco_reader import AnnotationReader, BoxEntry, ImageRecord
+from data.coco_reader import AnnotationReader, BoxColumns, ImageRecord, garbage_collector_paused
 from data.image_files import check_image_files
 from data.images import ImageFacts
-from data.problems import Problem
+from data.problems import Problem, shorten
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +56,16 @@ class CocoSplit:
         return len(self.images)
 
     @cached_property
+    def image_sizes_wh(self) -> FloatArray:
+        """[N, 2], pixels, of each box's image."""
+        sizes = np.array([(image.width, image.height) for image in self.images], dtype=np.float64).reshape(-1, 2)
+        return sizes.repeat([image.rows.stop - image.rows.start for image in self.images], axis=0)
+
+    @cached_property
     def boxes_xyxy(self) -> npt.NDArray[np.float32]:
         """[N, 4], pixels, clipped to the image."""
-        sizes = np.zeros((len(self.labels), 2))
-        for image in self.images:
-            sizes[image.rows] = image.width, image.height
         corners = np.concatenate([self.boxes_xywh[:, :2], self.boxes_xywh[:, :2] + self.boxes_xywh[:, 2:]], axis=1)
-        clipped: npt.NDArray[np.float32] = np.clip(corners, 0, np.tile(sizes, 2)).astype(np.float32)
+        clipped: npt.NDArray[np.float32] = np.clip(corners, 0, np.tile(self.image_sizes_wh, 2)).astype(np.float32)
         return clipped
 
     def training_rows(self, image: ImageRecord) -> IntArray:
@@ -139,17 +143,16 @@ def read_split(
         The sound entries, and the problems. Never raises on bad content: a useless file gives an empty split.
     """
     reader = AnnotationReader(name, ann_file, img_folder)
-    raw = reader.load()
-    categories = reader.categories(raw)
-    if classes is None:
-        classes = ClassMap.from_categories([{"id": key, "name": text} for key, text in categories.items()])
-    else:
-        reader.compare_classes(categories, classes)
-    images = reader.images(raw)
-    table = reader.annotations(raw, images, categories, classes)
-    if normal_boxes == "as_negative":
-        table = _without_normal(table, classes, reader)
-    split = _pack(name, ann_file, img_folder, classes, images, table)
+    with garbage_collector_paused():
+        raw = reader.load()
+        categories = reader.categories(raw)
+        if classes is None:
+            classes = ClassMap.from_categories([{"id": key, "name": text} for key, text in categories.items()])
+        else:
+            reader.compare_classes(categories, classes)
+        images = reader.images(raw)
+        boxes = reader.annotations(raw, images, categories, classes)
+    split = _pack(name, ann_file, img_folder, classes, images, boxes, as_negative=normal_boxes == "as_negative")
     return split, reader.problems + _content_warnings(split, normal_boxes)
 
 
@@ -163,7 +166,7 @@ def check_class_count(split: CocoSplit, num_classes: int) -> list[Problem]:
     count = len(split.classes)
     if count == num_classes or count == 0:
         return []
-    names = ", ".join(f"{i}={n}" for i, n in zip(split.classes.category_ids, split.classes.names, strict=True))
+    names = ", ".join(f"{i}={shorten(n)}" for i, n in zip(split.classes.category_ids, split.classes.names, strict=True))
     return [
         Problem(
             "error",
@@ -181,8 +184,8 @@ def check_overlap(splits: Sequence[CocoSplit]) -> list[Problem]:
     problems = []
     seen: dict[Path, CocoSplit] = {}
     for split in splits:
-        folder = split.img_folder.resolve()
-        paths = {folder / image.file_name: image for image in split.images}
+        real = cache(os.path.realpath)
+        paths = {Path(real(image.path.parent), image.path.name): image for image in split.images}
         for path, image in paths.items():
             other = seen.get(path)
             if other is not None:
@@ -219,28 +222,23 @@ def size_problem(split: CocoSplit, image: ImageRecord, facts: ImageFacts, size_w
     return Problem("error", str(split.ann_file), where, found, fix, "size mismatch", True, image.id)
 
 
-def _without_normal(boxes: list[BoxEntry], classes: ClassMap, reader: AnnotationReader) -> list[BoxEntry]:
-    normal = classes.normal_label
-    kept = [box for box in boxes if box.label != normal]
-    if len(kept) < len(boxes):
-        dropped = len(boxes) - len(kept)
-        log.info("%s: normal_boxes: as_negative: %d NORMAL boxes dropped", reader.ann_file, dropped)
-    return kept
-
-
 def _pack(
     name: str,
     ann_file: Path,
     img_folder: Path,
     classes: ClassMap,
     images: Mapping[int, ImageRecord],
-    boxes: Sequence[BoxEntry],
+    boxes: BoxColumns,
+    *,
+    as_negative: bool,
 ) -> CocoSplit:
-    place = {image_id: index for index, image_id in enumerate(images)}
-    ordered = sorted(boxes, key=lambda box: place[box.image_id])  # stable: the file's order within an image
-    places = np.array([place[box.image_id] for box in ordered], dtype=np.int64)
-    counts = np.bincount(places, minlength=len(images))
-    ends = np.cumsum(counts).tolist()
+    places, labels = np.array(boxes.places, dtype=np.int64), np.array(boxes.labels, dtype=np.int64)
+    order = np.argsort(places, kind="stable")  # the file's order within an image
+    if as_negative and classes.normal_label is not None:
+        order = order[labels[order] != classes.normal_label]
+        if len(order) < len(labels):
+            log.info("%s: normal_boxes: as_negative: %d NORMAL boxes dropped", ann_file, len(labels) - len(order))
+    ends = np.cumsum(np.bincount(places[order], minlength=len(images))).tolist()
     starts = [0, *ends][: len(images)]
     return CocoSplit(
         name=name,
@@ -250,11 +248,11 @@ def _pack(
         images=tuple(
             replace(image, rows=slice(a, b)) for image, a, b in zip(images.values(), starts, ends, strict=True)
         ),
-        boxes_xywh=np.array([box.box_xywh for box in ordered], dtype=np.float64).reshape(-1, 4),
-        labels=np.array([box.label for box in ordered], dtype=np.int64),
-        areas=np.array([box.area for box in ordered], dtype=np.float64),
-        crowd=np.array([box.crowd for box in ordered], dtype=np.bool_),
-        annotation_ids=np.array([box.annotation_id for box in ordered], dtype=np.int64),
+        boxes_xywh=np.array(boxes.boxes_xywh, dtype=np.float64).reshape(-1, 4)[order],
+        labels=labels[order],
+        areas=np.array(boxes.areas, dtype=np.float64)[order],
+        crowd=np.array(boxes.crowd, dtype=np.bool_)[order],
+        annotation_ids=np.array(boxes.annotation_ids, dtype=np.int64)[order],
     )
 
 
@@ -285,11 +283,11 @@ def _content_warnings(split: CocoSplit, normal_boxes: NormalBoxes) -> list[Probl
 
 def _repeated_boxes(split: CocoSplit) -> list[Problem]:
     problems = []
-    boxes = split.boxes_xywh.round(2).tolist()
+    boxes = split.boxes_xywh.round(2)
     for image in split.images:
         first: dict[tuple[float, ...], int] = {}
-        for row in range(image.rows.start, image.rows.stop):
-            key = tuple(boxes[row])
+        for row, box in enumerate(boxes[image.rows].tolist(), image.rows.start):
+            key = tuple(box)
             earlier = first.setdefault(key, row)
             if earlier == row:
                 continue
@@ -303,23 +301,18 @@ def _repeated_boxes(split: CocoSplit) -> list[Problem]:
 
 
 def _whole_image_normals(split: CocoSplit, normal: int) -> list[Problem]:
-    whole, total, example = 0, 0, 0
-    for image in split.images:
-        for row in range(image.rows.start, image.rows.stop):
-            if split.labels[row] == normal:
-                total += 1
-                share = split.boxes_xywh[row, 2] * split.boxes_xywh[row, 3] / (image.width * image.height)
-                if share >= _WHOLE_IMAGE_SHARE:
-                    whole, example = whole + 1, int(split.annotation_ids[row])
-    if not whole:
+    is_normal = split.labels == normal
+    shares = split.boxes_xywh[:, 2:].prod(axis=1) / split.image_sizes_wh.prod(axis=1)
+    whole = split.annotation_ids[is_normal & (shares >= _WHOLE_IMAGE_SHARE)]
+    if not len(whole):
         return []
     return [
         Problem(
             "warning",
             str(split.ann_file),
             f"split {split.name}",
-            f"{whole} of {total} boxes of the class {split.classes.names[normal]} cover the whole image "
-            f"(e.g. annotation {example}): easy AP that flatters the mean",
+            f"{len(whole)} of {is_normal.sum()} boxes of the class {split.classes.names[normal]} cover the whole image "
+            f"(e.g. annotation {whole[0]}): easy AP that flatters the mean",
             "Set normal_boxes: as_negative to make these images negatives, or read metrics_defects",
             "whole-image NORMAL boxes",
             True,

@@ -5,15 +5,20 @@ Nothing here raises on bad content: wrong types, NaN, huge numbers, missing keys
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.classes import ClassMap
-from data.problems import Problem
+from data.classes import ClassMap, class_name
+from data.image_files import ImageFolder, require_regular_file
+from data.names import name_key
+from data.problems import Problem, shorten
 
 _OUTSIDE_TOLERANCE_PX = 0.5
 """Boxes may leave the image by this much: coordinates are rounded in many exports. They are clipped."""
@@ -30,6 +35,7 @@ class ImageRecord:
     file_name: str
     """As in the annotation file."""
     path: Path
+    """As the disk spells it."""
     width: int
     """Pixels, upright."""
     height: int
@@ -38,15 +44,21 @@ class ImageRecord:
 
 
 @dataclass(frozen=True)
-class BoxEntry:
-    """One sound annotation."""
+class BoxColumns:
+    """The sound annotations in the file's order: packed numbers, because a million objects would fill the memory."""
 
-    annotation_id: int
-    image_id: int
-    label: int
-    box_xywh: tuple[float, float, float, float]
-    area: float
-    crowd: bool
+    annotation_ids: array[int] = field(default_factory=lambda: array("q"))
+    places: array[int] = field(default_factory=lambda: array("q"))
+    """Of each box's image among the images."""
+    labels: array[int] = field(default_factory=lambda: array("q"))
+    boxes_xywh: array[float] = field(default_factory=lambda: array("d"))
+    """Four a box."""
+    areas: array[float] = field(default_factory=lambda: array("d"))
+    crowd: array[int] = field(default_factory=lambda: array("b"))
+
+
+_Fault = tuple[str, str, str]
+"""What was found, the fix, the kind."""
 
 
 class AnnotationReader:
@@ -71,7 +83,8 @@ class AnnotationReader:
         kind = "annotation file"
         raw: Any = {}
         try:
-            raw = json.loads(self.ann_file.read_text(encoding="utf-8-sig"))
+            require_regular_file(self.ann_file)
+            raw = json.loads(self.ann_file.read_bytes(), object_hook=_without_outline)
         except FileNotFoundError:
             key = f"{self.name}_dataloader.dataset.ann_file"
             self.error("file", "does not exist", f"Correct the path, or set {key}", kind)
@@ -105,9 +118,11 @@ class AnnotationReader:
     def categories(self, raw: Mapping[str, list[Any]]) -> dict[int, str]:
         """Category id -> name."""
         found: dict[int, str] = {}
+        keys: set[str] = set()
         for index, entry in enumerate(raw["categories"]):
             where, kind = f"categories[{index}]", "malformed category"
             category_id, name = _integer(_get(entry, "id")), _get(entry, "name")
+            name = class_name(name) if isinstance(name, str) else name
             if category_id is None or category_id < 0:
                 self.error(where, f"id is {_show(_get(entry, 'id'))}, expected an integer >= 0", "Correct it", kind)
             elif not isinstance(name, str) or not name.strip():
@@ -115,14 +130,28 @@ class AnnotationReader:
             elif category_id in found:
                 text = f"id {category_id} is used twice ({found[category_id]!r} and {name!r})"
                 self.error(where, text, "Give each category its own id", "repeated category")
-            elif name.strip().casefold() in {other.strip().casefold() for other in found.values()}:
+            elif name_key(name) in keys:
                 text = f"the name {name!r} is used twice; results per class could not be told apart"
                 self.error(where, text, "Merge the two categories or rename one", "repeated category")
             else:
                 found[category_id] = name
+                keys.add(name_key(name))
         if not found and not self.problems:
             self.error("categories", "the list is empty", "List the classes with id and name", "malformed category")
+        self._warn_of_groups(raw["categories"], found)
         return found
+
+    def _warn_of_groups(self, categories: list[Any], names: Mapping[int, str]) -> None:
+        groups = {
+            group
+            for entry in categories
+            if isinstance(group := _get(entry, "supercategory"), str) and group != _get(entry, "name")
+        }
+        for category_id, name in names.items():
+            if name in groups:
+                text = f"category {category_id} ({name}) is the supercategory of others, as Roboflow exports it"
+                fix = "If it is no class of its own, remove it, or let `python -m data.convert coco` do so"
+                self.warn("categories", text, fix, "grouping category")
 
     def compare_classes(self, categories: Mapping[int, str], classes: ClassMap) -> None:
         """This file's categories against those of the training split or the checkpoint."""
@@ -135,7 +164,7 @@ class AnnotationReader:
                     "Use the training split's categories in every split",
                     "classes differ between splits",
                 )
-            elif known and known[category_id].strip().casefold() != name.strip().casefold():
+            elif known and name_key(known[category_id]) != name_key(name):
                 self.error(
                     f"category {category_id}",
                     f"is called {name!r} here and {known[category_id]!r} in the training split or checkpoint",
@@ -146,7 +175,8 @@ class AnnotationReader:
     def images(self, raw: Mapping[str, list[Any]]) -> dict[int, ImageRecord]:
         """Sound images by id, in the file's order."""
         found: dict[int, ImageRecord] = {}
-        names: dict[str, int] = {}
+        listed: dict[Path, int] = {}
+        folder = ImageFolder(self.img_folder)
         for index, entry in enumerate(raw["images"]):
             image_id, name = _integer(_get(entry, "id")), _get(entry, "file_name")
             width, height = _integer(_get(entry, "width")), _integer(_get(entry, "height"))
@@ -161,18 +191,17 @@ class AnnotationReader:
             elif width is None or height is None or width < 1 or height < 1:
                 text = f"width and height are {_show(_get(entry, 'width'))} and {_show(_get(entry, 'height'))}"
                 text += ", expected positive integers"
-                self.error(f"{where} ({name})", text, "Write the image's size in pixels", kind, skippable=True)
+                self.error(f"{where} ({shorten(name)})", text, "Write the image's size in pixels", kind, skippable=True)
             elif image_id in found:
-                text = f"the id is used twice (for {found[image_id].file_name} and {name})"
+                text = f"the id is used twice (for {shorten(found[image_id].file_name)} and {shorten(name)})"
                 fix = "Give each image its own id, and its annotations with it"
                 self.error(where, text, fix, "repeated image id", skippable=True)
-            elif name in names:
-                text = f"the file is listed twice (as image {names[name]} and image {image_id})"
+            elif (path := folder.path(name)) in listed:
+                text = f"the file is listed twice (as image {listed[path]} and image {image_id})"
                 fix = "Merge the two entries and their annotations"
-                self.error(f"{where} ({name})", text, fix, "repeated image file", skippable=True)
+                self.error(f"{where} ({shorten(name)})", text, fix, "repeated image file", skippable=True)
             else:
-                names[name] = image_id
-                path = self.img_folder / name
+                listed[path] = image_id
                 found[image_id] = ImageRecord(image_id, name, path, width, height, slice(0, 0))
         return found
 
@@ -182,104 +211,131 @@ class AnnotationReader:
         images: Mapping[int, ImageRecord],
         categories: Mapping[int, str],
         classes: ClassMap,
-    ) -> list[BoxEntry]:
-        """Sound annotations in the file's order."""
-        label_of = classes.label_of
+    ) -> BoxColumns:
+        """Sound annotations in the file's order; `raw` loses its annotations on the way, to make room."""
+        label_of, places = classes.label_of, {image_id: place for place, image_id in enumerate(images)}
         # An image that was refused has its own message; its boxes go with it silently.
-        refused = {_integer(_get(entry, "id")) for entry in raw["images"]} - set(images)
-        boxes: list[BoxEntry] = []
-        seen: set[int] = set()
-        num_without_area = 0
-        for index, entry in enumerate(raw["annotations"]):
+        refused = {_integer(_get(entry, "id")) for entry in raw["images"]} - set(images) - {None}
+        boxes, seen = BoxColumns(), set[int]()
+        total, num_without_area, turned = len(raw["annotations"]), 0, []
+        raw["annotations"].reverse()
+        for index in range(total):
+            entry = raw["annotations"].pop()
             annotation_id, image_id = _integer(_get(entry, "id")), _integer(_get(entry, "image_id"))
-            where = f"annotations[{index}]" if annotation_id is None else f"annotation {annotation_id}"
-            if image_id is not None and image_id in refused:
+            if image_id in refused:
                 continue
             image = None if image_id is None else images.get(image_id)
-            if image is not None:
-                where = f"{where} (image {image.id}, {image.file_name})"
-            if annotation_id is None:
-                text, kind = f"id is {_show(_get(entry, 'id'))}, expected an integer", "malformed annotation id"
-                self.error(where, text, "Number the annotations", kind, skippable=True)
-            elif annotation_id in seen:
-                text = f"the id {annotation_id} is used by more than one annotation"
-                fix, kind = "Number the annotations anew", "repeated annotation id"
-                self.error(where, text, fix, kind, skippable=True)
-            if annotation_id is not None:
-                seen.add(annotation_id)
-            sound = self._annotation(entry, where, image, categories, label_of)
-            if sound is None or image is None:
+            faults = _faults(entry, image, categories)
+            id_fault = _id_fault(entry, annotation_id, seen)
+            if faults or id_fault is not None:
+                self._note([*([] if id_fault is None else [id_fault]), *faults], index, annotation_id, image)
+            label = None if faults else label_of.get(int(entry["category_id"]))
+            if label is None or image is None:
                 continue
-            label, box_xywh, crowd = sound
-            area = _number(_get(entry, "area"))
+            box_xywh = entry["bbox"]
+            area = _number(entry.get("area"))
             if area is None or area <= 0:
                 num_without_area += 1
                 area = box_xywh[2] * box_xywh[3]
-            number = -1 if annotation_id is None else annotation_id
-            boxes.append(BoxEntry(number, image.id, label, box_xywh, area, crowd))
+            if _is_turned(entry):
+                turned.append(annotation_id)
+            boxes.annotation_ids.append(-1 if annotation_id is None else annotation_id)
+            boxes.places.append(places[image.id])
+            boxes.labels.append(label)
+            boxes.boxes_xywh.extend(box_xywh)
+            boxes.areas.append(area)
+            boxes.crowd.append(bool(entry.get("iscrowd")))
         if num_without_area:
-            text = f"{num_without_area} of {len(raw['annotations'])} annotations have no usable area"
+            text = f"{num_without_area} of {total} annotations have no usable area"
             self.warn("annotations", text, "Nothing to do: it is computed as width x height", "missing area")
+        if turned:
+            text = (
+                f"{len(turned)} of {total} boxes are turned (attributes.rotation of CVAT), e.g. annotation {turned[0]}"
+            )
+            fix = "The box before it was turned is used; draw upright boxes around the defects where it does not fit"
+            self.warn("annotations", text, fix, "turned boxes")
         return boxes
 
-    def _annotation(
-        self,
-        entry: Any,
-        where: str,
-        image: ImageRecord | None,
-        categories: Mapping[int, str],
-        label_of: Mapping[int, int],
-    ) -> tuple[int, tuple[float, float, float, float], bool] | None:
-        """Label, box and crowd flag, or None after noting every fault of the entry."""
-        before = len(self.problems)
-        if not isinstance(entry, dict):
-            text = f"is a {_type_name(entry)}, expected an object"
-            self.error(where, text, "Correct or remove it", "malformed annotation", skippable=True)
-            return None
-        if image is None:
-            text = f"belongs to image {_show(entry.get('image_id', _MISSING))}, which is not in the file"
-            fix = "Correct image_id, or remove the annotation"
-            self.error(where, text, fix, "annotation without an image", skippable=True)
-        category_id = _integer(_get(entry, "category_id"))
-        if category_id is None or category_id not in categories:
-            text = f"category_id is {_show(_get(entry, 'category_id'))}, "
-            text += f"which is not among the categories {shorten(str(sorted(categories)))}"
-            fix = "Correct the id, or add the category"
-            self.error(where, text, fix, "unknown category", skippable=True)
-        crowd = _crowd_flag(_get(entry, "iscrowd"))
-        if crowd is None:
-            text = f"iscrowd is {_show(entry['iscrowd'])}, expected 0 or 1"
-            self.error(where, text, "Correct it", "malformed annotation", skippable=True)
-        box_xywh = self._box(entry, where, image)
-        label = None if category_id is None else label_of.get(category_id)
-        if len(self.problems) > before or box_xywh is None or crowd is None or label is None:
-            return None
-        return label, box_xywh, crowd
-
-    def _box(
-        self, entry: Mapping[str, Any], where: str, image: ImageRecord | None
-    ) -> tuple[float, float, float, float] | None:
-        raw = entry.get("bbox", _MISSING)
-        numbers = [_number(value) for value in raw] if isinstance(raw, list) and len(raw) == 4 else [None] * 4
-        x, y, width, height = numbers
-        if x is None or y is None or width is None or height is None:
-            text = f"bbox is {_show(raw)}, expected four finite numbers [x, y, width, height] in pixels"
-            self.error(where, text, "Correct or remove the annotation", "malformed box", skippable=True)
-            return None
-        if width <= 0 or height <= 0:
-            text = f"bbox {_show(raw)} has no area (width {width:g}, height {height:g})"
-            fix = "Expected [x, y, width, height]; correct or remove the annotation"
-            self.error(where, text, fix, "box without area", skippable=True)
-            return None
+    def _note(self, faults: Sequence[_Fault], index: int, annotation_id: int | None, image: ImageRecord | None) -> None:
+        where = f"annotations[{index}]" if annotation_id is None else f"annotation {annotation_id}"
         if image is not None:
-            right, bottom = x + width - image.width, y + height - image.height
-            outside = max(-x, -y, right, bottom) > _OUTSIDE_TOLERANCE_PX
-            if outside or x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
-                text = f"bbox {_show(raw)} reaches outside the image of {image.width} x {image.height} pixels"
-                fix = "Expected [x, y, width, height] in pixels, inside the image; correct the annotation"
-                self.error(where, text, fix, "box outside the image", skippable=True)
-                return None
-        return x, y, width, height
+            where += f" (image {image.id}, {shorten(image.file_name)})"
+        for found, fix, kind in faults:
+            self.error(where, found, fix, kind, skippable=True)
+
+
+@contextlib.contextmanager
+def garbage_collector_paused() -> Iterator[None]:
+    """Until the end of the context: it would look through a million entries again and again, a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
+    """Outlines are not used, and would often be most of what is in memory."""
+    entry.pop("segmentation", None)
+    return entry
+
+
+def _id_fault(entry: Any, annotation_id: int | None, seen: set[int]) -> _Fault | None:
+    """Wrong in itself, but its box can be used."""
+    if annotation_id is None:
+        text = f"id is {_show(_get(entry, 'id'))}, expected an integer"
+        return text, "Number the annotations", "malformed annotation id"
+    if annotation_id in seen:
+        text = f"the id {annotation_id} is used by more than one annotation"
+        return text, "Number the annotations anew", "repeated annotation id"
+    seen.add(annotation_id)
+    return None
+
+
+def _faults(entry: Any, image: ImageRecord | None, categories: Mapping[int, str]) -> list[_Fault]:
+    """Everything that is wrong with an annotation but its id."""
+    if not isinstance(entry, dict):
+        return [(f"is a {_type_name(entry)}, expected an object", "Correct or remove it", "malformed annotation")]
+    faults = []
+    if image is None:
+        text = f"belongs to image {_show(entry.get('image_id', _MISSING))}, which is not in the file"
+        faults.append((text, "Correct image_id, or remove the annotation", "annotation without an image"))
+    category_id = _integer(entry.get("category_id"))
+    if category_id is None or category_id not in categories:
+        text = f"category_id is {_show(_get(entry, 'category_id'))}, "
+        text += f"which is not among the categories {shorten(str(sorted(categories)))}"
+        faults.append((text, "Correct the id, or add the category", "unknown category"))
+    crowd = entry.get("iscrowd", 0)
+    if not isinstance(crowd, int | float) or crowd not in (0, 1):
+        faults.append((f"iscrowd is {_show(crowd)}, expected 0 or 1", "Correct it", "malformed annotation"))
+    fault = _box_fault(entry.get("bbox", _MISSING), image)
+    return faults if fault is None else [*faults, fault]
+
+
+def _box_fault(raw: Any, image: ImageRecord | None) -> _Fault | None:
+    numbers = [_number(value) for value in raw] if isinstance(raw, list) and len(raw) == 4 else [None] * 4
+    x, y, width, height = numbers
+    if x is None or y is None or width is None or height is None:
+        text = f"bbox is {_show(raw)}, expected four finite numbers [x, y, width, height] in pixels"
+        return text, "Correct or remove the annotation", "malformed box"
+    if width <= 0 or height <= 0:
+        text = f"bbox {_show(raw)} has no area (width {width:g}, height {height:g})"
+        return text, "Expected [x, y, width, height]; correct or remove the annotation", "box without area"
+    if image is not None:
+        right, bottom = x + width - image.width, y + height - image.height
+        outside = max(-x, -y, right, bottom) > _OUTSIDE_TOLERANCE_PX
+        if outside or x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
+            text = f"bbox {_show(raw)} reaches outside the image of {image.width} x {image.height} pixels"
+            fix = "Expected [x, y, width, height] in pixels, inside the image; correct the annotation"
+            return text, fix, "box outside the image"
+    return None
+
+
+def _is_turned(entry: Mapping[str, Any]) -> bool:
+    attributes = entry.get("attributes")
+    return isinstance(attributes, dict) and bool((_number(attributes.get("rotation")) or 0) % 360)
 
 
 def _get(entry: Any, key: str) -> Any:
@@ -288,7 +344,8 @@ def _get(entry: Any, key: str) -> Any:
 
 def _number(value: Any) -> float | None:
     """A finite number, or None; True and "3" are none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    kind = type(value)
+    if kind is not float and kind is not int:
         return None
     try:
         number = float(value)
@@ -305,12 +362,6 @@ def _integer(value: Any) -> int | None:
     return int(value)
 
 
-def _crowd_flag(value: Any) -> bool | None:
-    if value is _MISSING:
-        return False
-    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
-
-
 def _type_name(value: Any) -> str:
     names = {dict: "object", list: "list", str: "text", bool: "truth value", type(None): "null"}
     return names.get(type(value), "number")
@@ -318,8 +369,3 @@ def _type_name(value: Any) -> str:
 
 def _show(value: Any) -> str:
     return "missing" if value is _MISSING else shorten(repr(value))
-
-
-def shorten(text: str, limit: int = 120) -> str:
-    """The beginning of a long text."""
-    return text if len(text) <= limit else text[: limit - 4] + " ..."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from tqdm import tqdm
 
 from data.coco import CocoSplit, overlap_problem, size_problem
 from data.coco_reader import ImageRecord
 from data.errors import UserError
-from data.images import ImageFacts, PixelArray, read_image
+from data.images import UNREADABLE_FIX, ImageFacts, PixelArray, open_image, read_facts, read_image
 from data.problems import Problem
 
 _HASH_SIDE = 16
@@ -131,14 +130,29 @@ def _similar_pairs(inspections: Sequence[_Inspection]) -> Iterator[tuple[int, in
                 yield index[start + row], index[column]
 
 
-def _inspect_all(split: CocoSplit) -> Iterator[_Inspection]:
+def check_headers(split: CocoSplit) -> list[Problem]:
+    """What the images' headers say against the annotations: unreadable files, other sizes. No pixel is decoded."""
+    return _file_problems(split, list(_inspect_all(split, _inspect_header)))
+
+
+def _inspect_all(split: CocoSplit, inspect: Callable[[Path], _Inspection] | None = None) -> Iterator[_Inspection]:
     paths = [image.path for image in split.images]
     with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:  # decoding releases the interpreter lock
-        yield from pool.map(_inspect, paths)
+        yield from pool.map(inspect or _inspect, paths)
+
+
+def _inspect_header(path: Path) -> _Inspection:
+    if not os.path.isfile(path):  # unlike Path's, it knows names that are too long
+        return _Inspection()
+    try:
+        facts = read_facts(path)
+    except UserError as error:
+        return _Inspection(error=str(error))
+    return _Inspection(facts=facts, size_wh=facts.upright_wh)
 
 
 def _inspect(path: Path) -> _Inspection:
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, it knows names that are too long
         return _Inspection()
     try:
         pixels, facts = read_image(path)
@@ -170,7 +184,7 @@ def _difference_hash(pixels: PixelArray) -> npt.NDArray[np.bool_] | None:
 
 
 def _is_transparent(path: Path) -> bool:
-    with Image.open(path) as image:
+    with open_image(path) as image:
         lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
     return int(lowest) < 255  # type: ignore[arg-type]
 
@@ -179,9 +193,12 @@ def _file_problems(split: CocoSplit, inspections: Sequence[_Inspection]) -> list
     problems = []
     for image, inspection in zip(split.images, inspections, strict=True):
         if inspection.error:
-            where, fix = f"image {image.id} ({image.file_name})", "Replace the file or remove its entry"
+            where, found = (
+                f"image {image.id} ({image.file_name})",
+                inspection.error.removesuffix(f". {UNREADABLE_FIX}."),
+            )
             file, kind = str(split.ann_file), "unreadable image"
-            problems.append(Problem("error", file, where, inspection.error, fix, kind, True, image.id))
+            problems.append(Problem("error", file, where, found, UNREADABLE_FIX, kind, True, image.id))
         elif inspection.facts is not None:
             mismatch = size_problem(split, image, inspection.facts, inspection.size_wh)
             if mismatch is not None:

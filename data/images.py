@@ -9,8 +9,9 @@ import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.errors import UserError
+from data.image_files import require_regular_file
 
 PixelArray = npt.NDArray[np.uint8]
 
@@ -39,7 +41,12 @@ IMAGE_SUFFIXES = frozenset(
     + ("ppm", "pgm", "pbm", "pnm", "jp2", "avif", "tga")
 )
 """By which images are known in a folder, in lower case."""
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
+"""Pillow's names of what the suffixes stand for. It goes by content, knows further formats, and starts Ghostscript for
+one of them (EPS), so that a file of any name could start a program."""
 _MOST_PIXELS = 2**31
+_HEADER_BYTES = 16384
+UNREADABLE_FIX = "Replace the file or remove its entry"
 
 REDUCTIONS = (1, 2, 4, 8)
 """Images for training are read at full size or at one of these fractions of it."""
@@ -99,6 +106,23 @@ def as_pixels(array: Any) -> PixelArray:
     return pixels
 
 
+def open_image(source: Path | BinaryIO) -> Image.Image:
+    """Pillow's image, not decoded yet, of a file in one of the accepted formats: the only way images are opened.
+
+    Raises:
+        OSError: The file is missing, no ordinary file, or of another format (UnidentifiedImageError).
+    """
+    if isinstance(source, Path):
+        require_regular_file(source)
+    return Image.open(source, formats=_known_formats())
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()  # some builds of Pillow lack a format
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def decode_image(path: Path) -> PixelArray:
     """Read an image file as uint8 [H, W, 3] RGB, upright. Each call returns a fresh, writable array.
 
@@ -132,7 +156,7 @@ def is_image(path: Path) -> bool:
 
 def has_pages(path: Path) -> bool:
     """Whether a file holds several pages or frames. False too for what cannot be read."""
-    with contextlib.suppress(Exception), Image.open(path) as image:
+    with contextlib.suppress(Exception), open_image(path) as image:
         return _num_frames(image) > 1
     return False
 
@@ -141,7 +165,7 @@ def read_pages(path: Path) -> Iterator[tuple[PixelArray, ImageFacts] | UserError
     """Every page of a file as `read_image` gives the first; for one that cannot be read, the reason. Smaller copies of
     a page and masks, which TIFF files may hold, are left out."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             for page in range(_num_frames(image)):
                 try:
                     image.seek(page)
@@ -162,12 +186,16 @@ def read_facts(path: Path) -> ImageFacts:
         UserError: The file is missing or not an image.
     """
     try:
-        with Image.open(path) as image:
-            return _facts(image)
-    except FileNotFoundError:
-        raise UserError(f"{path}: the image file does not exist.") from None
+        require_regular_file(path)
+        with path.open("rb") as file:
+            plain = _plain_jpeg_facts(file.read(_HEADER_BYTES))
+            if plain is not None:
+                return plain
+            file.seek(0)
+            with open_image(file) as image:
+                return _facts(image)
     except Exception as error:  # as in `_read`
-        raise UserError(f"{path}: cannot be read as an image ({type(error).__name__}). Replace the file.") from error
+        raise _unreadable(path, error) from error
 
 
 def read_reduced(path: Path, reduction: int) -> tuple[PixelArray, ImageFacts]:
@@ -186,11 +214,12 @@ def read_reduced(path: Path, reduction: int) -> tuple[PixelArray, ImageFacts]:
 
 def _read(path: Path, reduction: int, *, fast: bool) -> tuple[PixelArray, ImageFacts]:
     try:
+        require_regular_file(path)
         data = path.read_bytes()
         facts = _plain_jpeg_facts(data) if fast else None
         if facts is not None and (found := _fast_jpeg(data, facts, reduction)) is not None:
             return found, facts
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(io.BytesIO(data)) as image:
             facts = _facts(image)
             is_jpeg = fast and image.format == "JPEG"
             found = _fast_jpeg(data, facts, reduction) if is_jpeg else None
@@ -200,17 +229,17 @@ def _read(path: Path, reduction: int, *, fast: bool) -> tuple[PixelArray, ImageF
             return reduced(pixels, reduction), facts
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: the image file does not exist.") from None
     except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception, part: str = "") -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path}: the image file does not exist.")
     reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, UnidentifiedImageError):  # whose text names a buffer in memory
-        reason = "empty, or of no known image format"
-    return UserError(f"{path}: {part}cannot be read as an image ({reason}). Replace the file or remove its entry.")
+        reason = f"empty, or of no accepted format: {', '.join(_known_formats())}"
+    return UserError(f"{path}: {part}cannot be read as an image ({reason}). {UNREADABLE_FIX}.")
 
 
 @contextlib.contextmanager

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from data.errors import printable
+
 Severity = Literal["error", "warning"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One fault of a data set."""
 
@@ -32,7 +34,7 @@ class Problem:
     """The image that `on_bad_data: skip` has to leave out for it."""
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.where}: {self.found}. {self.fix}"
+        return printable(f"{self.file}: {self.where}: {self.found}. {self.fix}")
 
 
 def errors_of(problems: Iterable[Problem]) -> list[Problem]:
@@ -56,3 +58,8 @@ def problem_lines(problems: Sequence[Problem], limit_per_kind: int | None) -> li
         elif shown[problem.kind] == limit_per_kind + 1:
             lines.append(f"... and {total[problem.kind] - limit_per_kind} more of the kind: {problem.kind}")
     return lines
+
+
+def shorten(text: str, limit: int = 120) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= limit else text[: limit - 4] + " ..."

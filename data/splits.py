@@ -6,12 +6,14 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
+from data.box_sizes import check_box_sizes
 from data.classes import ClassMap
 from data.coco import CocoSplit, check_annotations, check_class_count, check_overlap, read_split
 from data.config import DataConfig, DatasetConfig, loaders
 from data.errors import UserError
-from data.image_checks import check_images
+from data.image_checks import check_headers, check_images
 from data.problems import Problem, errors_of, problem_lines, warnings_of
 from data.synthetic import ensure_dataset
 
@@ -32,7 +34,7 @@ class DataBundle:
 def build_datasets(
     config: DataConfig, splits: Sequence[str] = ("train", "val"), classes: ClassMap | None = None
 ) -> DataBundle:
-    """Read the annotation files and run the cheap checks (no image is opened); draw generated data first.
+    """Read the annotation files and the headers of the images; draw generated data first.
 
     With `on_bad_data: skip` every image is opened once, so that unreadable ones can be left out.
 
@@ -53,6 +55,7 @@ def build_datasets(
         _require_content(found)
         _log_summary("on_bad_data: skip left out faulty entries", errors_of(problems))
     else:
+        problems = list(dict.fromkeys([*problems, *chain.from_iterable(map(check_headers, found))]))
         _require_no_errors(errors_of(problems))
         _require_content(found)
     _log_summary("data warnings", warnings_of(problems))
@@ -80,6 +83,7 @@ def read_splits(
         )
         splits.append(split)
         problems += found + check_class_count(split, config.num_classes) + check_annotations(split)
+        problems += check_box_sizes(split, dataset.transforms, training=name == "train")
         if len(split.classes):
             classes = split.classes
     if not config.allow_split_overlap:
@@ -110,7 +114,8 @@ def _require_no_errors(errors: Sequence[Problem]) -> None:
         return
     raise UserError(
         f"The data set has {len(errors)} error{'s' if len(errors) > 1 else ''} (`python check_data.py -c CONFIG` looks "
-        "at the images as well; `on_bad_data: skip` leaves single faulty entries out):",
+        "at the images as well; `python -m data.convert coco` repairs much of what tools export; `on_bad_data: skip` "
+        "leaves single faulty entries out):",
         problem_lines(errors, _SHOWN_PER_KIND),
     )
 
@@ -125,6 +130,8 @@ def _require_content(splits: Sequence[CocoSplit]) -> None:
 
 
 def _log_summary(title: str, problems: Sequence[Problem]) -> None:
-    if problems:
-        counts = ", ".join(f"{count} x {kind}" for kind, count in Counter(p.kind for p in problems).items())
-        log.warning("%s: %s (check_data.py lists them); e.g. %s", title, counts, problems[0])
+    """One line for each kind of problem in each file."""
+    examples = {(problem.file, problem.kind): problem for problem in reversed(problems)}
+    counts = Counter((problem.file, problem.kind) for problem in problems)
+    for (file, kind), count in counts.items():
+        log.warning("%s: %d x %s (check_data.py lists them); e.g. %s", title, count, kind, examples[file, kind])

@@ -6,12 +6,13 @@ Legend: N image side in pixels, S patch side in pixels.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import json
 import logging
 import math
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 from tqdm import tqdm
 
 from data.config import require_variables
@@ -344,8 +346,8 @@ def ensure_dataset(config: SyntheticConfig) -> Path:
     """Makes sure the data set lies under `config.root` and returns that folder.
 
     Writes it if the folder is absent or empty, reuses it if it was made from the same settings. It is written
-    to a folder beside and renamed at the end, so an interrupted run leaves no half data set under `root`; of
-    several processes doing this at once, one wins and the others use its result.
+    to a folder beside and renamed at the end, so an interrupted run leaves no half data set under `root`; what a
+    killed one left beside it is removed. Of several processes, one draws and the others wait for its result.
 
     Raises:
         UserError: `root` needs an environment variable, holds something else (nothing of it is touched), or cannot be
@@ -353,28 +355,47 @@ def ensure_dataset(config: SyntheticConfig) -> Path:
     """
     root = config.root
     require_variables({"synthetic.root": root})
-    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+    if _is_filled(root):
         _check_existing(config)
         logger.debug("Using the generated data set in %s", root)
         return root
-    logger.info("Drawing %d images into %s", sum(_split_counts(config).values()), root)
-    partial = root.parent / f".{root.name}.{uuid.uuid4().hex[:8]}.partial"
+    lock = root.parent / f".{root.name}.lock"
     try:
-        partial.mkdir(parents=True)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(lock):  # the system lets go of it when a process is killed
+                if not _is_filled(root):
+                    _draw(config)
+        finally:
+            with contextlib.suppress(OSError):  # Windows keeps it while another process waits
+                lock.unlink()
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{root}: the data set could not be written ({reason}). Free some space or choose a writable "
+            "synthetic.root."
+        ) from error
+    _check_existing(config)
+    return root
+
+
+def _is_filled(root: Path) -> bool:
+    return root.exists() and not (root.is_dir() and not any(root.iterdir()))
+
+
+def _draw(config: SyntheticConfig) -> None:
+    """Only ever by one process at a time."""
+    root = config.root
+    for left in root.parent.glob(f".{glob.escape(root.name)}.*partial"):
+        shutil.rmtree(left)
+    logger.info("Drawing %d images into %s", sum(_split_counts(config).values()), root)
+    partial = root.parent / f".{root.name}.drawing.partial"
+    try:
         for split, count in _split_counts(config).items():
             _write_split(config, split, count, partial)
         _write_json(partial / MARKER_NAME, {"hash": config_hash(config), **_identity(config)})
-        if root.is_dir() and not any(root.iterdir()):
+        if root.is_dir():
             root.rmdir()  # Windows cannot rename onto a folder, not even an empty one.
         partial.rename(root)
-    except OSError as error:
-        if (root / MARKER_NAME).is_file():
-            _check_existing(config)
-            return root
-        raise UserError(
-            f"{root}: the data set could not be written ({error.strerror or error}). Free some space or "
-            "choose a writable synthetic.root."
-        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return root

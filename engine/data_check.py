@@ -10,7 +10,7 @@ from data.coco import CocoSplit
 from data.config import loaders
 from data.image_checks import check_images
 from data.loader import TrainLoader, build_train_loader
-from data.problems import Problem, errors_of, problem_lines, warnings_of
+from data.problems import Problem, errors_of, problem_lines, shorten, warnings_of
 from data.schedule import describe, epoch_plan, stage_starts
 from data.splits import read_splits
 from engine.config import ExperimentConfig
@@ -40,6 +40,8 @@ def check_data(config: ExperimentConfig, *, limit_per_kind: int | None, progress
     errors = errors_of(problems)
     lines = [_summary(split) for split in splits]
     lines += _section("error", errors, limit_per_kind) + _section("warning", warnings_of(problems), limit_per_kind)
+    if errors:
+        lines.append("`python -m data.convert coco SRC DST` repairs much of what other tools export.")
     if errors and config.on_bad_data == "skip" and all(error.skippable for error in errors):
         lines.append("on_bad_data: skip: training will leave the faulty entries out.")
     return "\n".join(lines), not errors
@@ -97,7 +99,7 @@ def _section(severity: str, problems: Sequence[Problem], limit_per_kind: int | N
 
 def _summary(split: CocoSplit) -> str:
     counts = split.boxes_per_class()
-    per_class = ", ".join(f"{name} {count}" for name, count in zip(split.classes.names, counts, strict=True))
+    per_class = ", ".join(f"{shorten(name)} {count}" for name, count in zip(split.classes.names, counts, strict=True))
     empty = sum(1 for image in split.images if image.rows.start == image.rows.stop)
     return (
         f"{split.name}: {len(split)} images ({empty} without boxes), {sum(counts)} boxes"

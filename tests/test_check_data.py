@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -5,6 +7,7 @@ import pytest
 from PIL import Image
 
 import check_data
+from data.errors import UNPRINTABLE
 from engine.cli import run_script
 from tests.support.coco_files import CocoFiles
 from tests.support.scripts import start_script
@@ -184,3 +187,47 @@ def test_as_a_script(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
     assert outcome.code == 1, outcome.err
     assert "bbox is [1, 1, nan, 5], expected four finite numbers" in outcome.out
     assert "Traceback" not in outcome.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names there")
+def test_no_name_hides_what_is_wrong_elsewhere(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
+    names = ["a\nb.png", "\x1b[31mred.png", "caf\udce9.png", "x" * 5000 + ".png"]
+    for image, name in zip(train.content["images"], names, strict=False):
+        if len(name) < 100:
+            (train.img_folder / image["file_name"]).rename(train.img_folder / name)
+        image["file_name"] = name
+    for part in (train, val):
+        part.content["categories"][1]["name"] = "ra\nya\x1b[2J\ud800"
+        part.save()
+    (train.img_folder / names[1]).write_bytes(b"no image")
+    outcome = start_script("check_data.py", "-c", _config(tmp_path))
+    assert outcome.code == 1 and "Traceback" not in outcome.err
+    assert "2 errors:" in outcome.out and "\\x1b[31mred.png): " in outcome.out and "there is no file" in outcome.out
+    assert "ra\\nya\\x1b[2J\\ud800 " in outcome.out and not UNPRINTABLE.search(outcome.out.replace("\n", ""))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="the module resource is not there")
+@pytest.mark.parametrize("is_sound", [True, False])
+def test_a_million_annotations(tmp_path: Path, is_sound: bool) -> None:
+    """In both splits together: within a minute of one core and 2 GB, whether all is well or nothing."""
+    for part in ("train", "val"):
+        files = CocoFiles(tmp_path, part, num_images=500, boxes_per_image=0, size_wh=(480, 400))
+        for number in range(500_000):
+            x, y = number // 500 % 50 * 8, number // 25000 * 16
+            box = [x, y, 20.5, 30.5 if is_sound else -1.0]
+            files.add_box(1 + number % 500, box, 1 + number % 2, segmentation=[box * 4])
+        files.save()
+    code = (
+        "import resource, runpy, sys\n"
+        "try:\n    runpy.run_path('check_data.py', run_name='__main__')\n"
+        "finally:\n    used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "    print('USED', used.ru_utime + used.ru_stime, used.ru_maxrss)"
+    )
+    command = [sys.executable, "-c", code, "-c", str(_config(tmp_path))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    outcome = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert outcome.returncode == (0 if is_sound else 1), outcome.stderr
+    assert ("No errors." if is_sound else "1000000 errors:") in outcome.stdout
+    cpu_seconds, kibibytes = map(float, outcome.stdout.split("USED ")[1].split())
+    assert cpu_seconds < 60 and kibibytes < 2e9 / 1024

@@ -1,4 +1,6 @@
 import json
+import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -364,3 +366,112 @@ def test_no_content_makes_the_reader_crash(
     assert np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()
     assert ((split.labels >= 0) & (split.labels < max(len(split.classes), 1))).all()
     assert (split.areas > 0).all()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_unicode_in_any_form(files: CocoFiles, encoding: str) -> None:
+    files.content["categories"][0]["name"] = "daño"
+    files.ann_file.write_text(json.dumps(files.content, ensure_ascii=False), encoding=encoding)
+    split, problems = read_split("train", files.ann_file, files.img_folder)
+    assert split.classes.names[0] == "daño" and problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dan\u0303o", "daño"),
+        ("a\nb", "a\\nb"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("\ud800", "\\ud800"),
+        ("\u202egnp", "\\u202egnp"),
+        ("日本 (ñ) 50 %", "日本 (ñ) 50 %"),
+    ],
+)
+def test_class_names_are_composed_and_printable_everywhere(files: CocoFiles, name: str, expected: str) -> None:
+    files.content["categories"] = [{"id": 1, "name": name}, {"id": 2, "name": "b"}]
+    split, problems = _read(files)
+    assert split.classes.names == (expected, "b") and problems == []
+    assert ClassMap.from_dict({"category_ids": [1, 2], "names": [name, "b"]}) == split.classes
+    split, problems = _read(files, classes=split.classes)
+    assert problems == []
+    files.content["categories"].append({"id": 3, "name": unicodedata.normalize("NFC", name).upper()})
+    assert "is used twice; results per class" in str(_read(files)[1][0])
+
+
+def test_one_file_under_two_spellings_is_listed_twice(files: CocoFiles) -> None:
+    (files.img_folder / "train_1.png").rename(files.img_folder / unicodedata.normalize("NFD", "ñ.png"))
+    files.content["images"][0]["file_name"] = "ñ.png"
+    split, problems = _read(files)
+    assert problems == [] and split.images[0].path.is_file() and split.images[0].file_name == "ñ.png"
+    files.content["images"][1]["file_name"] = unicodedata.normalize("NFD", "ñ.png")
+    assert "the file is listed twice (as image 1 and image 2)" in _only(_read(files)[1])
+
+
+def test_turned_boxes_of_cvat(files: CocoFiles) -> None:
+    rotations = [38.0, 0, 360.0, -90, "x", None, float("inf")]
+    for annotation, rotation in zip(files.content["annotations"], rotations, strict=False):
+        annotation["attributes"] = {"occluded": False, "rotation": rotation}
+    files.content["annotations"][-1]["attributes"] = ["rotation"]
+    text = _only(_read(files)[1])
+    assert "2 of 8 boxes are turned (attributes.rotation of CVAT), e.g. annotation 1" in text
+
+
+@pytest.mark.parametrize(
+    "group, warned", [("surface", True), ("none", False), ("holes", True), (3, False), (None, False)]
+)
+def test_categories_that_group_others(files: CocoFiles, group: object, warned: bool) -> None:
+    files.content["categories"] = [
+        {"id": 0, "name": "surface", "supercategory": "none"},
+        {"id": 1, "name": "holes", "supercategory": "holes"},
+        {"id": 2, "name": "scratches", "supercategory": group},
+    ]
+    found = [problem for problem in _read(files)[1] if problem.kind == "grouping category"]
+    assert [group in str(problem) for problem in found] == ([True] if warned else [])
+
+
+DEEP = 100_000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * DEEP + "]" * DEEP, "is no usable JSON (maximum recursion depth"),
+        ('{"a":' * DEEP + "1" + "}" * DEEP, "is no usable JSON (maximum recursion depth"),
+        ('{"images": [{"id": ' + "9" * 5000 + "}]}", "is no usable JSON (Exceeds the limit"),
+        ("", "is no valid JSON (line 1, column 1"),
+        (b'{"a": "da\xf1o"}', "cannot be read ('utf-8' codec can't decode byte 0xf1"),
+    ],
+    ids=["lists", "objects", "number", "empty", "latin-1"],
+)
+def test_files_that_are_no_json_are_one_problem(files: CocoFiles, content: str | bytes, message: str) -> None:
+    files.ann_file.write_bytes(content.encode() if isinstance(content, str) else content)
+    split, problems = read_split("train", files.ann_file, files.img_folder)
+    assert len(split) == 0 and message in _only(problems)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such files there")
+def test_an_annotation_file_that_never_ends_is_not_opened(files: CocoFiles, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    for path in (tmp_path / "pipe.json", Path("/dev/zero"), tmp_path):
+        _, problems = read_split("train", path, files.img_folder)
+        assert "is no ordinary file" in _only(problems)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e300, 10**400, 2**63, -(2**63), "1", True, [], {}])
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        *(("images", key) for key in ("id", "width", "height", "file_name")),
+        *(("annotations", key) for key in ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "attributes")),
+        *(("categories", key) for key in ("id", "name", "supercategory")),
+    ],
+)
+def test_no_value_ends_the_check(files: CocoFiles, part: str, key: str, value: object) -> None:
+    files.content[part][0][key] = value
+    split, problems = _read(files)
+    tolerated = {"annotations.attributes", "annotations.area", "categories.supercategory"}
+    tolerated |= {"categories.name"} if value == "1" else {"annotations.iscrowd"} if value is True else set()
+    assert bool(errors_of(problems)) != (f"{part}.{key}" in tolerated)
+    for problem in problems:
+        assert len(str(problem)) < 600
+    assert np.isfinite(split.boxes_xyxy).all() and np.isfinite(split.areas).all()

@@ -2,15 +2,17 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from data.errors import UserError
 from data.images import (
+    IMAGE_SUFFIXES,
     PixelArray,
     decode_image,
     has_pages,
@@ -280,3 +282,27 @@ def test_a_jpeg_header_says_what_pillow_says(tmp_path: Path, mode: str, options:
     expected, expected_facts = read_image(path)
     assert facts == expected_facts == read_facts(path)
     np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+def test_every_known_suffix_can_be_read(tmp_path: Path, suffix: str) -> None:
+    if Image.registered_extensions().get(suffix) not in Image.SAVE:
+        pytest.skip("this build of Pillow does not write the format")
+    image = Image.fromarray(RGB).convert("1" if suffix == ".pbm" else "L" if suffix == ".pgm" else "RGB")
+    assert decode_image(_saved(tmp_path / f"a{suffix}", image)).shape == RGB.shape
+
+
+@pytest.mark.parametrize("suffix", ["eps", "jpg", "png", "tif"])
+def test_no_image_starts_a_program(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+    path = tmp_path / f"part.{suffix}"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(AssertionError), Image.open(path) as image:  # what Pillow does on its own
+        image.load()
+    for read in (decode_image, read_facts, partial(read_reduced, reduction=2)):
+        with pytest.raises(UserError, match="no accepted format: JPEG, PNG"):
+            read(path)
+    assert not has_pages(path)

@@ -1,7 +1,12 @@
 import logging
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from data.classes import ClassMap
 from data.errors import UserError
@@ -68,7 +73,7 @@ def test_skip_leaves_faulty_entries_out(
     tmp_path: Path, train: CocoFiles, val: CocoFiles, caplog: pytest.LogCaptureFixture
 ) -> None:
     train.content["annotations"][0]["bbox"] = [1, 1, 0, 0]
-    train.content["images"][3]["width"] = 999  # only the opened image tells
+    train.content["images"][3]["width"] = 49  # only the opened image tells
     train.save()
     (train.img_folder / "train_2.png").write_bytes(b"no image")
     (val.img_folder / "val_3.png").unlink()
@@ -77,9 +82,10 @@ def test_skip_leaves_faulty_entries_out(
     assert [image.id for image in data.splits["train"].images] == [1, 3]
     assert [image.id for image in data.splits["val"].images] == [1, 2, 4]
     assert 1 not in data.splits["train"].annotation_ids and len(data.splits["train"].labels) == 3
-    (message,) = (record.getMessage() for record in caplog.records)
-    assert message.startswith("on_bad_data: skip left out faulty entries: 1 x box without area, 1 x missing image, ")
-    assert "1 x unreadable image" in message and "1 x size mismatch" in message and "annotation 1" in message
+    heads = [record.getMessage().split(" (check_data.py lists them); e.g. ")[0] for record in caplog.records]
+    kinds = ("box without area", "missing image", "unreadable image", "size mismatch")
+    assert [f"on_bad_data: skip left out faulty entries: 1 x {kind}" for kind in kinds] == heads[:4]
+    assert "annotation 1 (image 1" in caplog.text
 
 
 def test_skip_cannot_mend_the_classes(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
@@ -149,3 +155,63 @@ def test_warnings_are_logged_once(
     assert len(data.problems) == 1
     (message,) = (record.getMessage() for record in caplog.records)
     assert message.startswith("data warnings: 1 x missing area (check_data.py lists them)")
+
+
+def test_what_headers_tell_stops_training_before_it_starts(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
+    train.content["images"][0]["width"] = 49
+    train.content["images"][1]["height"] = 41
+    train.save()
+    Image.new("RGB", (40, 48)).save(val.img_folder / "val_1.png")  # turned
+    (val.img_folder / "val_2.png").write_bytes(b"GIF")
+    with pytest.raises(UserError) as caught:
+        build_datasets(data_config(tmp_path))
+    for part in (
+        "train.json: image 1 (train_1.png): the image is 48 x 40 pixels, but the annotation file says 49 x 40",
+        "train.json: image 2 (train_2.png): the image is 48 x 40 pixels, but the annotation file says 48 x 41",
+        "val.json: image 1 (val_1.png): the image is 40 x 48 pixels, but the annotation file says 48 x 40",
+        "val.json: image 2 (val_2.png)",
+    ):
+        assert part in str(caught.value)
+    assert len(caught.value.problems) == 4
+
+
+@given(st.permutations([0, 1, 2, 3]), st.sets(st.integers(0, 3), min_size=1), st.sampled_from(["NFC", "NFD"]))
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_class_has_one_label_in_every_split(
+    tmp_path: Path, order: list[int], in_val: set[int], accents: Literal["NFC", "NFD"]
+) -> None:
+    """Whatever the order of the categories in the files, and whichever of them the second file lists."""
+    names, ids = ("ñ", "b", "c", "d"), (7, 2, 90, 11)
+    every = [{"id": ids[k], "name": names[k]} for k in order]
+    some = [
+        {"id": ids[k], "name": unicodedata.normalize(accents, names[k].upper())} for k in reversed(order) if k in in_val
+    ]
+    train = CocoFiles(tmp_path, num_images=2, categories=tuple(every)).save()
+    val = CocoFiles(tmp_path, "val", num_images=2, categories=tuple(some)).save()
+    data = build_datasets(data_config(tmp_path, num_classes=4))
+    assert data.classes == ClassMap((2, 7, 11, 90), ("b", "ñ", "d", "c"))
+    for split, files in ((data.splits["train"], train), (data.splits["val"], val)):
+        assert split.classes == data.classes
+        truth = {a["id"]: a["category_id"] for a in files.content["annotations"]}
+        label_ids = [data.classes.category_ids[label] for label in split.labels]
+        assert label_ids == [truth[annotation_id] for annotation_id in split.annotation_ids.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ([(1, "scratches"), (2, "holes")], "category 1: is called 'scratches' here and 'holes' in the training split"),
+        ([(0, "holes"), (1, "scratches")], "category 0 (holes): is unknown to the network"),
+        ([(1, "holes"), (2, "scratch")], "category 2: is called 'scratch' here"),
+        ([(1, "holes"), (2, "scratches"), (3, "dents")], "category 3 (dents): is unknown to the network"),
+    ],
+)
+def test_other_classes_in_the_second_split_are_an_error(
+    tmp_path: Path, train: CocoFiles, val: CocoFiles, categories: list[tuple[int, str]], message: str
+) -> None:
+    val.content["categories"] = [{"id": number, "name": name} for number, name in categories]
+    val.save()
+    for on_bad_data in ("error", "skip"):
+        with pytest.raises(UserError) as caught:
+            build_datasets(data_config(tmp_path, on_bad_data=on_bad_data))
+        assert message in str(caught.value)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -274,22 +277,41 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_folder_is_filled_and_the_loser_of_a_race_uses_the_winners_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny(tmp_path / "q", num_train=1, num_val=1)
-    config.root.mkdir()
-    real_rename = Path.rename
+_ENSURE = """
+import sys
+from pathlib import Path
+from data.synthetic import ensure_dataset
+from data.synthetic_config import SyntheticConfig
+root, num_train = Path(sys.argv[1]), int(sys.argv[2])
+ensure_dataset(SyntheticConfig(root=root, image_size=64, num_train=num_train, num_val=1))
+"""
 
-    def rename_after_another_process(self: Path, target: Path) -> Path:
-        monkeypatch.setattr(Path, "rename", real_rename)
-        ensure_dataset(config)
-        return real_rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", rename_after_another_process)
-    assert ensure_dataset(config) == config.root
-    assert list(tmp_path.iterdir()) == [config.root]
-    assert (config.root / MARKER_NAME).is_file()
+def _start(root: Path, num_train: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _ENSURE, str(root), str(num_train)]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[2])
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    root = tmp_path / "q[1]"  # square brackets are patterns to glob
+    root.mkdir()  # an empty folder is filled
+    older = tmp_path / ".q[1].0badcafe.partial"
+    older.mkdir()
+    killed = _start(root, 5000)
+    while not list(tmp_path.glob(".q*drawing.partial/images/train/*.jpg")):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    assert len(list(tmp_path.glob(".q*partial"))) == 1 and not older.exists()
+    assert ensure_dataset(tiny(root, num_train=1, num_val=1)) == root
+    assert list(tmp_path.iterdir()) == [root] and (root / MARKER_NAME).is_file()
+
+
+def test_of_several_processes_one_draws_and_all_use_its_files(tmp_path: Path) -> None:
+    processes = [_start(tmp_path / "q", 20) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert list(tmp_path.iterdir()) == [tmp_path / "q"]
 
 
 # ------------------------------------------------------------------------------------------ the config

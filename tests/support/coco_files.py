@@ -48,7 +48,7 @@ class CocoFiles:
         self.img_folder.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng([seed, *name.encode()])
         width, height = size_wh
-        self.content: dict[str, Any] = {"images": [], "annotations": [], "categories": list(categories)}
+        self.content: dict[str, Any] = {"images": [], "annotations": [], "categories": [dict(c) for c in categories]}
         for image_id in range(1, num_images + 1):
             pixels = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
             for _ in range(boxes_per_image):

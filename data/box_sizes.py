@@ -1,0 +1,77 @@
+"""Boxes that vanish: too small for the network's input, or not in pixels at all.
+
+Legend: N boxes of a split without its crowd boxes, C classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from data.coco import CocoSplit
+from data.config import ResizeOp, SanitizeBoundingBoxesOp, TransformsConfig
+from data.problems import Problem
+
+_SMALL_PX = 4
+"""Half a cell of the finest feature map (stride 8)."""
+_FIX = "Set a larger eval_spatial_size, cut the images into tiles, or correct the boxes"
+
+
+def check_box_sizes(split: CocoSplit, transforms: TransformsConfig, *, training: bool) -> list[Problem]:
+    """How many boxes of each class the network's input size leaves too small to be learnt or found.
+
+    Args:
+        split: Checked annotations.
+        transforms: Of the split's loader.
+        training: Whether the transforms' own limits decide which boxes are lost; 1 px otherwise.
+
+    Returns:
+        Errors where nothing is left of the set or, in training, of a class; else one warning with all counts.
+    """
+    rows = np.flatnonzero(~split.crowd)
+    file, where = str(split.ann_file), f"split {split.name}"
+    if not len(rows) or transforms.resize is None:
+        return []
+    if (split.boxes_xywh[rows] <= 1).all():
+        text = f"all coordinates of its {len(rows)} boxes are within 0 and 1: fractions of the image, expected pixels"
+        fix = "Multiply x and width by the image's width, y and height by its height, or export pixels"
+        return [Problem("error", file, where, text, fix, "boxes in fractions")]
+    lost, small = _too_small(split, rows, transforms, training=training)
+    at = "{1} x {0}".format(*transforms.resize.size)
+    how = f"lost in training (too small at {at})" if training else f"below 1 px at {at}, too small to be found"
+    if lost.all():
+        return [Problem("error", file, where, f"all {len(rows)} boxes are {how}", _FIX, "lost boxes")]
+    counts, num_lost, num_small = (
+        np.bincount(split.labels[rows[mask]], minlength=len(split.classes)) for mask in (lost | ~lost, lost, small)
+    )
+    problems = []
+    for label in np.flatnonzero((counts > 0) & (num_lost == counts)) if training else ():
+        text = f"all {counts[label]} boxes of the class {split.classes.names[label]} are {how}"
+        problems.append(Problem("error", file, where, text, f"{_FIX}, or remove the class", "lost boxes", True))
+    if lost.any() or small.any():
+        per_class = ", ".join(
+            f"{split.classes.names[label]} {num_lost[label]} and {num_small[label]} of {counts[label]}"
+            for label in np.flatnonzero(num_lost + num_small)
+        )
+        example = split.annotation_ids[rows[lost if lost.any() else small]][0]
+        text = f"{lost.sum()} boxes are {how}, {small.sum()} more are smaller than {_SMALL_PX} px there ({per_class})"
+        text += f", e.g. annotation {example}"
+        problems.append(Problem("warning", file, where, text, _FIX, "small boxes", True))
+    return problems
+
+
+def _too_small(
+    split: CocoSplit, rows: npt.NDArray[np.int64], transforms: TransformsConfig, *, training: bool
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """[N] lost, [N] kept but smaller than `_SMALL_PX`: what the ops do to an image that is only resized."""
+    sides = (split.boxes_xyxy[rows, 2:] - split.boxes_xyxy[rows, :2]).astype(np.float64)
+    lost = np.zeros(len(rows), np.bool_)
+    for op in transforms.ops:
+        if isinstance(op, ResizeOp):
+            sides *= np.array(op.size[::-1]) / split.image_sizes_wh[rows]
+        elif isinstance(op, SanitizeBoundingBoxesOp) and training:
+            lost |= (sides < op.min_size).any(axis=1)
+            lost |= sides.prod(axis=1) < op.min_area
+    if not training:
+        lost |= (sides < 1).any(axis=1)
+    return lost, ~lost & (sides < _SMALL_PX).any(axis=1)
