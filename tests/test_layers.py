@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ("data", "models", "engine", "analysis", "deploy", "attention")
+FLOORS = ("texts", "data", "models", "engine", "analysis", "deploy", "attention")
 FORBIDDEN = {floor: set(FLOORS[number + 1 :]) for number, floor in enumerate(FLOORS)}
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 CONTRACT = {"data.batch", "data.classes", "data.errors"}

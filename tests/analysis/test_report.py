@@ -232,7 +232,7 @@ def test_an_installed_package_has_the_files_of_the_page() -> None:
     }
     packages = {
         path.parent.relative_to(ROOT).as_posix().replace("/", ".")
-        for top in ("data", "models", "engine", "analysis", "deploy", "attention")
+        for top in ("texts", "data", "models", "engine", "analysis", "deploy", "attention")
         for path in (ROOT / top).rglob("__init__.py")
     }
     assert set(settings["packages"]) == packages

@@ -1,0 +1,68 @@
+"""Everything the project says to its users in Spanish and English, and how each language writes numbers."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from importlib.resources import files
+from typing import Literal, get_args
+
+import yaml
+
+Language = Literal["es", "en"]
+LANGUAGES: tuple[Language, ...] = get_args(Language)
+NOTHING = "–"
+"""Stands where there is no number."""
+_MINUS = "\u2212"
+
+
+class Texts:
+    """One section of `en.yml` or `es.yml`: `texts["key"]` as it stands, `texts("key", count=3)` with values filled in."""
+
+    def __init__(self, language: Language, section: str, texts: dict[str, str]) -> None:
+        self.language = language
+        self._section = section
+        self._texts = texts
+
+    def __getitem__(self, key: str) -> str:
+        return self._texts[key]
+
+    def __call__(self, key: str, **values: object) -> str:
+        return self._texts[key].format(**values)
+
+    def number(self, value: float | None, decimals: int = 3, *, signed: bool = False) -> str:
+        """See `number`."""
+        return number(value, decimals, self.language, signed=signed)
+
+
+def texts_of(language: Language, section: str) -> Texts:
+    """Return the texts of one section in a language."""
+    return Texts(language, section, catalogue(language)[section])
+
+
+@cache
+def catalogue(language: Language) -> dict[str, dict[str, str]]:
+    """Return section -> key -> text, as `<language>.yml` holds them."""
+    content: dict[str, dict[str, str]] = yaml.safe_load(files(__name__).joinpath(f"{language}.yml").read_bytes())
+    return content
+
+
+def number(value: float | None, decimals: int, language: Language, *, signed: bool = False) -> str:
+    """Write a number with a fixed count of decimals and the language's decimal mark; a dash for None and NaN.
+
+    Thousands are set apart from five digits on, as both languages do in tables; zero has no sign.
+    """
+    if value is None or math.isnan(value):
+        return NOTHING
+    text = "∞" if math.isinf(value) else f"{abs(value):{',' if abs(value) >= 10_000 else ''}.{decimals}f}"
+    if language == "es":
+        text = text.translate({ord(","): "\u00a0", ord("."): ","})
+    if not any(digit in text for digit in "123456789∞"):
+        return text
+    return f"{_MINUS}{text}" if value < 0 else f"{'+' if signed else ''}{text}"
+
+
+def percent(fraction: float | None, language: Language, decimals: int = 1) -> str:
+    """Write a fraction as a percentage, with the space both languages want (ISO 80000-1); a dash for None and NaN."""
+    text = number(None if fraction is None else 100 * fraction, decimals, language)
+    return text if text == NOTHING else f"{text}\u00a0%"
