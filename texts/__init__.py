@@ -17,7 +17,7 @@ _MINUS = "\u2212"
 
 
 class Texts:
-    """One section of `en.yml` or `es.yml`: `texts["key"]` as it stands, `texts("key", count=3)` with values filled in."""
+    """One section of a language: `texts["key"]` as it stands, `texts("key", count=3)` with values filled in."""
 
     def __init__(self, language: Language, section: str, texts: dict[str, str]) -> None:
         self.language = language
@@ -56,7 +56,7 @@ def number(value: float | None, decimals: int, language: Language, *, signed: bo
         return NOTHING
     text = "∞" if math.isinf(value) else f"{abs(value):{',' if abs(value) >= 10_000 else ''}.{decimals}f}"
     if language == "es":
-        text = text.translate({ord(","): "\u00a0", ord("."): ","})
+        text = text.translate({ord(","): "\u202f", ord("."): ","})
     if not any(digit in text for digit in "123456789∞"):
         return text
     return f"{_MINUS}{text}" if value < 0 else f"{'+' if signed else ''}{text}"
