@@ -149,7 +149,7 @@ def read_image(path: Path) -> tuple[PixelArray, ImageFacts]:
 
 def is_image(path: Path) -> bool:
     """Whether a file begins as an image does."""
-    with contextlib.suppress(Exception), Image.open(path):
+    with contextlib.suppress(Exception), open_image(path):
         return True
     return False
 
