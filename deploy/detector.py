@@ -16,12 +16,12 @@ from data.errors import UserError
 from data.images import PixelArray, resize_antialiased
 from data.industrial_dataset import pixel_mean_std
 from data.transforms import output_size_hw
-from deploy.found import Found
 from engine.amp import choose_amp_dtype
 from engine.config import ExperimentConfig
 from engine.source import load_source
+from models.detections import Detections
 from models.detector import normalize_images
-from models.postprocess import Detections, build_postprocessor
+from models.postprocess import build_postprocessor
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Detector(Protocol):
     def prepare(self, pixels: PixelArray) -> Tensor:
         """uint8 [H, W, 3] RGB -> uint8 [3, h, w], the network's input size. Called from several threads."""
 
-    def detect(self, inputs: Sequence[Tensor], sizes_wh: Sequence[tuple[int, int]]) -> list[Found]:
+    def detect(self, inputs: Sequence[Tensor], sizes_wh: Sequence[tuple[int, int]]) -> list[Detections]:
         """What is in each prepared image, all of it; boxes in pixels of images of `sizes_wh`."""
 
 
@@ -62,7 +62,7 @@ class NetworkDetector:
         return torch.from_numpy(resize_antialiased(pixels, self._size_hw)).permute(2, 0, 1)
 
     @torch.no_grad()
-    def detect(self, inputs: Sequence[Tensor], sizes_wh: Sequence[tuple[int, int]]) -> list[Found]:
+    def detect(self, inputs: Sequence[Tensor], sizes_wh: Sequence[tuple[int, int]]) -> list[Detections]:
         """One batch.
 
         Raises:
@@ -79,15 +79,14 @@ class NetworkDetector:
                 f"Out of memory with {len(inputs)} images at once: {str(error).splitlines()[0]}. Use a smaller "
                 "--batch-size, or --use-amp."
             ) from error
-        return [_to_found(one) for one in found]
+        return [_finite(one) for one in found]
 
 
-def _to_found(one: Detections) -> Found:
-    scores, labels, boxes = (tensor.cpu().numpy() for tensor in (one["scores"], one["labels"], one["boxes"]))
-    finite = np.isfinite(scores) & np.isfinite(boxes).all(axis=1)
+def _finite(one: Detections) -> Detections:
+    finite = np.isfinite(one.scores) & np.isfinite(one.boxes_xyxy).all(axis=1)
     if not finite.all():
         log.warning("%d of %d detections are not finite and left out", int((~finite).sum()), len(finite))
-    return Found(scores.astype(np.float64), labels.astype(np.int64), boxes.astype(np.float64)).rows(finite)
+    return one.rows(finite)
 
 
 class Loaded(NamedTuple):

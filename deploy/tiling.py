@@ -129,7 +129,7 @@ class _Pieces:
             inner = np.array([tile.left > 0, tile.top > 0, tile.right < size_wh[0], tile.bottom < size_wh[1]])
             near = np.concatenate([boxes[:, :2] <= margin, boxes[:, 2:] >= size - margin], axis=1)
             cut.append((near & inner).any(axis=1))
-            moved.append(Found(part.scores, part.labels, boxes + np.array([tile.left, tile.top] * 2)))
+            moved.append(Found(boxes + np.array([tile.left, tile.top] * 2), part.scores, part.labels))
         numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         return cls(joined(moved), numbers, np.concatenate(cut))
 
@@ -262,4 +262,4 @@ def _without_leftovers(objects: Sequence[_Object]) -> Found:
         fragment = not one.whole and (ios >= SAME_IOS).any()
         if not (repeated or fragment):
             kept.append(row)
-    return Found(scores, labels, boxes).rows(np.array(kept, dtype=np.int64))
+    return Found(boxes, scores, labels).rows(np.array(kept, dtype=np.int64))

@@ -6,24 +6,20 @@ A checkpoint is a dict of plain containers, numbers, strings and tensors with at
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
 import math
-import os
-import sys
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
-from uuid import uuid4
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.classes import ClassMap
 from data.errors import UserError
+from data.files import file_sha256 as file_sha256
+from data.files import write_atomically as write_atomically
 from engine.config import ExperimentConfig, config_from_dict
 from engine.hub import class_labels, how_to_fetch, hub_weights, is_hub_name, read_hub_config
 from models.weight_files import is_state_dict, parse_json, read_metadata, read_weight_file
@@ -33,7 +29,6 @@ log = logging.getLogger(__name__)
 
 METADATA_KEYS = ("config", "classes")
 """What our safetensors files carry as JSON in their metadata."""
-_IS_WINDOWS = os.name == "nt"
 _SCALARS = (str, int, float, bool, type(None))
 
 
@@ -64,84 +59,6 @@ def _plain(value: Any, where: str) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_plain(item, f"{where}[{index}]") for index, item in enumerate(value))
     raise TypeError(f"checkpoint entry {where!r} is a {type(value).__name__}; only plain values and tensors are stored")
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, what: str, durable: bool = True) -> None:
-    """Call `write` on a temporary file beside `path`, flush it to the disk, and rename it to `path`.
-
-    Args:
-        path: Target; its folder is created if need be.
-        write: Writes the content.
-        what: What is written, for the message, e.g. "checkpoint".
-        durable: Wait until the disk has it, so that it survives a power cut; not worth the while for thousands of
-            small files that can be made again.
-
-    Raises:
-        UserError: Any fault of the file system, a full disk above all. The old file survives, the temporary is gone.
-    """
-    # Of this call alone: another process may be writing the same file. Cut, for names may have 255 bytes at most.
-    temporary = path.with_name(f"{path.name[:40]}.{uuid4().hex[:8]}.tmp")
-    handled_by_caller = sys.exception()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        _replace(temporary, path)
-        if durable:
-            _fsync_folder(path.parent)
-    except BaseException as error:
-        _remove_quietly(temporary)
-        cause = _os_error(error, handled_by_caller)
-        if cause is None:
-            raise
-        kept = "The file that was there before is untouched." if path.exists() else "No file was written."
-        raise UserError(
-            f"Could not write {what} {path}: {cause.strerror or cause}. {kept} "
-            "Free some space or check the permissions of the folder."
-        ) from error
-
-
-def _os_error(error: BaseException, unrelated: BaseException | None) -> OSError | None:
-    """The OSError behind `error`: torch's zip writer closes its archive after one and then raises on its own."""
-    seen: BaseException | None = error
-    while isinstance(seen, (OSError, RuntimeError)) and seen is not unrelated:
-        if isinstance(seen, OSError):
-            return seen
-        seen = seen.__context__
-    return None
-
-
-def _replace(source: Path, target: Path) -> None:
-    """`os.replace`; Windows refuses while a virus scanner or a reader holds the target, so there it tries again."""
-    for _ in range(20 if _IS_WINDOWS else 0):
-        try:
-            os.replace(source, target)
-            return
-        except PermissionError:
-            time.sleep(0.1)
-    os.replace(source, target)
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the platform can: Windows and some network drives cannot."""
-    if _IS_WINDOWS:
-        return
-    with contextlib.suppress(OSError):  # the new file is complete and in place whatever happens here
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _remove_quietly(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("could not remove the temporary file %s: %s", path, error)
 
 
 def load_checkpoint(path: Path, *, allow_backbone: bool = False) -> dict[str, Any]:
@@ -222,12 +139,6 @@ def _require_weights(path: Path, content: object) -> None:
         value = content.get(key, 0)
         if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
             raise UserError(f"Checkpoint {path}: `{key}` is no number; the file is not usable.")
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 
 from data.classes import ClassMap
 from data.coco import CocoSplit
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
+from data.types import FloatArray as FloatArray
+from data.types import IntArray as IntArray
+from models.detections import SCORE_DECIMALS
 
 _BOX_DECIMALS = 4
-_SCORE_DECIMALS = 9
 
 
 class Prediction(TypedDict):
@@ -79,7 +78,7 @@ class Detections:
         return cls(
             image_ids.astype(np.int64),
             category_ids.astype(np.int64),
-            scores.astype(np.float64).round(_SCORE_DECIMALS),
+            scores.astype(np.float64).round(SCORE_DECIMALS),
             boxes_xywh.round(_BOX_DECIMALS),
         )
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,17 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
 from data.batch import Batch
 from data.classes import ClassMap
 from data.coco import CocoSplit
 from data.industrial_dataset import pixel_mean_std
-from engine.coco_metrics import ClassResult, Detections, GroundTruth, Prediction, coco_numbers
+from data.progress import progress_bar
+from engine.coco_metrics import ClassResult, GroundTruth, Prediction, coco_numbers
+from engine.coco_metrics import Detections as SplitDetections
 from engine.config import ExperimentConfig
+from models.detections import Detections
 from models.detector import normalize_images
-from models.postprocess import build_postprocessor, without_repeats
+from models.postprocess import build_postprocessor
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class EvalResult:
     seconds_per_image: float
     """Wall-clock seconds of the pass over the data (reading, network, post-processing) per image, on the slowest
     process; the metrics themselves are not in it."""
-    detections: Detections
+    detections: SplitDetections
 
     @property
     def predictions(self) -> list[Prediction]:
@@ -96,58 +97,21 @@ def evaluate(
     if classes != split.classes:
         raise ValueError(f"split {split.name!r} has classes {split.classes}, the network {classes}")
     rank = dist.get_rank() if _is_distributed() else 0
-    bar = tqdm(
-        loader,
-        desc=f"evaluate {split.name}",
-        unit="batch",
-        leave=False,
-        dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        disable=not progress or rank != 0,
-    )
+    bar = progress_bar(loader, f"evaluate {split.name}", unit="batch", show=progress and rank == 0)
     started = time.perf_counter()
     with _evaluation_mode(model):
-        raw = _detect(model, bar, config, device, amp_dtype, nms_iou)
+        seen = _detect(model, bar, config, device, amp_dtype, nms_iou)
     seconds = time.perf_counter() - started
-    parts = _gather((raw, seconds))
+    parts = _gather((seen, seconds))
     result = None
     if rank == 0:
-        merged = _merge([part for part, _ in parts], split)
+        merged: dict[int, Detections] = {}
+        for part, _ in parts:
+            merged |= part
         truth = GroundTruth.of(split)
         slowest = max(seconds for _, seconds in parts)
-        result = _judge(truth, merged.to_detections(classes), split.name, slowest / max(len(truth.images), 1))
+        result = _judge(truth, _to_split(merged, split), split.name, slowest / max(len(truth.images), 1))
     return _share(result)
-
-
-@dataclass(frozen=True)
-class _Raw:
-    """Detections as the network gives them: few arrays, cheap to send between processes."""
-
-    image_ids: list[int]
-    """Every image that was looked at, in order."""
-    counts: list[int]
-    """Detections per image, same order."""
-    scores: np.ndarray[Any, Any]
-    """float32 [M], images concatenated, best first within each."""
-    labels: np.ndarray[Any, Any]
-    """int64 [M], contiguous."""
-    boxes_xyxy: np.ndarray[Any, Any]
-    """float32 [M, 4], pixels of the original image."""
-
-    def to_detections(self, classes: ClassMap) -> Detections:
-        """Map labels to category ids and drop what is not finite (JSON and COCO know no NaN)."""
-        finite = np.isfinite(self.scores) & np.isfinite(self.boxes_xyxy).all(axis=1)
-        if not finite.all():
-            log.warning(
-                "%d of %d detections are not finite and left out; the weights have probably diverged",
-                int((~finite).sum()),
-                len(finite),
-            )
-        image_ids = np.repeat(np.asarray(self.image_ids, dtype=np.int64), self.counts)
-        category_ids = classes.ids.numpy()[self.labels]
-        return Detections.from_xyxy(
-            image_ids[finite], category_ids[finite], self.scores[finite], self.boxes_xyxy[finite]
-        )
 
 
 @torch.no_grad()  # not inference_mode: embeddings cached by a module must stay usable in training
@@ -158,32 +122,43 @@ def _detect(
     device: torch.device,
     amp_dtype: torch.dtype | None,
     nms_iou: float | None,
-) -> _Raw:
-    """All detections of this process, copied to the host in the background: a single wait, at the end."""
+) -> dict[int, Detections]:
+    """What this process's part of the network saw, by image id."""
     mean, std = pixel_mean_std(config)
     processor = build_postprocessor(config)
-    image_ids: list[int] = []
-    counts: list[int] = []
-    scores, labels, boxes = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 4)]
-
-    def keep(kept: list[Tensor], parts: list[Tensor]) -> None:
-        kept.append(torch.cat(parts).to("cpu", non_blocking=True))
-
+    detections: dict[int, Detections] = {}
     for batch in batches:
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             outputs = model(normalize_images(batch.images, mean, std))
-        found = processor(outputs, batch.orig_sizes_wh)
-        if nms_iou is not None:
-            found = without_repeats(found, nms_iou)
-        image_ids += batch.image_ids
-        counts += [len(one["scores"]) for one in found]
-        keep(scores, [one["scores"] for one in found])
-        keep(labels, [one["labels"] for one in found])
-        keep(boxes, [one["boxes"] for one in found])
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return _Raw(image_ids, counts, *(torch.cat(parts).numpy() for parts in (scores, labels, boxes)))
+        for image_id, one in zip(batch.image_ids, processor(outputs, batch.orig_sizes_wh), strict=True):
+            detections[image_id] = one if nms_iou is None else one.without_repeats(nms_iou)
+    return detections
+
+
+def _to_split(detections: Mapping[int, Detections], split: CocoSplit) -> SplitDetections:
+    """All of a split in ascending order of image ids; what is not finite is dropped (JSON and COCO know no NaN).
+
+    Raises:
+        ValueError: Images of the split are missing: their boxes would silently count as misses.
+    """
+    absent = sorted({image.id for image in split.images} - set(detections))
+    if absent:
+        raise ValueError(f"the loader left out {len(absent)} images of split {split.name!r}, e.g. ids {absent[:5]}")
+    ordered = sorted(detections)
+    image_ids = np.repeat(np.array(ordered, dtype=np.int64), [len(detections[image_id]) for image_id in ordered])
+    whole = Detections.joined([detections[image_id] for image_id in ordered])
+    finite = np.isfinite(whole.scores) & np.isfinite(whole.boxes_xyxy).all(axis=1)
+    if not finite.all():
+        log.warning(
+            "%d of %d detections are not finite and left out; the weights have probably diverged",
+            int((~finite).sum()),
+            len(finite),
+        )
+    category_ids = split.classes.ids.numpy()[whole.labels]
+    return SplitDetections.from_xyxy(
+        image_ids[finite], category_ids[finite], whole.scores[finite], whole.boxes_xyxy[finite]
+    )
 
 
 @contextmanager
@@ -202,7 +177,7 @@ def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _gather(part: tuple[_Raw, float]) -> list[tuple[_Raw, float]]:
+def _gather(part: tuple[dict[int, Detections], float]) -> list[tuple[dict[int, Detections], float]]:
     """Every process's part, by rank, on rank 0; nothing elsewhere."""
     if not _is_distributed():
         return [part]
@@ -216,38 +191,14 @@ def _share(result: EvalResult | None) -> EvalResult:
     if not _is_distributed():
         assert result is not None
         return result
-    light = [None if result is None else replace(result, detections=Detections.empty())]
+    light = [None if result is None else replace(result, detections=SplitDetections.empty())]
     dist.broadcast_object_list(light, src=0)
     shared = light[0] if result is None else result
     assert shared is not None
     return shared
 
 
-def _merge(parts: Sequence[_Raw], split: CocoSplit) -> _Raw:
-    """One table in ascending order of image ids, each image once, whatever the number of processes was.
-
-    Raises:
-        ValueError: Images of the split are missing: their boxes would silently count as misses.
-    """
-    image_ids = np.concatenate([np.asarray(part.image_ids, dtype=np.int64) for part in parts])
-    counts = np.concatenate([np.asarray(part.counts, dtype=np.int64) for part in parts])
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    unique, first = np.unique(image_ids, return_index=True)
-    expected = {image.id for image in split.images}
-    if set(unique.tolist()) != expected:
-        absent = sorted(expected - set(unique.tolist()))
-        raise ValueError(f"the loader left out {len(absent)} images of split {split.name!r}, e.g. ids {absent[:5]}")
-    rows = np.concatenate([np.empty(0, dtype=np.int64), *(np.arange(starts[i], starts[i + 1]) for i in first)])
-    return _Raw(
-        image_ids=unique.tolist(),
-        counts=counts[first].tolist(),
-        scores=np.concatenate([part.scores for part in parts])[rows],
-        labels=np.concatenate([part.labels for part in parts])[rows],
-        boxes_xyxy=np.concatenate([part.boxes_xyxy for part in parts])[rows],
-    )
-
-
-def _judge(truth: GroundTruth, detections: Detections, split: str, seconds_per_image: float) -> EvalResult:
+def _judge(truth: GroundTruth, detections: SplitDetections, split: str, seconds_per_image: float) -> EvalResult:
     numbers = coco_numbers(truth, detections)
     return EvalResult(
         metrics=numbers.metrics,

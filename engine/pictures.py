@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data.batch import Batch
 from data.errors import printable
-from engine.checkpoint import write_atomically
+from data.files import write_atomically
 from models.boxes import cxcywh_to_xyxy
 
 Picture = npt.NDArray[np.uint8]

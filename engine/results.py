@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from analysis.curves import thresholds_to_json
 from analysis.matching import FILE_NAME as TABLES_NAME
 from analysis.matching import MatchTables
 from analysis.result import Analysis, Interval, Threshold
-from engine.checkpoint import file_sha256, write_atomically
+from data.files import file_sha256, write_json
 from engine.coco_metrics import METRIC_NAMES
 from engine.evaluate import EvalResult
 from engine.hub import hub_weights
@@ -66,11 +65,9 @@ def write_results(
     if taken:
         raise ValueError(f"results.json already has {', '.join(taken)}")
     content.update(extra or {})
-    predictions = json.dumps(result.predictions, separators=(",", ":"), allow_nan=False)
-    results = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    _write_text(folder / "predictions.json", predictions, what="predictions")
+    write_json(folder / "predictions.json", result.predictions, what="predictions")
     tables.save(folder / TABLES_NAME)
-    _write_text(folder / RESULTS_NAME, _short_rows(results), what="results")
+    write_json(folder / RESULTS_NAME, content, what="results", indent=2)
 
 
 def evaluation_of(
@@ -144,19 +141,6 @@ def read_results(path: Path) -> Mapping[str, Any]:
         log.warning("%s: cannot be read, it is not used (%s)", path, error)
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _short_rows(text: str) -> str:
-    """Lists of numbers on one line each: a matrix stays readable, a curve does not fill hundreds of lines."""
-
-    def one_line(row: re.Match[str]) -> str:
-        return f"[{' '.join(row[1].split())}]"
-
-    return re.sub(r"\[\n((?:null|[\s\d.,eE+-])+)\n\s*\]", one_line, text)  # a line break is in no JSON string
-
-
-def _write_text(path: Path, text: str, *, what: str) -> None:
-    write_atomically(path, lambda file: file.write(f"{text}\n".encode()), what=what)
 
 
 def format_results(result: EvalResult, analysis: Analysis | None = None) -> str:

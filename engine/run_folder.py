@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from data.errors import UserError
-from engine.checkpoint import write_atomically
+from data.files import write_atomically
 
 if sys.platform == "win32":
     import msvcrt

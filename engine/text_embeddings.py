@@ -19,7 +19,7 @@ from torch import Tensor
 from data.class_descriptions import texts_for_classes
 from data.classes import ClassMap
 from data.errors import UserError
-from engine.checkpoint import write_atomically
+from data.files import write_atomically
 from engine.config import ExperimentConfig
 from models.encoder_files import find_encoder
 from models.text_encoder import RANDOM_WEIGHTS, TextEmbeddings, encode_texts, is_english_only

@@ -6,25 +6,14 @@ Legend: B images, Q queries, C classes, K detections.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from models.boxes import cxcywh_to_xyxy
 from models.config import ModelConfig
-
-
-class Detections(TypedDict):
-    """Detections of one image, best first."""
-
-    scores: Tensor
-    """float32 [K], in [0, 1]."""
-    labels: Tensor
-    """int64 [K], contiguous labels 0..C-1."""
-    boxes: Tensor
-    """float32 [K, 4], xyxy in pixels of the original image; they may leave it."""
+from models.detections import Detections
 
 
 class PostProcessor:
@@ -48,8 +37,8 @@ class PostProcessor:
         Returns:
             B detections; K = min(num_top_queries, Q * C). One query may appear with several labels.
         """
-        images = zip(*self.batched(outputs, orig_sizes_wh), strict=True)
-        return [Detections(scores=s, labels=k, boxes=b) for k, b, s in images]
+        batch = (part.cpu() for part in self.batched(outputs, orig_sizes_wh))  # to the host at once, not per image
+        return [Detections.of(boxes, scores, labels) for labels, boxes, scores in zip(*batch, strict=True)]
 
     def batched(self, outputs: Mapping[str, Tensor], orig_sizes_wh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As a call, for the whole batch: labels int64 [B, K], boxes [B, K, 4], scores [B, K]; what exports compute."""
@@ -66,15 +55,6 @@ class PostProcessor:
         return index % self.num_classes, boxes, scores
 
 
-def without_repeats(found: Sequence[Detections], most_iou: float) -> list[Detections]:
-    """Non-maximum suppression: of boxes of one class that overlap more than `most_iou`, the best is kept.
-
-    Not part of DEIMv2, whose one-to-one training is to make it superfluous; after few epochs it is not yet.
-    """
-    kept = [(one, batched_nms(one["boxes"], one["scores"], one["labels"], most_iou)) for one in found]
-    return [Detections(scores=one["scores"][k], labels=one["labels"][k], boxes=one["boxes"][k]) for one, k in kept]
-
-
 class ScaleToImage:
     """For detectors that choose their detections themselves, such as torchvision's: boxes to pixels."""
 
@@ -89,7 +69,7 @@ class ScaleToImage:
         """
         scales = orig_sizes_wh.float().repeat(1, 2)
         return [
-            Detections(scores=one["scores"].float(), labels=one["labels"], boxes=one["boxes"].float() * scale)
+            Detections.of(one["boxes"].float() * scale, one["scores"], one["labels"])
             for one, scale in zip(outputs, scales, strict=True)
         ]
 

@@ -22,8 +22,8 @@ from data.splits import build_datasets
 from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
 from engine.evaluate import evaluate
+from models.detections import Detections
 from models.detector import build_detector
-from models.postprocess import Detections
 from tests.support.scripts import Outcome, start_script
 from tests.support.tiny_run import (
     CLASS_NAMES,
@@ -132,11 +132,11 @@ def test_a_checkpoints_config_draws_and_makes_nothing(tiny: Path) -> None:
 def test_without_repeats(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An untrained network repeats nothing, so what is dropped is chosen here. The usual numbers stay beside it."""
 
-    def keep_best(found: list[Detections], most_iou: float) -> list[Detections]:
+    def keep_best(found: Detections, most_iou: float) -> Detections:
         assert most_iou == 0.5
-        return [Detections(scores=d["scores"][:1], labels=d["labels"][:1], boxes=d["boxes"][:1]) for d in found]
+        return found.rows(slice(1))
 
-    monkeypatch.setattr("engine.evaluate.without_repeats", keep_best)
+    monkeypatch.setattr(Detections, "without_repeats", keep_best)
     for options, name, count in (([], "eval_val_best", None), (["--nms", "0.5"], "eval_val_best_nms", 5)):
         outcome = run_here("-r", "run/best.pth", "-d", "cpu", *options, *FAST, cwd=tiny)
         assert outcome.code == 0, outcome.err

@@ -49,10 +49,10 @@ def test_every_kind_of_detector(kind: str, tmp_path: Path) -> None:
     with torch.no_grad():
         outputs = model.eval()(normalize_images(image, normalize.mean, normalize.std))
     (expected,) = build_postprocessor(config)(outputs, torch.tensor([[70, 50]]))
-    assert len(found) == len(expected["scores"]) > 0
-    np.testing.assert_allclose(found.scores, expected["scores"], atol=1e-6)
-    np.testing.assert_allclose(found.boxes_xyxy, expected["boxes"], atol=1e-4)
-    assert (found.labels == expected["labels"].numpy()).all()
+    assert len(found) == len(expected) > 0
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+    np.testing.assert_allclose(found.boxes_xyxy, expected.boxes_xyxy, atol=1e-4)
+    assert (found.labels == expected.labels).all()
 
 
 class _Broken(nn.Module):

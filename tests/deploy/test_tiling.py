@@ -38,7 +38,7 @@ class PaintDetector:
             box = [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]
             label = pixels[rows[0], columns[0], 1]
             score = 0.5 + 0.4 * len(rows) / pixels[..., 0].size
-            parts.append(Found(np.array([score]), np.array([label]), np.array(box, dtype=np.float64)))
+            parts.append(Found(np.array(box, dtype=np.float64), np.array([score]), np.array([label])))
         return joined(parts)
 
 
@@ -116,8 +116,8 @@ def test_tiles_cover_the_image_with_overlap(width: int, height: int, tile_px: in
 def test_a_sliver_joins_the_whole_and_the_best_score_counts() -> None:
     """The right tile sees the object's last pixels only, as another's worth: the whole box stays."""
     tiles = (Window(0, 0, 100, 100), Window(80, 0, 180, 100))
-    whole = Found(np.array([0.6]), np.array([0]), np.array([[40.0, 10, 90, 50]]))
-    sliver = Found(np.array([0.9]), np.array([0]), np.array([[0.0, 12, 8, 44]]))
+    whole = Found(np.array([[40.0, 10, 90, 50]]), np.array([0.6]), np.array([0]))
+    sliver = Found(np.array([[0.0, 12, 8, 44]]), np.array([0.9]), np.array([0]))
     found = merge_tiles([whole, sliver], tiles, (180, 100))
     assert as_set(found) == [(0, (40, 10, 90, 50))] and found.scores.tolist() == [0.9]
 
@@ -125,15 +125,15 @@ def test_a_sliver_joins_the_whole_and_the_best_score_counts() -> None:
 def test_fragments_that_end_short_of_the_border() -> None:
     """As networks see it (DEIMv2 on a scratch): the lower tile's box begins where it is sure, not at the border."""
     tiles = (Window(0, 0, 200, 200), Window(0, 134, 200, 334))
-    upper = Found(np.array([0.5]), np.array([1]), np.array([[141.0, 72, 155, 197]]))
-    lower = Found(np.array([0.64]), np.array([1]), np.array([[137.0, 11, 154, 133]]))
+    upper = Found(np.array([[141.0, 72, 155, 197]]), np.array([0.5]), np.array([1]))
+    lower = Found(np.array([[137.0, 11, 154, 133]]), np.array([0.64]), np.array([1]))
     found = merge_tiles([upper, lower], tiles, (200, 400))
     assert as_set(found) == [(1, (137, 72, 155, 267))] and found.scores.tolist() == [0.64]
 
 
 def test_repeats_within_a_tile_are_the_networks_own() -> None:
     tiles = (Window(0, 0, 100, 100), Window(80, 0, 180, 100))
-    twice = Found(np.array([0.9, 0.8]), np.array([0, 0]), np.array([[10.0, 10, 50, 50], [12, 10, 50, 50]]))
+    twice = Found(np.array([[10.0, 10, 50, 50], [12, 10, 50, 50]]), np.array([0.9, 0.8]), np.array([0, 0]))
     assert len(merge_tiles([twice, Found.empty()], tiles, (180, 100))) == 2
     assert len(merge_tiles([Found.empty(), Found.empty()], tiles, (180, 100))) == 0
 
@@ -142,3 +142,14 @@ def test_bad_numbers() -> None:
     with pytest.raises(UserError) as error:
         Tiling(10, 0.9)
     assert "--tile 10: expected at least 32" in str(error.value) and "--overlap 0.9: expected 0.05" in str(error.value)
+
+
+def test_repeats_go_where_asked_for() -> None:
+    """The second object is painted over all of the first but its left column: their boxes overlap by 0.9."""
+    pixels = paint((40, 30), [(1, (10, 10, 20, 20)), (1, (11, 10, 20, 20))])
+    detector = PaintDetector()
+    pixels[10:20, 19, 0] = 0  # and the first one shows again on the right
+    for nms_iou, expected in ((None, 2), (0.7, 1)):
+        frames = [make_frame("image", pixels, detector, None)]
+        ((_, found),) = predict_frames(frames, detector, np.zeros(3), 1, nms_iou)
+        assert len(found) == expected

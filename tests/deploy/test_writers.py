@@ -23,7 +23,7 @@ from deploy.writers import FORMS, Form, ImageWriter, Table, VideoFile
 
 resource = pytest.importorskip("resource", reason="has no limit of the size of files")
 CLASSES = ClassMap((3, 7), ("a\nb", "\ud800 \x1b[31m"))
-FOUND = Found(np.array([0.9, 0.8]), np.array([0, 1]), np.array([[2.0, 3, 30, 40], [5, 5, 20, 20]]))
+FOUND = Found(np.array([[2.0, 3, 30, 40], [5, 5, 20, 20]]), np.array([0.9, 0.8]), np.array([0, 1]))
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from data.classes import ClassMap
 from data.errors import UserError
-from engine import checkpoint
 from engine.checkpoint import (
     check_classes,
     checkpoint_classes,
@@ -26,7 +25,6 @@ from engine.checkpoint import (
     load_checkpoint,
     model_state,
     save_checkpoint,
-    write_atomically,
 )
 from engine.config import config_to_dict, load_config
 from engine.judged_config import judged_config
@@ -149,13 +147,6 @@ def test_full_disk_before_the_first_checkpoint(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_small_files_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[int] = []
-    monkeypatch.setattr(os, "fsync", flushed.append)
-    write_atomically(tmp_path / "a", lambda file: file.write(b"a"), what="file", durable=False)
-    assert not flushed and (tmp_path / "a").read_bytes() == b"a"
-
-
 def test_unwritable_places_are_user_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_text("mine", encoding="utf-8")
@@ -170,54 +161,6 @@ def test_unwritable_places_are_user_errors(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match="Permission denied"):
         save_checkpoint(tmp_path / "last.pth", {"model": {}})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_folder_that_cannot_be_flushed_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_fsync = os.fsync
-
-    def files_only(descriptor: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        real_fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", files_only)
-    save_checkpoint(tmp_path / "last.pth", {"model": {}})
-    assert load_checkpoint(tmp_path / "last.pth") == {"model": {}}
-
-
-def test_faults_of_the_writer_are_not_disguised(tmp_path: Path) -> None:
-    def broken(file: BinaryIO) -> None:
-        raise RuntimeError("a bug")
-
-    for error in (RuntimeError, KeyboardInterrupt):
-        try:
-            raise OSError("an earlier, unrelated error")
-        except OSError:
-            with pytest.raises(error):
-                write_atomically(tmp_path / "x", broken if error is RuntimeError else _interrupt, what="file")
-    assert list(tmp_path.iterdir()) == []
-
-
-def _interrupt(file: BinaryIO) -> None:
-    raise KeyboardInterrupt
-
-
-def test_windows_tries_again_while_the_target_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "new").write_text("new", encoding="utf-8")
-    (tmp_path / "old").write_text("old", encoding="utf-8")
-    real_replace, calls = os.replace, []
-
-    def held_twice(source: Path, target: Path) -> None:
-        calls.append(source)
-        if len(calls) < 3:
-            raise PermissionError
-        real_replace(source, target)
-
-    monkeypatch.setattr(checkpoint, "_IS_WINDOWS", True)
-    monkeypatch.setattr(os, "replace", held_twice)
-    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
-    checkpoint._replace(tmp_path / "new", tmp_path / "old")
-    assert (tmp_path / "old").read_text(encoding="utf-8") == "new" and len(calls) == 3
 
 
 # Reading

@@ -49,7 +49,9 @@ def test_metrics_and_predictions_follow_from_the_outputs(split: CocoSplit) -> No
         outputs = {"pred_logits": model.logits[index, None], "pred_boxes": model.boxes[index, None]}
         size = torch.tensor([[image.width, image.height]])
         (found,) = PostProcessor(len(CLASSES), make_config().num_top_queries)(outputs, size)
-        for score, label, box in zip(*(found[key].tolist() for key in ("scores", "labels", "boxes")), strict=True):
+        for score, label, box in zip(
+            found.scores.tolist(), found.labels.tolist(), found.boxes_xyxy.tolist(), strict=True
+        ):
             expected.append(
                 {
                     "image_id": image.id,

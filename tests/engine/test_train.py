@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import engine.train as training
 from data.errors import UserError
+from data.files import write_atomically
 from data.schedule import stage_starts
-from engine.checkpoint import write_atomically
 from engine.config import load_config
 from engine.interrupt import StopSignal
 from engine.nonfinite import keep_step, replay
@@ -445,8 +445,8 @@ def test_a_disk_that_is_full_when_a_file_is_due(
             disk.enter_context(full_disk(100))
         write_atomically(path, write, **options)
 
-    for module in ("checkpoint", "results", "pictures", "run_folder"):
-        monkeypatch.setattr(f"engine.{module}.write_atomically", fill_before)
+    for module in ("data.files", "engine.checkpoint", "engine.pictures", "engine.run_folder"):
+        monkeypatch.setattr(f"{module}.write_atomically", fill_before)
     with disk, pytest.raises(UserError, match=rf"Could not write .*{name}: File too large. No file was written"):
         train_here(config, folder)
     assert not list(folder.rglob("*.tmp")) and not (folder / name).exists()

@@ -124,8 +124,8 @@ def test_labels_and_boxes_there_and_back(name: str, first_label: int) -> None:
     torch.testing.assert_close(seen["boxes"], in_pixels)
 
     (found,) = ScaleToImage()(model.eval()(images_of(1)), torch.tensor([[960, 320]]))
-    assert found["labels"].tolist() == [2] and found["scores"].tolist() == [pytest.approx(0.9)]
-    torch.testing.assert_close(found["boxes"], torch.tensor([[240.0, 80.0, 720.0, 240.0]]))
+    assert found.labels.tolist() == [2] and found.scores.tolist() == [pytest.approx(0.9)]
+    assert found.boxes_xyxy.tolist() == [pytest.approx([240.0, 80.0, 720.0, 240.0])]
 
 
 @pytest.mark.slow
@@ -148,9 +148,9 @@ def test_one_image_can_be_learnt(name: str) -> None:
     with torch.no_grad():
         (found,) = build_postprocessor(quickstart())(model.eval()(image), torch.tensor([[96, 64]]))
     for label, box in ((2, [24.0, 16.0, 72.0, 48.0]), (0, [76.0, 4.0, 92.0, 12.0])):
-        best = int((found["labels"] == label).int().argmax())
-        assert found["labels"][best] == label and found["scores"][best] > 0.3
-        assert box_iou(found["boxes"][best][None], torch.tensor([box])) > 0.5
+        best = int((found.labels == label).argmax())
+        assert found.labels[best] == label and found.scores[best] > 0.3
+        assert box_iou(torch.from_numpy(found.boxes_xyxy[[best]]), torch.tensor([box])) > 0.5
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -89,12 +89,11 @@ def test_detector_with_post_processing() -> None:
     x, sizes = images(2), torch.tensor([[640, 480], [100, 200]])
     with torch.no_grad():
         labels, boxes, scores = detector(x, sizes)
-        expected = postprocessor(model(x), sizes)
+        expected = postprocessor.batched(model(x), sizes)
     assert labels.shape == scores.shape == (2, 50) and boxes.shape == (2, 50, 4) and labels.dtype == torch.int64
-    for index, one in enumerate(expected):
-        torch.testing.assert_close(scores[index], one["scores"], rtol=0, atol=1e-5)
-        assert torch.equal(labels[index, :10], one["labels"][:10])
-        torch.testing.assert_close(boxes[index, :10], one["boxes"][:10], rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(scores, expected[2], rtol=0, atol=1e-5)
+    assert torch.equal(labels[:, :10], expected[0][:, :10])
+    torch.testing.assert_close(boxes[:, :10], expected[1][:, :10], rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("case", ["tiny", "text chooses queries"])

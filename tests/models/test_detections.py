@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from deploy.found import Found
-from deploy.pipeline import make_frame, predict_frames
-from tests.deploy.test_tiling import PaintDetector, paint
+from models.detections import Detections
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -17,7 +15,7 @@ def test_repeats_are_what_a_slow_loop_says() -> None:
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 40, (200, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(5, 40, (200, 2))], axis=1)
-    found = Found(np.sort(rng.uniform(0, 1, 200))[::-1].copy(), rng.integers(0, 3, 200), boxes)
+    found = Detections(boxes, np.sort(rng.uniform(0, 1, 200))[::-1].copy(), rng.integers(0, 3, 200))
     kept: list[int] = []
     for row, (label, box) in enumerate(zip(found.labels.tolist(), boxes.tolist(), strict=True)):
         if not any(found.labels[other] == label and iou(boxes[other].tolist(), box) > 0.4 for other in kept):
@@ -25,15 +23,14 @@ def test_repeats_are_what_a_slow_loop_says() -> None:
     result = found.without_repeats(0.4)
     assert 3 < len(kept) < 150 and np.array_equal(result.boxes_xyxy, boxes[kept])
     assert np.array_equal(result.labels, found.labels[kept]) and np.array_equal(result.scores, found.scores[kept])
-    assert len(Found.empty().without_repeats(0.5)) == 0
+    assert len(Detections.empty().without_repeats(0.5)) == 0
 
 
-def test_repeats_go_where_asked_for() -> None:
-    """The second object is painted over all of the first but its left column: their boxes overlap by 0.9."""
-    pixels = paint((40, 30), [(1, (10, 10, 20, 20)), (1, (11, 10, 20, 20))])
-    detector = PaintDetector()
-    pixels[10:20, 19, 0] = 0  # and the first one shows again on the right
-    for nms_iou, expected in ((None, 2), (0.7, 1)):
-        frames = [make_frame("image", pixels, detector, None)]
-        ((_, found),) = predict_frames(frames, detector, np.zeros(3), 1, nms_iou)
-        assert len(found) == expected
+def test_what_a_class_asks_for_and_where_an_image_ends() -> None:
+    boxes = np.array([[-5.0, 0, 20, 50], [0, 0, 10, 9], [-8, 3, 0, 9], [2, 3, 8, 9]])
+    found = Detections(boxes, np.array([0.9, 0.5, 0.4999999996, 0.4]), np.array([1, 0, 0, 1]))
+    assert found.above(np.array([0.5, 0.6])).boxes_xyxy.tolist() == boxes[:3].tolist(), "scores have nine decimals"
+    assert found.clipped((15, 30)).boxes_xyxy.tolist() == [[0, 0, 15, 30], [0, 0, 10, 9], [2, 3, 8, 9]]
+    joined = Detections.joined([found.rows(slice(1)), Detections.empty(), found.rows(np.array([3]))])
+    assert joined.scores.tolist() == [0.9, 0.4] and joined.labels.dtype == np.int64
+    assert len(Detections.joined([])) == 0

@@ -1,0 +1,126 @@
+"""Files that are whole or not there, and their fingerprints."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from data.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_IS_WINDOWS = os.name == "nt"
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, what: str, durable: bool = True) -> None:
+    """Call `write` on a temporary file beside `path`, flush it to the disk, and rename it to `path`.
+
+    Args:
+        path: Target; its folder is created if need be.
+        write: Writes the content.
+        what: What is written, for the message, e.g. "checkpoint".
+        durable: Wait until the disk has it, so that it survives a power cut; not worth the while for thousands of
+            small files that can be made again.
+
+    Raises:
+        UserError: Any fault of the file system, a full disk above all. The old file survives, the temporary is gone.
+    """
+    # Of this call alone: another process may be writing the same file. Cut, for names may have 255 bytes at most.
+    temporary = path.with_name(f"{path.name[:40]}.{uuid4().hex[:8]}.tmp")
+    handled_by_caller = sys.exception()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        _replace(temporary, path)
+        if durable:
+            _fsync_folder(path.parent)
+    except BaseException as error:
+        _remove_quietly(temporary)
+        cause = _os_error(error, handled_by_caller)
+        if cause is None:
+            raise
+        kept = "The file that was there before is untouched." if path.exists() else "No file was written."
+        raise UserError(
+            f"Could not write {what} {path}: {cause.strerror or cause}. {kept} "
+            "Free some space or check the permissions of the folder."
+        ) from error
+
+
+def write_text(path: Path, text: str, *, what: str, durable: bool = True) -> None:
+    """Write `text` as UTF-8, see `write_atomically`."""
+    write_atomically(path, lambda file: file.write(text.encode()), what=what, durable=durable)
+
+
+def write_json(path: Path, content: object, *, what: str, indent: int | None = None, durable: bool = True) -> None:
+    """Write JSON, compact or indented with a list of numbers on one line: a curve does not fill hundreds of lines.
+
+    Raises:
+        ValueError: `content` holds a number that is not finite, which JSON does not know.
+        UserError: See `write_atomically`.
+    """
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(content, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
+    if indent is not None:
+        rows = r"\[\n((?:null|[\s\d.,eE+-])+)\n\s*\]"  # a line break is in no JSON string
+        text = re.sub(rows, lambda row: f"[{' '.join(row[1].split())}]", text)
+    write_text(path, f"{text}\n", what=what, durable=durable)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _os_error(error: BaseException, unrelated: BaseException | None) -> OSError | None:
+    """The OSError behind `error`: torch's zip writer closes its archive after one and then raises on its own."""
+    seen: BaseException | None = error
+    while isinstance(seen, (OSError, RuntimeError)) and seen is not unrelated:
+        if isinstance(seen, OSError):
+            return seen
+        seen = seen.__context__
+    return None
+
+
+def _replace(source: Path, target: Path) -> None:
+    """`os.replace`; Windows refuses while a virus scanner or a reader holds the target, so there it tries again."""
+    for _ in range(20 if _IS_WINDOWS else 0):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            time.sleep(0.1)
+    os.replace(source, target)
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the platform can: Windows and some network drives cannot."""
+    if _IS_WINDOWS:
+        return
+    with contextlib.suppress(OSError):  # the new file is complete and in place whatever happens here
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_quietly(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("could not remove the temporary file %s: %s", path, error)
