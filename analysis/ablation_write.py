@@ -14,8 +14,7 @@ from analysis.ablation_statistics import Effect
 from analysis.ablation_texts import Texts, texts_of
 from analysis.compare_statistics import Estimate
 from analysis.labels import Language, labels_of
-from analysis.table_files import write_tables
-from analysis.tables import Cell, Number, Table, escape_markdown
+from analysis.tables import Cell, Number, Table, escape_markdown, write_tables
 from analysis.zero_shot import Accuracy, ZeroShot
 
 FIGURE_NAME = "text_similarity"

@@ -13,8 +13,7 @@ from analysis.compare_plots import PLOT_NAMES, write_plots
 from analysis.compare_statistics import Estimate
 from analysis.compare_texts import Texts, texts_of
 from analysis.labels import Language
-from analysis.table_files import write_tables
-from analysis.tables import Cell, Number, PValue, Table, escape_markdown, format_number
+from analysis.tables import Cell, Number, PValue, Table, escape_markdown, format_number, write_tables
 
 _HASH_SHOWN = 12
 

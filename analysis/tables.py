@@ -1,4 +1,4 @@
-"""Tables of results for people: Markdown, CSV and LaTeX, in Spanish or English.
+"""Tables of results for people: Markdown, CSV and LaTeX, in Spanish or English, and the files they are written to.
 
 A cell is text, a number, a number with an interval or a spread, a p-value, or None for "not known". What comes from
 data (names of classes and runs) is escaped in each format.
@@ -6,19 +6,25 @@ data (names of classes and runs) is escaped in each format.
 
 from __future__ import annotations
 
-import csv
-import io
+import json
 import math
-from collections.abc import Callable, Sequence
+import re
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from analysis.labels import Language
+import pandas as pd
+
+from engine.checkpoint import write_atomically
+from texts import Language
 
 MISSING = "-"
 
 
-@dataclass(frozen=True)
-class Number:
+class Number(NamedTuple):
     """A measured value; shown as `0.512`, `0.512 [0.48, 0.54]`, `0.512 ± 0.012` or all of it."""
 
     value: float | None
@@ -34,8 +40,7 @@ class Number:
     """Show + too, for differences."""
 
 
-@dataclass(frozen=True)
-class PValue:
+class PValue(NamedTuple):
     """A p-value, three decimals; what is smaller than they can show is `<0.001`."""
 
     value: float | None
@@ -46,7 +51,7 @@ Cell = str | int | float | None | Number | PValue
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of equal length under their columns.
+    """Rows of equal length under their columns; a column holds text or numbers.
 
     Raises:
         ValueError: A row is not as long as the columns are many.
@@ -66,80 +71,156 @@ class Table:
             raise ValueError("a table needs a column")
 
     def to_markdown(self, lang: Language) -> str:
-        """GitHub's tables, padded so that they can be read as they are; no line break at the end."""
-        head = [escape_markdown(column) for column in self.columns]
-        body = [[_plain(cell, lang, escape=escape_markdown) for cell in row] for row in self.rows]
-        numeric = [self._is_numeric(column) for column in range(len(self.columns))]
-        widths = [max(3, *(len(line[i]) for line in [head, *body])) for i in range(len(head))]
-        rule = ["-" * (width - 1) + ":" if right else "-" * width for width, right in zip(widths, numeric, strict=True)]
-        lines = [_padded(line, widths, numeric) for line in [head, rule, *body]]
+        """Return a table as GitHub reads it, padded so that it can be read as it is; no line break at the end."""
+        # Our own lines: for these pandas needs one more package, which does not escape either.
+        cells = [[_markdown_cell(cell, lang) for cell in row] for row in (self.columns, *self.rows)]
+        signs = [">" if self._is_numeric(column) else "<" for column in range(len(self.columns))]
+        widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+        rule = ["-" * (width - 1) + (":" if sign == ">" else "-") for sign, width in zip(signs, widths, strict=True)]
+        lines = [
+            " | ".join(f"{cell:{sign}{width}}" for cell, sign, width in zip(line, signs, widths, strict=True))
+            for line in (cells[0], rule, *cells[1:])
+        ]
         caption = [escape_markdown(self.caption), ""] if self.caption else []
-        return "\n".join([*caption, *lines])
+        return "\n".join([*caption, *(f"| {line} |" for line in lines)])
 
     def to_csv(self, lang: Language) -> str:
-        """For spreadsheets: limits and spreads in columns of their own, six significant digits, missing cells empty.
+        """Return it for spreadsheets: limits and spreads in columns of their own, six significant digits, missing
+        cells empty.
 
         English: `,` and decimal point. Spanish: `;` and decimal comma, as a Spanish spreadsheet reads and writes it.
-        Write it as `utf-8-sig`, or Excel takes accents for something else.
         """
-        out = io.StringIO()
-        writer = csv.writer(out, delimiter=";" if lang == "es" else ",", lineterminator="\r\n")
-        parts = [self._parts(column) for column in range(len(self.columns))]
-        writer.writerow(
-            [
-                _csv_text(f"{name} {_PART_NAMES[lang][part]}".strip())
-                for name, of_column in zip(self.columns, parts, strict=True)
-                for part in of_column
-            ]
+        names, columns = [], []
+        for number, name in enumerate(self.columns):
+            cells = [row[number] for row in self.rows]
+            for part, suffix in _CSV_PARTS[lang].items():
+                values = [_csv_part(cell, part) for cell in cells]
+                if part == "value" or any(value is not None for value in values):
+                    known = [
+                        None if isinstance(value, float) and not math.isfinite(value) else value for value in values
+                    ]
+                    columns.append(pd.Series(known, dtype=object).convert_dtypes())
+                    names.append(_csv_text(name + suffix))
+        frame = pd.concat(columns, axis=1, keys=range(len(columns)))
+        separator, decimal = (";", ",") if lang == "es" else (",", ".")
+        text: str = frame.to_csv(
+            index=False, header=names, sep=separator, decimal=decimal, float_format="%.6g", lineterminator="\r\n"
         )
-        for row in self.rows:
-            writer.writerow(
-                [_csv_part(cell, part, lang) for cell, of_column in zip(row, parts, strict=True) for part in of_column]
-            )
-        return out.getvalue()
+        return text
 
     def to_latex(self, lang: Language) -> str:
-        """A `table` float; the document needs `\\usepackage{booktabs,graphicx}`.
+        """Return a `table` float that fits the line of an article on A4 at 11 pt; it needs `\\usepackage{booktabs}`.
 
-        Wider than the line it is shrunk to it. Latin letters with accents stay as they are (pdfLaTeX reads UTF-8);
-        names in other scripts need XeLaTeX or LuaLaTeX.
+        A table that is too wide has its intervals below their values, then smaller letters (`\\footnotesize`), then
+        its texts broken; at last its columns stand in several tabulars, each behind the first column. Latin letters
+        with accents stay as they are (pdfLaTeX reads UTF-8); names in other scripts need XeLaTeX or LuaLaTeX.
         """
-        alignment = "".join("r" if self._is_numeric(column) else "l" for column in range(len(self.columns)))
-        body = [[_latex_cell(cell, lang) for cell in row] for row in self.rows]
+        for layout in _LAYOUTS:
+            columns = [self._latex_column(number, layout, lang) for number in range(len(self.columns))]
+            if sum(column.width_pt for column in columns) <= _LINE_PT:
+                break
+        tabulars = [_tabular(group) for group in _side_by_side(columns)]
         lines = [
             r"\begin{table}[htbp]",
-            r"  \centering",
-            *([rf"  \caption{{{escape_latex(self.caption)}}}"] if self.caption else []),
-            *([rf"  \label{{{self.label}}}"] if self.label else []),
-            r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"  \begin{{tabular}}{{{alignment}}}",
-            r"    \toprule",
-            "    " + " & ".join(escape_latex(column) for column in self.columns) + r" \\",
-            r"    \midrule",
-            *("    " + " & ".join(line) + r" \\" for line in body),
-            r"    \bottomrule",
-            r"  \end{tabular}}",
-            r"\end{table}",
+            r"\centering",
+            *([rf"\caption{{{escape_latex(self.caption)}}}"] if self.caption else []),
+            *([rf"\label{{{self.label}}}"] if self.label else []),
+            *([r"\footnotesize\setlength{\tabcolsep}{3pt}"] if layout.small else []),
+            "\\par\\medskip\n".join(tabulars) + r"\end{table}",
         ]
         return "\n".join(lines)
+
+    def _latex_column(self, number: int, layout: _Layout, lang: Language) -> _LatexColumn:
+        name, cells = self.columns[number], [row[number] for row in self.rows]
+        lines = [layout.lines(cell, lang) for cell in cells]
+        # A head is about as wide as what stands below it.
+        longest = max([len(line) for cell in lines for line in cell], default=1)
+        head = _broken(name, layout.longest or max(longest, *map(len, name.split()), 1))
+        escapes = [escape_latex if isinstance(cell, str) else _latex_number for cell in cells]
+        return _LatexColumn(
+            head=[escape_latex(line) for line in head],
+            cells=[[escape(line) for line in cell] for escape, cell in zip(escapes, lines, strict=True)],
+            alignment="r" if self._is_numeric(number) else "l",
+            width_pt=layout.width_pt([line for cell in [head, *lines] for line in cell]),
+        )
 
     def _is_numeric(self, column: int) -> bool:
         """Right-aligned: no text in it. A column of missing cells is one of numbers."""
         return bool(self.rows) and not any(isinstance(row[column], str) for row in self.rows)
 
-    def _parts(self, column: int) -> list[str]:
-        numbers = [row[column] for row in self.rows]
-        parts = ["value"]
-        if any(isinstance(cell, Number) and cell.interval is not None for cell in numbers):
-            parts += ["low", "high"]
-        if any(isinstance(cell, Number) and cell.spread is not None for cell in numbers):
-            parts.append("sd")
-        return parts
+
+class _LatexColumn(NamedTuple):
+    """Escaped lines of a head and of the cells below it."""
+
+    head: list[str]
+    cells: list[list[str]]
+    alignment: str
+    width_pt: float
 
 
-_PART_NAMES: dict[Language, dict[str, str]] = {
-    "en": {"value": "", "low": "low", "high": "high", "sd": "sd"},
-    "es": {"value": "", "low": "inf.", "high": "sup.", "sd": "d.e."},
+class _Layout(NamedTuple):
+    """A way to set a table in LaTeX."""
+
+    intervals_below: bool = False
+    small: bool = False
+    longest: int | None = None
+    """Characters of a line of text; None: it is not broken."""
+
+    def lines(self, cell: Cell, lang: Language) -> list[str]:
+        text = format_cell(cell, lang)
+        if isinstance(cell, str):
+            return _broken(text, self.longest) if self.longest else [text]
+        return text.replace(" [", "\n[").split("\n") if self.intervals_below else [text]
+
+    def width_pt(self, lines: Sequence[str]) -> float:
+        """Return the width of a column in Computer Modern, rather too much than too little."""
+        size_pt, between_pt = (9.0, 6.0) if self.small else (10.95, 12.0)
+        return between_pt + size_pt * max(sum(map(_width_em, line)) for line in lines)
+
+
+_LAYOUTS = (_Layout(), _Layout(True), _Layout(True, small=True), _Layout(True, small=True, longest=18))
+_LINE_PT = 360.0
+"""Of LaTeX's article on A4 at 11 pt; the lines of most other classes are longer."""
+
+
+def _width_em(char: str) -> float:
+    if char in " .,:;!'()[]|ijlfrstI-":
+        return 0.4
+    return 0.57 if char.isdigit() or (char.islower() and char not in "mw") else 1.03 if char in "MW" else 0.84
+
+
+def _side_by_side(columns: Sequence[_LatexColumn]) -> list[list[_LatexColumn]]:
+    """Groups of columns that fit a line, the first column in each."""
+    groups = [[columns[0]]]
+    for column in columns[1:]:
+        if len(groups[-1]) > 1 and sum(one.width_pt for one in [*groups[-1], column]) > _LINE_PT:
+            groups.append([columns[0]])
+        groups[-1].append(column)
+    return groups
+
+
+def _tabular(columns: Sequence[_LatexColumn]) -> str:
+    # A head ends on the rule below it, a cell begins at the top of its row.
+    heads = [*zip_longest(*(column.head[::-1] for column in columns), fillvalue="")][::-1]
+    rows = zip(*(column.cells for column in columns), strict=True)
+    lines = [line for row in rows for line in zip_longest(*row, fillvalue="")]
+    names = pd.MultiIndex.from_arrays(heads) if len(heads) > 1 else pd.Index(heads[0])
+    style = pd.DataFrame(lines, columns=names).style.hide(axis="index")
+    alignment = "".join(column.alignment for column in columns)
+    text: str = style.to_latex(hrules=True, column_format=alignment, sparse_columns=False)
+    return text
+
+
+def _broken(text: str, longest: int) -> list[str]:
+    """Lines of a text, broken at spaces and behind `_` and `/` where that will do."""
+    places = re.sub(r"(?<=[_/])(?=.)", "\v", _one_line(text))
+    lines = textwrap.wrap(places, longest, replace_whitespace=False)
+    return [line.replace("\v", "") for line in lines] or [""]
+
+
+_CSV_PARTS: dict[Language, dict[str, str]] = {
+    "en": {"value": "", "low": " low", "high": " high", "sd": " sd"},
+    "es": {"value": "", "low": " inf.", "high": " sup.", "sd": " d.e."},
 }
 _MARKDOWN_SPECIAL = frozenset("\\|*_`~<>[]&$#")
 _LATEX_SPECIAL = {
@@ -171,11 +252,10 @@ _LATEX_SPECIAL = {
     "≥": r"$\geq$",
     "≤": r"$\leq$",
 }
-_FORMULA_STARTS = ("=", "+", "-", "@")
 
 
 def escape_markdown(text: str) -> str:
-    """Text as a Markdown cell that shows exactly it."""
+    """Return text as a Markdown cell that shows exactly it."""
     line = _one_line(text)
     return "".join("\\" + char if _needs_escape(line, i) else char for i, char in enumerate(line))
 
@@ -188,13 +268,17 @@ def _needs_escape(line: str, index: int) -> bool:
     return char in _MARKDOWN_SPECIAL
 
 
+def _markdown_cell(cell: Cell, lang: Language) -> str:
+    return escape_markdown(cell) if isinstance(cell, str) else format_cell(cell, lang)
+
+
 def escape_latex(text: str) -> str:
-    """Text for LaTeX, whichever language babel is set to."""
+    """Return text for LaTeX, whichever language babel is set to."""
     return "".join(_LATEX_SPECIAL.get(char, char) for char in _one_line(text))
 
 
 def format_number(value: float, digits: int, lang: Language, *, signed: bool = False) -> str:
-    """Fixed decimals, the language's decimal sign, no minus before a zero."""
+    """Write fixed decimals, the language's decimal sign, no minus before a zero."""
     text = f"{value:{'+' if signed else ''}.{digits}f}"
     if float(text) == 0:
         text = text.lstrip("+-")
@@ -202,23 +286,17 @@ def format_number(value: float, digits: int, lang: Language, *, signed: bool = F
 
 
 def format_cell(cell: Cell, lang: Language) -> str:
-    """A cell as plain text, unescaped."""
-    return _plain(cell, lang, escape=_one_line)
-
-
-def _plain(cell: Cell, lang: Language, escape: Callable[[str], str]) -> str:
+    """Write a cell as plain text, unescaped."""
     if isinstance(cell, str):
-        return escape(cell)
-    if isinstance(cell, bool):
-        return str(cell)
+        return _one_line(cell)
     if isinstance(cell, int):
         return str(cell)
-    if isinstance(cell, PValue):
-        return _p_value(cell.value, lang)
-    number = cell if isinstance(cell, Number) else Number(cell)
+    number = cell if isinstance(cell, Number) else Number(cell.value if isinstance(cell, PValue) else cell)
     value, spread = _finite(number.value), _finite(number.spread)
     if value is None:
         return MISSING
+    if isinstance(cell, PValue) and value < 0.001:
+        return f"<{format_number(0.001, 3, lang)}"
     text = format_number(value, number.digits, lang, signed=number.signed)
     if spread is not None:
         text += f" ± {format_number(spread, number.digits, lang)}"
@@ -229,49 +307,28 @@ def _plain(cell: Cell, lang: Language, escape: Callable[[str], str]) -> str:
     return text
 
 
-def _p_value(p_value: float | None, lang: Language) -> str:
-    value = _finite(p_value)
-    if value is None:
-        return MISSING
-    text = "<0.001" if value < 0.001 else f"{value:.3f}"
-    return text.replace(".", ",") if lang == "es" else text
-
-
-def _latex_cell(cell: Cell, lang: Language) -> str:
-    if isinstance(cell, str):
-        return escape_latex(cell)
-    text = _plain(cell, lang, escape=escape_latex)
+def _latex_number(text: str) -> str:
+    """Signs are minus signs, not hyphens; `[` at the start of a row would be an option of the line break before it."""
     if text == MISSING:
         return "--"
-    # Signs are minus signs, not hyphens; brackets inside a cell are harmless, but one rule is easier to trust.
     for char, latex in {"-": "$-$", "+": "$+$", "±": r"$\pm$", "<": "$<$", "[": "{[}", "]": "{]}"}.items():
         text = text.replace(char, latex)
     return text
 
 
-def _csv_part(cell: Cell, part: str, lang: Language) -> str:
-    if isinstance(cell, str):
-        return _csv_text(cell) if part == "value" else ""
+def _csv_part(cell: Cell, part: str) -> str | int | float | None:
     if isinstance(cell, Number):
         low, high = cell.interval or (None, None)
-        value = {"value": cell.value, "low": low, "high": high, "sd": cell.spread}[part]
-    elif part != "value":
-        return ""
-    else:
-        value = cell.value if isinstance(cell, PValue) else cell
-    if isinstance(value, int):
-        return str(value)
-    known = _finite(value)
-    if known is None:
-        return ""
-    text = f"{known:.6g}"
-    return text.replace(".", ",") if lang == "es" else text
+        return {"value": cell.value, "low": low, "high": high, "sd": cell.spread}[part]
+    if part != "value":
+        return None
+    return _csv_text(cell) if isinstance(cell, str) else cell.value if isinstance(cell, PValue) else cell
 
 
 def _csv_text(text: str) -> str:
     """A name that starts like a formula would be computed by the spreadsheet; an apostrophe keeps it text."""
     line = _one_line(text)
-    return f"'{line}" if line.startswith(_FORMULA_STARTS) else line
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
 def _one_line(text: str) -> str:
@@ -282,9 +339,59 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _padded(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
-    padded = (
-        cell.rjust(width) if to_right else cell.ljust(width)
-        for cell, width, to_right in zip(cells, widths, right, strict=True)
-    )
-    return f"| {' | '.join(padded)} |"
+def write_tables(
+    folder: Path,
+    stem: str,
+    tables: Mapping[str, Table],
+    lang: Language,
+    *,
+    markdown: str,
+    content: Mapping[str, Any],
+    possible: Collection[str] = (),
+) -> None:
+    """Write `stem`.md, .tex with all tables, a CSV for each, and .json, which comes last.
+
+    Args:
+        folder: Where to.
+        stem: Name of the files; the first table's CSV is `stem`.csv, the others are `stem`_<name>.csv.
+        tables: By name, the main one first.
+        lang: Of the numbers' marks.
+        markdown: The page.
+        content: For JSON.
+        possible: Names of tables that an earlier writing may have left: those not in `tables` are removed.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    first = next(iter(tables), None)
+    _write(folder / f"{stem}.md", markdown)
+    _write_latex(folder / f"{stem}.tex", tables.values(), lang)
+    for name, table in tables.items():
+        _write_csv(folder / (f"{stem}.csv" if name == first else f"{stem}_{name}.csv"), table, lang)
+    for name in set(possible) - set(tables):
+        (folder / f"{stem}_{name}.csv").unlink(missing_ok=True)
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    _write(folder / f"{stem}.json", f"{text}\n")
+
+
+def write_table(table: Table, path: Path, lang: Language) -> None:
+    """Write `path`.csv and `path`.tex.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    _write_csv(path.with_name(f"{path.name}.csv"), table, lang)
+    _write_latex(path.with_name(f"{path.name}.tex"), [table], lang)
+
+
+def _write_latex(path: Path, tables: Collection[Table], lang: Language) -> None:
+    head = "% \\usepackage[utf8]{inputenc}\n% \\usepackage{booktabs}\n"
+    _write(path, head + "\n\n".join(table.to_latex(lang) for table in tables) + "\n")
+
+
+def _write_csv(path: Path, table: Table, lang: Language) -> None:
+    _write(path, "\ufeff" + table.to_csv(lang))  # the mark tells a spreadsheet that this is UTF-8
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")), what="table")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from analysis.labels import Language
 from analysis.style import figure_style, save_figure
-from analysis.table_files import write_table
+from analysis.tables import write_table
 from attention.backbone_maps import PatchColours, fit_patch_colours, patches_in_box, token_at
 from attention.capture import Captured, LoadedDetector, capture, require_deim
 from attention.evidence import EVIDENCE_METHODS, evidence_map, resolve_layer

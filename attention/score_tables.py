@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.labels import Language
-from analysis.table_files import write_tables
-from analysis.tables import Cell, Number, Table, escape_markdown, format_number
+from analysis.tables import Cell, Number, Table, escape_markdown, format_number, write_tables
 from attention.scoring import CENTRE, METRICS, RANDOM, AttentionScores, Estimate
 
 FILE_NAME = "attention_score"

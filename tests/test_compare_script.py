@@ -110,7 +110,7 @@ def test_tables(compared: Path) -> None:
     twin = next(line for line in markdown.splitlines() if line.startswith("| twin"))
     assert [cell.strip() for cell in twin.split("|")][-4:-1] == ["-", "30", "-"]
     latex = (compared / "comparison.tex").read_text(encoding="utf-8")
-    assert latex.count(r"\toprule") == 3 and r"dent \& hole" in latex
+    assert latex.count(r"\begin{table}") == 3 and r"dent \& hole" in latex
     assert "twin: not joined" in markdown and "mean ± standard deviation" in markdown
 
 

@@ -240,7 +240,7 @@ def test_files_in_both_languages(found: Answer, tmp_path: Path) -> None:
     head, first, *_ = table
     assert head[:2] == ["Modo", "Semillas"] and first[:2] == ["cosine", "3"] and "," in first[2]
     latex = (tmp_path / "ablation.tex").read_text(encoding="utf-8")
-    assert latex.count(r"\begin{tabular}") == 4 and r"cross\_attention" in latex and "dent \\& hole" in latex
+    assert latex.count(r"\begin{table}") == 4 and r"cross\_attention" in latex and "dent \\& hole" in latex
     english = write_answer(dataclasses.replace(found, texts=None), tmp_path, "en")
     assert english.startswith("# Does text help?") and not list(tmp_path.glob("text_similarity.*"))
 

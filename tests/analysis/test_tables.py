@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.tables import Number, PValue, Table, escape_latex, escape_markdown, format_cell, format_number
+from tests.support.latex import LINE_PT, tabular_widths_pt
+from texts import Language
 
 NASTY = r"50 % of_a & b|c #1 $x$ {y} ~^ \end{table} <b> `k` [link](url) *é ñ* -- \\ "
 TABLE = Table(
@@ -64,14 +66,15 @@ def test_csv_names_are_no_formulas(name: str) -> None:
 
 
 def test_latex() -> None:
-    lines = [line.strip() for line in TABLE.to_latex("es").splitlines()]
+    shorter = Table(TABLE.columns, [TABLE.rows[0], ["a_b", *TABLE.rows[1][1:]]], TABLE.caption, TABLE.label)
+    lines = shorter.to_latex("es").splitlines()
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
         assert lines.count(rule) == 1
     assert r"\caption{Título: 95 \%}" in lines and r"\label{tab:x}" in lines
     assert r"\begin{tabular}{lrrrr}" in lines
     body = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
     assert body[0] == r"ResNet-{}18 & 0,512 {[}0,48; 0,54{]} & $-$0,012 & $<$0,001 & 3 \\"
-    assert body[1].endswith(r"& 0,500 $\pm$ 0,013 & $+$0,020 & 0,250 & -- \\")
+    assert body[1] == r"a\_b & 0,500 $\pm$ 0,013 & $+$0,020 & 0,250 & -- \\"
     assert lines[0] == r"\begin{table}[htbp]" and lines[-1] == r"\end{table}"
 
 
@@ -130,6 +133,45 @@ def test_markdown_escapes() -> None:
     assert escape_markdown("_x_ a|b\n<i>") == r"\_x\_ a\|b \<i\>"
 
 
+WIDE = [
+    TABLE,
+    Table([NASTY] * 12, [[NASTY] * 12], NASTY),
+    Table(["WWW" * 9, *["M" * 30] * 3], [["W" * 50, 1, None, 0.5]]),
+    Table(["Modell", "Erläuterung"], [["a_model_with_text" * 3, "no verdict: encoder with random weights " * 3]]),
+    Table(
+        ["Class", *(f"model_{number}" for number in range(9))],
+        [[name, *[Number(0.5123, interval=(0.48, 0.54), spread=0.01)] * 9] for name in ("scratch", "rolled-in_scale")],
+    ),
+]
+
+
+@pytest.mark.parametrize("table", WIDE, ids=range(len(WIDE)))
+@pytest.mark.parametrize("lang", ["en", "es"])
+def test_latex_fits_a_page(table: Table, lang: Language) -> None:
+    source = table.to_latex(lang)
+    widths_pt = tabular_widths_pt(source)
+    assert widths_pt and max(widths_pt) <= LINE_PT
+    assert not set(re.findall(r"\\(?:\w*small|tiny|resizebox|scalebox)", source)) - {r"\footnotesize"}
+
+
+def test_a_wide_latex_table_is_laid_out_step_by_step() -> None:
+    """Intervals below the values, `\\footnotesize`, broken texts, then groups of columns behind the first."""
+
+    def laid_out(models: int, name: str) -> str:
+        value = Number(0.5, interval=(0.4, 0.6), spread=0.1)
+        return Table(["Class", *"ABCDEFGH"[:models]], [[name, *[value] * models]]).to_latex("en")
+
+    assert "dent & 0.500 $\\pm$ 0.100 {[}0.40, 0.60{]} & " in laid_out(2, "dent")
+    below = laid_out(3, "dent")
+    assert "dent & 0.500 $\\pm$ 0.100 & " in below and "\n & {[}0.40, 0.60{]} & " in below and "small" not in below
+    small = laid_out(4, "rolled-in_scale")
+    assert r"\footnotesize" in small and r"rolled-{}in\_scale &" in small
+    broken = laid_out(4, "a_surface_with_rolled-in_scale")
+    assert "a\\_surface\\_with\\_ & 0.5" in broken and "\nrolled-{}in\\_scale & {[}" in broken
+    parts = laid_out(8, "dent")
+    assert parts.count("\nClass & ") == 2 and parts.count("\ndent & ") == 2 and parts.count(r"\begin{table}") == 1
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 @pytest.mark.parametrize("spanish", [False, True])
 def test_latex_compiles(tmp_path: Path, spanish: bool) -> None:
@@ -139,12 +181,10 @@ def test_latex_compiles(tmp_path: Path, spanish: bool) -> None:
     rows = [
         [character, Number(0.5, interval=(0.4, 0.6))] for character in "\\{}$&#%_~^<>|\"`[]*-±−·…Δ×≥≤ñÁ¿?!'.,;:/=+@()"
     ]
-    wide = Table([NASTY] * 12, [[NASTY] * 12], NASTY)
-    parts = [TABLE, Table(["x", "y"], rows, "characters"), wide, Table(["empty"], [])]
+    parts = [*WIDE, Table(["x", "y"], rows, "characters"), Table(["empty"], [])]
     text = "\n".join(table.to_latex("es" if spanish else "en") for table in parts)
-    source = (
-        rf"\documentclass{{article}}\usepackage{{booktabs,graphicx}}{babel}\begin{{document}}{text}\end{{document}}"
-    )
+    head = rf"\documentclass[a4paper,11pt]{{article}}\usepackage{{booktabs}}{babel}"
+    source = rf"{head}\begin{{document}}{text}\end{{document}}"
     (tmp_path / "x.tex").write_text(source, encoding="utf-8")
     done = subprocess.run(
         ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "x.tex"],

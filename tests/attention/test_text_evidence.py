@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from analysis.labels import labels_of
-from analysis.table_files import write_table
+from analysis.tables import write_table
 from attention.capture import LoadedDetector
 from attention.objects import all_objects
 from attention.run import ViewOptions, visualize
