@@ -10,13 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.bootstrap import BootstrapResult, bootstrap
-from analysis.confusion import confusion
 from analysis.curves import best_threshold, precision_at_recall, score_counts, score_curves
-from analysis.errors import classify_errors, error_breakdown
+from analysis.errors import classify_errors, confusion, error_breakdown
 from analysis.findings import gallery, size_histogram
 from analysis.image_level import image_level
 from analysis.matching import MatchTables
-from analysis.overlaps import Overlaps
 from analysis.result import Analysis, ClassAnalysis, Cost, ImageLevel, Interval, Threshold
 from engine.coco_metrics import ClassResult, CocoNumbers, Detections, GroundTruth, coco_numbers
 
@@ -52,13 +50,12 @@ def analyse(
         numbers: COCO's numbers of these detections where they are known already.
     """
     numbers = numbers or coco_numbers(truth, detections)
-    overlaps = Overlaps.of(truth, detections)
-    tables = MatchTables.from_overlaps(overlaps, truth)
+    tables = MatchTables.of(truth, detections)
     resampled = bootstrap(tables, samples=samples, seed=seed)
     counts = score_counts(tables, None)
     best = best_threshold(counts)
     best_score = DEFAULT_SCORE if best is None else best.score
-    errors = classify_errors(overlaps)
+    errors = classify_errors(tables)
     normal = truth.classes.normal_label
     interval = BootstrapResult.ap_interval
     analysis = Analysis(
@@ -80,12 +77,12 @@ def analyse(
         curves=score_curves(counts),
         best=best,
         confusion=confusion(
-            overlaps, tables.names, iou=confusion_iou, score=best_score if confusion_score is None else confusion_score
+            tables, iou=confusion_iou, score=best_score if confusion_score is None else confusion_score
         ),
-        errors=error_breakdown(overlaps, errors),
-        image_level=image_level(overlaps, normal, samples=samples, seed=seed),
-        sizes=size_histogram(overlaps, errors, score=best_score),
-        gallery=gallery(overlaps, errors, normal, score=best_score),
+        errors=error_breakdown(tables, errors),
+        image_level=image_level(tables, normal, samples=samples, seed=seed),
+        sizes=size_histogram(tables, score=best_score),
+        gallery=gallery(tables, errors, normal, score=best_score),
         cost=cost,
         facts=dict(facts or {}),
     )

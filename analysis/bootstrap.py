@@ -1,11 +1,11 @@
-"""How sure AP is: a bootstrap over images that resamples the match tables instead of evaluating again.
+"""How sure AP is: a bootstrap over images that weights the matches instead of evaluating again.
 
 Drawing images with replacement gives every image a weight, the number of times it was drawn. Precision matters only
 at true positives: between two of them only the weighted number of false positives counts, one sparse product
 [segments, images] x [images, samples] for all thresholds together. The rest are sums along the ranking. With all
 weights 1 this is COCO's AP, which is the point estimate.
 
-Legend: N samples, I images, K classes, T IoU thresholds, J detections of a class that hit at some threshold.
+Legend: N samples, I images, K classes, T IoU thresholds, J detections of a class that hit or are ignored somewhere.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from analysis.matching import FALSE_POSITIVE, IGNORED, IOU_THRESHOLDS, TRUE_POSITIVE, MatchTables
-from analysis.result import FloatArray, IntArray, Interval
-from data.errors import UserError
+from analysis.matching import FALSE_POSITIVE, IGNORED, IOU_THRESHOLDS, TRUE_POSITIVE, Matches
+from analysis.result import Interval
+from data.types import FloatArray, IntArray
 
 RECALL_POINTS: FloatArray = np.linspace(0.0, 1.0, 101)
 """COCO's."""
@@ -56,7 +56,7 @@ class BootstrapResult:
 
     @staticmethod
     def interval(values: FloatArray) -> Interval | None:
-        """95 % percentile interval of [N] values; NaN are left out, None if nothing is left."""
+        """Return the 95 % percentile interval of [N] values; NaN are left out, None if nothing is left."""
         measured = values[~np.isnan(values)]
         if not len(measured):
             return None
@@ -65,7 +65,8 @@ class BootstrapResult:
 
     @staticmethod
     def ap_interval(values: FloatArray, point: float) -> Interval | None:
-        """95 % interval of an AP from [N] resampled values: point - bias ± 1.96 standard deviations, within 0 to 1.
+        """Return the 95 % interval of an AP from [N] resampled values: point - bias ± 1.96 standard deviations, within
+        0 to 1.
 
         AP reads the best precision at or beyond each recall, a maximum, which noise raises: AP of few images is too
         high, and that of their resamples higher still by about as much (the bias). Percentiles hold both: on 100
@@ -80,37 +81,39 @@ class BootstrapResult:
         return Interval(min(max(centre - half, 0.0), 1.0), min(max(centre + half, 0.0), 1.0))
 
 
-def bootstrap(tables: MatchTables, *, samples: int = 1000, seed: int = 0) -> BootstrapResult:
-    """AP, AP50, AP75 and every class's AP and AP50 on `samples` resamples of the images; 0 for the points alone."""
-    return paired_bootstrap([tables], samples=samples, seed=seed)[0]
+def bootstrap(matches: Matches, *, samples: int = 1000, seed: int = 0) -> BootstrapResult:
+    """Compute AP, AP50, AP75 and every class's AP and AP50 on `samples` resamples of the images (0: points alone).
 
-
-def paired_bootstrap(runs: Sequence[MatchTables], *, samples: int = 1000, seed: int = 0) -> list[BootstrapResult]:
-    """As `bootstrap` for several models on the same resampled images, so that differences can be taken row by row.
-
-    Raises:
-        UserError: The models were judged on different images, boxes or classes.
+    The same seed draws the same images for every model judged on them, so that differences can be taken sample by
+    sample.
     """
-    _require_same_truth(runs)
-    plans = [_plan(tables) for tables in runs]
-    num_images = len(runs[0].image_ids)
-    largest = max((len(plan.images) for plan_of_run in plans for plan in plan_of_run), default=1)
-    chunk = max(8, _CHUNK_VALUES // max(largest, 1))
-    points = [_class_aps(tables, plan, np.ones((num_images, 1))) for tables, plan in zip(runs, plans, strict=True)]
-    parts: list[list[FloatArray]] = [[np.empty((len(tables.names), len(IOU_THRESHOLDS), 0))] for tables in runs]
+    plans = [_class_plan(matches, label) for label in range(len(matches.names))]
+    num_images = len(matches.image_ids)
+    point = _class_aps(matches, plans, np.ones((num_images, 1)))
+    chunk = max(8, _CHUNK_VALUES // max(1, *(len(plan.images) for plan in plans), 1))
     rng = np.random.default_rng(seed)
+    parts = [point[:, :, :0]]
     for start in range(0, samples if num_images else 0, chunk):
         weights = draw_weights(rng, num_images, min(chunk, samples - start))
-        for tables, plan, part in zip(runs, plans, parts, strict=True):
-            part.append(_class_aps(tables, plan, weights))
-    return [
-        _result(tables.names, np.concatenate(part, axis=2), point)
-        for tables, part, point in zip(runs, parts, points, strict=True)
-    ]
+        parts.append(_class_aps(matches, plans, weights))
+    aps = np.concatenate(parts, axis=2)
+    return BootstrapResult(
+        names=matches.names,
+        ap=_mean(aps.mean(axis=1)),
+        ap50=_mean(aps[:, _T50]),
+        ap75=_mean(aps[:, _T75]),
+        per_class_ap=aps.mean(axis=1).T,
+        per_class_ap50=aps[:, _T50].T,
+        point_ap=float(_mean(point.mean(axis=1))[0]),
+        point_ap50=float(_mean(point[:, _T50])[0]),
+        point_ap75=float(_mean(point[:, _T75])[0]),
+        point_per_class_ap=point.mean(axis=1)[:, 0],
+        point_per_class_ap50=point[:, _T50, 0],
+    )
 
 
 def draw_weights(rng: np.random.Generator, num_images: int, samples: int) -> FloatArray:
-    """How often each image is drawn, [I, samples]; every column sums to I."""
+    """Draw how often each image counts, [I, samples]; every column sums to I."""
     # One call per sample: the stream of random numbers does not depend on how samples are grouped.
     drawn = [np.bincount(rng.integers(0, num_images, num_images), minlength=num_images) for _ in range(samples)]
     return np.ascontiguousarray(np.stack(drawn, axis=1), dtype=np.float64)
@@ -118,7 +121,7 @@ def draw_weights(rng: np.random.Generator, num_images: int, samples: int) -> Flo
 
 @dataclass(frozen=True, eq=False)
 class _ClassPlan:
-    """One class, prepared for any weights. `Rows` are its detections that hit or are ignored at some threshold."""
+    """One class, prepared for any weights. Its J rows are the detections that hit or are ignored at some threshold."""
 
     images: IntArray
     """[J], image of each row."""
@@ -130,13 +133,9 @@ class _ClassPlan:
     """T times: rows that are ignored."""
 
 
-def _plan(tables: MatchTables) -> list[_ClassPlan]:
-    return [_class_plan(tables, label) for label in range(len(tables.names))]
-
-
-def _class_plan(tables: MatchTables, label: int) -> _ClassPlan:
-    outcomes = tables.outcomes[0, :, tables.rows(label)]
-    images = tables.images[tables.rows(label)].astype(np.int64)
+def _class_plan(matches: Matches, label: int) -> _ClassPlan:
+    outcomes = matches.outcomes[0, :, matches.rows(label)]
+    images = matches.found.images[matches.rows(label)]
     counted = (outcomes != IGNORED).any(axis=0)
     outcomes, images = outcomes[:, counted], images[counted]
     special = (outcomes != FALSE_POSITIVE).any(axis=0)
@@ -145,7 +144,7 @@ def _class_plan(tables: MatchTables, label: int) -> _ClassPlan:
     before_last = segment < num_rows
     ones = np.ones(int(before_last.sum()))
     segments = sparse.coo_array(
-        (ones, (segment[before_last], images[before_last])), shape=(num_rows, len(tables.image_ids))
+        (ones, (segment[before_last], images[before_last])), shape=(num_rows, len(matches.image_ids))
     ).tocsr()
     rows = outcomes[:, special]
     return _ClassPlan(
@@ -156,9 +155,9 @@ def _class_plan(tables: MatchTables, label: int) -> _ClassPlan:
     )
 
 
-def _class_aps(tables: MatchTables, plans: Sequence[_ClassPlan], weights: FloatArray) -> FloatArray:
+def _class_aps(matches: Matches, plans: Sequence[_ClassPlan], weights: FloatArray) -> FloatArray:
     """AP [K, T, samples] under `weights` [I, samples]; NaN without ground truth."""
-    num_gt = tables.gt_counts[0].T.astype(np.float64) @ weights
+    num_gt = matches.gt_counts[0].T.astype(np.float64) @ weights
     result = np.full((len(plans), len(IOU_THRESHOLDS), weights.shape[1]), np.nan)
     for label, plan in enumerate(plans):
         measured = num_gt[label] > 0
@@ -199,42 +198,10 @@ def _recall_points_reached(recall: FloatArray) -> FloatArray:
     return nearest + (RECALL_POINTS[nearest.astype(np.intp)] <= recall)
 
 
-def _result(names: tuple[str, ...], aps: FloatArray, point: FloatArray) -> BootstrapResult:
-    return BootstrapResult(
-        names=names,
-        ap=_mean(aps.mean(axis=1)),
-        ap50=_mean(aps[:, _T50]),
-        ap75=_mean(aps[:, _T75]),
-        per_class_ap=aps.mean(axis=1).T,
-        per_class_ap50=aps[:, _T50].T,
-        point_ap=float(_mean(point.mean(axis=1))[0]),
-        point_ap50=float(_mean(point[:, _T50])[0]),
-        point_ap75=float(_mean(point[:, _T75])[0]),
-        point_per_class_ap=point.mean(axis=1)[:, 0],
-        point_per_class_ap50=point[:, _T50, 0],
-    )
-
-
 def _mean(values: FloatArray) -> FloatArray:
-    """Over the classes of [K, samples] that have ground truth; NaN where none has."""
+    """Mean over the classes of [K, samples] that have ground truth; NaN where none has."""
     measured = ~np.isnan(values)
     count = measured.sum(axis=0)
     total = np.where(measured, values, 0.0).sum(axis=0)
     means: FloatArray = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
     return means
-
-
-def _require_same_truth(runs: Sequence[MatchTables]) -> None:
-    if not runs:
-        raise ValueError("no match tables")
-    others = [
-        f"number {number}: {len(tables.image_ids)} images, {int(tables.num_gt.sum())} boxes, classes "
-        f"{', '.join(tables.names)}, gt_hash {tables.gt_hash[:12]}"
-        for number, tables in enumerate(runs, start=1)
-    ]
-    if len({tables.gt_hash for tables in runs}) > 1:
-        raise UserError(
-            "These results were judged on different images or ground truth and cannot be compared. Evaluate all of "
-            "them on the same split with evaluate_deimv2.py.",
-            others,
-        )

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.bootstrap import BootstrapResult
-from analysis.result import FloatArray, Interval
+from analysis.result import Interval
+from data.types import FloatArray
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Precision, recall and F1 against recall and against the score threshold, from match tables.
+"""Precision, recall and F1 against recall and against the score threshold, from match matches.
 
 Legend: K classes, M detections, D distinct scores, R = 101 recall points, S thresholds.
 """
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from analysis.bootstrap import RECALL_POINTS
-from analysis.matching import IGNORED, IOU_THRESHOLDS, TRUE_POSITIVE, MatchTables
-from analysis.overlaps import BoolArray
-from analysis.result import FloatArray, IntArray, ScoreCurves, Threshold
+from analysis.matching import IGNORED, TRUE_POSITIVE, Matches
+from analysis.result import ScoreCurves, Threshold
+from data.types import BoolArray, FloatArray, IntArray
 
 SCORE_THRESHOLDS: FloatArray = np.linspace(0.0, 1.0, 201)
 _T50, _T75 = 0, 5
@@ -32,17 +32,17 @@ class ScoreCounts:
     num_gt: int
 
 
-def score_counts(tables: MatchTables, label: int | None) -> ScoreCounts:
+def score_counts(matches: Matches, label: int | None) -> ScoreCounts:
     """Of one class, or of all classes together (None)."""
-    rows = slice(0, len(tables)) if label is None else tables.rows(label)
-    outcomes, scores = tables.outcomes[0, _T50, rows], tables.scores[rows]
+    rows = slice(None) if label is None else matches.rows(label)
+    outcomes, scores = matches.outcomes[0, _T50, rows], matches.found.scores[rows]
     kept = outcomes != IGNORED
     outcomes, scores = outcomes[kept], scores[kept]
     order = np.argsort(-scores, kind="stable")
     scores = scores[order]
     last = np.flatnonzero(np.diff(scores, append=-np.inf))  # of each group of equal scores
     hits = np.cumsum(outcomes[order] == TRUE_POSITIVE)
-    num_gt = tables.num_gt.sum() if label is None else tables.num_gt[label]
+    num_gt = matches.num_gt.sum() if label is None else matches.num_gt[label]
     return ScoreCounts(scores[last], hits[last], last + 1, int(num_gt))
 
 
@@ -72,13 +72,12 @@ def best_threshold(counts: ScoreCounts) -> Threshold | None:
     )
 
 
-def precision_at_recall(tables: MatchTables, label: int) -> FloatArray:
+def precision_at_recall(matches: Matches, label: int) -> FloatArray:
     """COCO's interpolated precision [3, R] of one class at IoU 0.5, 0.75 and averaged over all thresholds; NaN
     without ground truth."""
-    num_gt = int(tables.num_gt[label])
-    outcomes = tables.outcomes[0, :, tables.rows(label)]
+    num_gt = int(matches.num_gt[label])
+    outcomes = matches.outcomes[0, :, matches.rows(label)]
     curves = np.stack([interpolated_precision(row[row != IGNORED] == TRUE_POSITIVE, num_gt) for row in outcomes])
-    assert len(curves) == len(IOU_THRESHOLDS)
     return np.stack([curves[_T50], curves[_T75], curves.mean(axis=0)])
 
 
@@ -98,14 +97,14 @@ def interpolated_precision(hits: BoolArray, num_gt: int) -> FloatArray:
     return np.concatenate([envelope, [0.0]])[first]
 
 
-def thresholds_to_json(tables: MatchTables) -> dict[str, Any]:
+def thresholds_to_json(matches: Matches) -> dict[str, Any]:
     """The best thresholds as results.json keeps them, where prediction finds them; null where nothing is hit."""
 
     def entry(label: int | None) -> dict[str, float] | None:
-        best = best_threshold(score_counts(tables, label))
+        best = best_threshold(score_counts(matches, label))
         return None if best is None else best._asdict()
 
     return {
         "overall": entry(None),
-        "per_class": {name: entry(label) for label, name in enumerate(tables.names)},
+        "per_class": {name: entry(label) for label, name in enumerate(matches.names)},
     }

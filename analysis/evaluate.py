@@ -16,8 +16,7 @@ from torch import nn
 
 from analysis.analyse import analyse
 from analysis.cost import measure_cost
-from analysis.matching import MatchTables
-from analysis.overlaps import MIN_IOU
+from analysis.matching import MIN_IOU, MatchTables
 from analysis.result import Analysis, Cost
 from data.coco import CocoSplit
 from data.config import loaders

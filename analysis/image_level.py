@@ -9,14 +9,15 @@ import numpy as np
 
 from analysis.bootstrap import BootstrapResult, draw_weights
 from analysis.curves import SCORE_THRESHOLDS
-from analysis.overlaps import BoolArray, Overlaps
-from analysis.result import FloatArray, ImageLevel
+from analysis.matching import Matches
+from analysis.result import ImageLevel
+from data.types import BoolArray, FloatArray
 
 _CHUNK_SAMPLES = 128
 
 
 def image_level(
-    overlaps: Overlaps,
+    matches: Matches,
     normal_label: int | None,
     *,
     samples: int = 1000,
@@ -29,19 +30,20 @@ def image_level(
     best detection of such a class, wherever it is; 0 without any.
 
     Args:
-        overlaps: Boxes of the split.
+        matches: Matching of the split.
         normal_label: The class NORMAL; None where there is none.
         samples: Of the bootstrap over images, the same images as in `bootstrap`; 0 for no interval.
         seed: Of the bootstrap.
         thresholds: [S], ascending.
     """
-    num_images = len(overlaps.image_ids)
+    truth, found = matches.truth, matches.found
+    num_images = len(matches.image_ids)
     defective = np.zeros(num_images, dtype=bool)
-    defective[overlaps.truth_images[overlaps.truth_labels != _number(normal_label)]] = True
-    rows = overlaps.labels != _number(normal_label)
+    defective[truth.images[truth.labels != normal_label]] = True
+    rows = found.labels != normal_label
     best = np.zeros(num_images)
-    np.maximum.at(best, overlaps.images[rows], overlaps.scores[rows])
-    alarms = np.sort(overlaps.scores[rows & ~defective[overlaps.images]])
+    np.maximum.at(best, found.images[rows], found.scores[rows])
+    alarms = np.sort(found.scores[rows & ~defective[found.images]])
     best_of_defective = np.sort(best[defective])
     num_defective = int(defective.sum())
     num_clean = num_images - num_defective
@@ -59,10 +61,6 @@ def image_level(
         false_alarms_per_clean_image=false_alarms / num_clean if num_clean else nothing,
         miss_rate=missed / num_defective if num_defective else nothing,
     )
-
-
-def _number(label: int | None) -> int:
-    return -1 if label is None else label
 
 
 def _bootstrap(best: FloatArray, defective: BoolArray, samples: int, seed: int) -> FloatArray:

@@ -1,44 +1,77 @@
-"""Which detection hit what, for every IoU threshold and size: judged once, resampled and thresholded at will.
+"""Which detection hit what at every IoU threshold and size: matched once by pycocotools, then resampled, thresholded
+and sorted into errors.
 
-Legend: I images, K classes, M detections, A area ranges (all, small, medium, large), T IoU thresholds
-(0.50:0.05:0.95).
+Legend: I images, K classes, M detections, G ground-truth boxes, A area ranges (all, small, medium, large), T IoU
+thresholds (0.50:0.05:0.95).
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from analysis.overlaps import BoolArray, Overlaps, match_best_first
-from analysis.result import FloatArray, IntArray
 from data.errors import UserError
+from data.types import BoolArray, FloatArray, IntArray
 from engine.checkpoint import write_atomically
 from engine.coco_metrics import Detections, GroundTruth, unique_names
 from models.weight_files import parse_json
 
 FILE_NAME = "match_tables.npz"
+_VERSION = 1
 IOU_THRESHOLDS: FloatArray = np.linspace(0.5, 0.95, 10)
-AREA_RANGES_PX2: dict[str, tuple[float, float]] = {
+AREA_RANGES_PX2 = {
     "all": (0.0, 1e5**2),
     "small": (0.0, 32.0**2),
     "medium": (32.0**2, 96.0**2),
     "large": (96.0**2, 1e5**2),
 }
 """COCO's, both ends included."""
+MAX_DETECTIONS = 100
+"""COCO's limit, per image and class."""
 
 FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, 2
-_VERSION = 1
+NO_BOX, DOES_NOT_COUNT = -1, -2
+MIN_IOU = 0.1
+"""TIDE's border between "badly placed" and "background"."""
+
+
+class Boxes(NamedTuple):
+    """Boxes of a split in columns of N."""
+
+    images: IntArray
+    """Index into `Matches.image_ids`."""
+    labels: IntArray
+    """Contiguous."""
+    xywh: FloatArray
+    """[N, 4], pixels."""
+    areas: FloatArray
+    """Square pixels: as annotated; width x height of a detection."""
+    scores: FloatArray
+    """1 for ground truth."""
+    crowd: BoolArray
+    """False for detections."""
+
+    def at(self, rows: IntArray | BoolArray) -> Boxes:
+        """Return some of the boxes."""
+        images, labels, xywh, areas, scores, crowd = self
+        return Boxes(images[rows], labels[rows], xywh[rows], areas[rows], scores[rows], crowd[rows])
 
 
 @dataclass(frozen=True, eq=False)
-class MatchTables:
+class Matches:
     """COCO's matching of a whole split."""
 
     names: tuple[str, ...]
@@ -47,57 +80,192 @@ class MatchTables:
     """`GroundTruth.fingerprint()`."""
     image_ids: IntArray
     """[I], ascending."""
-    class_starts: IntArray
-    """[K + 1]: the detections of class k are `class_starts[k]:class_starts[k + 1]`, in COCO's ranking."""
-    scores: FloatArray
-    """[M], descending within a class."""
-    images: NDArray[np.int32]
-    """[M], index into `image_ids`."""
+    truth: Boxes
+    """G boxes in the order of the annotations."""
+    found: Boxes
+    """M detections by class, best first, equal scores by image: COCO's ranking, in which 100 per image and class count.
+    Detections of other images and categories are left out."""
     outcomes: NDArray[np.int8]
     """[A, T, M]: FALSE_POSITIVE, TRUE_POSITIVE or IGNORED (in a crowd, or of another size)."""
+    truth_of: IntArray
+    """[M], row of the box that a detection hits at IoU 0.5; -1 for the others."""
     gt_counts: NDArray[np.int32]
     """[A, I, K]: boxes that count."""
 
-    @classmethod
-    def of(cls, truth: GroundTruth, detections: Detections) -> MatchTables:
-        """Match `detections` as COCO does."""
-        return cls.from_overlaps(Overlaps.of(truth, detections), truth)
-
-    @classmethod
-    def from_overlaps(cls, overlaps: Overlaps, truth: GroundTruth) -> MatchTables:
-        """As `of`, where the pairs have been made already."""
-        ignored = ignored_truths(overlaps)
-        counts = np.zeros((len(AREA_RANGES_PX2), len(overlaps.image_ids), overlaps.num_classes), dtype=np.int32)
-        for area, row in enumerate(ignored):
-            np.add.at(counts[area], (overlaps.truth_images[~row], overlaps.truth_labels[~row]), 1)
-        return cls(
-            names=tuple(unique_names(truth.classes)),
-            gt_hash=truth.fingerprint(),
-            image_ids=overlaps.image_ids,
-            class_starts=np.searchsorted(overlaps.labels, np.arange(overlaps.num_classes + 1)).astype(np.int64),
-            scores=overlaps.scores,
-            images=overlaps.images.astype(np.int32),
-            outcomes=_outcomes(overlaps, ignored),
-            gt_counts=counts,
-        )
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
     def rows(self, label: int) -> slice:
-        """The detections of one class."""
-        return slice(int(self.class_starts[label]), int(self.class_starts[label + 1]))
-
-    @property
-    def labels(self) -> IntArray:
-        """[M], contiguous."""
-        return np.repeat(np.arange(len(self.names), dtype=np.int64), np.diff(self.class_starts))
+        """Return where the detections of a class are."""
+        low, high = np.searchsorted(self.found.labels, [label, label + 1]).tolist()
+        return slice(low, high)
 
     @property
     def num_gt(self) -> IntArray:
         """[K], boxes of any size, crowds left out."""
         counts: IntArray = self.gt_counts[0].sum(axis=0, dtype=np.int64)
         return counts
+
+
+def match(truth: GroundTruth, detections: Detections) -> Matches:
+    """Match the detections of a split to its ground truth as COCO does: within a class, best detection first."""
+    image_ids = np.array(sorted(truth.images), dtype=np.int64)
+    category_ids = np.array(truth.classes.category_ids, dtype=np.int64)
+
+    def boxes(images: Any, categories: Any, xywh: Any, areas: Any, scores: Any, crowd: Any) -> Boxes:
+        images, categories = np.asarray(images, dtype=np.int64), np.asarray(categories, dtype=np.int64)
+        columns = Boxes(
+            np.searchsorted(image_ids, images),
+            np.searchsorted(category_ids, categories),
+            np.asarray(xywh, dtype=np.float64).reshape(-1, 4),
+            np.asarray(areas, dtype=np.float64),
+            np.asarray(scores, dtype=np.float64),
+            np.asarray(crowd, dtype=bool),
+        )
+        return columns.at(np.isin(images, image_ids) & np.isin(categories, category_ids))
+
+    keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    images, categories, corners, areas, crowd = ([box[key] for box in truth.annotations] for key in keys)
+    annotated = boxes(images, categories, corners, areas, np.ones(len(areas)), crowd)
+    xywh, scores = detections.boxes_xywh, detections.scores
+    sizes = xywh[:, 2] * xywh[:, 3]
+    found = boxes(detections.image_ids, detections.category_ids, xywh, sizes, scores, np.zeros(len(scores)))
+    return _ranked(unique_names(truth.classes), truth.fingerprint(), image_ids, annotated, found)
+
+
+def _ranked(names: Sequence[str], gt_hash: str, image_ids: IntArray, truth: Boxes, found: Boxes) -> Matches:
+    """Put pycocotools' matches of single images into arrays, ranked within each class."""
+    num_images, num_areas = len(image_ids), len(AREA_RANGES_PX2)
+    cells = _evaluate(truth, found, num_images, len(names), IOU_THRESHOLDS, list(AREA_RANGES_PX2.values()))
+    counts = np.zeros((num_areas, num_images, len(names)), dtype=np.int32)
+    rows: list[IntArray] = [np.empty(0, dtype=np.int64)]
+    taken: list[IntArray] = [np.empty(0, dtype=np.int64)]
+    outcomes: list[list[NDArray[np.int8]]] = [
+        [np.empty((len(IOU_THRESHOLDS), 0), dtype=np.int8)] for _ in AREA_RANGES_PX2
+    ]
+    for label, area in np.ndindex(len(names), num_areas):
+        start = (label * num_areas + area) * num_images
+        images = [cell for cell in cells[start : start + num_images] if cell is not None]
+        if not images:
+            continue
+        for cell in images:
+            counts[area, cell["image_id"], label] = np.count_nonzero(cell["gtIgnore"] == 0)
+        own = np.concatenate([cell["dtIds"] for cell in images]).astype(np.int64) - 1
+        order = np.argsort(-found.scores[own], kind="stable")
+        matched = np.concatenate([cell["dtMatches"] for cell in images], axis=1)[:, order]
+        ignored = np.concatenate([cell["dtIgnore"] for cell in images], axis=1)[:, order]
+        outcomes[area].append(np.where(ignored, IGNORED, matched > 0).astype(np.int8))
+        if area == 0:
+            rows.append(own[order])
+            taken.append(np.where(ignored[0], 0, matched[0]).astype(np.int64) - 1)
+    return Matches(
+        names=tuple(names),
+        gt_hash=gt_hash,
+        image_ids=image_ids,
+        truth=truth,
+        found=found.at(np.concatenate(rows)),
+        outcomes=np.stack([np.concatenate(parts, axis=1) for parts in outcomes]),
+        truth_of=np.concatenate(taken),
+        gt_counts=counts,
+    )
+
+
+def _evaluate(
+    truth: Boxes,
+    found: Boxes,
+    num_images: int,
+    num_classes: int,
+    thresholds: FloatArray,
+    areas: Sequence[tuple[float, float]],
+    *,
+    any_class: bool = False,
+) -> list[dict[str, Any] | None]:
+    """Return pycocotools' `evalImgs`: by class (all in one with `any_class`), then area range, then image.
+
+    Ids of images and categories in it are indices; ids of boxes are their rows + 1, since 0 stands for "no match".
+    """
+
+    def dataset(boxes: Boxes) -> COCO:
+        coco = COCO()
+        rows = zip(*(column.tolist() for column in boxes), strict=True)
+        coco.dataset = {
+            "images": [{"id": image} for image in range(num_images)],
+            "categories": [{"id": label} for label in range(num_classes)],
+            "annotations": [
+                {"id": n, "image_id": i, "category_id": k, "bbox": box, "area": area, "score": score, "iscrowd": crowd}
+                for n, (i, k, box, area, score, crowd) in enumerate(rows, start=1)
+            ],
+        }
+        coco.createIndex()
+        return coco
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
+        evaluator = COCOeval(dataset(truth), dataset(found), "bbox")
+        evaluator.params.iouThrs, evaluator.params.areaRng = thresholds, areas
+        evaluator.params.useCats = int(not any_class)
+        evaluator.params.maxDets = [MAX_DETECTIONS * (num_classes if any_class else 1)]
+        evaluator.evaluate()
+    cells: list[dict[str, Any] | None] = evaluator.evalImgs
+    return cells
+
+
+def take(matches: Matches, truth: Boxes, found: Boxes, *, iou: float, any_class: bool = False) -> IntArray:
+    """Match some boxes and detections of a split at one IoU, within classes or whatever the class.
+
+    Returns:
+        Row of `truth` for each detection; NO_BOX, or DOES_NOT_COUNT in a crowd box or of an impossible size.
+    """
+    areas = [AREA_RANGES_PX2["all"]]
+    cells = _evaluate(
+        truth, found, len(matches.image_ids), len(matches.names), np.array([iou]), areas, any_class=any_class
+    )
+    taken = np.full(len(found.labels), NO_BOX, dtype=np.int64)
+    for cell in cells:
+        if cell is not None and cell["dtIds"]:
+            rows = np.array(cell["dtIds"]) - 1
+            taken[rows] = np.where(cell["dtIgnore"][0], DOES_NOT_COUNT, cell["dtMatches"][0] - 1)
+    return taken
+
+
+def overlapping(matches: Matches) -> tuple[IntArray, IntArray, FloatArray]:
+    """Return detections, boxes and IoUs of all P pairs within an image that overlap by `MIN_IOU` or more.
+
+    With a crowd box the IoU is the share of the detection that lies in it, as COCO has it.
+    """
+    found, truth = matches.found, matches.truth
+    images = np.arange(1, len(matches.image_ids))
+    order, truth_order = (np.argsort(boxes.images, kind="stable") for boxes in (found, truth))
+    detections: list[IntArray] = [np.empty(0, dtype=np.int64)]
+    boxes, ious = [*detections], [np.empty(0)]
+    for rows, truths in zip(
+        np.split(order, np.searchsorted(found.images[order], images)),
+        np.split(truth_order, np.searchsorted(truth.images[truth_order], images)),
+        strict=True,
+    ):
+        if len(rows) and len(truths):
+            overlap = mask.iou(found.xywh[rows], truth.xywh[truths], truth.crowd[truths])
+            row, column = np.nonzero(overlap >= MIN_IOU)
+            detections.append(rows[row])
+            boxes.append(truths[column])
+            ious.append(overlap[row, column])
+    return np.concatenate(detections), np.concatenate(boxes), np.concatenate(ious)
+
+
+class MatchTables(Matches):
+    """Matches in a file of their own; goes as soon as predictions.json and ground_truth.json are what is read."""
+
+    @classmethod
+    def of(cls, truth: GroundTruth, detections: Detections) -> MatchTables:
+        """Match `detections` as COCO does."""
+        return cls(**vars(match(truth, detections)))
+
+    def _arrays(self) -> dict[str, Any]:
+        starts = np.searchsorted(self.found.labels, np.arange(len(self.names) + 1)).astype(np.int64)
+        return {
+            "image_ids": self.image_ids,
+            "class_starts": starts,
+            "scores": self.found.scores,
+            "images": self.found.images.astype(np.int32),
+            "outcomes": self.outcomes,
+            "gt_counts": self.gt_counts,
+        }
 
     def save(self, path: Path) -> None:
         """Write an .npz file without pickled objects, atomically.
@@ -106,7 +274,7 @@ class MatchTables:
             UserError: It cannot be written.
         """
         head = json.dumps({"version": _VERSION, "names": self.names, "gt_hash": self.gt_hash})
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays = self._arrays()
 
         def write(file: BinaryIO) -> None:
             np.savez_compressed(file, head=np.frombuffer(head.encode("utf-8"), dtype=np.uint8), **arrays)
@@ -132,8 +300,25 @@ class MatchTables:
                 if head["version"] != _VERSION:
                     raise ValueError(f"version {head['version']}, expected {_VERSION}")
                 arrays = {name: file[name] for name in _ARRAYS}
-            tables = cls(names=tuple(head["names"]), gt_hash=str(head["gt_hash"]), **arrays)
-            _require_sound(tables)
+            _require_sound(head["names"], arrays)
+            found = Boxes(
+                arrays["images"].astype(np.int64),
+                np.repeat(np.arange(len(head["names"])), np.diff(arrays["class_starts"])),
+                np.zeros((len(arrays["scores"]), 4)),
+                np.zeros(len(arrays["scores"])),
+                arrays["scores"],
+                np.zeros(len(arrays["scores"]), dtype=bool),
+            )
+            tables = cls(
+                names=tuple(head["names"]),
+                gt_hash=str(head["gt_hash"]),
+                image_ids=arrays["image_ids"],
+                truth=found.at(np.zeros(0, dtype=np.int64)),
+                found=found,
+                outcomes=arrays["outcomes"],
+                truth_of=np.full(len(found.scores), NO_BOX),
+                gt_counts=arrays["gt_counts"],
+            )
         except _DAMAGE as error:
             raise UserError(
                 f"Match tables {path}: damaged, cut short or of another version ({str(error)[:160]}). Evaluate the "
@@ -152,59 +337,6 @@ _MOST_BYTES, _MOST_PER_BYTE = 128 * 2**20, 64
 _ARRAYS = ("image_ids", "class_starts", "scores", "images", "outcomes", "gt_counts")
 
 
-def ignored_truths(overlaps: Overlaps) -> BoolArray:
-    """[A, G]: boxes that do not count in an area range."""
-    areas = overlaps.truth_areas
-    outside = [(areas < low) | (areas > high) for low, high in AREA_RANGES_PX2.values()]
-    return np.stack(outside) | overlaps.truth_crowd
-
-
-def impossible_detections(overlaps: Overlaps) -> BoolArray:
-    """[M]: sides of different signs, or gigantic. Of no size that COCO knows, so it ignores them."""
-    low, high = AREA_RANGES_PX2["all"]
-    return (overlaps.areas < low) | (overlaps.areas > high)
-
-
-def match_within_classes(overlaps: Overlaps, thresholds: FloatArray, ignored: BoolArray) -> tuple[IntArray, ...]:
-    """COCO's matching for settings [S]: settings, detections and boxes of all matches, each [number of matches].
-
-    Args:
-        overlaps: Boxes and pairs.
-        thresholds: [S], least IoU.
-        ignored: [S, G]
-    """
-    detections, truths = overlaps.pair_detections, overlaps.pair_truths
-    kept = np.flatnonzero(
-        (overlaps.labels[detections] == overlaps.truth_labels[truths]) & (overlaps.pair_ious >= thresholds.min() - 1e-9)
-    )
-    detections, truths = detections[kept], truths[kept]
-    matches = match_best_first(
-        rounds=overlaps.ranks[detections],
-        detections=detections,
-        truths=truths,
-        ious=overlaps.pair_ious[kept],
-        thresholds=thresholds,
-        crowd=overlaps.truth_crowd,
-        ignored=ignored,
-    )
-    return matches.settings, detections[matches.pairs], truths[matches.pairs]
-
-
-def _outcomes(overlaps: Overlaps, ignored: BoolArray) -> NDArray[np.int8]:
-    """[A, T, M]"""
-    num_thresholds = len(IOU_THRESHOLDS)
-    ignored_by_setting = np.repeat(ignored, num_thresholds, axis=0)
-    thresholds = np.tile(IOU_THRESHOLDS, len(ignored))
-    settings, detections, truths = match_within_classes(overlaps, thresholds, ignored_by_setting)
-    outcomes = np.empty((len(ignored), num_thresholds, len(overlaps.scores)), dtype=np.int8)
-    for area, (low, high) in enumerate(AREA_RANGES_PX2.values()):
-        outside = (overlaps.areas < low) | (overlaps.areas > high)
-        outcomes[area] = np.where(outside, IGNORED, FALSE_POSITIVE)
-    flat = outcomes.reshape(len(thresholds), len(overlaps.scores))
-    flat[settings, detections] = np.where(ignored_by_setting[settings, truths], IGNORED, TRUE_POSITIVE)
-    return outcomes
-
-
 def _require_modest(path: Path) -> None:
     """Raise a ValueError if an archive unpacks to far more than match tables of its size do."""
     size = path.stat().st_size
@@ -214,11 +346,11 @@ def _require_modest(path: Path) -> None:
         raise ValueError(f"a file of {size:,} bytes that unpacks to {claimed:,}")
 
 
-def _require_sound(tables: MatchTables) -> None:
+def _require_sound(names: Any, arrays: dict[str, Any]) -> None:
     """Raise a ValueError if arrays from a file do not fit together."""
-    if not all(isinstance(name, str) for name in tables.names):
+    if not all(isinstance(name, str) for name in names):
         raise ValueError("names are not all text")
-    num_images, num_classes, num_rows = len(tables.image_ids), len(tables.names), len(tables.scores)
+    num_images, num_classes, num_rows = len(arrays["image_ids"]), len(names), len(arrays["scores"])
     shapes: dict[str, tuple[Any, ...]] = {
         "image_ids": (num_images,),
         "class_starts": (num_classes + 1,),
@@ -229,11 +361,11 @@ def _require_sound(tables: MatchTables) -> None:
     }
     kinds = {"scores": "f"}
     for name, shape in shapes.items():
-        array = getattr(tables, name)
+        array = arrays[name]
         if array.shape != shape or array.dtype.kind != kinds.get(name, "i"):
             raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, expected shape {list(shape)}")
-    starts = tables.class_starts
+    starts = arrays["class_starts"]
     if starts[0] != 0 or starts[-1] != num_rows or (np.diff(starts) < 0).any():
         raise ValueError("class_starts do not divide the detections")
-    if num_rows and not (int(tables.images.min()) >= 0 and int(tables.images.max()) < num_images):
+    if num_rows and not (int(arrays["images"].min()) >= 0 and int(arrays["images"].max()) < num_images):
         raise ValueError("images point outside image_ids")

@@ -11,11 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+from data.types import FloatArray, IntArray
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 ErrorKind = Literal["classification", "localisation", "both", "duplicate", "background", "missed"]
 ERROR_KINDS: tuple[ErrorKind, ...] = ("classification", "localisation", "both", "duplicate", "background", "missed")
 
@@ -128,7 +125,8 @@ class SizeHistogram:
 class Finding:
     """One picture of the gallery."""
 
-    kind: Literal["missed", "false_alarm"]
+    kind: str
+    """"missed" or "false_alarm"."""
     image_id: int
     label: int
     score: float

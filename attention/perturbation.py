@@ -18,7 +18,7 @@ import torch
 from scipy.integrate import trapezoid
 from torch import Tensor, nn
 
-from analysis.result import FloatArray, IntArray
+from data.types import FloatArray, IntArray
 from models.boxes import cxcywh_to_xyxy, paired_iou
 
 Baseline = Literal["blur", "mean"]

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from analysis.bootstrap import BootstrapResult, draw_weights
-from analysis.result import FloatArray, IntArray, Interval
+from analysis.result import Interval
 from attention.evidence import enlarge
 from attention.perturbation import Baseline, Curves, Found, Perturber, area_under, detect, pixel_ranks
 from attention.progress import image_bar
 from attention.randomisation import RandomisedModel, closest, rank_correlation
 from data.errors import UserError
+from data.types import FloatArray, IntArray
 from models.boxes import paired_iou
 
 RANDOM, CENTRE = "random", "centre"

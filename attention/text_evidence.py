@@ -14,7 +14,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from analysis.labels import Labels, Language, labels_of
-from analysis.result import FloatArray
 from analysis.style import (
     FOUND_COLOUR,
     HATCHES,
@@ -30,6 +29,7 @@ from analysis.tables import Cell, Number, Table
 from attention.figures import DrawnView
 from attention.objects import PredictedObject
 from data.errors import UserError
+from data.types import FloatArray
 from models.detector import DEIM
 from models.text_contributions import text_contributions
 

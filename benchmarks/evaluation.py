@@ -28,8 +28,7 @@ from analysis.analyse import analyse  # noqa: E402
 from analysis.bootstrap import bootstrap  # noqa: E402
 from analysis.figures import write_figures  # noqa: E402
 from analysis.image_level import image_level  # noqa: E402
-from analysis.matching import MatchTables  # noqa: E402
-from analysis.overlaps import Overlaps  # noqa: E402
+from analysis.matching import match, overlapping  # noqa: E402
 from data.classes import ClassMap  # noqa: E402
 from engine.coco_metrics import Detections, GroundTruth, coco_numbers  # noqa: E402
 from engine.evaluate import EvalResult  # noqa: E402
@@ -102,10 +101,10 @@ def evaluation(truth: GroundTruth, detections: Detections, samples: int, folder:
         detections=detections,
     )
     clock.time("files", lambda: write_results(folder, result, tables, analysis=analysis))
-    overlaps = details.time("pairs", lambda: Overlaps.of(truth, detections))
-    details.time("matching", lambda: MatchTables.from_overlaps(overlaps, truth))
-    details.time("bootstrap", lambda: bootstrap(tables, samples=samples))
-    details.time("image level", lambda: image_level(overlaps, None, samples=samples))
+    matches = details.time("matching", lambda: match(truth, detections))
+    details.time("pairs", lambda: overlapping(matches))
+    details.time("bootstrap", lambda: bootstrap(matches, samples=samples))
+    details.time("image level", lambda: image_level(matches, None, samples=samples))
     details.time("(figures)", lambda: write_figures(analysis, folder / "figures", "en"))
     return clock, details
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.overlaps import BoolArray
 from data.errors import UserError
+from data.types import BoolArray
 from deploy.found import Found, joined
 from engine.coco_metrics import FloatArray, IntArray
 

@@ -94,7 +94,7 @@ def test_a_checkpoint_is_all_it_needs(tiny: Path) -> None:
     assert results["cost"]["parameters"] == results["parameters"] and results["cost"]["latencies"]
     assert set(results["thresholds"]["per_class"]) == set(CLASS_NAMES)
     tables = MatchTables.load(folder / "match_tables.npz")
-    assert tables.gt_hash == results["gt_hash"] and len(tables) == len(predictions)
+    assert tables.gt_hash == results["gt_hash"] and len(tables.found.scores) == len(predictions)
     assert bootstrap(tables, samples=0).point_ap == pytest.approx(results["metrics"]["AP"], abs=1e-9)
 
 

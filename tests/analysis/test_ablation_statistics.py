@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analysis.ablation_statistics import effect, verdict
-from analysis.bootstrap import paired_bootstrap
+from analysis.bootstrap import bootstrap
 from analysis.compare_statistics import Resampled
 from analysis.result import Interval
 from tests.support.comparison import make_tables, make_truth
@@ -25,7 +25,10 @@ def modes(*qualities: float, samples: int = 200, seed: int = 0) -> list[list[Res
         for number, quality in enumerate(qualities)
         for run in range(3)
     ]
-    drawn = [Resampled(result.point_ap, result.ap) for result in paired_bootstrap(tables, samples=samples, seed=seed)]
+    drawn = [
+        Resampled(result.point_ap, result.ap)
+        for result in (bootstrap(one, samples=samples, seed=seed) for one in tables)
+    ]
     return [drawn[3 * number : 3 * number + 3] for number in range(len(qualities))]
 
 

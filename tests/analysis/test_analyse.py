@@ -11,8 +11,7 @@ from analysis.bootstrap import bootstrap
 from analysis.curves import thresholds_to_json
 from analysis.errors import classify_errors
 from analysis.findings import GALLERY_SIZE, gallery, size_histogram
-from analysis.matching import MatchTables
-from analysis.overlaps import Overlaps
+from analysis.matching import match
 from analysis.result import Analysis, Cost, Finding, Latency
 from data.classes import ClassMap
 from engine.coco_metrics import METRIC_NAMES, Detections, GroundTruth, coco_numbers
@@ -25,8 +24,8 @@ BIG: Box = (50, 50, 100, 100)
 
 def findings(boxes, detections, *, score=0.3, **options) -> list[Finding]:  # type: ignore[no-untyped-def]
     truth, found = scene(boxes, detections, **options)
-    overlaps = Overlaps.of(truth, found)
-    return gallery(overlaps, classify_errors(overlaps), truth.classes.normal_label, score=score)
+    matches = match(truth, found)
+    return gallery(matches, classify_errors(matches), truth.classes.normal_label, score=score)
 
 
 def test_gallery_shows_the_worst_first() -> None:
@@ -64,13 +63,11 @@ def test_gallery_is_not_one_image_only() -> None:
 def test_size_histogram() -> None:
     boxes = [(1, "hole", A), (2, "hole", A), (3, "hole", BIG), (3, "scratch", (0, 0, 32, 32))]
     detections = [(1, "hole", A, 0.9), (2, "hole", A, 0.2)]
-    overlaps = Overlaps.of(*scene(boxes, detections, crowds=[(1, "hole", BIG)]))
-    sizes = size_histogram(overlaps, classify_errors(overlaps), score=0.5)
+    sizes = size_histogram(match(*scene(boxes, detections, crowds=[(1, "hole", BIG)])), score=0.5)
     assert sizes.edges_px.tolist() == [0, 8, 16, 24, 32, 48, 64, 96, 128]
     assert sizes.ground_truth.tolist() == [0, 0, 2, 0, 1, 0, 0, 1]
     assert sizes.found.tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
-    nothing = Overlaps.of(*scene([], []))
-    assert size_histogram(nothing, classify_errors(nothing), score=0.5).ground_truth.sum() == 0
+    assert size_histogram(match(*scene([], [])), score=0.5).ground_truth.sum() == 0
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +79,10 @@ def analysis() -> Analysis:
 
 def test_parts_agree(analysis: Analysis) -> None:
     truth, detections = random_case(3, num_images=20)
-    numbers, tables = coco_numbers(truth, detections), MatchTables.of(truth, detections)
+    numbers, matches = coco_numbers(truth, detections), match(truth, detections)
     assert analysis.metrics == numbers.metrics and analysis.metrics_defects == numbers.metrics_defects
     assert (analysis.gt_hash, analysis.num_images, analysis.split) == (truth.fingerprint(), 20, "val")
-    resampled = bootstrap(tables, samples=30, seed=5)
+    resampled = bootstrap(matches, samples=30, seed=5)
     assert analysis.intervals["AP75"] == resampled.ap_interval(resampled.ap75, resampled.point_ap75)
     for label, one in enumerate(analysis.per_class):
         row = numbers.per_class[one.name]
@@ -103,7 +100,7 @@ def test_parts_agree(analysis: Analysis) -> None:
         assert one.num_images == len(owners)
     assert analysis.best is not None and analysis.confusion.score == analysis.best.score
     assert analysis.errors.base_ap50 == pytest.approx(analysis.metrics["AP50"])
-    assert analysis.sizes.ground_truth.sum() == tables.num_gt.sum() == analysis.confusion.counts[:-1].sum()
+    assert analysis.sizes.ground_truth.sum() == matches.num_gt.sum() == analysis.confusion.counts[:-1].sum()
     assert analysis.sizes.found.sum() == analysis.confusion.counts.diagonal().sum()
 
 
@@ -114,7 +111,7 @@ def test_json(analysis: Analysis) -> None:
     assert content["metrics"] == numbers.metrics and tuple(content["metrics"]) == METRIC_NAMES
     for name, row in numbers.per_class.items():
         assert {key: content["per_class"][name][key] for key in row} == row
-    assert content["thresholds"] == thresholds_to_json(MatchTables.of(truth, detections))
+    assert content["thresholds"] == thresholds_to_json(match(truth, detections))
     assert content["epoch"] == 3 and content["cost"]["latencies"][0]["median_ms"] == 2.0
     assert content["intervals"]["AP"] == list(analysis.intervals["AP"] or ())
     assert content["per_class"]["never seen"]["intervals"] == {"AP": None, "AP50": None}

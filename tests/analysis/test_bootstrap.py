@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.bootstrap import BootstrapResult, bootstrap, draw_weights, paired_bootstrap
-from analysis.matching import MatchTables
-from data.errors import UserError
+from analysis.bootstrap import BootstrapResult, bootstrap, draw_weights
+from analysis.matching import match
 from engine.coco_metrics import CocoNumbers, Detections, GroundTruth, coco_numbers
 from tests.support.coco_reference import CLASSES, TOLERANCE, random_case, reference_stats
 from tests.support.simulated_matches import simulate
@@ -25,7 +24,7 @@ def close(value: float, expected: float | None) -> bool:
 @given(seed=st.integers(0, 2**32 - 1), num_images=st.integers(1, 15), crowds=st.sampled_from([0.0, 0.3, 1.0]))
 def test_point_is_what_pycocotools_says(seed: int, num_images: int, crowds: float) -> None:
     truth, detections = random_case(seed, num_images=num_images, crowds=crowds)
-    result = bootstrap(MatchTables.of(truth, detections), samples=0)
+    result = bootstrap(match(truth, detections), samples=0)
     results = [dict(one) for one in detections.to_coco()]
     expected = reference_stats(truth, results)
     assert close(result.point_ap, expected[0])
@@ -49,7 +48,7 @@ def test_point_where_recall_falls_on_coco_s_points(num_boxes: int) -> None:
     detections = Detections.from_xyxy(
         np.arange(num_boxes), np.full(num_boxes, 3), np.linspace(1, 0, num_boxes), corners
     )
-    result = bootstrap(MatchTables.of(truth, detections), samples=0)
+    result = bootstrap(match(truth, detections), samples=0)
     assert close(result.point_ap, reference_stats(truth, [dict(one) for one in detections.to_coco()])[0])
 
 
@@ -81,7 +80,7 @@ def test_every_sample_is_coco_s_value_of_the_drawn_images(seed: int) -> None:
     # Unequal scores: among equal ones the order of copies is arbitrary.
     scores = detections.scores + 1e-6 * np.random.default_rng(0).permutation(len(detections))
     detections = dataclasses.replace(detections, scores=scores)
-    result = bootstrap(MatchTables.of(truth, detections), samples=12, seed=seed)
+    result = bootstrap(match(truth, detections), samples=12, seed=seed)
     weights = draw_weights(np.random.default_rng(seed), 8, 12)
     for sample in range(12):
         expected = drawn_data_set(truth, detections, weights[:, sample])
@@ -94,11 +93,11 @@ def test_every_sample_is_coco_s_value_of_the_drawn_images(seed: int) -> None:
 
 
 def test_samples_follow_the_seed_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = MatchTables.of(*random_case(2, num_images=20))
-    once = bootstrap(tables, samples=50, seed=3)
+    matches = match(*random_case(2, num_images=20))
+    once = bootstrap(matches, samples=50, seed=3)
     monkeypatch.setattr("analysis.bootstrap._CHUNK_VALUES", 1)
-    assert (bootstrap(tables, samples=50, seed=3).ap == once.ap).all()
-    assert (bootstrap(tables, samples=50, seed=4).ap != once.ap).any()
+    assert (bootstrap(matches, samples=50, seed=3).ap == once.ap).all()
+    assert (bootstrap(matches, samples=50, seed=4).ap != once.ap).any()
     assert once.ap.shape == (50,) and once.per_class_ap50.shape == (50, 5)
 
 
@@ -123,35 +122,20 @@ def test_ap_interval_takes_the_bias_off_and_stays_a_fraction() -> None:
 
 def test_nothing_to_judge() -> None:
     truth, detections = random_case(1)
-    result = bootstrap(MatchTables.of(dataclasses.replace(truth, annotations=[]), detections), samples=5)
+    result = bootstrap(match(dataclasses.replace(truth, annotations=[]), detections), samples=5)
     assert np.isnan(result.point_ap) and np.isnan(result.ap).all() and BootstrapResult.interval(result.ap) is None
-    found_nothing = bootstrap(MatchTables.of(truth, Detections.empty()), samples=5)
+    found_nothing = bootstrap(match(truth, Detections.empty()), samples=5)
     assert found_nothing.point_ap == 0 and (found_nothing.ap == 0).all()
-    no_images = bootstrap(MatchTables.of(GroundTruth({}, [], CLASSES), detections), samples=5)
+    no_images = bootstrap(match(GroundTruth({}, [], CLASSES), detections), samples=5)
     assert np.isnan(no_images.point_ap) and len(no_images.ap) == 0
 
 
-def test_paired_models_see_the_same_images() -> None:
+def test_one_seed_draws_the_same_images_for_every_model() -> None:
     truth, detections = random_case(5, num_images=30)
-    rng = np.random.default_rng(0)
-    worse = dataclasses.replace(detections, scores=rng.random(len(detections)))
-    good, bad = MatchTables.of(truth, detections), MatchTables.of(truth, worse)
-    first, second, again = paired_bootstrap([good, bad, good], samples=40, seed=9)
-    assert (first.ap == again.ap).all() and (first.ap != second.ap).any()
-    assert (first.ap == bootstrap(good, samples=40, seed=9).ap).all()
-    alone = bootstrap(bad, samples=40, seed=9)
-    assert np.array_equal(second.per_class_ap50, alone.per_class_ap50, equal_nan=True)
-
-
-def test_models_judged_on_different_things_are_refused() -> None:
-    truth, detections = random_case(5)
-    one = MatchTables.of(truth, detections)
-    other = MatchTables.of(dataclasses.replace(truth, annotations=truth.annotations[1:]), detections)
-    with pytest.raises(UserError, match="different images or ground truth") as caught:
-        paired_bootstrap([one, other])
-    assert one.gt_hash[:12] in str(caught.value) and other.gt_hash[:12] in str(caught.value)
-    with pytest.raises(ValueError, match="no match tables"):
-        paired_bootstrap([])
+    worse = dataclasses.replace(detections, scores=np.random.default_rng(0).random(len(detections)))
+    good, bad = (bootstrap(match(truth, found), samples=40, seed=9) for found in (detections, worse))
+    again = bootstrap(match(truth, detections), samples=40, seed=9)
+    assert (good.ap == again.ap).all() and (good.ap != bad.ap).any()
 
 
 def test_intervals_cover_the_population() -> None:

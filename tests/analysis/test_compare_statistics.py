@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.bootstrap import BootstrapResult, bootstrap, paired_bootstrap
+from analysis.bootstrap import BootstrapResult, bootstrap
 from analysis.compare_statistics import Resampled, estimate, holm, paired_difference, without_class
 from analysis.result import Interval
 from tests.support.comparison import WITH_NORMAL, make_tables, make_truth
@@ -26,7 +26,7 @@ def width(interval: Interval | None) -> float:
 
 def test_identical_models_do_not_differ() -> None:
     tables = make_tables(make_truth(), quality=0.6, seed=1)
-    one, two = (ap_of(result) for result in paired_bootstrap([tables, tables], samples=SAMPLES))
+    one, two = (ap_of(result) for result in [bootstrap(tables, samples=SAMPLES)] * 2)
     difference = paired_difference([two], [one])
     assert (difference.value, difference.interval, difference.p_value) == (0.0, (0.0, 0.0), 1.0)
 
@@ -34,7 +34,7 @@ def test_identical_models_do_not_differ() -> None:
 def test_a_clearly_better_model_is_found_and_the_sign_is_right() -> None:
     truth = make_truth(120)
     runs = [make_tables(truth, quality=quality, seed=seed) for quality, seed in ((0.4, 1), (0.8, 2))]
-    worse, better = (ap_of(result) for result in paired_bootstrap(runs, samples=SAMPLES))
+    worse, better = (ap_of(bootstrap(run, samples=SAMPLES)) for run in runs)
     difference = paired_difference([better], [worse])
     assert difference.value == pytest.approx(better.point - worse.point) and difference.value > 0.1
     assert difference.interval is not None and difference.interval.low > 0
@@ -49,7 +49,7 @@ def test_equal_models_are_seldom_taken_for_different() -> None:
     for trial in range(trials):
         truth = make_truth(60, seed=trial)
         runs = [make_tables(truth, quality=0.6, seed=1000 + 2 * trial + which) for which in range(2)]
-        one, two = (ap_of(result) for result in paired_bootstrap(runs, samples=200, seed=trial))
+        one, two = (ap_of(bootstrap(run, samples=200, seed=trial)) for run in runs)
         p_value = paired_difference([two], [one]).p_value
         assert p_value is not None
         found += p_value < 0.05
@@ -59,7 +59,7 @@ def test_equal_models_are_seldom_taken_for_different() -> None:
 def test_pairing_takes_the_difficulty_of_the_images_out() -> None:
     truth = make_truth(150)
     runs = [make_tables(truth, quality=0.6, seed=seed) for seed in (1, 2)]
-    one, two = (ap_of(result) for result in paired_bootstrap(runs, samples=SAMPLES))
+    one, two = (ap_of(bootstrap(run, samples=SAMPLES)) for run in runs)
     unpaired = Resampled(two.point, bootstrap(runs[1], samples=SAMPLES, seed=12345).ap)
     paired_width = width(paired_difference([two], [one]).interval)
     assert paired_width < 0.9 * width(paired_difference([unpaired], [one]).interval)
@@ -69,7 +69,7 @@ def test_one_run_at_a_time_draws_the_same_images() -> None:
     """The comparison relies on it: it resamples run by run to show its progress."""
     truth = make_truth()
     runs = [make_tables(truth, quality=quality, seed=3) for quality in (0.4, 0.9)]
-    together = paired_bootstrap(runs, samples=50, seed=7)
+    together = [bootstrap(run, samples=50, seed=7) for run in runs]
     for tables, expected in zip(runs, together, strict=True):
         alone = bootstrap(tables, samples=50, seed=7)
         np.testing.assert_array_equal(alone.ap, expected.ap)

@@ -15,7 +15,7 @@ from analysis.curves import (
     score_curves,
     thresholds_to_json,
 )
-from analysis.matching import IGNORED, TRUE_POSITIVE, MatchTables
+from analysis.matching import IGNORED, TRUE_POSITIVE, match
 from engine.coco_metrics import Detections, GroundTruth
 from tests.support.coco_reference import CLASSES, random_case, reference_evaluator
 
@@ -29,8 +29,8 @@ def above(detections: Detections, score: float) -> Detections:
 
 def count(truth: GroundTruth, detections: Detections, label: int | None) -> tuple[int, int]:
     """True positives, and detections that count, at IoU 0.5."""
-    tables = MatchTables.of(truth, detections)
-    outcomes = tables.outcomes[0, 0, slice(None) if label is None else tables.rows(label)]
+    matches = match(truth, detections)
+    outcomes = matches.outcomes[0, 0, slice(None) if label is None else matches.rows(label)]
     return int((outcomes == TRUE_POSITIVE).sum()), int((outcomes != IGNORED).sum())
 
 
@@ -38,10 +38,10 @@ def count(truth: GroundTruth, detections: Detections, label: int | None) -> tupl
 @given(seed=st.integers(0, 2**32 - 1), label=st.sampled_from([None, 0, 1, 4]))
 def test_a_threshold_is_as_if_lower_scores_had_never_been_there(seed: int, label: int | None) -> None:
     truth, detections = random_case(seed)
-    tables = MatchTables.of(truth, detections)
-    counts = score_counts(tables, label)
+    matches = match(truth, detections)
+    counts = score_counts(matches, label)
     curves = score_curves(counts, THRESHOLDS)
-    num_gt = int(tables.num_gt.sum() if label is None else tables.num_gt[label])
+    num_gt = int(matches.num_gt.sum() if label is None else matches.num_gt[label])
     for index, threshold in enumerate(THRESHOLDS):
         hits, counted = count(truth, above(detections, threshold), label)
         assert curves.precision[index] == pytest.approx(hits / counted if counted else np.nan, nan_ok=True)
@@ -54,9 +54,9 @@ def test_a_threshold_is_as_if_lower_scores_had_never_been_there(seed: int, label
 @given(seed=st.integers(0, 2**32 - 1), label=st.sampled_from([None, 0, 2]))
 def test_the_best_threshold_beats_every_score(seed: int, label: int | None) -> None:
     truth, detections = random_case(seed, num_images=5)
-    tables = MatchTables.of(truth, detections)
-    num_gt = int(tables.num_gt.sum() if label is None else tables.num_gt[label])
-    best = best_threshold(score_counts(tables, label))
+    matches = match(truth, detections)
+    num_gt = int(matches.num_gt.sum() if label is None else matches.num_gt[label])
+    best = best_threshold(score_counts(matches, label))
     trials = []
     for score in np.unique(detections.scores):
         hits, counted = count(truth, above(detections, score), label)
@@ -72,11 +72,11 @@ def test_the_best_threshold_beats_every_score(seed: int, label: int | None) -> N
 
 def test_precision_at_recall_is_coco_s() -> None:
     truth, detections = random_case(8, num_images=20)
-    tables = MatchTables.of(truth, detections)
+    matches = match(truth, detections)
     precision = reference_evaluator(truth, [dict(one) for one in detections.to_coco()]).eval["precision"]
     for label in range(len(CLASSES)):
         expected = precision[:, :, label, 0, -1]
-        ours = precision_at_recall(tables, label)
+        ours = precision_at_recall(matches, label)
         if (expected == -1).all():
             assert np.isnan(ours).all()
             continue
@@ -93,9 +93,9 @@ def test_interpolated_precision() -> None:
 
 def test_nothing_hit_means_no_threshold() -> None:
     truth, detections = random_case(8)
-    nothing = MatchTables.of(truth, Detections.empty())
+    nothing = match(truth, Detections.empty())
     assert thresholds_to_json(nothing) == {"overall": None, "per_class": dict.fromkeys(CLASSES.names)}
-    found = thresholds_to_json(MatchTables.of(truth, detections))
+    found = thresholds_to_json(match(truth, detections))
     assert found["per_class"]["never seen"] is None
     assert found["overall"]["f1"] == pytest.approx(
         2 * found["overall"]["precision"] * found["overall"]["recall"]

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.errors import classify_errors, error_breakdown
-from analysis.matching import IGNORED, TRUE_POSITIVE, MatchTables
-from analysis.overlaps import Overlaps
+from analysis.matching import match
 from analysis.result import ERROR_KINDS, ErrorBreakdown
 from engine.coco_metrics import Detections, coco_numbers
 from tests.support.coco_reference import random_case
@@ -22,8 +21,8 @@ FAR: Box = (200, 200, 20, 20)
 
 
 def breakdown(boxes, detections, **options) -> ErrorBreakdown:  # type: ignore[no-untyped-def]
-    overlaps = Overlaps.of(*scene(boxes, detections, **options))
-    return error_breakdown(overlaps, classify_errors(overlaps))
+    matches = match(*scene(boxes, detections, **options))
+    return error_breakdown(matches, classify_errors(matches))
 
 
 def test_one_error_of_each_kind() -> None:
@@ -89,8 +88,8 @@ def test_equal_to_the_oracle(seed: int, num_images: int) -> None:
     # Unequal scores: which of two equals comes first is not the paper's matter.
     order = np.argsort(np.argsort(detections.scores, kind="stable"))
     detections = dataclasses.replace(detections, scores=(order + 1) / (len(order) + 1))
-    overlaps = Overlaps.of(truth, detections)
-    result = error_breakdown(overlaps, classify_errors(overlaps))
+    matches = match(truth, detections)
+    result = error_breakdown(matches, classify_errors(matches))
     base, costs, counts = tide(truth, detections)
     assert result.base_ap50 == pytest.approx(base)
     assert dict(result.counts) == counts
@@ -98,14 +97,11 @@ def test_equal_to_the_oracle(seed: int, num_images: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_the_match_tables_and_coco(seed: int) -> None:
+def test_agrees_with_the_matches_and_coco(seed: int) -> None:
     truth, detections = random_case(seed, num_images=20, crowds=0.3)
-    overlaps = Overlaps.of(truth, detections)
-    errors = classify_errors(overlaps)
-    outcomes = MatchTables.from_overlaps(overlaps, truth).outcomes[0, 0]
-    assert ((errors.truth_of >= 0) == (outcomes == TRUE_POSITIVE)).all()
-    assert (errors.ignored == (outcomes == IGNORED)).all()
-    assert ((errors.kinds >= 0) == (outcomes == 0)).all()
-    assert tuple(error_breakdown(overlaps, errors).ap50_cost) == ERROR_KINDS
-    expected = coco_numbers(truth, detections).metrics["AP50"]
-    assert error_breakdown(overlaps, errors).base_ap50 == pytest.approx(expected, abs=1e-9)
+    matches = match(truth, detections)
+    errors = classify_errors(matches)
+    assert ((errors.kinds >= 0) == (matches.outcomes[0, 0] == 0)).all()
+    result = error_breakdown(matches, errors)
+    assert tuple(result.ap50_cost) == ERROR_KINDS
+    assert result.base_ap50 == pytest.approx(coco_numbers(truth, detections).metrics["AP50"], abs=1e-9)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from analysis.bootstrap import BootstrapResult, draw_weights
 from analysis.image_level import image_level
-from analysis.overlaps import Overlaps
+from analysis.matching import match
 from analysis.result import ImageLevel
 from tests.support.coco_reference import CLASSES, random_case
 from tests.support.scenes import Box, scene
@@ -18,7 +18,7 @@ THRESHOLDS = np.array([0.0, 0.3, 0.6, 1.0])
 
 def level(boxes, detections, **options) -> ImageLevel:  # type: ignore[no-untyped-def]
     truth, found = scene(boxes, detections, **options)
-    return image_level(Overlaps.of(truth, found), truth.classes.normal_label, samples=50, thresholds=THRESHOLDS)
+    return image_level(match(truth, found), truth.classes.normal_label, samples=50, thresholds=THRESHOLDS)
 
 
 def test_by_hand() -> None:
@@ -55,12 +55,13 @@ def test_images_of_one_sort_only(boxes: list[tuple[int, str, Box]]) -> None:
 @given(seed=st.integers(0, 2**32 - 1))
 def test_auroc_counts_pairs(seed: int) -> None:
     truth, detections = random_case(seed, num_images=15)
-    overlaps = Overlaps.of(truth, detections)
+    matches = match(truth, detections)
+    found = matches.found
     label = CLASSES.normal_label
-    result = image_level(overlaps, label, samples=20, seed=3)
+    result = image_level(matches, label, samples=20, seed=3)
     scores = np.zeros(15)
-    np.maximum.at(scores, overlaps.images[overlaps.labels != label], overlaps.scores[overlaps.labels != label])
-    defective = np.isin(np.arange(15), overlaps.truth_images[overlaps.truth_labels != label])
+    np.maximum.at(scores, found.images[found.labels != label], found.scores[found.labels != label])
+    defective = np.isin(np.arange(15), matches.truth.images[matches.truth.labels != label])
 
     def auroc(rows: np.ndarray) -> float:  # type: ignore[type-arg]
         bad, good = scores[rows][defective[rows]], scores[rows][~defective[rows]]
@@ -79,5 +80,5 @@ def test_auroc_counts_pairs(seed: int) -> None:
 
 def test_without_samples_there_is_no_interval() -> None:
     truth, detections = random_case(0)
-    result = image_level(Overlaps.of(truth, detections), None, samples=0)
+    result = image_level(match(truth, detections), None, samples=0)
     assert result.auroc is not None and result.auroc_interval is None

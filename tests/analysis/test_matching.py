@@ -5,7 +5,6 @@ import io
 import json
 import time
 import zipfile
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,53 +14,42 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.matching import IGNORED, IOU_THRESHOLDS, TRUE_POSITIVE, MatchTables
-from analysis.overlaps import Overlaps
+from analysis.curves import interpolated_precision
+from analysis.matching import IGNORED, TRUE_POSITIVE, MatchTables, match, overlapping
 from data.errors import UserError
-from engine.coco_metrics import Detections, GroundTruth
-from tests.support.coco_reference import CLASSES, random_case, reference_evaluator
+from engine.coco_metrics import Detections, GroundTruth, coco_numbers
+from tests.support.coco_reference import CLASSES, TOLERANCE, random_case
+from tests.support.scenes import scene
 
 
-def assert_as_pycocotools(truth: GroundTruth, detections: Detections) -> None:
-    """Every detection's outcome under every threshold and size, in the order pycocotools ranks them."""
-    tables = MatchTables.of(truth, detections)
-    evaluator = reference_evaluator(truth, [dict(one) for one in detections.to_coco()])
-    ranges = [tuple(limits) for limits in evaluator.params.areaRng]
-    by_class: dict[tuple[int, int], list[Any]] = defaultdict(list)
-    for one in evaluator.evalImgs:
-        if one is not None:
-            by_class[ranges.index(tuple(one["aRng"])), one["category_id"]].append(one)
-    for label, category_id in enumerate(CLASSES.category_ids):
-        for area in range(4):
-            images = by_class[area, category_id]
-            counts = np.zeros(len(truth.images), dtype=int)
-            for one in images:
-                counts[np.searchsorted(tables.image_ids, one["image_id"])] = (1 - np.asarray(one["gtIgnore"])).sum()
-            assert tables.gt_counts[area, :, label].tolist() == counts.tolist()
-            if not images:
-                assert tables.rows(label).start == tables.rows(label).stop
-                continue
-            scores = np.concatenate([one["dtScores"] for one in images])
-            order = np.argsort(-scores, kind="mergesort")
-            matched = np.concatenate([one["dtMatches"] for one in images], axis=1)[:, order] > 0
-            ignored = np.concatenate([one["dtIgnore"] for one in images], axis=1)[:, order].astype(bool)
-            owners = np.repeat([one["image_id"] for one in images], [len(one["dtScores"]) for one in images])[order]
-            outcomes = tables.outcomes[area, :, tables.rows(label)]
-            assert (tables.scores[tables.rows(label)] == scores[order]).all()
-            assert (tables.image_ids[tables.images[tables.rows(label)]] == owners).all()
-            assert ((outcomes == IGNORED) == ignored).all()
-            assert ((outcomes == TRUE_POSITIVE) == (matched & ~ignored)).all()
+def assert_as_faster_coco_eval(truth: GroundTruth, detections: Detections) -> None:
+    """AP of every class, size and threshold from pycocotools' matches, against the metrics of training."""
+    matches, numbers = match(truth, detections), coco_numbers(truth, detections)
+    for label, row in enumerate(numbers.per_class.values()):
+        rows, num_gt = matches.rows(label), matches.gt_counts[:, :, label].sum(axis=1)
+        assert (np.diff(matches.found.scores[rows]) <= 0).all() and num_gt[0] == row["num_gt"]
+        for area, name in enumerate(("AP", "AP_small", "AP_medium", "AP_large")):
+            ranked = [outcomes[outcomes != IGNORED] == TRUE_POSITIVE for outcomes in matches.outcomes[area, :, rows]]
+            ap = np.mean([interpolated_precision(hits, int(num_gt[area])).mean() for hits in ranked])
+            expected = row[name]  # type: ignore[literal-required]
+            assert np.isnan(ap) if expected is None else abs(ap - expected) <= TOLERANCE, (label, name)
+    hits = matches.outcomes[0, 0] == TRUE_POSITIVE
+    assert ((matches.truth_of >= 0) == hits).all()
+    taken = matches.truth_of[hits]
+    assert len(np.unique(taken)) == len(taken) and not matches.truth.crowd[taken].any()
+    assert (matches.truth.labels[taken] == matches.found.labels[hits]).all()
+    assert (matches.truth.images[taken] == matches.found.images[hits]).all()
 
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), num_images=st.integers(1, 10), crowds=st.sampled_from([0.0, 0.2, 0.6, 1.0]))
-def test_equal_to_pycocotools(seed: int, num_images: int, crowds: float) -> None:
-    assert_as_pycocotools(*random_case(seed, num_images=num_images, crowds=crowds))
+def test_equal_to_the_metrics_of_training(seed: int, num_images: int, crowds: float) -> None:
+    assert_as_faster_coco_eval(*random_case(seed, num_images=num_images, crowds=crowds))
 
 
 @settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), crowds=st.sampled_from([0.0, 0.4]))
-def test_equal_to_pycocotools_in_a_throng(seed: int, crowds: float) -> None:
+def test_equal_to_the_metrics_of_training_in_a_throng(seed: int, crowds: float) -> None:
     """Many boxes on a coarse grid in one spot: equal IoUs, equal scores, IoUs of exactly 0.5."""
     rng = np.random.default_rng(seed)
     images = {3: "a", 1: "b"}
@@ -86,7 +74,7 @@ def test_equal_to_pycocotools_in_a_throng(seed: int, crowds: float) -> None:
         rng.integers(0, 6, 60) / 5,
         np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1),
     )
-    assert_as_pycocotools(GroundTruth(images, annotations, CLASSES), detections)
+    assert_as_faster_coco_eval(GroundTruth(images, annotations, CLASSES), detections)
 
 
 def test_more_than_a_hundred_detections_of_an_image() -> None:
@@ -96,29 +84,32 @@ def test_more_than_a_hundred_detections_of_an_image() -> None:
     detections = Detections.from_xyxy(
         np.repeat(np.array(list(truth.images)), 300), np.full(900, 4), rng.random(900), corners
     )
-    assert_as_pycocotools(truth, detections)
-    assert len(MatchTables.of(truth, detections)) == 300
+    assert_as_faster_coco_eval(truth, detections)
+    assert len(match(truth, detections).found.scores) == 300
 
 
 def test_nothing_found_nothing_there_and_strangers() -> None:
     truth, detections = random_case(1)
-    empty = MatchTables.of(truth, Detections.empty())
-    assert len(empty) == 0 and empty.num_gt.sum() > 0
-    nothing_there = MatchTables.of(dataclasses.replace(truth, annotations=[]), detections)
+    empty = match(truth, Detections.empty())
+    assert len(empty.found.scores) == 0 and empty.num_gt.sum() > 0
+    nothing_there = match(dataclasses.replace(truth, annotations=[]), detections)
     assert nothing_there.num_gt.sum() == 0 and not (nothing_there.outcomes == TRUE_POSITIVE).any()
-    no_images = MatchTables.of(dataclasses.replace(truth, images={}, annotations=[]), detections)
-    assert len(no_images) == 0 and no_images.gt_counts.shape == (4, 0, 5)
+    no_images = match(dataclasses.replace(truth, images={}, annotations=[]), detections)
+    assert len(no_images.found.scores) == 0 and no_images.gt_counts.shape == (4, 0, 5)
     stranger = Detections.from_xyxy(np.array([12345]), np.array([3]), np.array([0.9]), np.array([[0, 0, 5, 5]]))
-    assert len(MatchTables.of(truth, stranger)) == 0
+    assert len(match(truth, stranger).found.scores) == 0
 
 
-def test_pairs_are_made_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    truth, detections = random_case(4, num_images=30)
-    whole = Overlaps.of(truth, detections)
-    monkeypatch.setattr("analysis.overlaps._PAIRS_AT_ONCE", 7)
-    pieces = Overlaps.of(truth, detections)
-    for field in dataclasses.fields(Overlaps):
-        assert np.array_equal(getattr(whole, field.name), getattr(pieces, field.name)), field.name
+def test_pairs_that_overlap_are_of_one_image_and_of_any_class() -> None:
+    boxes = [(1, "hole", (0, 0, 10, 10)), (2, "hole", (0, 0, 10, 10))]
+    detections = [
+        (1, "hole", (0, 0, 10, 5), 0.9),
+        (1, "scratch", (0, 0, 10, 0.5), 0.8),
+        (2, "NORMAL", (0, 0, 2, 2), 0.7),
+    ]
+    matches = match(*scene(boxes, detections, crowds=[(2, "scratch", (0, 0, 100, 100))]))
+    pairs = [(matches.found.scores[d], box, iou) for d, box, iou in zip(*overlapping(matches), strict=True)]
+    assert pairs == [(0.9, 0, 0.5), (0.7, 2, 1.0)], "a crowd box: the share of the detection in it; below 0.1: none"
 
 
 def test_a_file_holds_it_all(tmp_path: Path) -> None:
@@ -126,18 +117,14 @@ def test_a_file_holds_it_all(tmp_path: Path) -> None:
     tables = dataclasses.replace(tables, names=("CONTAMINACIÓN", "划痕", *tables.names[2:]))
     tables.save(tmp_path / "run" / "match_tables.npz")
     read = MatchTables.load(tmp_path / "run" / "match_tables.npz")
-    for field in dataclasses.fields(MatchTables):
-        before, after = getattr(tables, field.name), getattr(read, field.name)
-        assert np.array_equal(before, after) and type(before) is type(after)
-        assert not isinstance(before, np.ndarray) or before.dtype == after.dtype
-    assert len(IOU_THRESHOLDS) == read.outcomes.shape[1]
+    for before, after in zip(tables._arrays().values(), read._arrays().values(), strict=True):
+        assert np.array_equal(before, after) and before.dtype == after.dtype
 
 
 def _spoilt(**changes: Any) -> bytes:
     tables = MatchTables.of(*random_case(6))
-    names = ("image_ids", "class_starts", "scores", "images", "outcomes", "gt_counts")
     head = {"version": 1, "names": tables.names, "gt_hash": tables.gt_hash, **changes.pop("head", {})}
-    arrays: dict[str, Any] = {name: getattr(tables, name) for name in names}
+    arrays = tables._arrays()
     arrays["head"] = np.frombuffer(json.dumps(head).encode(), dtype=np.uint8)
     arrays.update(changes)
     file = io.BytesIO()
@@ -205,7 +192,7 @@ DAMAGE: dict[str, Callable[[], bytes]] = {
     "exabytes claimed": lambda: _claiming((10**9, 10**9), "<f8"),
     "gigantic elements claimed": lambda: _claiming((10**3,), "|V2000000000"),
     "unpacks to much": _unpacking_to_much,
-    "images that are not there": lambda: _spoilt(images=np.full(len(MatchTables.of(*random_case(6))), 99)),
+    "images that are not there": lambda: _spoilt(images=np.full(len(match(*random_case(6)).found.scores), 99)),
 }
 
 

@@ -43,7 +43,7 @@ def test_files_hold_the_result(result: EvalResult, tmp_path: Path) -> None:
     assert content == {**result.to_json(), "checkpoint": "best.pth", "epoch": 3}
     assert list(thresholds["per_class"]) == list(result.per_class) and thresholds["per_class"]["never seen"] is None
     assert set(thresholds["overall"]) == set(thresholds["per_class"]["hole"]) == {"score", "f1", "precision", "recall"}
-    assert (MatchTables.load(folder / "match_tables.npz").scores == TABLES.scores).all()
+    assert (MatchTables.load(folder / "match_tables.npz").found.scores == TABLES.found.scores).all()
     assert tuple(content["metrics"]) == tuple(content["metrics_defects"]) == METRIC_NAMES
     assert content["per_class"]["never seen"]["AP"] is None
     predictions = (folder / "predictions.json").read_text(encoding="utf-8")

@@ -1,13 +1,13 @@
-"""Match tables drawn from a known population, without boxes: AP of the population is AP of very many images."""
+"""Matches drawn from a known population, without boxes: AP of the population is AP of very many images."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from analysis.matching import AREA_RANGES_PX2, IGNORED, IOU_THRESHOLDS, TRUE_POSITIVE, MatchTables
+from analysis.matching import AREA_RANGES_PX2, IGNORED, IOU_THRESHOLDS, TRUE_POSITIVE, Boxes, Matches
 
 
-def simulate(rng: np.random.Generator, num_images: int, *, skill: float = 1.0) -> MatchTables:
+def simulate(rng: np.random.Generator, num_images: int, *, skill: float = 1.0) -> Matches:
     """Two classes; images differ in difficulty, so that detections of one image are not independent."""
     difficulty = rng.beta(2, 3, num_images)
     columns = []
@@ -31,15 +31,17 @@ def simulate(rng: np.random.Generator, num_images: int, *, skill: float = 1.0) -
     hits = (ious >= IOU_THRESHOLDS[:, None]).astype(np.int8) * TRUE_POSITIVE
     outcomes = np.full((len(AREA_RANGES_PX2), *hits.shape), IGNORED, dtype=np.int8)
     outcomes[0] = hits
-    return MatchTables(
+    owner, score = (np.concatenate([c[k][order] for c, order in zip(columns, orders, strict=True)]) for k in (0, 1))
+    num = len(score)
+    labels = np.repeat([0, 1], [len(order) for order in orders])
+    found = Boxes(owner, labels, np.zeros((num, 4)), np.zeros(num), score, np.zeros(num, dtype=bool))
+    return Matches(
         names=("a", "b"),
         gt_hash="simulated",
         image_ids=np.arange(num_images, dtype=np.int64),
-        class_starts=np.cumsum([0, *(len(order) for order in orders)]).astype(np.int64),
-        scores=np.concatenate([score[order] for (_, score, _), order in zip(columns, orders, strict=True)]),
-        images=np.concatenate([owner[order] for (owner, _, _), order in zip(columns, orders, strict=True)]).astype(
-            np.int32
-        ),
+        truth=found.at(np.zeros(0, dtype=np.int64)),
+        found=found,
         outcomes=outcomes,
+        truth_of=np.full(num, -1),
         gt_counts=counts,
     )
