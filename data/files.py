@@ -20,6 +20,7 @@ from data.errors import UserError
 log = logging.getLogger(__name__)
 
 _IS_WINDOWS = os.name == "nt"
+_GO_ON_TRAINING = "Free some space or bring the folder back, then go on from the last checkpoint, -r last.pth."
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, what: str, durable: bool = True) -> None:
@@ -61,8 +62,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, what: s
 
 
 def write_text(path: Path, text: str, *, what: str, durable: bool = True) -> None:
-    """Write `text` as UTF-8, see `write_atomically`."""
-    write_atomically(path, lambda file: file.write(text.encode()), what=what, durable=durable)
+    """Write `text` as UTF-8, half characters, which JSON can hold, as their escapes; see `write_atomically`."""
+    content = text.encode(errors="backslashreplace")
+    write_atomically(path, lambda file: file.write(content), what=what, durable=durable)
 
 
 def write_json(path: Path, content: object, *, what: str, indent: int | None = None, durable: bool = True) -> None:
@@ -78,6 +80,57 @@ def write_json(path: Path, content: object, *, what: str, indent: int | None = N
         rows = r"\[\n((?:null|[\s\d.,eE+-])+)\n\s*\]"  # a line break is in no JSON string
         text = re.sub(rows, lambda row: f"[{' '.join(row[1].split())}]", text)
     write_text(path, f"{text}\n", what=what, durable=durable)
+
+
+class GrowingFile:
+    """A file that grows: each piece is there at once, whole or not at all.
+
+    Args:
+        path: Continued if it exists; its folder is created if need be.
+        advice: What to do when it cannot be written, for the message.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+
+    def __init__(self, path: Path, advice: str = _GO_ON_TRAINING) -> None:
+        self._path, self._advice = path, advice
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise could_not_write(self._path, error, self._advice) from error
+
+    def write(self, piece: bytes) -> None:
+        """Append `piece`.
+
+        Raises:
+            UserError: The disk is full, or the file was removed.
+        """
+        before = self._file.seek(0, os.SEEK_END)
+        rest = memoryview(piece)
+        try:
+            os.stat(self._path)  # writing to a removed file would succeed
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(before)
+            raise could_not_write(self._path, error, self._advice) from error
+
+    def close(self) -> None:
+        """Everything is written already, so nothing can go wrong here that would be worth hiding another error."""
+        try:
+            self._file.close()
+            if self._path.stat().st_size == 0:
+                self._path.unlink()
+        except OSError as error:
+            log.warning("%s: %s", self._path, error)
+
+
+def could_not_write(path: Path, error: OSError, advice: str) -> UserError:
+    """Say what went wrong with a file, and what to do."""
+    return UserError(f"{path}: could not be written ({error.strerror or error}). {advice}")
 
 
 def file_sha256(path: Path) -> str:

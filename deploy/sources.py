@@ -1,4 +1,4 @@
-"""What to look at: files, folders, patterns, videos, cameras, streams."""
+"""Find what to look at: files, folders, patterns, videos, cameras, streams."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from data.errors import UNPRINTABLE, UserError, printable
 from data.images import IMAGE_SUFFIXES, is_image
-from deploy.opencv_video import count_frames
+from deploy.video import count_frames
 
 VIDEO_SUFFIXES = frozenset(
     f".{suffix}"
@@ -29,8 +29,7 @@ _RESERVED = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class ImageSource:
+class ImageSource(NamedTuple):
     """One image file, or a page of one."""
 
     path: Path
@@ -41,12 +40,7 @@ class ImageSource:
     """Path of its results below the output folder, without suffix; no two images share one."""
 
     def page(self, number: int, taken: set[str]) -> ImageSource:
-        """The source of its page `number`, from 1: `a.tif` and then `a_p2.tif`.
-
-        Args:
-            number: The first page is called as the file.
-            taken: Stems in use, without regard to case; the page's is added.
-        """
+        """Return the source of its page `number`, from 1: `a.tif` and then `a_p2.tif`; see `Sources.stems`."""
         if number == 1:
             return self
         suffix = Path(self.name).suffix
@@ -54,8 +48,7 @@ class ImageSource:
         return ImageSource(self.path, Path(self.name).with_name(f"{Path(stem).name}{suffix}").as_posix(), stem)
 
 
-@dataclass(frozen=True)
-class VideoSource:
+class VideoSource(NamedTuple):
     """A video file, a camera (its number) or a stream (its address)."""
 
     source: Path | int | str
@@ -65,22 +58,19 @@ class VideoSource:
 
     @property
     def is_live(self) -> bool:
-        """Has no end of its own."""
+        """Whether it has no end of its own."""
         return not isinstance(self.source, Path)
 
 
-@dataclass(frozen=True)
-class Sources:
+class Sources(NamedTuple):
     """Everything to look at, in the order given; a file that comes twice is taken once."""
 
-    images: tuple[ImageSource, ...]
-    videos: tuple[VideoSource, ...]
-    skipped: tuple[str, ...] = ()
+    images: list[ImageSource]
+    videos: list[VideoSource]
+    skipped: list[str]
     """What has the name of an image but cannot be looked into, with the reason."""
-
-    def stems(self) -> set[str]:
-        """All stems, without regard to case."""
-        return {stem.casefold() for stem in [*(one.stem for one in self.images), *(one.stem for one in self.videos)]}
+    stems: set[str]
+    """Stems in use, without regard to case."""
 
 
 def find_sources(arguments: Sequence[str], *, recursive: bool = False, exclude: Path | None = None) -> Sources:
@@ -98,34 +88,34 @@ def find_sources(arguments: Sequence[str], *, recursive: bool = False, exclude: 
     Raises:
         UserError: Arguments that lead nowhere, all of them.
     """
-    found: list[tuple[Path, str]] = []
+    named: list[tuple[Path, str]] = []
     live: list[int | str] = []
     skipped: list[str] = []
     problems: list[str] = []
     for argument in arguments:
         path = Path(argument)
         if os.path.isdir(path):
-            files = _files_of(path, recursive, exclude, skipped)
-            found += [(file, file.relative_to(path).as_posix()) for file in files]
-            if not files:
-                deeper = "" if recursive else "; --recursive looks into its folders too"
-                problems.append(f"{argument}: no image or video in this folder{deeper}")
+            files = _regular(_files_of(path, recursive, exclude, skipped), skipped)
+            named += [(file, file.relative_to(path).as_posix()) for file in files]
+            nothing = "in this folder" + ("" if recursive else "; --recursive looks into its folders too")
         elif os.path.exists(path):
-            found += [(file, file.name) for file in _regular([path], skipped)]
-        elif argument.isdecimal():
-            live.append(int(argument))
-        elif _STREAM.match(argument):
-            live.append(argument)
+            named += [(file, file.name) for file in _regular([path], skipped)]
+            continue
+        elif argument.isdecimal() or _STREAM.match(argument):
+            live.append(int(argument) if argument.isdecimal() else argument)
+            continue
         elif glob.has_magic(argument):
             files = _regular(_matches(argument), skipped)
-            found += [(file, file.name) for file in files]
-            if not files:
-                problems.append(f"{argument}: no image or video matches this pattern")
+            named += [(file, file.name) for file in files]
+            nothing = "matches this pattern"
         else:
             problems.append(f"{argument}: no such file or folder")
-    if problems or not (found or live):
+            continue
+        if not files:
+            problems.append(f"{argument}: no image or video {nothing}")
+    if problems or not (named or live):
         raise UserError("There is nothing to look at:", [*problems, *skipped])
-    return _named(found, live, skipped)
+    return _told_apart(named, live, skipped)
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -136,10 +126,22 @@ def _matches(pattern: str) -> list[Path]:
     literal, rest = Path(*parts[:depth]), "/".join(parts[depth:])
     for meaning in (rest, rest.replace("[", "[[]")):
         names = sorted(glob.glob(meaning, root_dir=literal, recursive=True))
-        matches = [literal / name for name in names if _kind(literal / name) is not None]
+        matches = [literal / name for name in names if _kind(literal / name)]
         if matches:
             return matches
     return []
+
+
+def _files_of(folder: Path, recursive: bool, exclude: Path | None, skipped: list[str]) -> Iterator[Path]:
+    """Images and videos of a folder, by their names."""
+    excluded = None if exclude is None else exclude.resolve()
+
+    def unreadable(error: OSError) -> None:
+        skipped.append(printable(f"{error.filename}: the folder cannot be read ({error.strerror})"))
+
+    for root, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(name for name in folders if recursive and Path(root, name).resolve() != excluded)
+        yield from (path for path in (Path(root, name) for name in sorted(names)) if _kind(path))
 
 
 def _regular(paths: Iterable[Path], skipped: list[str]) -> list[Path]:
@@ -155,47 +157,31 @@ def _regular(paths: Iterable[Path], skipped: list[str]) -> list[Path]:
     return kept
 
 
-def _kind(path: Path) -> str | None:
+def _kind(path: Path) -> Literal["image", "video", ""]:
     suffix = path.suffix.lower()
     if path.name.startswith("."):  # also the shadow files ._NAME of a Mac
-        return None
-    return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
+        return ""
+    return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else ""
 
 
-def _files_of(folder: Path, recursive: bool, exclude: Path | None, skipped: list[str]) -> list[Path]:
-    excluded = None if exclude is None else exclude.resolve()
-
-    def unreadable(error: OSError) -> None:
-        skipped.append(printable(f"{error.filename}: the folder cannot be read ({error.strerror})"))
-
-    files: list[Path] = []
-    for root, folders, names in os.walk(folder, onerror=unreadable):
-        folders[:] = sorted(name for name in folders if recursive and Path(root, name).resolve() != excluded)
-        paths = [Path(root, name) for name in sorted(names)]
-        files += _regular((path for path in paths if _kind(path) is not None), skipped)
-    return files
-
-
-def _named(found: Iterable[tuple[Path, str]], live: Iterable[int | str], skipped: Sequence[str]) -> Sources:
-    images: list[ImageSource] = []
-    videos: list[VideoSource] = []
+def _told_apart(named: Iterable[tuple[Path, str]], live: Iterable[int | str], skipped: list[str]) -> Sources:
+    """Give each file its name in the tables and its results' path."""
+    found = Sources([], [], skipped, set())
     once: dict[Path, tuple[Path, str]] = {}
-    for path, name in found:
+    for path, name in named:
         once.setdefault(path.resolve(), (path, name))
     uses = Counter(name for _, name in once.values())
-    stems: set[str] = set()
     for path, name in once.values():
-        unique = printable(name if uses[name] == 1 else path.as_posix())
-        stem = _free_stem(name, stems)
+        unique, stem = printable(name if uses[name] == 1 else path.as_posix()), _free_stem(name, found.stems)
         if _kind(path) == "video" or (not path.suffix and not is_image(path) and count_frames(path)):
-            videos.append(VideoSource(path, unique, stem))
+            found.videos.append(VideoSource(path, unique, stem))
         else:
-            images.append(ImageSource(path, unique, stem))
+            found.images.append(ImageSource(path, unique, stem))
     for source in dict.fromkeys(live):
         name = _address(source) if isinstance(source, str) else f"camera {source}"
         stem = re.sub(r"[^\w-]+", "_", name.partition("://")[2] or name)
-        videos.append(VideoSource(source, name, _free_stem(stem, stems)))
-    return Sources(tuple(images), tuple(videos), tuple(skipped))
+        found.videos.append(VideoSource(source, name, _free_stem(stem, found.stems)))
+    return found
 
 
 def _address(url: str) -> str:

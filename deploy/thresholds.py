@@ -1,4 +1,4 @@
-"""From which score on a detection counts, class by class."""
+"""Choose from which score on a detection counts, class by class."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from data.classes import ClassMap
 from data.errors import UserError
-from engine.coco_metrics import FloatArray, unique_names
+from data.types import FloatArray
+from engine.coco_metrics import unique_names
 from engine.results import evaluation_of
 
 DEFAULT_SCORE = 0.5
@@ -23,10 +24,10 @@ class Thresholds(NamedTuple):
 
     scores: FloatArray
     """[C], by label."""
+    origin: Literal["given", "evaluated", "default"]
+    """Of those that were not given class by class."""
     source: Path | None
-    """The results.json whose best-F1 scores they are, where none was given for all classes."""
-    given: bool
-    """One score was given for all classes."""
+    """The results.json whose best-F1 scores they are."""
 
 
 def choose_thresholds(
@@ -38,7 +39,8 @@ def choose_thresholds(
     score: float | None,
     per_class: Sequence[str],
 ) -> Thresholds:
-    """What was asked for, else the best-F1 scores of the checkpoint's evaluation on its own validation data, else 0.5.
+    """Take what was asked for, else the best-F1 scores of the checkpoint's evaluation on its own validation data, else
+    0.5.
 
     Args:
         checkpoint: Its evaluation is looked for beside it.
@@ -53,28 +55,24 @@ def choose_thresholds(
     """
     names = unique_names(classes)
     problems: list[str] = []
-    if score is not None and not 0 <= score <= 1:
-        problems.append(f"--score {score:g}: expected 0 to 1")
     own = [_parse(entry, names, problems) for entry in per_class]
     if problems:
         raise UserError("Score thresholds that cannot be used:", problems)
-    source = None
+    found = None if score is not None else evaluation_of(checkpoint, epoch, input_size_hw, section="thresholds")
     scores = np.full(len(names), DEFAULT_SCORE if score is None else score)
-    if score is None:
-        found = evaluation_of(checkpoint, epoch, input_size_hw, section="thresholds")
-        if found is not None:
-            source, results = found
-            scores = np.array([_best(results["thresholds"], name) for name in names], dtype=np.float64)
-    for label, value in filter(None, own):
+    if found is not None:
+        scores = np.array([_best(found[1]["thresholds"], name) for name in names], dtype=np.float64)
+    for label, value in own:
         scores[label] = value
-    return Thresholds(scores, source, score is not None)
+    origin: Literal["given", "evaluated", "default"] = "default" if found is None else "evaluated"
+    return Thresholds(scores, origin if score is None else "given", found and found[0])
 
 
-def _parse(entry: str, names: Sequence[str], problems: list[str]) -> tuple[int, float] | None:
+def _parse(entry: str, names: Sequence[str], problems: list[str]) -> tuple[int, float]:
     name, sign, text = entry.rpartition("=")
     if not sign:
         problems.append(f"--score-per-class {entry}: expected NAME=S, e.g. {names[0]}=0.4; write sources before it")
-        return None
+        return 0, math.nan
     by_name = {known.casefold(): label for label, known in enumerate(names)}
     label = by_name.get(name.strip().casefold())
     if label is None:
@@ -87,8 +85,7 @@ def _parse(entry: str, names: Sequence[str], problems: list[str]) -> tuple[int, 
         value = math.nan
     if not 0 <= value <= 1:
         problems.append(f"--score-per-class {entry}: {text!r} is no score, expected 0 to 1")
-        return None
-    return None if label is None else (label, value)
+    return label or 0, value
 
 
 def _best(thresholds: Mapping[str, Any], name: str) -> float:

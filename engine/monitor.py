@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from data.batch import Batch
 from data.classes import ClassMap
+from data.files import GrowingFile
 from engine.evaluate import EvalResult
 from engine.pictures import Picture, batch_pictures, grid
-from engine.run_folder import GrowingFile, JsonLines
+from engine.run_folder import JsonLines
 
 LOG_EVERY_STEPS = 10
 _MAX_PICTURES = 8

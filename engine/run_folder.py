@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from data.errors import UserError
-from data.files import write_atomically
+from data.files import GrowingFile, write_atomically
 
 if sys.platform == "win32":
     import msvcrt
@@ -136,57 +136,6 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write a plain dict as YAML, keys in their own order."""
     text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=120)
     write_atomically(path, lambda file: file.write(text.encode()), what="config")
-
-
-class GrowingFile:
-    """A file that grows while training goes on: each piece is there at once, whole or not at all.
-
-    Args:
-        path: Continued if it exists; its folder is created if need be.
-
-    Raises:
-        UserError: It cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise self._explained(error) from error
-
-    def write(self, piece: bytes) -> None:
-        """Append `piece`.
-
-        Raises:
-            UserError: The disk is full, or the file was removed.
-        """
-        before = self._file.seek(0, os.SEEK_END)
-        rest = memoryview(piece)
-        try:
-            os.stat(self._path)  # writing to a removed file would succeed
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._file.truncate(before)
-            raise self._explained(error) from error
-
-    def close(self) -> None:
-        """Everything is written already, so nothing can go wrong here that would be worth hiding another error."""
-        try:
-            self._file.close()
-            if self._path.stat().st_size == 0:
-                self._path.unlink()
-        except OSError as error:
-            log.warning("%s: %s", self._path, error)
-
-    def _explained(self, error: OSError) -> UserError:
-        return UserError(
-            f"{self._path}: could not be written ({error.strerror or error}). Free some space or bring the folder "
-            "back, then go on from the last checkpoint, -r last.pth."
-        )
 
 
 class JsonLines:

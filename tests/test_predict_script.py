@@ -22,14 +22,14 @@ from data.errors import UNPRINTABLE, printable
 from data.loader import build_eval_loader
 from data.splits import build_datasets
 from deploy.detector import load_detector
-from deploy.found import Found
-from deploy.opencv_video import count_frames
 from deploy.sources import ImageSource, safe_name
 from deploy.thresholds import choose_thresholds
+from deploy.video import count_frames
 from deploy.writers import ImageWriter
 from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
 from engine.evaluate import evaluate
+from models.detections import Detections
 from models.detector import build_detector
 from tests.support.scripts import start_script
 from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
@@ -109,7 +109,7 @@ def test_every_form(tiny: Path) -> None:
     assert outcome.code == 1, outcome.err
     assert (
         "1 archivos no se han podido leer" in outcome.out
-        and "broken.png: cannot be read as an image (empty, or of no known" in outcome.out
+        and "broken.png: cannot be read as an image (empty, or of no accepted" in outcome.out
     )
     folder = tiny / "all"
     assert sorted(path.name for path in folder.iterdir()) == ["coco.json", "crops", "images", "predictions.csv", "yolo"]
@@ -142,7 +142,7 @@ def test_large_images_need_tiles(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_pictures_too_long_for_jpeg(tmp_path: Path) -> None:
     line_scan = np.zeros((70_000, 3, 3), np.uint8)
     with ImageWriter(tmp_path, ["images"], CLASSES, "en") as writer:
-        writer.add(ImageSource(tmp_path / "a.tif", "a.tif", "a"), line_scan, Found.empty())
+        writer.add(ImageSource(tmp_path / "a.tif", "a.tif", "a"), line_scan, Detections.empty())
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["a.png"]
 
 
@@ -324,7 +324,8 @@ BAD_INPUTS: list[tuple[list[str], str]] = [
     (["val", "--score-per-class", "square=x"], "'x' is no score"),
     (["val", "--score-per-class", "val"], "expected NAME=S"),
     (["val", "--save", "images,png"], "--save images,png: png is no choice"),
-    (["val", "--tile", "5"], "--tile 5: expected at least 32"),
+    (["val", "--tile", "5", "--overlap", "nan"], "--tile 5: expected at least 32"),
+    (["val", "--tile", "5", "--overlap", "0.9"], "--overlap 0.9: expected 0.05 to 0.8"),
     (["val", "--nms", "1.5"], "--nms 1.5: expected an IoU between 0 and 1"),
     (["val", "--batch-size", "0"], "--batch-size 0: expected 1 or more"),
     (["val", "--max-frames", "0"], "--max-frames 0: expected 1 or more"),

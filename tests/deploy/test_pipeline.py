@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from data.images import PixelArray
-from deploy.found import Found
 from deploy.pipeline import predict_frames, read_frames
 from deploy.tiling import Tiling
+from models.detections import Detections
 
 
 class _Counting:
@@ -34,9 +34,9 @@ class _Counting:
             self.alive += number
             self.most = max(self.most, self.alive)
 
-    def detect(self, inputs: Sequence[Tensor], sizes_wh: Sequence[tuple[int, int]]) -> list[Found]:
+    def detect(self, inputs: Sequence[Tensor], sizes_wh: Sequence[tuple[int, int]]) -> list[Detections]:
         self.seen += len(inputs)
-        return [Found.empty() for _ in inputs]
+        return [Detections.empty() for _ in inputs]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -44,7 +44,7 @@ def test_no_more_tiles_than_a_batch(batch_size: int) -> None:
     """All tiles of an image together take many times its memory."""
     detector = _Counting()
     images = [(number, partial(np.zeros, (300, 260, 3), np.uint8)) for number in range(3)]
-    frames = read_frames(images, detector, Tiling(64), failed=lambda key, error: None)
+    frames = read_frames(images, detector, Tiling(64), failed=lambda error: None)
     done = [frame.key for frame, _ in predict_frames(frames, detector, np.zeros(1), batch_size)]
     assert done == [0, 1, 2] and detector.seen == 3 * 6 * 5
     assert detector.most <= batch_size

@@ -139,7 +139,7 @@ def test_pages_of_a_file(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     sources = find_sources([str(tmp_path)], recursive=True)
-    stems = sources.stems()
+    stems = sources.stems
     pages = [sources.images[0].page(number, stems) for number in (1, 2, 3)]
     assert [(one.name, one.stem) for one in pages] == [
         ("a.tif", "a"),

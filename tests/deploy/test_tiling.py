@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data.errors import UserError
 from data.images import PixelArray
-from deploy.found import Found, joined
 from deploy.pipeline import make_frame, predict_frames
 from deploy.tiling import Tiling, Window, merge_tiles, windows
+from models.detections import Detections
 
 Box = tuple[int, int, int, int]
 
@@ -27,19 +26,19 @@ class PaintDetector:
     def prepare(self, pixels: PixelArray) -> Tensor:
         return torch.from_numpy(pixels.copy())
 
-    def detect(self, inputs: Sequence[Tensor], sizes_wh: Sequence[tuple[int, int]]) -> list[Found]:
+    def detect(self, inputs: Sequence[Tensor], sizes_wh: Sequence[tuple[int, int]]) -> list[Detections]:
         self.batches.append(len(inputs))
         return [self._find(one.numpy()) for one in inputs]
 
-    def _find(self, pixels: PixelArray) -> Found:
+    def _find(self, pixels: PixelArray) -> Detections:
         parts = []
         for number in np.unique(pixels[pixels[..., 2] == 255][:, 0]):
             rows, columns = np.nonzero((pixels[..., 0] == number) & (pixels[..., 2] == 255))
             box = [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]
             label = pixels[rows[0], columns[0], 1]
             score = 0.5 + 0.4 * len(rows) / pixels[..., 0].size
-            parts.append(Found(np.array(box, dtype=np.float64), np.array([score]), np.array([label])))
-        return joined(parts)
+            parts.append(Detections(np.array(box, dtype=np.float64), np.array([score]), np.array([label])))
+        return Detections.joined(parts)
 
 
 def paint(size_wh: tuple[int, int], objects: Sequence[tuple[int, Box]]) -> PixelArray:
@@ -49,14 +48,14 @@ def paint(size_wh: tuple[int, int], objects: Sequence[tuple[int, Box]]) -> Pixel
     return pixels
 
 
-def find(pixels: PixelArray, tiling: Tiling | None, batch_size: int = 4) -> tuple[Found, PaintDetector]:
+def find(pixels: PixelArray, tiling: Tiling | None, batch_size: int = 4) -> tuple[Detections, PaintDetector]:
     detector = PaintDetector()
     frames = [make_frame("image", pixels, detector, tiling)]
     ((_, found),) = predict_frames(frames, detector, np.zeros(3), batch_size)
     return found, detector
 
 
-def as_set(found: Found) -> list[tuple[int, Box]]:
+def as_set(found: Detections) -> list[tuple[int, Box]]:
     boxes = found.boxes_xyxy.astype(int).tolist()
     return sorted((label, tuple(box)) for label, box in zip(found.labels.tolist(), boxes, strict=True))
 
@@ -116,8 +115,8 @@ def test_tiles_cover_the_image_with_overlap(width: int, height: int, tile_px: in
 def test_a_sliver_joins_the_whole_and_the_best_score_counts() -> None:
     """The right tile sees the object's last pixels only, as another's worth: the whole box stays."""
     tiles = (Window(0, 0, 100, 100), Window(80, 0, 180, 100))
-    whole = Found(np.array([[40.0, 10, 90, 50]]), np.array([0.6]), np.array([0]))
-    sliver = Found(np.array([[0.0, 12, 8, 44]]), np.array([0.9]), np.array([0]))
+    whole = Detections(np.array([[40.0, 10, 90, 50]]), np.array([0.6]), np.array([0]))
+    sliver = Detections(np.array([[0.0, 12, 8, 44]]), np.array([0.9]), np.array([0]))
     found = merge_tiles([whole, sliver], tiles, (180, 100))
     assert as_set(found) == [(0, (40, 10, 90, 50))] and found.scores.tolist() == [0.9]
 
@@ -125,23 +124,17 @@ def test_a_sliver_joins_the_whole_and_the_best_score_counts() -> None:
 def test_fragments_that_end_short_of_the_border() -> None:
     """As networks see it (DEIMv2 on a scratch): the lower tile's box begins where it is sure, not at the border."""
     tiles = (Window(0, 0, 200, 200), Window(0, 134, 200, 334))
-    upper = Found(np.array([[141.0, 72, 155, 197]]), np.array([0.5]), np.array([1]))
-    lower = Found(np.array([[137.0, 11, 154, 133]]), np.array([0.64]), np.array([1]))
+    upper = Detections(np.array([[141.0, 72, 155, 197]]), np.array([0.5]), np.array([1]))
+    lower = Detections(np.array([[137.0, 11, 154, 133]]), np.array([0.64]), np.array([1]))
     found = merge_tiles([upper, lower], tiles, (200, 400))
     assert as_set(found) == [(1, (137, 72, 155, 267))] and found.scores.tolist() == [0.64]
 
 
 def test_repeats_within_a_tile_are_the_networks_own() -> None:
     tiles = (Window(0, 0, 100, 100), Window(80, 0, 180, 100))
-    twice = Found(np.array([[10.0, 10, 50, 50], [12, 10, 50, 50]]), np.array([0.9, 0.8]), np.array([0, 0]))
-    assert len(merge_tiles([twice, Found.empty()], tiles, (180, 100))) == 2
-    assert len(merge_tiles([Found.empty(), Found.empty()], tiles, (180, 100))) == 0
-
-
-def test_bad_numbers() -> None:
-    with pytest.raises(UserError) as error:
-        Tiling(10, 0.9)
-    assert "--tile 10: expected at least 32" in str(error.value) and "--overlap 0.9: expected 0.05" in str(error.value)
+    twice = Detections(np.array([[10.0, 10, 50, 50], [12, 10, 50, 50]]), np.array([0.9, 0.8]), np.array([0, 0]))
+    assert len(merge_tiles([twice, Detections.empty()], tiles, (180, 100))) == 2
+    assert len(merge_tiles([Detections.empty(), Detections.empty()], tiles, (180, 100))) == 0
 
 
 def test_repeats_go_where_asked_for() -> None:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from data.errors import UserError
-from engine.run_folder import GrowingFile, JsonLines, prepare_run_folder, write_yaml
+from data.files import GrowingFile
+from engine.run_folder import JsonLines, prepare_run_folder, write_yaml
 from tests.support.full_disk import full_disk
 from tests.support.tiny_run import ROOT, script_environment
 
