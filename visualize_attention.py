@@ -7,7 +7,6 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
-    from attention.capture import load_detector
     from attention.run import PARTS, ViewOptions, Visualisation, visualize
     from attention.score_run import score
     from attention.scoring import ScoreOptions
@@ -21,6 +20,7 @@ with leaving_quietly():
         run_script,
         setup_logging,
     )
+    from engine.detector import load_detector
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -127,7 +127,10 @@ def main() -> int:
     folder = arguments.output_dir or arguments.resume.parent / f"attention_{arguments.resume.stem}"
     require_output_folder(folder)
     detector = load_detector(
-        arguments.resume, resolve_device(arguments.device), arguments.update, config_path=arguments.config
+        arguments.resume,
+        device=resolve_device(arguments.device),
+        config_path=arguments.config,
+        overrides=arguments.update,
     )
     exit_code = 0
     if arguments.images or arguments.from_val or arguments.score is None:

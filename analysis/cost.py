@@ -13,7 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +28,11 @@ from data.batch import Target
 from data.industrial_dataset import pixel_mean_std
 from engine.amp import choose_amp_dtype
 from engine.config import ExperimentConfig
+from engine.detector import Detector
 from engine.ema import ModelEma
 from engine.optim import build_optimizer
 from models.criterion import build_criterion
 from models.detector import build_detector, normalize_images
-from models.postprocess import build_postprocessor
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +51,9 @@ _CPU_TRAINING_LIMIT_BYTES = 4 * 2**30
 
 
 def measure_cost(
-    model: nn.Module,
-    config: ExperimentConfig,
-    device: torch.device,
+    detector: Detector,
     *,
     eval_batch: int,
-    amp_dtype: torch.dtype | None = None,
     training_step: bool = True,
     budget_seconds: float = BUDGET_SECONDS,
 ) -> Cost:
@@ -76,23 +73,22 @@ def measure_cost(
       or more time than is left and than half of the budget.
 
     Args:
-        model: Any detector of `build_detector`, on `device`.
-        config: Image size, normalisation, training batch, optimiser, EMA and losses are read.
-        device: Where `model` is.
+        detector: Any. Of its config image size, training batch, optimiser, EMA and losses are read; the training step
+            follows `use_amp` there.
         eval_batch: Images per batch of the second latency.
-        amp_dtype: Autocast of inference to this type; None is float32. The training step follows `config.use_amp`.
         training_step: Measure it too.
         budget_seconds: Upper bound of the time, kept as far as single runs allow.
     """
     deadline = time.perf_counter() + budget_seconds
-    subject = _Subject.of(model, config, device, amp_dtype)
+    model, config, device = detector.model, detector.config, detector.device
+    subject = _Subject(replace(detector, model=copy.deepcopy(model).eval()))
     cuda_devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(cuda_devices):
         gflops = _gflops(subject)
         latencies = _latencies(subject, eval_batch, deadline)
         inference_bytes = _peak_bytes(lambda: subject.detect(subject.images(1)), device)
         if inference_bytes is not None:
-            inference_bytes += _weight_bytes(subject.model)
+            inference_bytes += _weight_bytes(subject.detector.model)
         left_seconds = max(deadline - time.perf_counter(), _TRAINING_SHARE * budget_seconds)
         training_bytes = _training_bytes(model, config, subject, left_seconds) if training_step else None
     return Cost(
@@ -103,44 +99,27 @@ def measure_cost(
         inference_memory_mb=_megabytes(inference_bytes),
         training_memory_mb=_megabytes(training_bytes),
         device=_device_name(device),
-        dtype=str(amp_dtype or torch.float32).removeprefix("torch."),
+        dtype=str(detector.amp_dtype or torch.float32).removeprefix("torch."),
         threads=torch.get_num_threads(),
     )
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """The copy that is measured, and what it needs to turn images into detections."""
+    """The copy that is measured."""
 
-    model: nn.Module
-    config: ExperimentConfig
-    device: torch.device
-    amp_dtype: torch.dtype | None
-    postprocess: Callable[[dict[str, Tensor], Tensor], object]
-
-    @classmethod
-    def of(
-        cls, model: nn.Module, config: ExperimentConfig, device: torch.device, amp_dtype: torch.dtype | None
-    ) -> _Subject:
-        return cls(copy.deepcopy(model).eval(), config, device, amp_dtype, build_postprocessor(config))
+    detector: Detector
 
     def images(self, count: int) -> Tensor:
         """uint8 [count, 3, H, W]: noise, the same every time."""
         generator = torch.Generator().manual_seed(0)
-        size = (count, 3, *self.config.eval_spatial_size)
-        return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8).to(self.device)
-
-    @torch.no_grad()
-    def network(self, images: Tensor) -> dict[str, Tensor]:
-        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            outputs: dict[str, Tensor] = self.model(normalize_images(images, *pixel_mean_std(self.config)))
-        return outputs
+        size = (count, 3, *self.detector.config.eval_spatial_size)
+        return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8).to(self.detector.device)
 
     def detect(self, images: Tensor) -> None:
         """Images to detections."""
-        height, width = self.config.eval_spatial_size
-        sizes_wh = torch.tensor([[width, height]], device=self.device).expand(len(images), 2)
-        self.postprocess(self.network(images), sizes_wh)
+        height, width = self.detector.config.eval_spatial_size
+        self.detector.detect(images, [(width, height)] * len(images))
 
     def timed(self, images: Tensor) -> float:
         """Seconds of one `detect`."""
@@ -151,8 +130,8 @@ class _Subject:
         return time.perf_counter() - started
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.detector.device.type == "cuda":
+            torch.cuda.synchronize(self.detector.device)
 
 
 def _gflops(subject: _Subject) -> float:
@@ -162,7 +141,7 @@ def _gflops(subject: _Subject) -> float:
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation that the counter does not know
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            subject.network(images)
+            subject.detector.outputs(images)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     return float(counter.get_total_flops()) / 1e9
@@ -209,7 +188,7 @@ def _latency(subject: _Subject, batch_size: int, seconds: float) -> Latency:
 
 def _training_bytes(model: nn.Module, config: ExperimentConfig, subject: _Subject, limit_seconds: float) -> int | None:
     """Peak of one step; on a CPU a step on two images tells first whether the whole one can be afforded."""
-    device, batch_size = subject.device, _micro_batch(config)
+    device, batch_size = subject.detector.device, _micro_batch(config)
     if device.type == "cpu" and batch_size > _PROBE_BATCH:
         started = time.perf_counter()
         probe = _peak_bytes(lambda: _train_once(model, config, subject.images(_PROBE_BATCH)), device)

@@ -7,12 +7,9 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-
-import torch
-from torch import nn
 
 from analysis.analyse import analyse
 from analysis.cost import measure_cost
@@ -24,18 +21,15 @@ from data.errors import UserError
 from data.loader import build_eval_loader
 from data.splits import DataBundle, build_datasets
 from data.synthetic import ensure_dataset
-from engine.amp import choose_amp_dtype
-from engine.checkpoint import checkpoint_classes, checkpoint_config, file_sha256, load_checkpoint, model_state
+from engine.checkpoint import checkpoint_config
 from engine.cli import require_output_folder
 from engine.coco_metrics import CocoNumbers, GroundTruth
 from engine.config import ExperimentConfig, config_to_dict
+from engine.detector import Detector, load_detector
 from engine.distributed import Distributed
 from engine.evaluate import EvalResult, evaluate
-from engine.hub import hub_weights, output_parent
-from engine.judged_config import judged_config
+from engine.hub import output_parent
 from engine.results import RESULTS_NAME, read_results, write_results
-from models.detector import build_detector
-from models.weights import load_state_dict_strict
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +126,8 @@ def evaluate_checkpoint(
         UserError: Bad input of any kind; nothing has been written then.
     """
     options = options or AnalysisOptions()
-    checkpoint = load_checkpoint(path)
-    config = judged_config(checkpoint, path, config_path, overrides)
+    detector = load_detector(path, device=dist.device, config_path=config_path, overrides=overrides, use_amp=use_amp)
+    config = detector.config
     suffix = "" if options.nms_iou is None else "_nms"
     wanted = output_dir or output_parent(path) / f"eval_{split}_{path.stem.removeprefix('hf:')}{suffix}"
     require_output_folder(wanted)
@@ -142,18 +136,17 @@ def evaluate_checkpoint(
     if config.synthetic is not None and dist.is_main:
         ensure_dataset(config.synthetic)
     dist.barrier()
-    data = build_datasets(config, splits=(split,), classes=checkpoint_classes(checkpoint, path))
-    model = build_detector(config)
-    load_state_dict_strict(model, model_state(checkpoint), source=path)
-    facts = _facts(checkpoint, path, config, model, use_amp=use_amp) | {"nms_iou": options.nms_iou}
+    data = build_datasets(config, splits=(split,), classes=detector.classes if detector.names_classes else None)
+    detector = replace(detector, classes=data.classes)
+    facts = _facts(detector, use_amp=use_amp) | {"nms_iou": options.nms_iou}
     # With the config a comparison knows which evaluations are seeds of one model, wherever their folders are.
     extra = {"config": json.loads(json.dumps(config_to_dict(config)))}
     judged = {"split": split, "gt_hash": GroundTruth.of(data.splits[split]).fingerprint()}
     folder = _folder_for(wanted, {**judged, **facts, **extra}) if dist.is_main else wanted
-    result = _detect_and_judge(model, data, config, dist, split, use_amp=use_amp, nms_iou=options.nms_iou)
+    result = _detect_and_judge(detector, data, dist, split, options.nms_iou)
     if not dist.is_main:
         return Evaluation(result, folder, None, None)
-    cost = _cost(model, config, dist.device, split, use_amp=use_amp) if options.cost else None
+    cost = _cost(detector, split) if options.cost else None
     analysis, tables = _analyse(result, data.splits[split], options, cost, facts)
     replaces = (folder / RESULTS_NAME).exists()
     write_results(folder, result, tables, analysis=analysis, extra=extra)
@@ -191,17 +184,10 @@ def _remove_pictures(folder: Path) -> None:
 
 
 def _detect_and_judge(
-    model: nn.Module,
-    data: DataBundle,
-    config: ExperimentConfig,
-    dist: Distributed,
-    split: SplitName,
-    *,
-    use_amp: bool,
-    nms_iou: float | None,
+    detector: Detector, data: DataBundle, dist: Distributed, split: SplitName, nms_iou: float | None
 ) -> EvalResult:
     loader = build_eval_loader(
-        config,
+        detector.config,
         data.splits[split],
         data.classes,
         which=split,
@@ -209,35 +195,13 @@ def _detect_and_judge(
         world_size=dist.world_size,
         pin_memory=dist.device.type == "cuda",
     )
-    try:
-        return evaluate(
-            model.to(dist.device),
-            loader,
-            classes=data.classes,
-            split=data.splits[split],
-            config=config,
-            device=dist.device,
-            amp_dtype=choose_amp_dtype(use_amp, dist.device),
-            nms_iou=nms_iou,
-        )
-    except torch.OutOfMemoryError as error:
-        section = "test_dataloader" if split == "test" else "val_dataloader"
-        raise UserError(
-            f"Out of memory: {str(error).splitlines()[0]}. Evaluate smaller batches with "
-            f"-u {section}.total_batch_size=1, or with --use-amp."
-        ) from error
+    return evaluate(detector, loader, data.splits[split], nms_iou=nms_iou)
 
 
-def _cost(model: nn.Module, config: ExperimentConfig, device: torch.device, split: SplitName, *, use_amp: bool) -> Cost:
-    loader = loaders(config)["val_dataloader" if split == "train" else f"{split}_dataloader"]
+def _cost(detector: Detector, split: SplitName) -> Cost:
+    loader = loaders(detector.config)["val_dataloader" if split == "train" else f"{split}_dataloader"]
     log.info("measuring the cost of the model (--no-cost skips this)")
-    return measure_cost(
-        model,
-        config,
-        device,
-        eval_batch=loader.batch_size or loader.total_batch_size or 1,
-        amp_dtype=choose_amp_dtype(use_amp, device),
-    )
+    return measure_cost(detector, eval_batch=loader.batch_size or loader.total_batch_size or 1)
 
 
 def _analyse(
@@ -287,22 +251,20 @@ def _require_no_val_as_test(config: ExperimentConfig) -> None:
         )
 
 
-def _facts(
-    checkpoint: Mapping[str, Any], path: Path, config: ExperimentConfig, model: nn.Module, *, use_amp: bool
-) -> dict[str, Any]:
+def _facts(detector: Detector, *, use_amp: bool) -> dict[str, Any]:
     """What results.json says of the model beside the metrics; null where the file does not tell (official ones)."""
-    last_epoch = checkpoint.get("last_epoch")
-    trained = checkpoint_config(checkpoint, path) if "config" in checkpoint else config
+    config, checkpoint = detector.config, detector.checkpoint
+    trained = checkpoint_config(checkpoint, detector.path) if "config" in checkpoint else config
     return {
-        "checkpoint": path.name,
-        "checkpoint_sha256": file_sha256(hub_weights(path)),
+        "checkpoint": detector.path.name,
+        "checkpoint_sha256": detector.sha256,
         "own_val_data": _val_data(config) == _val_data(trained),
         "input_size_hw": list(config.eval_spatial_size),
-        "weights": "model" if checkpoint.get("ema") is None else "ema",
-        "epoch": last_epoch + 1 if isinstance(last_epoch, int) else None,
+        "weights": "ema" if "ema" in checkpoint else "model",
+        "epoch": detector.epoch,
         "epochs": config.epoches,
         "seed": checkpoint.get("seed"),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in detector.model.parameters()),
         "train_seconds": checkpoint.get("train_seconds"),
         "use_amp": use_amp,
     }

@@ -10,20 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.classes import ClassMap
 from data.errors import UserError
-from engine.checkpoint import file_sha256
-from engine.config import ExperimentConfig
-from engine.hub import hub_weights
-from engine.source import load_source
-from models.baselines import TorchvisionDetector
 from models.boxes import inverse_sigmoid
 from models.decoder import DecoderLayer
 from models.deformable_attention import DeformableAttention
@@ -31,43 +24,6 @@ from models.detector import DEIM
 from models.distribution import distance_to_box, weighting_function
 from models.layers import SelfAttention
 from models.vit import PATCH_SIZE, Attention, Block, rotate
-
-
-@dataclass(frozen=True)
-class LoadedDetector:
-    """A checkpoint's detector, ready to look at."""
-
-    model: DEIM | TorchvisionDetector
-    """The EMA weights where there are any, on the device, in evaluation mode."""
-    config: ExperimentConfig
-    classes: ClassMap
-    """Made up where the checkpoint names none."""
-    has_class_names: bool
-    """Whether the checkpoint names its classes."""
-    path: Path
-    sha256: str
-    """Of the file."""
-    device: torch.device
-
-
-def load_detector(
-    path: Path, device: torch.device, overrides: Sequence[str] = (), config_path: Path | None = None
-) -> LoadedDetector:
-    """Load a checkpoint as evaluation does.
-
-    Args:
-        path: The checkpoint, or a hub folder or name; no other weight file is read.
-        device: Where the model goes.
-        overrides: `a.b=c`, on top of the config.
-        config_path: Config to use instead of the one in the checkpoint; an official file needs one.
-
-    Raises:
-        UserError: The checkpoint or the config cannot be used.
-    """
-    source = load_source(path, config_path, overrides)
-    assert isinstance(source.model, DEIM | TorchvisionDetector)
-    model, sha256 = source.model.to(device), file_sha256(hub_weights(path))
-    return LoadedDetector(model, source.config, source.classes, source.names_classes, path, sha256, device)
 
 
 def require_deim(model: nn.Module, what: str) -> DEIM:

@@ -5,7 +5,6 @@ Legend: C classes.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from analysis.labels import Language
 from analysis.style import figure_style, save_figure
 from analysis.tables import write_table
 from attention.backbone_maps import PatchColours, fit_patch_colours, patches_in_box, token_at
-from attention.capture import Captured, LoadedDetector, capture, require_deim
+from attention.capture import Captured, capture, require_deim
 from attention.evidence import EVIDENCE_METHODS, evidence_map, resolve_layer
 from attention.figures import (
     OVERVIEW_ROWS,
@@ -44,12 +43,13 @@ from attention.figures import (
 from attention.objects import PredictedObject, all_objects, choose_objects
 from attention.panels import Scene, make_scene
 from attention.progress import image_bar
-from attention.sources import OpenedImage, SourceImage, input_size_hw, open_image
+from attention.sources import OpenedImage, SourceImage, open_image
 from attention.text_evidence import has_text, text_evidence, text_view
 from attention.wording import wording_of
 from data.errors import UserError
-from engine.checkpoint import file_sha256, write_atomically
+from data.files import file_sha256, write_json
 from engine.cli import require_output_folder
+from engine.detector import Detector
 from models.detector import DEIM
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Visualisation:
 
 
 def visualize(
-    detector: LoadedDetector,
+    detector: Detector,
     images: Sequence[SourceImage],
     folder: Path,
     options: ViewOptions,
@@ -199,7 +199,7 @@ def _out_of_memory_named() -> Iterator[None]:
         raise UserError(f"out of memory ({str(error).splitlines()[0]}); try -d cpu, or --what decoder alone") from error
 
 
-def _chosen_layers(detector: LoadedDetector, options: ViewOptions) -> tuple[int, ...]:
+def _chosen_layers(detector: Detector, options: ViewOptions) -> tuple[int, ...]:
     """ViT blocks to draw.
 
     Raises:
@@ -226,10 +226,10 @@ def _chosen_layers(detector: LoadedDetector, options: ViewOptions) -> tuple[int,
 
 
 @torch.no_grad()
-def _fit_colours(detector: LoadedDetector, images: Sequence[SourceImage], progress: bool) -> PatchColours | None:
+def _fit_colours(detector: Detector, images: Sequence[SourceImage], progress: bool) -> PatchColours | None:
     """One analysis over evenly spaced patches of all images; None where no image can be read."""
     vit = require_deim(detector.model, "PCA").backbone.vit
-    height, width = (side // 16 for side in input_size_hw(detector.config))
+    height, width = (side // 16 for side in detector.input_size_hw)
     step = max(-(-height * width * len(images) // _PCA_PATCHES), 1)
     parts: list[NDArray[np.float32]] = []
     for source in image_bar(images, "features", show=progress and len(images) > 1):
@@ -254,7 +254,7 @@ def _remove_figures(folder: Path) -> None:
 class _Drawer:
     """What is the same for all images."""
 
-    detector: LoadedDetector
+    detector: Detector
     folder: Path
     options: ViewOptions
     command: tuple[str, ...]
@@ -376,13 +376,10 @@ class _Drawer:
         detector = self.detector
         made_from = {
             "checkpoint": {"path": str(detector.path), "sha256": detector.sha256},
-            "network_input_hw": list(input_size_hw(detector.config)),
+            "network_input_hw": list(detector.input_size_hw),
             "settings": asdict(self.options),
             "command": list(self.command),
             "versions": {"torch": torch.__version__, "matplotlib": matplotlib.__version__},
         }
-        text = json.dumps(content | made_from, indent=2, ensure_ascii=False, allow_nan=False)
         with _writing():
-            write_atomically(
-                self.folder / f"{name}.json", lambda file: file.write(f"{text}\n".encode()), what="figure's settings"
-            )
+            write_json(self.folder / f"{name}.json", content | made_from, what="figure's settings", indent=2)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from analysis.labels import Language
 from attention.backbone_maps import CLASS_TOKEN, head_maps, rollout
-from attention.capture import Captured, LoadedDetector, capture
+from attention.capture import Captured, capture
 from attention.decoder_maps import sampling_points
 from attention.evidence import EVIDENCE_METHODS, enlarge, evidence_map, resolve_layer
 from attention.randomisation import randomise
@@ -24,13 +24,14 @@ from data.coco import CocoSplit
 from data.errors import UserError
 from data.splits import build_datasets
 from engine.cli import require_output_folder
+from engine.detector import Detector
 from models.detector import DEIM
 
 _STRIDES = (8, 16, 32)
 
 
 def score(
-    detector: LoadedDetector,
+    detector: Detector,
     count: int,
     folder: Path,
     *,
@@ -62,7 +63,7 @@ def score(
         raise UserError(f"--score {count}: expected the number of images to judge maps on, 1 or more, e.g. 100.")
     layer = resolve_layer(detector.model, layer).name
     require_output_folder(folder)
-    classes = detector.classes if detector.has_class_names else None
+    classes = detector.classes if detector.names_classes else None
     split = build_datasets(detector.config, splits=("val",), classes=classes).splits["val"]
     rows = _rows_with_boxes(split)
     if not len(rows):
@@ -154,7 +155,7 @@ def _rows_with_boxes(split: CocoSplit) -> np.ndarray:
     return np.array([k for k, image in enumerate(split.images) if len(split.training_rows(image))], dtype=np.int64)
 
 
-def _images(detector: LoadedDetector, split: CocoSplit, rows: list[int]) -> Iterator[ScoreImage]:
+def _images(detector: Detector, split: CocoSplit, rows: list[int]) -> Iterator[ScoreImage]:
     """Prepared as in evaluation, one at a time; crowd boxes are left out."""
     for row in rows:
         record = split.images[row]

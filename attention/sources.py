@@ -10,21 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from attention.capture import LoadedDetector
-from data.config import loaders
 from data.errors import UserError
-from data.images import decode_image, resize_antialiased
-from data.industrial_dataset import pixel_mean_std
+from data.images import decode_image
 from data.splits import build_datasets
-from data.transforms import output_size_hw
-from engine.config import ExperimentConfig
+from engine.detector import Detector
 from engine.pictures import Picture
-from models.detector import normalize_images
 
 _TAKEN = frozenset({"score", "overview"})
 """Names in the output folder that are not an image's."""
@@ -66,7 +60,7 @@ class OpenedImage:
         return self.pixels.shape[1], self.pixels.shape[0]
 
 
-def find_images(images: Sequence[Path], from_val: int, detector: LoadedDetector) -> list[SourceImage]:
+def find_images(images: Sequence[Path], from_val: int, detector: Detector) -> list[SourceImage]:
     """The images to look at, in a fixed order.
 
     Args:
@@ -120,8 +114,8 @@ def _unique_names(paths: Sequence[Path], taken: Collection[str]) -> list[str]:
     return names
 
 
-def _from_validation(count: int, detector: LoadedDetector, taken: Collection[str]) -> list[SourceImage]:
-    classes = detector.classes if detector.has_class_names else None
+def _from_validation(count: int, detector: Detector, taken: Collection[str]) -> list[SourceImage]:
+    classes = detector.classes if detector.names_classes else None
     split = build_datasets(detector.config, splits=("val",), classes=classes).splits["val"]
     chosen = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)).tolist()
     images = [split.images[index] for index in chosen]
@@ -131,7 +125,7 @@ def _from_validation(count: int, detector: LoadedDetector, taken: Collection[str
     return [SourceImage(i.path, name, truth) for i, name, truth in zip(images, names, truths, strict=True)]
 
 
-def open_image(source: SourceImage, detector: LoadedDetector) -> OpenedImage:
+def open_image(source: SourceImage, detector: Detector) -> OpenedImage:
     """Read and prepare one image of any size and mode.
 
     Raises:
@@ -141,11 +135,4 @@ def open_image(source: SourceImage, detector: LoadedDetector) -> OpenedImage:
         pixels = decode_image(source.path)
     except MemoryError as error:
         raise UserError(f"{source.path}: not enough memory to read it.") from error
-    resized = resize_antialiased(pixels, input_size_hw(detector.config))
-    batch = torch.from_numpy(resized).permute(2, 0, 1)[None].to(detector.device)
-    return OpenedImage(source, pixels, normalize_images(batch, *pixel_mean_std(detector.config)))
-
-
-def input_size_hw(config: ExperimentConfig) -> tuple[int, int]:
-    """Height and width that images have in evaluation."""
-    return output_size_hw(loaders(config)["val_dataloader"].dataset.transforms)
+    return OpenedImage(source, pixels, detector.normalize(detector.prepare(pixels)[None]))

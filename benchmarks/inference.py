@@ -46,7 +46,7 @@ from deploy.graph import (  # noqa: E402
 from deploy.runtimes import Runner, agreement, onnx_runner, openvino_runner, torch_runner  # noqa: E402
 from engine.cli import run_script  # noqa: E402
 from engine.config import load_config  # noqa: E402
-from engine.source import Source, load_source  # noqa: E402
+from engine.detector import Detector, load_detector  # noqa: E402
 from models.detector import build_detector  # noqa: E402
 
 TARGET = 1.5
@@ -54,20 +54,20 @@ EAGER = "PyTorch eager"
 MATMUL, MATMUL_SIDE = "matrix product", 1024
 
 
-def build_source(arguments: argparse.Namespace) -> Source:
+def build_source(arguments: argparse.Namespace) -> Detector:
     """The checkpoint's model, or the config's with random weights."""
     if arguments.checkpoint is not None:
-        return load_source(arguments.checkpoint, arguments.config, arguments.update)
+        return load_detector(arguments.checkpoint, config_path=arguments.config, overrides=arguments.update)
     if arguments.config is None:
         raise UserError("Give a checkpoint (-r) or a config (-c).")
     config = load_config(arguments.config, arguments.update)
     torch.manual_seed(0)
     labels = tuple(range(config.num_classes))
     classes = ClassMap(labels, tuple(map(str, labels)))
-    return Source(arguments.config, {}, config, build_detector(config).eval(), classes, names_classes=False)
+    return Detector(build_detector(config).eval(), config, classes, path=arguments.config, names_classes=False)
 
 
-def build_runners(source: Source, folder: Path, *, threads: int, compiled: bool, bf16: bool) -> dict[str, Runner]:
+def build_runners(source: Detector, folder: Path, *, threads: int, compiled: bool, bf16: bool) -> dict[str, Runner]:
     """Every way to run the detector that works on this machine; what does not is said on stderr."""
     size_hw = source.config.eval_spatial_size
     eager = plain_detector(source)
@@ -134,7 +134,7 @@ def time_interleaved(
 
 
 def speed_limit(
-    source: Source, inputs: tuple[torch.Tensor, torch.Tensor], eager_ms: float, matmul_ms: float
+    source: Detector, inputs: tuple[torch.Tensor, torch.Tensor], eager_ms: float, matmul_ms: float
 ) -> tuple[float, float]:
     """Floating-point operations of the deploy form in units of 1e9, and the best possible speed-up over eager."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -174,7 +174,7 @@ def main() -> int:
 
 
 def report(
-    source: Source,
+    source: Detector,
     medians: dict[str, tuple[float, float]],
     differences: dict[str, tuple[float, float]],
     limit: tuple[float, float],

@@ -35,8 +35,8 @@ from deploy.runtimes import (
 )
 from deploy.weights_out import write_hub_folder, write_official, write_safetensors
 from engine.cli import require_output_folder
+from engine.detector import Detector, load_detector
 from engine.hub import output_parent
-from engine.source import Source, load_source
 from models.deploy import DeployedDetector
 
 log = logging.getLogger(__name__)
@@ -93,28 +93,34 @@ def export_checkpoint(
     require_output_folder(folder)
     for name in formats:
         require_packages(*_PACKAGES.get(name, ()))
-    source = load_source(path, config_path, overrides)
-    options = GraphOptions(size_hw or source.config.eval_spatial_size, dynamic_size)
+    detector = load_detector(path, config_path=config_path, overrides=overrides)
+    options = GraphOptions(size_hw or detector.config.eval_spatial_size, dynamic_size)
     require_size(options)
     written = []
     writers: dict[Format, Callable[[], Path]] = {
-        "official": lambda: write_official(source, folder / f"{path.stem}_official.pth"),
-        "safetensors": lambda: write_safetensors(source, folder / "model.safetensors"),
-        "hub": lambda: write_hub_folder(source, folder / "hub"),
+        "official": lambda: write_official(detector, folder / f"{path.stem}_official.pth"),
+        "safetensors": lambda: write_safetensors(detector, folder / "model.safetensors"),
+        "hub": lambda: write_hub_folder(detector, folder / "hub"),
     }
     for name in FORMATS:
         if name in formats and name in writers:
             written.append(Exported(name, writers[name](), None))
     if _GRAPHS & set(formats):
-        written += _write_graphs(source, set(formats) & _GRAPHS, folder, options, check=check, optimize=optimize)
+        written += _write_graphs(detector, set(formats) & _GRAPHS, folder, options, check=check, optimize=optimize)
     return written
 
 
 def _write_graphs(
-    source: Source, formats: set[Format] | set[str], folder: Path, options: GraphOptions, *, check: bool, optimize: bool
+    detector: Detector,
+    formats: set[Format] | set[str],
+    folder: Path,
+    options: GraphOptions,
+    *,
+    check: bool,
+    optimize: bool,
 ) -> list[Exported]:
-    program = torch_program(deployed_detector(source), options)
-    expected = plain_detector(source)
+    program = torch_program(deployed_detector(detector), options)
+    expected = plain_detector(detector)
     written: list[Exported] = []
 
     def add(name: Format, path: Path, runner: Callable[[Path], Runner]) -> None:
@@ -126,7 +132,7 @@ def _write_graphs(
     if formats & {"onnx", "openvino"}:
         with tempfile.TemporaryDirectory() as temporary:
             onnx_folder = folder if "onnx" in formats else Path(temporary)
-            metadata = graph_metadata(source, options)
+            metadata = graph_metadata(detector, options)
             onnx_path = write_onnx(program, onnx_folder / "model.onnx", metadata, optimize=optimize)
             if "onnx" in formats:
                 add("onnx", onnx_path, onnx_runner)

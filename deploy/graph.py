@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
+from data.files import write_atomically
 from data.industrial_dataset import pixel_mean_std
-from engine.checkpoint import write_atomically
-from engine.source import Source
+from deploy.weights_out import require_deim
+from engine.detector import Detector
 from models.deploy import DeployedDetector, deploy
 from models.detector import DEIM, SIZE_DIVISOR
 from models.postprocess import PostProcessor
@@ -45,30 +46,30 @@ class GraphOptions:
     """Any height and width that are multiples of 32."""
 
 
-def deployed_detector(source: Source) -> DeployedDetector:
+def deployed_detector(detector: Detector) -> DeployedDetector:
     """The deploy form with post-processing.
 
     Raises:
         UserError: The model is a baseline.
     """
-    return _with_postprocessing(source, deploy(_deim(source)))
+    return _with_postprocessing(detector, deploy(_deim(detector)))
 
 
-def plain_detector(source: Source) -> DeployedDetector:
+def plain_detector(detector: Detector) -> DeployedDetector:
     """The same inputs and outputs from the model as it was trained: what everything else is measured against.
 
     Raises:
         UserError: The model is a baseline.
     """
-    return _with_postprocessing(source, _deim(source))
+    return _with_postprocessing(detector, _deim(detector))
 
 
-def _deim(source: Source) -> DEIM:
-    return source.deim("a graph (torch_export, onnx, openvino)")
+def _deim(detector: Detector) -> DEIM:
+    return require_deim(detector, "a graph (torch_export, onnx, openvino)")
 
 
-def _with_postprocessing(source: Source, model: DEIM) -> DeployedDetector:
-    return DeployedDetector(model, PostProcessor(source.config.num_classes, source.config.num_top_queries)).eval()
+def _with_postprocessing(detector: Detector, model: DEIM) -> DeployedDetector:
+    return DeployedDetector(model, PostProcessor(detector.config.num_classes, detector.config.num_top_queries)).eval()
 
 
 def example_inputs(size_hw: tuple[int, int], batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -176,12 +177,12 @@ def write_openvino(onnx_path: Path, path: Path) -> Path:
     return path
 
 
-def graph_metadata(source: Source, options: GraphOptions) -> dict[str, str]:
+def graph_metadata(detector: Detector, options: GraphOptions) -> dict[str, str]:
     """What a program that runs the ONNX file has to know, each value as JSON."""
-    mean, std = pixel_mean_std(source.config)
+    mean, std = pixel_mean_std(detector.config)
     facts = {
-        "names": list(source.classes.names),
-        "category_ids": list(source.classes.category_ids),
+        "names": list(detector.classes.names),
+        "category_ids": list(detector.classes.category_ids),
         "input_size_hw": list(options.size_hw),
         "dynamic_size": options.dynamic_size,
         "resize": "stretched to the input size, bilinear, antialiased",
@@ -189,7 +190,7 @@ def graph_metadata(source: Source, options: GraphOptions) -> dict[str, str]:
         "scale": 1 / 255,
         "mean": list(mean),
         "std": list(std),
-        "checkpoint": source.path.name,
+        "checkpoint": detector.path.name,
     }
     return {key: json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
 

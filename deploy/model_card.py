@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+from engine.detector import Detector
 from engine.results import evaluation_of
-from engine.source import Source
 
 _LICENCE_URL = "https://ai.meta.com/resources/models-and-libraries/dinov3-license"
 _SHOWN_METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")
 
 
-def model_card(source: Source) -> str:
+def model_card(detector: Detector) -> str:
     """Markdown with the hub's YAML header; the numbers come from the checkpoint's evaluation."""
-    config = source.config
+    config = detector.config
     height, width = config.eval_spatial_size
-    parameters = sum(parameter.numel() for parameter in source.model.parameters())
+    parameters = sum(parameter.numel() for parameter in detector.model.parameters())
     name = config.deimv2.backbone.name
     lines = [
-        *_header(source),
+        *_header(detector),
         "",
-        f"# DEIMv2, {source.path.parent.name or source.path.stem}",
+        f"# DEIMv2, {detector.path.parent.name or detector.path.stem}",
         "",
         f"A DEIMv2 object detector: backbone `{name}`, {parameters / 1e6:.2f} M parameters, input {height} x {width} "
         f"(height x width) pixels, {config.num_classes} classes. Trained with deimv2-industrial.",
         "",
         "## Classes",
         "",
-        *(f"{label}. {text}" for label, text in enumerate(source.classes.names)),
+        *(f"{label}. {text}" for label, text in enumerate(detector.classes.names)),
         "",
         "## Evaluation",
         "",
-        *_metrics(source),
+        *_metrics(detector),
         "",
         "## Use",
         "",
@@ -44,20 +44,20 @@ def model_card(source: Source) -> str:
         "",
         "## Licence",
         "",
-        *_licence(source),
+        *_licence(detector),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _header(source: Source) -> list[str]:
+def _header(detector: Detector) -> list[str]:
     lines = ["---", "pipeline_tag: object-detection", "tags:", "- deimv2", "- object-detection"]
-    if source.derived_from_dinov3:
+    if derived_from_dinov3(detector):
         lines += ["license: other", "license_name: dinov3-license", f"license_link: {_LICENCE_URL}"]
     return [*lines, "---"]
 
 
-def _licence(source: Source) -> list[str]:
-    if source.derived_from_dinov3:
+def _licence(detector: Detector) -> list[str]:
+    if derived_from_dinov3(detector):
         return [
             "These weights were fine-tuned from DINOv3 weights or distillates of them (or from weights that may hold "
             f"them) and fall under the [DINOv3 License]({_LICENCE_URL}): read it before you use or pass them on, and "
@@ -69,8 +69,21 @@ def _licence(source: Source) -> list[str]:
     ]
 
 
-def _metrics(source: Source) -> list[str]:
-    found = evaluation_of(source.path, source.epoch, source.config.eval_spatial_size, section="metrics")
+def derived_from_dinov3(detector: Detector) -> bool:
+    """Tell whether the DINOv3 licence governs the weights, as far as the config tells: null backbones are their own.
+
+    Weights tuned from others count as derived, because those others may be.
+    """
+    config = detector.config
+    return config.Baseline is None and (
+        "config" not in detector.checkpoint
+        or config.tuning is not None
+        or config.deimv2.backbone.weights_path is not None
+    )
+
+
+def _metrics(detector: Detector) -> list[str]:
+    found = evaluation_of(detector.path, detector.epoch, detector.config.eval_spatial_size, section="metrics")
     if found is None:
         return ["Not evaluated: there was no results.json of this checkpoint beside it when it was exported."]
     results = found[1]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from data.errors import UserError
 from data.types import FloatArray, PixelArray
-from deploy.detector import Detector
 from deploy.tiling import Tiling, Window, merge_tiles, windows
+from engine.detector import Detector
 from models.detections import Detections
 
 Key = TypeVar("Key")

@@ -20,7 +20,6 @@ from data.errors import UserError, printable
 from data.images import ImageFacts, has_pages, large_images_allowed, read_image, read_pages
 from data.progress import progress_bar
 from data.types import PixelArray
-from deploy.detector import Loaded, load_detector
 from deploy.pipeline import make_frame, predict_frames, read_frames
 from deploy.sources import ImageSource, Sources, VideoSource, find_sources
 from deploy.thresholds import Thresholds, choose_thresholds
@@ -29,6 +28,7 @@ from deploy.video import Recording, UnreadableVideo, VideoFile
 from deploy.writers import FORMS, Form, ImageWriter, Table, drawn, table_cells
 from engine.cli import require_output_folder
 from engine.coco_metrics import unique_names
+from engine.detector import Detector, load_detector
 from engine.hub import output_parent
 from engine.options import Options
 from texts import Language, texts_of
@@ -119,25 +119,27 @@ def predict(
     """
     folder = _output_folder(checkpoint, output_dir)
     sources = find_sources(arguments, recursive=options.recursive, exclude=folder)
-    loaded = load_detector(checkpoint, device, config_path=config_path, overrides=overrides, use_amp=options.use_amp)
+    detector = load_detector(
+        checkpoint, device=device, config_path=config_path, overrides=overrides, use_amp=options.use_amp
+    )
     thresholds = choose_thresholds(
         checkpoint,
-        loaded.classes,
-        epoch=loaded.epoch,
-        input_size_hw=loaded.input_size_hw,
+        detector.classes,
+        epoch=detector.epoch,
+        input_size_hw=detector.input_size_hw,
         score=options.score,
         per_class=options.score_per_class,
     )
-    prediction = Prediction(folder, loaded.classes, thresholds, list(sources.skipped))
-    info = _info(checkpoint, loaded.epoch, thresholds, loaded.classes, options)
+    prediction = Prediction(folder, detector.classes, thresholds, list(sources.skipped))
+    info = _info(checkpoint, detector.epoch, thresholds, detector.classes, options)
     started = time.perf_counter()
     try:
         with large_images_allowed() if options.tile is not None else contextlib.nullcontext():
-            _predict_images(sources, loaded, prediction, options, info)
+            _predict_images(sources, detector, prediction, options, info)
         if sources.videos and not {"images", "csv"} & {*options.save}:
             log.warning("--save %s: a video leaves a video (images) and a table (csv) only", ",".join(options.save))
         for source in sources.videos:
-            _predict_video(source, loaded, prediction, options)
+            _predict_video(source, detector, prediction, options)
     except KeyboardInterrupt:
         prediction.interrupted = True
     prediction.seconds = time.perf_counter() - started
@@ -198,7 +200,7 @@ def _images_to_read(
 
 
 def _predict_images(
-    sources: Sources, loaded: Loaded, prediction: Prediction, options: PredictOptions, info: dict[str, object]
+    sources: Sources, detector: Detector, prediction: Prediction, options: PredictOptions, info: dict[str, object]
 ) -> None:
     bar: tqdm[None] = progress_bar(
         None, "predict", total=len(sources.images), show=options.progress and bool(sources.images)
@@ -209,25 +211,24 @@ def _predict_images(
         bar.update()
 
     images = _images_to_read(sources, prediction.is_12_bit)
-    frames = read_frames(images, loaded.detector, options.tiling, failed)
+    frames = read_frames(images, detector, options.tiling, failed)
     thresholds = prediction.thresholds.scores
-    with bar, ImageWriter(prediction.folder, options.save, loaded.classes, options.lang, info) as writer:
-        for frame, found in predict_frames(frames, loaded.detector, thresholds, options.batch_size, options.nms):
+    with bar, ImageWriter(prediction.folder, options.save, detector.classes, options.lang, info) as writer:
+        for frame, found in predict_frames(frames, detector, thresholds, options.batch_size, options.nms):
             writer.add(frame.key, frame.pixels, found)
             prediction.num_images += 1
             prediction.num_found.update(found.labels.tolist())
             bar.update()
 
 
-def _predict_video(source: VideoSource, loaded: Loaded, prediction: Prediction, options: PredictOptions) -> None:
+def _predict_video(source: VideoSource, detector: Detector, prediction: Prediction, options: PredictOptions) -> None:
     """Write the annotated video, same size and rate, and its table, frame by frame."""
-    stem, classes = prediction.folder / "videos" / source.stem, loaded.classes
+    stem, classes = prediction.folder / "videos" / source.stem, detector.classes
     batch_size = 1 if source.is_live else options.batch_size
     try:
         recording = Recording(source.source, source.name, options.max_frames)
         frames = (
-            make_frame(number, pixels, loaded.detector, options.tiling)
-            for number, pixels in enumerate(recording.frames())
+            make_frame(number, pixels, detector, options.tiling) for number, pixels in enumerate(recording.frames())
         )
         bar: tqdm[None] = progress_bar(
             None, source.name, unit="frame", total=recording.expected_frames, show=options.progress
@@ -235,7 +236,7 @@ def _predict_video(source: VideoSource, loaded: Loaded, prediction: Prediction, 
         table = Table(stem.with_name(f"{stem.name}.csv"), "video_columns", options.lang)
         thresholds = prediction.thresholds.scores
         with bar, VideoFile(stem, recording.rate) as video, table:
-            for frame, found in predict_frames(frames, loaded.detector, thresholds, batch_size, options.nms):
+            for frame, found in predict_frames(frames, detector, thresholds, batch_size, options.nms):
                 inside = found.clipped(frame.size_wh)
                 if "images" in options.save:
                     video.add(drawn(frame.pixels, inside, classes, min_side_px=1))

@@ -12,18 +12,20 @@ import safetensors.torch
 from torch import Tensor
 
 from data.errors import UserError
+from data.files import write_atomically
 from deploy.model_card import model_card
-from engine.checkpoint import METADATA_KEYS, save_checkpoint, write_atomically
+from engine.checkpoint import METADATA_KEYS, save_checkpoint
 from engine.config import ExperimentConfig, config_to_dict
+from engine.detector import Detector
 from engine.hub import CONFIG_NAME, WEIGHTS_NAME
-from engine.source import Source
+from models.detector import DEIM
 
 log = logging.getLogger(__name__)
 
 _OWN_BACKBONE_KEYS = ("depth", "mlp_ratio")
 
 
-def write_official(source: Source, path: Path) -> Path:
+def write_official(detector: Detector, path: Path) -> Path:
     """A .pth file as the official tools read and write it (spec 2.4): `model` and `ema` hold the judged weights.
 
     Config and classes come along under keys that the official tools do not read, so `evaluate_deimv2.py -r` needs
@@ -32,24 +34,24 @@ def write_official(source: Source, path: Path) -> Path:
     Raises:
         UserError: The model is none that the official code knows, or the file cannot be written.
     """
-    _require_official(source, "official")
-    weights = source.state_dict()  # one storage under both names: torch.save writes it once
+    _require_official(detector, "official")
+    weights = detector.model.state_dict()  # one storage under both names: torch.save writes it once
     state = {
         "date": datetime.now().isoformat(timespec="seconds"),
-        "last_epoch": source.checkpoint.get("last_epoch", -1),
+        "last_epoch": detector.checkpoint.get("last_epoch", -1),
         "model": weights,
         "criterion": {},
         "postprocessor": {},
-        "ema": {"module": weights, "updates": source.checkpoint.get("ema_updates", 0)},
-        "config": config_to_dict(source.config),
+        "ema": {"module": weights, "updates": detector.checkpoint.get("ema", {}).get("updates", 0)},
+        "config": config_to_dict(detector.config),
     }
-    if source.names_classes:
-        state["classes"] = source.classes.to_dict()
+    if detector.names_classes:
+        state["classes"] = detector.classes.to_dict()
     save_checkpoint(path, state)
     return path
 
 
-def write_safetensors(source: Source, path: Path) -> Path:
+def write_safetensors(detector: Detector, path: Path) -> Path:
     """The weights as a safetensors file, with config and classes as JSON in its metadata.
 
     Of tensors with two names one is stored, as safetensors' own `load_model` and the hub's tools expect.
@@ -58,11 +60,11 @@ def write_safetensors(source: Source, path: Path) -> Path:
         UserError: The file cannot be written.
     """
     stored = {
-        "config": config_to_dict(source.config),
-        "classes": source.classes.to_dict() if source.names_classes else None,
+        "config": config_to_dict(detector.config),
+        "classes": detector.classes.to_dict() if detector.names_classes else None,
     }
     texts = {key: json.dumps(stored[key], ensure_ascii=False) for key in METADATA_KEYS if stored[key] is not None}
-    content = safetensors.torch.save(_once(source.state_dict()), {"format": "pt", **texts})
+    content = safetensors.torch.save(_once(detector.model.state_dict()), {"format": "pt", **texts})
     write_atomically(path, lambda file: file.write(content), what="weights")
     return path
 
@@ -80,16 +82,16 @@ def _once(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-def write_hub_folder(source: Source, folder: Path) -> Path:
+def write_hub_folder(detector: Detector, folder: Path) -> Path:
     """`config.json`, `model.safetensors` and a model card `README.md`: what `hf upload NAME FOLDER` publishes.
 
     Raises:
         UserError: As `write_official`.
     """
-    _require_official(source, "hub")
-    config = json.dumps(official_model_config(source.config), indent=2, sort_keys=True) + "\n"
-    card = model_card(source)
-    write_safetensors(source, folder / WEIGHTS_NAME)
+    _require_official(detector, "hub")
+    config = json.dumps(official_model_config(detector.config), indent=2, sort_keys=True) + "\n"
+    card = model_card(detector)
+    write_safetensors(detector, folder / WEIGHTS_NAME)
     for name, text in ((CONFIG_NAME, config), ("README.md", card)):
         write_atomically(folder / name, lambda file, text=text: file.write(text.encode()), what=name)  # type: ignore[misc]
     return folder
@@ -116,15 +118,29 @@ def official_model_config(config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-def _require_official(source: Source, name: str) -> None:
-    source.deim(f"the official layout (--format {name})")
-    if source.has_texts:
+def require_deim(detector: Detector, target: str) -> DEIM:
+    """Return the network, if it is a DEIMv2.
+
+    Raises:
+        UserError: It is a baseline.
+    """
+    if isinstance(detector.model, DEIM):
+        return detector.model
+    assert detector.config.Baseline is not None
+    raise UserError(
+        f"{detector.path}: is the baseline {detector.config.Baseline.name}, which cannot be exported to {target}; only "
+        "DEIMv2 can. `--format safetensors` takes its weights out."
+    )
+
+
+def _require_official(detector: Detector, name: str) -> None:
+    if require_deim(detector, f"the official layout (--format {name})").text_fusion is not None:
         raise UserError(
-            f"{source.path}: has class texts in its scores (MultimodalFusion), which the official DEIMv2 does not "
+            f"{detector.path}: has class texts in its scores (MultimodalFusion), which the official DEIMv2 does not "
             "know. Export it with --format safetensors, onnx, torch_export or openvino, or export the checkpoint of "
             "phase 1."
         )
-    if source.config.deimv2.backbone.name == "vit_custom":
+    if detector.config.deimv2.backbone.name == "vit_custom":
         log.warning(
             "The official code has no backbone `vit_custom`: layout and keys are the official ones, but only this "
             "repository can build the model."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,23 +9,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from torch import nn
 
 from data.batch import Batch
-from data.classes import ClassMap
 from data.coco import CocoSplit
-from data.industrial_dataset import pixel_mean_std
 from data.progress import progress_bar
 from engine.coco_metrics import ClassResult, GroundTruth, Prediction, coco_numbers
 from engine.coco_metrics import Detections as SplitDetections
-from engine.config import ExperimentConfig
+from engine.detector import Detector
 from models.detections import Detections
-from models.detector import normalize_images
-from models.postprocess import build_postprocessor
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,78 +58,47 @@ class EvalResult:
 
 
 def evaluate(
-    model: nn.Module,
-    loader: Iterable[Batch],
-    *,
-    classes: ClassMap,
+    detector: Detector,
+    batches: Iterable[Batch],
     split: CocoSplit,
-    config: ExperimentConfig,
-    device: torch.device,
-    progress: bool = True,
-    amp_dtype: torch.dtype | None = None,
+    *,
     nms_iou: float | None = None,
+    progress: bool = True,
 ) -> EvalResult:
-    """Judge `model` on `split`. Every process of the group calls it with its own part of the images.
+    """Judge a detector on `split`. Every process of the group calls it with its own part of the images.
 
     Args:
-        model: Detector; judged in evaluation mode, its modes are restored.
-        loader: Batches of this process; all processes together must cover the split. An image that comes twice
-            counts once.
-        classes: Labels of the network -> the data set's category ids.
-        split: Ground truth.
-        config: What `build_postprocessor` and the pixel normalisation read.
-        device: Where `model` is.
-        progress: Show a bar with ETA on stderr (rank 0 only).
-        amp_dtype: Autocast to this type; None (the spec's way, section 9.4) computes in float32.
+        detector: Judged in evaluation mode; its modules' modes are restored.
+        batches: Of this process; all processes together must cover the split. An image that comes twice counts once.
+        split: Ground truth, with the detector's classes.
         nms_iou: Of boxes of one class that overlap more, the best is kept; None (the spec's way) keeps all.
+        progress: Show a bar with ETA on stderr (rank 0 only).
 
     Raises:
-        ValueError: The loaders left out images of the split, or the split has other classes.
+        ValueError: The batches left out images of the split, or the split has other classes.
     """
-    if classes != split.classes:
-        raise ValueError(f"split {split.name!r} has classes {split.classes}, the network {classes}")
+    if detector.classes != split.classes:
+        raise ValueError(f"split {split.name!r} has classes {split.classes}, the network {detector.classes}")
     rank = dist.get_rank() if _is_distributed() else 0
-    bar = progress_bar(loader, f"evaluate {split.name}", unit="batch", show=progress and rank == 0)
     started = time.perf_counter()
-    with _evaluation_mode(model):
-        seen = _detect(model, bar, config, device, amp_dtype, nms_iou)
-    seconds = time.perf_counter() - started
-    parts = _gather((seen, seconds))
+    seen: dict[int, Detections] = {}
+    with _evaluation_mode(detector.model):
+        for batch in progress_bar(batches, f"evaluate {split.name}", unit="batch", show=progress and rank == 0):
+            for image_id, one in zip(batch.image_ids, detector.detect(batch.images, batch.orig_sizes_wh), strict=True):
+                seen[image_id] = one if nms_iou is None else one.without_repeats(nms_iou)
+    parts = _gather((seen, time.perf_counter() - started))
     result = None
     if rank == 0:
         merged: dict[int, Detections] = {}
         for part, _ in parts:
             merged |= part
-        truth = GroundTruth.of(split)
-        slowest = max(seconds for _, seconds in parts)
-        result = _judge(truth, _to_split(merged, split), split.name, slowest / max(len(truth.images), 1))
+        seconds = max(seconds for _, seconds in parts)
+        result = _judge(GroundTruth.of(split), _to_split(merged, split), split.name, seconds)
     return _share(result)
 
 
-@torch.no_grad()  # not inference_mode: embeddings cached by a module must stay usable in training
-def _detect(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    config: ExperimentConfig,
-    device: torch.device,
-    amp_dtype: torch.dtype | None,
-    nms_iou: float | None,
-) -> dict[int, Detections]:
-    """What this process's part of the network saw, by image id."""
-    mean, std = pixel_mean_std(config)
-    processor = build_postprocessor(config)
-    detections: dict[int, Detections] = {}
-    for batch in batches:
-        batch = batch.to(device)
-        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-            outputs = model(normalize_images(batch.images, mean, std))
-        for image_id, one in zip(batch.image_ids, processor(outputs, batch.orig_sizes_wh), strict=True):
-            detections[image_id] = one if nms_iou is None else one.without_repeats(nms_iou)
-    return detections
-
-
 def _to_split(detections: Mapping[int, Detections], split: CocoSplit) -> SplitDetections:
-    """All of a split in ascending order of image ids; what is not finite is dropped (JSON and COCO know no NaN).
+    """Put all of a split into one table, in ascending order of image ids.
 
     Raises:
         ValueError: Images of the split are missing: their boxes would silently count as misses.
@@ -148,17 +109,8 @@ def _to_split(detections: Mapping[int, Detections], split: CocoSplit) -> SplitDe
     ordered = sorted(detections)
     image_ids = np.repeat(np.array(ordered, dtype=np.int64), [len(detections[image_id]) for image_id in ordered])
     whole = Detections.joined([detections[image_id] for image_id in ordered])
-    finite = np.isfinite(whole.scores) & np.isfinite(whole.boxes_xyxy).all(axis=1)
-    if not finite.all():
-        log.warning(
-            "%d of %d detections are not finite and left out; the weights have probably diverged",
-            int((~finite).sum()),
-            len(finite),
-        )
     category_ids = split.classes.ids.numpy()[whole.labels]
-    return SplitDetections.from_xyxy(
-        image_ids[finite], category_ids[finite], whole.scores[finite], whole.boxes_xyxy[finite]
-    )
+    return SplitDetections.from_xyxy(image_ids, category_ids, whole.scores, whole.boxes_xyxy)
 
 
 @contextmanager
@@ -198,7 +150,7 @@ def _share(result: EvalResult | None) -> EvalResult:
     return shared
 
 
-def _judge(truth: GroundTruth, detections: SplitDetections, split: str, seconds_per_image: float) -> EvalResult:
+def _judge(truth: GroundTruth, detections: SplitDetections, split: str, seconds: float) -> EvalResult:
     numbers = coco_numbers(truth, detections)
     return EvalResult(
         metrics=numbers.metrics,
@@ -207,6 +159,6 @@ def _judge(truth: GroundTruth, detections: SplitDetections, split: str, seconds_
         gt_hash=truth.fingerprint(),
         split=split,
         num_images=len(truth.images),
-        seconds_per_image=seconds_per_image,
+        seconds_per_image=seconds / max(len(truth.images), 1),
         detections=detections,
     )

@@ -20,6 +20,7 @@ from data.synthetic import ensure_dataset
 from engine.amp import choose_amp_dtype
 from engine.checkpoint import check_classes, load_checkpoint, save_checkpoint
 from engine.config import ExperimentConfig, config_to_dict, derive_run_length
+from engine.detector import Detector
 from engine.distributed import Distributed
 from engine.ema import ModelEma
 from engine.monitor import Monitor
@@ -73,9 +74,10 @@ class Run:
         return self.config.epoches if stop is None else stop
 
     @property
-    def judged_model(self) -> nn.Module:
-        """The weights that are evaluated: the EMA's where there is one."""
-        return self.ema.module if self.ema is not None else self.model
+    def detector(self) -> Detector:
+        """With the weights that are evaluated: the EMA's where there is one."""
+        model = self.ema.module if self.ema is not None else self.model
+        return Detector(model, self.config, self.data.classes, self.dist.device)
 
     def close(self) -> None:
         """Close the files, end the data workers and let other trainings into the folder."""

@@ -275,14 +275,7 @@ def report_nonfinite(run: Run, epoch: int, window: list[Batch], step: Step) -> N
 def judge_epoch(run: Run, epoch: int) -> None:
     """Evaluate, keep the best checkpoints, restart stage 2 where it failed to improve."""
     started = time.perf_counter()
-    result = evaluate(
-        run.judged_model,
-        run.val_loader,
-        classes=run.data.classes,
-        split=run.data.splits["val"],
-        config=run.config,
-        device=run.dist.device,
-    )
+    result = evaluate(run.detector, run.val_loader, run.data.splits["val"])
     seconds = time.perf_counter() - started
     ap = result.metrics["AP"]
     decision = decide(run.position.selection, ap=0.0 if ap is None else ap, epoch=epoch, stop_epoch=run.stop_epoch)

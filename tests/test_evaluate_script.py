@@ -21,9 +21,10 @@ from data.loader import build_eval_loader
 from data.splits import build_datasets
 from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
+from engine.detector import Detector
 from engine.evaluate import evaluate
 from models.detections import Detections
-from models.detector import build_detector
+from models.detector import DEIM, build_detector
 from tests.support.scripts import Outcome, start_script
 from tests.support.tiny_run import (
     CLASS_NAMES,
@@ -191,15 +192,9 @@ def test_the_ema_is_what_is_judged(tiny: Path) -> None:
     torch.manual_seed(0)
     build_detector(config)
     data = build_datasets(config, splits=("val",))
-    expected = evaluate(
-        build_detector(config),
-        build_eval_loader(config, data.splits["val"], data.classes),
-        classes=data.classes,
-        split=data.splits["val"],
-        config=config,
-        device=torch.device("cpu"),
-        progress=False,
-    )
+    detector = Detector(build_detector(config), config, data.classes)
+    loader = build_eval_loader(config, data.splits["val"], data.classes)
+    expected = evaluate(detector, loader, data.splits["val"], progress=False)
     found = read(tiny / "ema" / "predictions.json")
     assert [one["category_id"] for one in found] == [one["category_id"] for one in expected.predictions]
     assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected.predictions], abs=1e-5)
@@ -309,7 +304,7 @@ def test_out_of_memory_names_the_remedy(tiny: Path, monkeypatch: pytest.MonkeyPa
     def refuse(*args: object, **kwargs: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nand more")
 
-    monkeypatch.setattr("analysis.evaluate.evaluate", refuse)
+    monkeypatch.setattr(DEIM, "forward", refuse)
     outcome = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "big", *FAST, cwd=tiny)
     assert outcome.code == 2 and "-u val_dataloader.total_batch_size=1" in outcome.err
     assert "and more" not in outcome.err and not (tiny / "big").exists()

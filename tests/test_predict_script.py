@@ -21,13 +21,13 @@ from data.classes import ClassMap
 from data.errors import UNPRINTABLE, printable
 from data.loader import build_eval_loader
 from data.splits import build_datasets
-from deploy.detector import load_detector
 from deploy.sources import ImageSource, safe_name
 from deploy.thresholds import choose_thresholds
 from deploy.video import count_frames
 from deploy.writers import ImageWriter
 from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
+from engine.detector import Detector, load_detector
 from engine.evaluate import evaluate
 from models.detections import Detections
 from models.detector import build_detector
@@ -73,15 +73,7 @@ def test_what_evaluation_finds_is_what_prediction_finds(tiny: Path) -> None:
     model = build_detector(config)
     data = build_datasets(config, splits=("val",))
     loader = build_eval_loader(config, data.splits["val"], data.classes)
-    expected = evaluate(
-        model,
-        loader,
-        classes=data.classes,
-        split=data.splits["val"],
-        config=config,
-        device=torch.device("cpu"),
-        progress=False,
-    ).predictions
+    expected = evaluate(Detector(model, config, data.classes), loader, data.splits["val"], progress=False).predictions
     outcome = run_here("val", "--score", "0", "--batch-size", "4", "--save", "coco", "--output-dir", "same", cwd=tiny)
     assert outcome.code == 0, outcome.err
     content = read_json(tiny / "same/coco.json")
@@ -366,12 +358,10 @@ def test_an_interruption_keeps_what_was_done(tiny: Path, monkeypatch: pytest.Mon
 def test_files_without_classes_and_bad_class_names(tiny: Path) -> None:
     checkpoint = torch.load(tiny / "run/best.pth", weights_only=True)
     save_checkpoint(tiny / "official.pth", {"model": checkpoint["model"]})
-    loaded = load_detector(tiny / "official.pth", torch.device("cpu"), config_path=tiny / "tiny.yml")
+    loaded = load_detector(tiny / "official.pth", config_path=tiny / "tiny.yml")
     assert loaded.classes == CLASSES and loaded.epoch is None, "the data's"
     nowhere = ["val_dataloader.dataset.ann_file=gone.json"]
-    numbered = load_detector(
-        tiny / "official.pth", torch.device("cpu"), config_path=tiny / "tiny.yml", overrides=nowhere
-    )
+    numbered = load_detector(tiny / "official.pth", config_path=tiny / "tiny.yml", overrides=nowhere)
     assert numbered.classes.names == ("class 1", "class 2")
     assert [safe_name(name) for name in ("a/b: c?", "con", "..", "nul.x")] == ["a_b_ c_", "con_", "_", "nul.x_"]
 

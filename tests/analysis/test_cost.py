@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from analysis import cost as cost_module
 from analysis.cost import measure_cost
 from analysis.result import Cost
+from data.classes import ClassMap
 from engine.config import ExperimentConfig, load_config
+from engine.detector import Detector
 from models.detector import build_detector
 from tests.support.baselines import write_tiny_baseline
 from tests.support.models import NUM_CLASSES, tiny_config, tiny_model
 
-CPU = torch.device("cpu")
+CLASSES = ClassMap((1,), ("a",))
 MEGABYTE = 2**20
 SIDE_PX = 64
 
@@ -56,7 +58,9 @@ def measure(
     model: nn.Module, config: ExperimentConfig | None = None, *, eval_batch: int = 1, **options: object
 ) -> Cost:
     chosen = {"training_step": False, "budget_seconds": 1.0, **options}
-    return measure_cost(model, config or tiny_config(), CPU, eval_batch=eval_batch, **chosen)  # type: ignore[arg-type]
+    config = config or tiny_config()
+    detector = Detector(model, config, CLASSES)
+    return measure_cost(detector, eval_batch=eval_batch, **chosen)  # type: ignore[arg-type]
 
 
 def small_batch(**sections: object) -> ExperimentConfig:
@@ -207,7 +211,7 @@ def test_baselines_are_measured_alike(name: str, tmp_path: Path) -> None:
 def test_on_a_gpu() -> None:
     device = torch.device("cuda")
     model = tiny_model().to(device)
-    cost = measure_cost(model, small_batch(), device, eval_batch=4, amp_dtype=torch.bfloat16)
+    cost = measure_cost(Detector(model, small_batch(), CLASSES, device, torch.bfloat16), eval_batch=4)
     on_cpu = measure(tiny_model())
     assert cost.gflops == on_cpu.gflops and cost.dtype == "bfloat16"
     assert cost.inference_memory_mb is not None and cost.training_memory_mb is not None

@@ -1,7 +1,6 @@
 """Hooks hear what the kernels read, and leave nothing behind."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.capture import Captured, capture, load_detector
+from attention.capture import Captured, capture
 from data.errors import UserError
-from engine.checkpoint import save_checkpoint
 from models.deformable_attention import split_heads
 from models.detector import DEIM
 from tests.support.baselines import small_baseline
@@ -135,9 +133,3 @@ def test_refuses_training_mode_and_baselines() -> None:
         capture(tiny_model(), IMAGES)
     with pytest.raises(UserError, match="not defined for a CNN baseline"):
         capture(small_baseline("fcos_resnet18").eval(), IMAGES)
-
-
-def test_an_official_file_needs_a_config(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "x.pth", {"model": tiny_model().state_dict()})
-    with pytest.raises(UserError, match="give one with -c"):
-        load_detector(tmp_path / "x.pth", torch.device("cpu"))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from attention.capture import LoadedDetector, capture
+from attention.capture import capture
 from attention.score_run import map_methods, sampling_density, score
 from attention.scoring import METRICS, ScoreOptions
 from data.classes import ClassMap
 from data.errors import UserError
 from engine.config import load_config
+from engine.detector import Detector
 from models.detector import build_detector
 from tests.support.baselines import write_tiny_baseline
 from tests.support.models import images, shake, tiny_model
@@ -25,31 +27,24 @@ EASY = ScoreOptions(steps=2, score_threshold=0.0, iou_threshold=0.02, samples=20
 """So that an untrained detector hits something."""
 
 
-def loaded(folder: Path, config_path: Path) -> LoadedDetector:
+def loaded(folder: Path, config_path: Path) -> Detector:
     """An untrained detector with tiny data."""
     write_tiny_data(folder, num_train=1, num_val=5)
     config = load_config(config_path)
     torch.manual_seed(0)
     model = build_detector(config)
     shake(model)
-    return LoadedDetector(
-        model=model.eval(),
-        config=config,
-        classes=ClassMap((3, 7), CLASS_NAMES),
-        has_class_names=True,
-        path=folder / "best.pth",
-        sha256="0" * 64,
-        device=torch.device("cpu"),
-    )
+    (folder / "best.pth").touch()
+    return Detector(model.eval(), config, ClassMap((3, 7), CLASS_NAMES), path=folder / "best.pth")
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> LoadedDetector:
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     folder = tmp_path_factory.mktemp("score")
     return loaded(folder, write_tiny_config(folder))
 
 
-def test_everything_is_written_and_the_same_again(detector: LoadedDetector, tmp_path: Path) -> None:
+def test_everything_is_written_and_the_same_again(detector: Detector, tmp_path: Path) -> None:
     markdown = score(detector, 2, tmp_path / "en", options=EASY, progress=False)
     names = {path.name for path in (tmp_path / "en").iterdir()}
     tables = ("", "_differences", "_randomisation")
@@ -76,7 +71,7 @@ def test_everything_is_written_and_the_same_again(detector: LoadedDetector, tmp_
     assert score(detector, 2, tmp_path / "again", options=EASY, progress=False) == markdown
 
 
-def test_spanish_tables_have_decimal_commas_and_no_english(detector: LoadedDetector, tmp_path: Path) -> None:
+def test_spanish_tables_have_decimal_commas_and_no_english(detector: Detector, tmp_path: Path) -> None:
     markdown = score(detector, 1, tmp_path, lang="es", layer="vit.1", options=EASY, progress=False)
     assert "Energía (su caja)" in markdown
     assert "Aleatorio" in markdown
@@ -98,7 +93,7 @@ def test_a_baseline_has_class_evidence_alone(tmp_path: Path) -> None:
     assert [method.name for method in map_methods(baseline.model, None)] == ["grad_cam", "hires_cam", "eigen_cam"]
 
 
-def test_what_cannot_be_scored_is_said(detector: LoadedDetector, tmp_path: Path) -> None:
+def test_what_cannot_be_scored_is_said(detector: Detector, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--score 0: expected the number of images"):
         score(detector, 0, tmp_path, options=EASY)
     with pytest.raises(UserError, match="Layer 'fpn'"):
@@ -108,9 +103,9 @@ def test_what_cannot_be_scored_is_said(detector: LoadedDetector, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-def test_no_boxes_no_score(detector: LoadedDetector, tmp_path: Path) -> None:
+def test_no_boxes_no_score(detector: Detector, tmp_path: Path) -> None:
     write_tiny_data(tmp_path, num_train=1, num_val=2, boxes=False)
-    empty = LoadedDetector(**{**vars(detector), "config": load_config(write_tiny_config(tmp_path))})
+    empty = replace(detector, config=load_config(write_tiny_config(tmp_path)))
     with pytest.raises(UserError, match="no image of this split has a box"):
         score(empty, 1, tmp_path / "out", options=EASY)
 

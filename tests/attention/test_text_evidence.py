@@ -11,13 +11,13 @@ from PIL import Image
 
 from analysis.labels import labels_of
 from analysis.tables import write_table
-from attention.capture import LoadedDetector
 from attention.objects import all_objects
 from attention.run import ViewOptions, visualize
 from attention.sources import SourceImage
 from attention.text_evidence import has_text, text_evidence, text_table, text_view
 from data.classes import ClassMap
 from data.errors import UserError
+from engine.detector import Detector
 from tests.support.baselines import small_baseline
 from tests.support.models import images, shake, tiny_config, tiny_model
 from tests.support.text_fusion import fused_model, section
@@ -78,7 +78,8 @@ def test_a_detector_with_text_gets_its_figure_and_table(tmp_path: Path) -> None:
     classes = ClassMap(tuple(range(6)), NAMES)
     path = tmp_path / "a.png"
     Image.fromarray(np.full((48, 80, 3), 120, dtype=np.uint8)).save(path)
-    detector = LoadedDetector(model.eval(), config, classes, True, tmp_path / "x.pth", "0", torch.device("cpu"))
+    (tmp_path / "x.pth").touch()
+    detector = Detector(model.eval(), config, classes, path=tmp_path / "x.pth")
     options = ViewOptions(what=("evidence",), top=1, min_score=0, lang="es")
     visualize(detector, [SourceImage(path, "a", None)], tmp_path / "out", options, progress=False)
     drawn = {one.name for one in (tmp_path / "out" / "a").iterdir() if one.stem == "text"}

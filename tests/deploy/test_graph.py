@@ -21,12 +21,11 @@ from data.industrial_dataset import pixel_mean_std
 from data.loader import build_eval_loader
 from data.splits import build_datasets
 from deploy import graph
-from deploy.detector import load_detector
 from deploy.export import ACCELERATED_TOLERANCE, check_against_torch, export_checkpoint
 from deploy.graph import GraphOptions, deployed_detector, example_inputs, graph_metadata, require_packages
 from deploy.runtimes import GraphOutput, accelerated_runners, agreement, onnx_runner, torch_runner
 from engine.config import apply_overrides, load_config
-from engine.source import Source, load_source
+from engine.detector import Detector, load_detector
 from models.detector import normalize_images
 from tests.support.baselines import small_baseline
 from tests.support.configs import CONFIGS
@@ -64,11 +63,11 @@ def test_differences_are_measured() -> None:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return load_source(write_tiny_checkpoint(tmp_path_factory.mktemp("graph"), DEIMTransformer__num_layers=1))
+def source(tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    return load_detector(write_tiny_checkpoint(tmp_path_factory.mktemp("graph"), DEIMTransformer__num_layers=1))
 
 
-def test_the_check_passes_and_fails(source: Source) -> None:
+def test_the_check_passes_and_fails(source: Detector) -> None:
     detector = deployed_detector(source)
     runner, options = torch_runner(detector), GraphOptions((64, 64), dynamic_size=True)
     assert check_against_torch(detector, runner, options, Path("x.onnx")).within(0)
@@ -82,7 +81,7 @@ def test_the_check_passes_and_fails(source: Source) -> None:
 
 
 def test_accelerators_of_this_machine_are_checked_too(
-    source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    source: Detector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """TensorRT in float16 that gives wrong boxes without an error; ONNX Runtime is played by PyTorch."""
     right = torch_runner(deployed_detector(source))
@@ -114,7 +113,7 @@ def test_accelerators_of_this_machine_are_checked_too(
         check(runners["TensorRT float16"], GraphOptions((64, 64)), "x.onnx with TensorRT", ACCELERATED_TOLERANCE)
 
 
-def test_validation_prediction_and_the_exported_recipe_resize_alike(source: Source, tmp_path: Path) -> None:
+def test_validation_prediction_and_the_exported_recipe_resize_alike(source: Detector, tmp_path: Path) -> None:
     """For images of several shapes: what the loader gives, what the predictor gives and what the metadata say."""
     sizes_wh = [(160, 160), (400, 100), (33, 500)]
     coco = {"images": [], "annotations": [], "categories": [{"id": k, "name": n} for k, n in enumerate(NAMES)]}
@@ -132,7 +131,7 @@ def test_validation_prediction_and_the_exported_recipe_resize_alike(source: Sour
     data = build_datasets(config, splits=("val",))
     loader = build_eval_loader(config, data.splits["val"], data.classes)
     validated = torch.cat([normalize_images(batch.images, *pixel_mean_std(config)) for batch in loader])
-    detector = load_detector(source.path, torch.device("cpu")).detector
+    detector = load_detector(source.path)
     facts = {key: json.loads(text) for key, text in graph_metadata(source, GraphOptions((64, 64))).items()}
     height, width = facts["input_size_hw"]
     for number in range(len(sizes_wh)):
@@ -150,14 +149,14 @@ def test_example_inputs_differ_by_seed() -> None:
     assert not torch.equal(images[0], images[1]) and not torch.equal(images, example_inputs((64, 96), 2, seed=2)[0])
 
 
-def test_metadata_tell_how_to_feed_it(source: Source) -> None:
+def test_metadata_tell_how_to_feed_it(source: Detector) -> None:
     facts = {key: json.loads(value) for key, value in graph_metadata(source, GraphOptions((64, 64))).items()}
     assert facts["names"] == list(NAMES) and facts["input_size_hw"] == [64, 64]
     assert facts["category_ids"] == [0, 1, 2, 3, 4, 5] and facts["colour"] == "RGB" and "bilinear" in facts["resize"]
     assert facts["mean"][0] == pytest.approx(0.485) and facts["scale"] == pytest.approx(1 / 255)
 
 
-def test_what_cannot_be_exported(tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_exported(tmp_path: Path, source: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"--size 60 64: both sides must be multiples of 32"):
         export_checkpoint(source.path, ["torch_export"], size_hw=(60, 64), output_dir=tmp_path / "out")
     for size_hw, dynamic in (((32, 64), True), ((9600, 64), False)):
@@ -172,7 +171,7 @@ def test_what_cannot_be_exported(tmp_path: Path, source: Source, monkeypatch: py
         require_packages("openvino")
     monkeypatch.undo()
     config = load_config(CONFIGS / "baselines" / "quickstart_resnet18.yml")
-    baseline = Source(tmp_path / "b.pth", {}, config, small_baseline("fasterrcnn_resnet18"), CLASSES, True)
+    baseline = Detector(small_baseline("fasterrcnn_resnet18"), config, CLASSES, path=tmp_path / "b.pth")
     with pytest.raises(UserError, match=r"is the baseline fasterrcnn_resnet18, .* a graph \(torch_export, onnx, openv"):
         deployed_detector(baseline)
     assert not (tmp_path / "out").exists()
@@ -194,7 +193,7 @@ def test_a_full_disk_does_not_end_the_process(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_program_can_be_saved_and_run(source: Source, tmp_path: Path) -> None:
+def test_a_program_can_be_saved_and_run(source: Detector, tmp_path: Path) -> None:
     written = export_checkpoint(source.path, ["torch_export"], output_dir=tmp_path)
     assert written[0].path == tmp_path / "model.pt2"
     assert written[0].agreement is not None and written[0].agreement.within(1e-5)
@@ -235,7 +234,7 @@ def test_the_readme_shows_how_to_run_it(
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet.replace("score >= 0.5", "score >= 0"), "README.md", "exec"), {})
     found = [line.split() for line in capsys.readouterr().out.splitlines()]
-    detector = load_detector(path, torch.device("cpu")).detector
+    detector = load_detector(path)
     expected = detector.detect([detector.prepare(pixels)], [(90, 50)])[0]
     assert [line[0] for line in found] == [NAMES[label] for label in expected.labels.tolist()]
     assert [float(line[1]) for line in found] == pytest.approx(expected.scores.tolist(), abs=0.006)

@@ -13,10 +13,11 @@ import yaml
 
 from data.errors import UserError
 from deploy.export import export_checkpoint
+from deploy.model_card import derived_from_dinov3
 from deploy.weights_out import official_model_config, write_hub_folder, write_official
 from engine.checkpoint import checkpoint_classes, checkpoint_config, load_checkpoint, model_state
 from engine.config import ExperimentConfig, config_to_dict, load_config
-from engine.source import Source, load_source
+from engine.detector import Detector, load_detector
 from models.detector import build_detector
 from tests.support.baselines import small_baseline
 from tests.support.configs import CONFIGS, official
@@ -40,8 +41,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_official_keys_shapes_and_dtypes(tmp_path: Path) -> None:
     """Those of the original's own state dict (S, six classes)."""
     config = load_config(official("s"), list(SIX_CLASSES))
-    source = Source(tmp_path / "x.pth", {}, config, build_detector(config).eval(), CLASSES, True)
-    content = torch.load(write_official(source, tmp_path / "out.pth"), weights_only=True)
+    detector = Detector(build_detector(config).eval(), config, CLASSES, path=tmp_path / "x.pth")
+    content = torch.load(write_official(detector, tmp_path / "out.pth"), weights_only=True)
     spec = golden_json("keys")
     integers = {"decoder.reg_scale", "decoder.decoder.reg_scale"}
     expected = {}
@@ -57,12 +58,12 @@ def test_official_keys_shapes_and_dtypes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["best_official.pth", "model.safetensors", "hub"])
 def test_everything_comes_back(exported: Path, name: str) -> None:
     expected = model_state(load_checkpoint(exported.parent / "best.pth"))  # the EMA's weights
-    source = load_source(exported / name)
-    found = source.state_dict()
+    detector = load_detector(exported / name)
+    found = detector.model.state_dict()
     assert [key for key, value in expected.items() if not torch.equal(found[key], value)] == []
     checkpoint = load_checkpoint(exported / name)
-    assert checkpoint_classes(checkpoint, exported).names == NAMES and source.classes.names == NAMES  # type: ignore[union-attr]
-    assert checkpoint_config(checkpoint, exported) == load_source(exported.parent / "best.pth").config
+    assert checkpoint_classes(checkpoint, exported).names == NAMES and detector.classes.names == NAMES  # type: ignore[union-attr]
+    assert checkpoint_config(checkpoint, exported) == load_detector(exported.parent / "best.pth").config
 
 
 def test_the_hubs_own_reader_takes_the_file(exported: Path) -> None:
@@ -93,7 +94,7 @@ def test_model_card(exported: Path) -> None:
 def test_licence_of_derived_weights(tmp_path: Path, sections: dict[str, Any]) -> None:
     path = write_tiny_checkpoint(tmp_path, **sections)
     (tmp_path / "results.json").unlink()
-    card = (write_hub_folder(load_source(path), tmp_path / "hub") / "README.md").read_text(encoding="utf-8")
+    card = (write_hub_folder(load_detector(path), tmp_path / "hub") / "README.md").read_text(encoding="utf-8")
     assert "license_name: dinov3-license" in card and "fall under the [DINOv3 License]" in card
     assert "Not evaluated: there was no results.json of this checkpoint" in card
 
@@ -102,29 +103,29 @@ def test_the_card_never_shows_another_checkpoints_metrics(tmp_path: Path) -> Non
     """A run's results.json speaks of best.pth, not of last.pth beside it."""
     path = write_tiny_checkpoint(tmp_path)
     last = path.rename(tmp_path / "last.pth")
-    card = (write_hub_folder(load_source(last), tmp_path / "hub") / "README.md").read_text(encoding="utf-8")
+    card = (write_hub_folder(load_detector(last), tmp_path / "hub") / "README.md").read_text(encoding="utf-8")
     assert "Not evaluated" in card and "45.7" not in card
 
 
 def test_damaged_results_do_not_stop_an_export(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_tiny_checkpoint(tmp_path)
     (tmp_path / "results.json").write_text("{", encoding="utf-8")
-    write_hub_folder(load_source(path), tmp_path / "hub")
+    write_hub_folder(load_detector(path), tmp_path / "hub")
     assert "results.json: cannot be read" in caplog.text
 
 
 def test_what_the_official_code_does_not_know(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config, path = tiny_config(), tmp_path / "best.pth"
     with pytest.raises(UserError, match=r"has class texts in its scores .* --format safetensors, onnx"):
-        write_official(Source(path, {}, config, fused_model(), CLASSES, True), tmp_path / "x.pth")
+        write_official(Detector(fused_model(), config, CLASSES, path=path), tmp_path / "x.pth")
     baseline = small_baseline("fasterrcnn_resnet18")
-    source = Source(path, {}, _baseline_config(), baseline, CLASSES, True)
+    detector = Detector(baseline, _baseline_config(), CLASSES, path=path)
     with pytest.raises(
         UserError, match=r"is the baseline fasterrcnn_resnet18, which cannot be exported to the official"
     ):
-        write_hub_folder(source, tmp_path / "hub")
+        write_hub_folder(detector, tmp_path / "hub")
     assert not (tmp_path / "x.pth").exists() and not (tmp_path / "hub").exists()
-    write_official(Source(path, {}, config, tiny_model(), CLASSES, True), tmp_path / "y.pth")
+    write_official(Detector(tiny_model(), config, CLASSES, path=path), tmp_path / "y.pth")
     assert "no backbone `vit_custom`" in caplog.text
 
 
@@ -137,9 +138,9 @@ def test_classes_without_names(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     path = tmp_path / "official.pth"
     torch.save({"model": tiny_model().state_dict()}, path)
     with pytest.raises(UserError, match=r"no config in it \(an official file\?\); give one with -c CONFIG"):
-        load_source(path)
+        load_detector(path)
     (tmp_path / "c.yml").write_text(yaml.safe_dump(config_to_dict(tiny_config())), encoding="utf-8")
     nowhere = "val_dataloader.dataset.ann_file=gone.json"  # else the names of data that happens to lie there
-    source = load_source(path, tmp_path / "c.yml", [nowhere])
-    assert source.classes.names[0] == "class 1" and "names no classes" in caplog.text
-    assert source.derived_from_dinov3, "nobody knows, so the stricter licence"
+    detector = load_detector(path, config_path=tmp_path / "c.yml", overrides=[nowhere])
+    assert detector.classes.names[0] == "class 1" and "names no classes" in caplog.text
+    assert derived_from_dinov3(detector), "nobody knows, so the stricter licence"

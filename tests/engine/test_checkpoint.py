@@ -27,7 +27,7 @@ from engine.checkpoint import (
     save_checkpoint,
 )
 from engine.config import config_to_dict, load_config
-from engine.judged_config import judged_config
+from engine.detector import judged_config
 from tests.support.models import tiny_config
 
 ROOT = Path(__file__).parents[2]

@@ -78,10 +78,7 @@ def build(tiny: Path, folder: Path, *overrides: str, config: str = "fused.yml", 
 
 def judge(run: Run) -> EvalResult:
     split = run.data.splits["val"]
-    device = run.dist.device
-    return evaluate(
-        run.judged_model, run.val_loader, classes=run.data.classes, split=split, config=run.config, device=device
-    )
+    return evaluate(run.detector, run.val_loader, split)
 
 
 def test_phase_2_starts_with_phase_1_s_detections_and_ap(tiny: Path, tmp_path: Path) -> None:
@@ -94,7 +91,7 @@ def test_phase_2_starts_with_phase_1_s_detections_and_ap(tiny: Path, tmp_path: P
     assert found.predictions and found.predictions == expected.predictions
     assert found.metrics == expected.metrics
     with torch.no_grad():
-        run.judged_model.get_parameter(f"{PREFIX}gates").fill_(1.0)
+        run.detector.model.get_parameter(f"{PREFIX}gates").fill_(1.0)
     assert judge(run).predictions != expected.predictions  # an open gate does show
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from data.batch import Batch, Target
 from data.coco import CocoSplit, read_split
 from engine.config import ExperimentConfig, load_config
+from engine.detector import Detector
 from engine.evaluate import EvalResult, evaluate
 from models.detector import IMAGE_MEAN, IMAGE_STD
 from tests.support.coco_reference import CLASSES
@@ -111,16 +112,8 @@ def judge(
 ) -> EvalResult:
     """`evaluate` on the images at `indices`."""
     place = torch.device(device)
-    return evaluate(
-        (model or TableDetector(split)).to(place),
-        make_batches(split, indices),
-        classes=CLASSES,
-        split=split,
-        config=make_config(),
-        device=place,
-        progress=progress,
-        amp_dtype=amp_dtype,
-    )
+    detector = Detector((model or TableDetector(split)).to(place), make_config(), CLASSES, place, amp_dtype)
+    return evaluate(detector, make_batches(split, indices), split, progress=progress)
 
 
 def judge_as_one_of_two(rank: int, folder: Path, divisions: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:

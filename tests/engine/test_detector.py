@@ -10,16 +10,16 @@ from torch import nn
 from data.classes import ClassMap
 from data.errors import UserError
 from data.images import resize_antialiased
-from deploy.detector import NetworkDetector, load_detector
 from engine.checkpoint import save_checkpoint
 from engine.config import ExperimentConfig, apply_overrides, config_to_dict, load_config
+from engine.detector import Detector, load_detector
 from models.detector import build_detector, normalize_images
 from models.postprocess import build_postprocessor
 from tests.support.baselines import write_tiny_baseline
 from tests.support.models import tiny_config
 from tests.support.text_fusion import fused_model, section
 
-CPU = torch.device("cpu")
+CLASSES = ClassMap((1,), ("a",))
 
 
 def save(path: Path, model: nn.Module, config: ExperimentConfig) -> Path:
@@ -40,8 +40,8 @@ def test_every_kind_of_detector(kind: str, tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = build_detector(config)
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    loaded = load_detector(save(tmp_path / "best.pth", model, config), CPU)
-    (found,) = loaded.detector.detect([loaded.detector.prepare(pixels)], [(70, 50)])
+    detector = load_detector(save(tmp_path / "best.pth", model, config))
+    (found,) = detector.detect([detector.prepare(pixels)], [(70, 50)])
     resize = config.val_dataloader.dataset.transforms.resize
     normalize = config.train_dataloader.dataset.transforms.normalize
     assert resize is not None and normalize is not None
@@ -70,9 +70,9 @@ class _Broken(nn.Module):
 
 def test_memory_and_numbers(caplog: pytest.LogCaptureFixture) -> None:
     pixels = np.zeros((20, 20, 3), np.uint8)
-    exhausted = NetworkDetector(_Broken(None), tiny_config(), CPU)
+    exhausted = Detector(_Broken(None), tiny_config(), CLASSES)
     with pytest.raises(UserError, match="Out of memory with 1 images at once.*smaller --batch-size"):
         exhausted.detect([exhausted.prepare(pixels)], [(20, 20)])
-    diverged = NetworkDetector(_Broken(float("nan")), tiny_config(), CPU)
+    diverged = Detector(_Broken(float("nan")), tiny_config(), CLASSES)
     (found,) = diverged.detect([diverged.prepare(pixels)], [(20, 20)])
     assert len(found) == 12 and "6 of 18 detections are not finite" in caplog.text
