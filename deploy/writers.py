@@ -29,7 +29,6 @@ from texts import Language, texts_of
 Form = Literal["images", "coco", "csv", "yolo", "crops"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
-_JPEG = {"format": "JPEG", "quality": 92}
 _LONGEST_JPEG_SIDE = 65_500
 
 
@@ -70,9 +69,9 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
             write(source, pixels, found if form == "coco" else inside)
 
     def _write_picture(self, source: ImageSource, pixels: PixelArray, found: Detections) -> None:
-        options = _JPEG if max(pixels.shape[:2]) <= _LONGEST_JPEG_SIDE else {"format": "PNG"}
-        path = self._folder / "images" / f"{source.stem}.{'jpg' if options is _JPEG else 'png'}"
-        save_picture(path, drawn(pixels, found, self._classes), durable=False, **options)
+        suffix = "jpg" if max(pixels.shape[:2]) <= _LONGEST_JPEG_SIDE else "png"
+        path = self._folder / "images" / f"{source.stem}.{suffix}"
+        save_picture(path, drawn(pixels, found, self._classes), durable=False)
 
     def _add_to_coco(self, source: ImageSource, pixels: PixelArray, found: Detections) -> None:
         image_id = len(self._images) + 1
@@ -108,7 +107,7 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         boxes = zip(found.labels.tolist(), low.tolist(), high.tolist(), strict=True)
         for number, (label, (left, top), (right, bottom)) in enumerate(boxes, start=1):
             path = self._folder / "crops" / safe_name(self._classes.names[label]) / f"{source.stem}_{number}.png"
-            save_picture(path, pixels[top:bottom, left:right], durable=False, format="PNG")
+            save_picture(path, pixels[top:bottom, left:right], durable=False)
 
     def __exit__(self, *error: object) -> None:
         self._table.close()

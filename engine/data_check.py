@@ -13,8 +13,9 @@ from data.loader import TrainLoader, build_train_loader
 from data.problems import Problem, errors_of, problem_lines, shorten, warnings_of
 from data.schedule import describe, epoch_plan, stage_starts
 from data.splits import read_splits
+from data.types import PixelArray
 from engine.config import ExperimentConfig
-from engine.pictures import Picture, batch_pictures, grid, save_png
+from engine.pictures import batch_pictures, grid, save_picture
 
 log = logging.getLogger(__name__)
 
@@ -74,15 +75,15 @@ def write_training_sheets(config: ExperimentConfig, folder: Path, count: int) ->
     sheets = []
     for start, end in zip(starts, [*starts[1:], config.epoches], strict=True):
         path = folder / f"training_samples_epoch_{start}.png"
-        save_png(path, grid(_training_pictures(loader, split.classes.names, start, count)))
+        save_picture(path, grid(_training_pictures(loader, split.classes.names, start, count)))
         text = f"epochs {start} to {end - 1}: {describe(transforms, epoch_plan(transforms, collate, start))}"
         sheets.append((path, text))
     return sheets
 
 
-def _training_pictures(loader: TrainLoader, names: Sequence[str], epoch: int, count: int) -> list[Picture]:
+def _training_pictures(loader: TrainLoader, names: Sequence[str], epoch: int, count: int) -> list[PixelArray]:
     loader.set_epoch(epoch)
-    pictures: list[Picture] = []
+    pictures: list[PixelArray] = []
     for batch in loader:
         pictures += batch_pictures(batch, names)
         if len(pictures) >= count:

@@ -22,8 +22,9 @@ from tqdm import tqdm
 from data.batch import Batch
 from data.classes import ClassMap
 from data.files import GrowingFile
+from data.types import PixelArray
 from engine.evaluate import EvalResult
-from engine.pictures import Picture, batch_pictures, grid
+from engine.pictures import batch_pictures, grid
 from engine.run_folder import JsonLines
 
 LOG_EVERY_STEPS = 10
@@ -170,7 +171,7 @@ class Monitor:
             pictures = batch_pictures(batch, self._classes.names)[:_MAX_PICTURES]
             self._board.image("training_images", grid(pictures), step)
 
-    def prediction_images(self, pictures: Sequence[Picture], *, step: int) -> None:
+    def prediction_images(self, pictures: Sequence[PixelArray], *, step: int) -> None:
         """Validation predictions beside the ground truth."""
         if self.enabled and pictures:
             self._board.image("validation_predictions", grid(pictures), step)
@@ -204,7 +205,7 @@ class _Board:
         """One point of a curve."""
         self._write(Event(step=step, summary=summary.scalar(key, value)))
 
-    def image(self, key: str, picture: Picture, step: int) -> None:
+    def image(self, key: str, picture: PixelArray, step: int) -> None:
         """One picture."""
         self._write(Event(step=step, summary=summary.image(key, picture, dataformats="HWC")))
 

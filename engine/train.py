@@ -27,7 +27,7 @@ from engine.evaluate import evaluate
 from engine.interrupt import StopSignal
 from engine.nonfinite import keep_step
 from engine.optim import set_learning_rates
-from engine.predictions import prediction_pictures, write_prediction_sheets
+from engine.pictures import prediction_pictures, write_prediction_sheets
 from engine.results import write_results
 from engine.resume import Position, restore
 from engine.run import Run, build_run, save

@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.coco import CocoSplit
 from data.errors import UserError
+from data.splits import read_splits
+from engine.coco_metrics import Prediction
 from engine.pictures import (
     CLASS_COLOURS,
-    SheetExample,
     class_colour,
     draw_boxes,
     grid,
-    prediction_sheet,
-    save_pdf,
-    save_png,
+    prediction_pictures,
+    save_picture,
+    write_prediction_sheets,
 )
+from tests.support.coco_files import CocoFiles, data_config
 
 NAMES = ("PERFORACIÓN", "RAYÓN", "ROTURA")
 
@@ -93,17 +96,6 @@ def test_many_classes_and_unknown_labels() -> None:
     assert len(set(CLASS_COLOURS)) == 7
 
 
-def test_wrong_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match="uint8"):
-        draw_boxes(grey().astype(np.float32), [], [], NAMES)
-    with pytest.raises(ValueError, match="uint8"):
-        grid([grey()[..., 0]])
-    with pytest.raises(ValueError, match="lengths differ"):
-        draw_boxes(grey(), [[0, 0, 1, 1]], [], NAMES)
-    with pytest.raises(ValueError, match="at least one"):
-        grid([])
-
-
 def test_grid_of_different_sizes() -> None:
     sheet = grid([grey(10, 20), grey(30, 10), grey(30, 20)])
     assert sheet.shape == (2 * 36 + 6, 2 * 26 + 6, 3)
@@ -111,50 +103,52 @@ def test_grid_of_different_sizes() -> None:
     assert grid([grey(10, 10)] * 3, columns=3).shape == (22, 54, 3)
 
 
-def example(**changes: Any) -> SheetExample:
-    values: dict[str, Any] = {
-        "image": grey(160, 160),
-        "true_boxes": [[10, 40, 60, 90]],
-        "true_labels": [0],
-        "predicted_boxes": np.array([[12, 40, 62, 90], [100, 100, 150, 150]]),
-        "predicted_labels": [0, 1],
-        "predicted_scores": [0.8, 0.1],
-        "title": "a_file_with_a_very_long_name_that_does_not_fit_over_one_panel_of_the_sheet.jpg",
-    }
-    return SheetExample(**{**values, **changes})
+@pytest.fixture
+def split(tmp_path: Path) -> CocoSplit:
+    """Three images, one box, the first with a long name."""
+    files = CocoFiles(tmp_path, num_images=3, boxes_per_image=0, size_wh=(160, 160))
+    files.add_box(1, [10, 40, 50, 50], files.content["categories"][0]["id"])
+    name = "a_file_with_a_very_long_name_that_does_not_fit_over_one_panel_of_the_sheet.png"
+    (files.img_folder / files.content["images"][0]["file_name"]).rename(files.img_folder / name)
+    files.content["images"][0]["file_name"] = name
+    files.save()
+    (found,), _ = read_splits(data_config(tmp_path), ["train"])
+    return found
 
 
-def test_a_sheet_shows_truth_and_sure_predictions_side_by_side() -> None:
-    sheet = prediction_sheet([example()], NAMES, panel_px=160)
-    image, truth, predictions = sheet[:, 12:172], sheet[:, 178:338], sheet[:, 344:504]
+def predictions(split: CocoSplit) -> list[Prediction]:
+    ids = split.classes.category_ids
+    return [
+        {"image_id": 1, "category_id": ids[0], "bbox": [12, 40, 50, 50], "score": 0.8},
+        {"image_id": 1, "category_id": ids[1], "bbox": [100, 100, 50, 50], "score": 0.1},
+    ]
+
+
+def test_truth_and_sure_predictions_side_by_side(split: CocoSplit) -> None:
+    pictures = prediction_pictures(split, predictions(split), split.classes, count=8, panel_px=160)
+    assert len(pictures) == 3, "each image once"
+    image, truth, found = (pictures[0][:, left : left + 160] for left in (6, 172, 338))
     orange, blue = (np.array(class_colour(k)) for k in (0, 1))
     assert not (image == orange).all(-1).any()
     assert (truth == orange).all(-1).any()
-    assert (predictions == orange).all(-1).any()
-    assert not (sheet == blue).all(-1).any(), "a score of 0.1 is not shown"
-    sure_of_all = prediction_sheet([example()], NAMES, panel_px=160, min_score=0.05)
-    assert (sure_of_all == blue).all(-1).any()
+    assert (found == orange).all(-1).any()
+    assert not (pictures[0] == blue).all(-1).any(), "a score of 0.1 is not shown"
+    assert not (pictures[1] == orange).all(-1).any()
+    (all_of_them, *_) = prediction_pictures(split, predictions(split), split.classes, count=1, min_score=0.05)
+    assert (all_of_them == blue).all(-1).any()
 
 
-def test_a_sheet_of_many_examples_some_of_them_empty() -> None:
-    empty = example(true_boxes=[], true_labels=[], predicted_boxes=[], predicted_labels=[], predicted_scores=[])
-    one = prediction_sheet([empty], NAMES)
-    many = prediction_sheet([example(), empty, example(image=grey(700, 900), title="")], NAMES)
-    assert many.shape[0] > 1.5 * one.shape[0] and many.shape[1] > 1.5 * one.shape[1]
-
-
-def test_files(tmp_path: Path) -> None:
-    sheet = prediction_sheet([example()], NAMES)
-    save_png(tmp_path / "new" / "sheet.png", sheet)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "sheet.png")), sheet)
-    save_pdf(tmp_path / "sheet.pdf", sheet)
-    assert (tmp_path / "sheet.pdf").read_bytes().startswith(b"%PDF")
+def test_sheets_of_a_split(split: CocoSplit, tmp_path: Path) -> None:
+    write_prediction_sheets(tmp_path / "new", split, predictions(split), split.classes)
+    picture = Image.open(tmp_path / "new/predictions.png")
+    assert picture.size == (2 * (3 * 326 + 6 + 6) + 6, 2 * (320 + 20 + 12 + 6) + 6)
+    assert (tmp_path / "new/predictions.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(UserError, match="Could not write picture "):
-        save_png(tmp_path / "file" / "a.png", grey())
+        save_picture(tmp_path / "file" / "a.png", grey())
 
 
 def test_names_that_are_no_line_of_text() -> None:
