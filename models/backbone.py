@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import BackboneConfig
+from models.layers import BatchNorm2d
 from models.sta import SpatialTuningAdapter
 from models.vit import VisionTransformer
 
@@ -52,7 +53,7 @@ class DINOv3STAs(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv2d(config.vit.width + detail, width, kernel_size=1, bias=False) for detail in details
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in details)
+        self.norms = nn.ModuleList(BatchNorm2d(width) for _ in details)
 
     @property
     def vit(self) -> VisionTransformer:

@@ -9,32 +9,39 @@ from torch import Tensor
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """[..., 4] cxcywh -> [..., 4] xyxy. Negative sizes are kept."""
-    centre, size = boxes[..., :2], boxes[..., 2:]
+    centre, size = boxes.split(2, dim=-1)
     return torch.cat([centre - 0.5 * size, centre + 0.5 * size], dim=-1)
 
 
 def cxcywh_to_xyxy_clamped(boxes: Tensor) -> Tensor:
     """As `cxcywh_to_xyxy`, with negative sizes taken as 0, as the losses and the matcher want it."""
-    centre, size = boxes[..., :2], boxes[..., 2:].clamp(min=0)
-    return torch.cat([centre - 0.5 * size, centre + 0.5 * size], dim=-1)
+    centre, size = boxes.split(2, dim=-1)
+    half = 0.5 * size.relu()
+    return torch.cat([centre - half, centre + half], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     """[..., 4] xyxy -> [..., 4] cxcywh."""
-    low, high = boxes[..., :2], boxes[..., 2:]
+    low, high = boxes.split(2, dim=-1)
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def box_area(boxes_xyxy: Tensor) -> Tensor:
     """[..., 4] -> [...]."""
-    size = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
-    return size[..., 0] * size[..., 1]
+    low, high = boxes_xyxy.split(2, dim=-1)
+    return _product(high - low)
+
+
+def _product(size: Tensor) -> Tensor:
+    """[..., 2] -> [...]. Split and unbind, never slices: their gradients are one concatenation each."""
+    width, height = size.unbind(-1)
+    return width * height
 
 
 def _sizes(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Areas of the intersection and of the union."""
-    size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
-    intersection = size[..., 0] * size[..., 1]
+    (a_low, a_high), (b_low, b_high) = a.split(2, dim=-1), b.split(2, dim=-1)
+    intersection = _product((torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).relu())
     return intersection, box_area(a) + box_area(b) - intersection
 
 
@@ -43,23 +50,24 @@ def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     return numerator / torch.where(denominator <= 0, torch.inf, denominator)
 
 
+def paired_iou_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and generalised IoU of broadcastable pairs (Rezatofighi et al. 2019): [..., 4], [..., 4] -> [...], [...].
+
+    GIoU is IoU - (hull - union) / hull; two boxes with an empty hull have GIoU 0.
+    """
+    intersection, union = _sizes(a_xyxy, b_xyxy)
+    (a_low, a_high), (b_low, b_high) = a_xyxy.split(2, dim=-1), b_xyxy.split(2, dim=-1)
+    hull = _product(torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low))
+    iou = _divide(intersection, union)
+    return iou, iou - _divide(hull - union, hull)
+
+
 def paired_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """IoU of broadcastable pairs: [..., 4], [..., 4] -> [...]. No N x M table for matched boxes.
 
     Zero-area pairs have IoU 0. Large tables are much faster if the last axis has the largest stride.
     """
     return _divide(*_sizes(a_xyxy, b_xyxy))
-
-
-def paired_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Generalised IoU of broadcastable pairs (Rezatofighi et al. 2019): [..., 4], [..., 4] -> [...].
-
-    IoU - (hull - union) / hull; two boxes with an empty hull have GIoU 0.
-    """
-    intersection, union = _sizes(a_xyxy, b_xyxy)
-    size = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
-    hull = size[..., 0] * size[..., 1]
-    return _divide(intersection, union) - _divide(hull - union, hull)
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

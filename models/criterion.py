@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.boxes import cxcywh_to_xyxy_clamped, paired_giou, paired_iou
+from models.boxes import cxcywh_to_xyxy_clamped, paired_iou, paired_iou_giou
 from models.config import CriterionConfig, ModelConfig
 from models.distribution import box_to_bins, weighting_function
 from models.matcher import HungarianMatcher, IndexArray, Pairs, assign, go_union
@@ -203,36 +203,46 @@ class DEIMCriterion(nn.Module):
         reg_scale: Tensor,
     ) -> dict[str, Tensor]:
         """Every loss of the given output sets, weighted and named."""
-        pairs, norm = assignment.box_pairs, assignment.box_norm
-        l1, giou = _box_losses(sets, boxes, pairs)
-        iou = _pair_iou(sets, boxes, pairs)[: len(sets.corners)]
-        losses: dict[str, Sequence[Tensor | None]] = {
-            "loss_mal": (self._mal(sets, boxes, assignment.class_pairs) / assignment.class_norm).unbind(),
-            "loss_bbox": (l1 / norm).unbind(),
-            "loss_giou": (giou / norm).unbind(),
-            "loss_fgl": (_fgl(sets, boxes, pairs, iou, bin_values, reg_scale) / norm).unbind(),
-            "loss_ddf": _ddf(sets, pairs, iou, distillation),
+        pairs, norm, weights = (
+            assignment.box_pairs,
+            assignment.box_norm,
+            cast(Mapping[str, float], self.config.weight_dict),
+        )
+        predicted = _take(sets.boxes_cxcywh.flatten(1, 2), pairs.query)
+        all_iou, giou = paired_iou_giou(cxcywh_to_xyxy_clamped(predicted), boxes.xyxy[pairs.box])
+        all_iou = all_iou.detach()
+        iou = all_iou[: len(sets.corners)]
+        class_pairs = assignment.class_pairs
+        class_iou = all_iou if class_pairs is pairs else _pair_iou(sets, boxes, class_pairs)
+        sums = {
+            "loss_mal": self._mal(sets, boxes, class_pairs, class_iou) / assignment.class_norm,
+            "loss_bbox": (predicted - boxes.cxcywh[pairs.box]).abs().sum((1, 2)) / norm,
+            "loss_giou": (1 - giou).sum(1) / norm,
+            "loss_fgl": _fgl(sets, boxes, pairs, iou, bin_values, reg_scale) / norm,
         }
-        weights: Mapping[Any, float] = self.config.weight_dict
-        named = {}
-        for name, values in losses.items():
-            for suffix, value in zip(sets.suffixes, values, strict=False):  # fewer values: the sets without corners
-                if value is not None:
-                    named[name + suffix] = value * weights[name]
+        # Weighted as vectors [S] and taken apart then: an operation per set would cost more than the arithmetic.
+        named = {
+            name + suffix: value
+            for name, values in sums.items()
+            for suffix, value in zip(sets.suffixes, (values * weights[name]).unbind(), strict=False)
+        }
+        students = [suffix for suffix, differs in zip(sets.suffixes[1:], distillation.differs, strict=False) if differs]
+        if students:
+            ddf = _ddf(sets, pairs, iou, distillation) * weights["loss_ddf"]
+            named |= {f"loss_ddf{suffix}": value for suffix, value in zip(students, ddf.unbind(), strict=True)}
         return named
 
-    def _mal(self, sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs) -> Tensor:
-        """Matchability-aware loss, summed: [S]. The target of a matched query's class is IoU^gamma."""
+    def _mal(self, sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs, iou: Tensor) -> Tensor:
+        """Matchability-aware loss, summed: [S]. The target of a matched query's class is IoU^gamma; iou [S, P]."""
         gamma = self.config.gamma
         logits = sets.logits.flatten(1, 2)
         weight = logits.detach().sigmoid() ** gamma
         if self.config.mal_alpha is not None:
             weight *= self.config.mal_alpha
         target = torch.zeros_like(weight)
-        score = _pair_iou(sets, boxes, pairs) ** gamma
-        position = (pairs.query * logits.shape[-1] + boxes.labels[pairs.box]).expand(score.shape)
+        position = (pairs.query * logits.shape[-1] + boxes.labels[pairs.box]).expand(iou.shape)
         weight.flatten(1).scatter_(1, position, 1.0)
-        target.flatten(1).scatter_(1, position, score)
+        target.flatten(1).scatter_(1, position, iou**gamma)
         return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum((1, 2))
 
 
@@ -277,14 +287,6 @@ def _contrast(text_logits: Tensor, boxes: _Boxes, pairs: _DevicePairs) -> Tensor
     return F.cross_entropy(rows, boxes.labels[pairs.box[0]], reduction="sum")
 
 
-def _box_losses(sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs) -> tuple[Tensor, Tensor]:
-    """L1 of cxcywh and 1 - GIoU of the paired boxes, summed: [S], [S]."""
-    predicted = _take(sets.boxes_cxcywh.flatten(1, 2), pairs.query)
-    l1 = (predicted - boxes.cxcywh[pairs.box]).abs().sum((1, 2))
-    giou = paired_giou(cxcywh_to_xyxy_clamped(predicted), boxes.xyxy[pairs.box])
-    return l1, (1 - giou).sum(1)
-
-
 def _fgl(
     sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs, iou: Tensor, bin_values: Tensor, reg_scale: Tensor
 ) -> Tensor:
@@ -306,8 +308,8 @@ def _fgl(
     return -(log_p.gather(-1, bins) * weights).sum((1, 2, 3))
 
 
-def _ddf(sets: _OutputSets, pairs: _DevicePairs, iou: Tensor, distillation: _Distillation) -> list[Tensor | None]:
-    """Decoupled distillation focal loss: K entries, None for the teacher and for students equal to it.
+def _ddf(sets: _OutputSets, pairs: _DevicePairs, iou: Tensor, distillation: _Distillation) -> Tensor:
+    """Decoupled distillation focal loss of the students that differ from the teacher, one number each.
 
     The mean over matched queries and the mean over the others, combined by the weights of `distillation`, are
     one weighted sum over all queries, because how many are matched is known on the host.
@@ -315,25 +317,21 @@ def _ddf(sets: _OutputSets, pairs: _DevicePairs, iou: Tensor, distillation: _Dis
     Args:
         iou: float32 [K, P], no gradient; the weight of the matched queries.
     """
-    losses: list[Tensor | None] = [None] * len(sets.corners)
-    if not any(distillation.differs):
-        return losses
+    chosen = [k for k, differs in enumerate(distillation.differs, start=1) if differs]
     teacher_log_p = (sets.corners[0].detach() / DDF_TEMPERATURE).log_softmax(-1)
-    teacher_p = teacher_log_p.exp()
     confidence = sets.logits[0].detach().sigmoid().amax(-1).flatten()
 
     num_sides, matched_sides = 4 * confidence.shape[0], 4 * pairs.query.shape[1]
     both = distillation.matched_weight + distillation.unmatched_weight
-    per_matched = distillation.matched_weight / both / max(matched_sides, 1)
-    per_unmatched = distillation.unmatched_weight / both / max(num_sides - matched_sides, 1)
-    queries = pairs.query[: len(iou)].expand(iou.shape)
-    for k, differs in enumerate(distillation.differs, start=1):
-        if differs:
-            weight = (confidence * per_unmatched).index_copy(0, queries[k], iou[k] * per_matched)
-            log_p = (sets.corners[k] / DDF_TEMPERATURE).log_softmax(-1)
-            divergence = (teacher_p * (teacher_log_p - log_p)).sum((1, 2))
-            losses[k] = (weight * divergence).sum() * (DDF_TEMPERATURE**2 * distillation.scale)
-    return losses
+    factor = DDF_TEMPERATURE**2 * distillation.scale / both
+    per_matched = factor * distillation.matched_weight / max(matched_sides, 1)
+    per_unmatched = factor * distillation.unmatched_weight / max(num_sides - matched_sides, 1)
+    queries = pairs.query.expand(max(len(pairs.query), len(iou)), -1)
+    weight = (confidence * per_unmatched).repeat(len(chosen), 1)
+    weight.scatter_(1, queries[chosen], iou[chosen] * per_matched)
+    log_p = (torch.stack([sets.corners[k] for k in chosen]) / DDF_TEMPERATURE).log_softmax(-1)
+    divergence = (teacher_log_p.exp() * (teacher_log_p - log_p)).sum((2, 3))
+    return (weight * divergence).sum(1)
 
 
 def _balance(num_pairs: int, batch: int, num_queries: int) -> tuple[float, float]:
@@ -355,10 +353,11 @@ def _pair_iou(sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs) -> Tensor:
     return paired_iou(cxcywh_to_xyxy_clamped(predicted), boxes.xyxy[pairs.box])
 
 
-def _students_differ(corners: Sequence[Tensor]) -> Tensor:
+def _students_differ(corners: tuple[Tensor, ...]) -> Tensor:
     """1 where a student's distributions differ from the teacher's (the first), else 0: float32 [K - 1]."""
-    flags = [(student != corners[0]).any() for student in corners[1:]]
-    return torch.stack(flags).float() if flags else corners[0].new_zeros(0)
+    if len(corners) < 2:
+        return corners[0].new_zeros(0)
+    return (torch.stack(corners[1:]) != corners[0]).flatten(1).any(1).float()
 
 
 def _concatenate(targets: Sequence[Mapping[str, Tensor]]) -> _Boxes:

@@ -36,16 +36,14 @@ Shapes = tuple[tuple[int, int], ...]
 
 
 class RmsNorm(nn.Module):
-    """x / sqrt(mean(x^2) + 1e-6) * scale, the quotient in float32."""
+    """x / sqrt(mean(x^2) + 1e-6) * scale, in float32."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        exact = x.float()
-        normed = exact * torch.rsqrt(exact.square().mean(dim=-1, keepdim=True) + 1e-6)
-        return normed.to(x.dtype) * self.scale
+        return F.rms_norm(x.float(), self.scale.shape, self.scale, eps=1e-6)
 
 
 class PackedSwigluFfn(nn.Module):
@@ -101,7 +99,8 @@ class DecoderLayer(nn.Module):
         """[B, T, D], position [B, T, D], boxes [B, T, 4], maps of `split_heads`, mask [T, T] -> [B, T, D]."""
         target = self.norm1(target + self.self_attn(target, position, allowed))
         target = self.gateway(target, self.cross_attn(target + position, boxes, values))
-        out: Tensor = self.norm3((target + self.swish_ffn(target)).clamp(-_FLOAT16_MAX, _FLOAT16_MAX))
+        # hardtanh is clamp with a gradient of one operation
+        out: Tensor = self.norm3(F.hardtanh(target + self.swish_ffn(target), -_FLOAT16_MAX, _FLOAT16_MAX))
         return out
 
 
@@ -133,9 +132,10 @@ class LayerOutput(NamedTuple):
     references: Tensor
     """[B, T, 4] cxcywh, the box that the distances are measured from; the same for all layers."""
 
-    def part(self, start: int, end: int) -> LayerOutput:
-        """Queries start..end-1."""
-        return LayerOutput(*(x[:, start:end] for x in self))
+    def split(self, num_denoising: int) -> tuple[LayerOutput, LayerOutput]:
+        """The denoising queries, which come first, and the others."""
+        noised, matching = zip(*(_split(x, num_denoising) for x in self), strict=True)
+        return LayerOutput(*noised), LayerOutput(*matching)
 
 
 class BoxesAndLogits(NamedTuple):
@@ -144,9 +144,15 @@ class BoxesAndLogits(NamedTuple):
     logits: Tensor
     boxes: Tensor
 
-    def part(self, start: int, end: int) -> BoxesAndLogits:
-        """Queries start..end-1."""
-        return BoxesAndLogits(self.logits[:, start:end], self.boxes[:, start:end])
+    def split(self, num_denoising: int) -> tuple[BoxesAndLogits, BoxesAndLogits]:
+        """The denoising queries, which come first, and the others."""
+        noised, matching = zip(*(_split(x, num_denoising) for x in self), strict=True)
+        return BoxesAndLogits(*noised), BoxesAndLogits(*matching)
+
+
+def _split(x: Tensor, num_denoising: int) -> tuple[Tensor, Tensor]:
+    noised, matching = x.split((num_denoising, x.shape[1] - num_denoising), dim=1)
+    return noised, matching
 
 
 class TransformerDecoder(nn.Module):
@@ -356,10 +362,9 @@ class DEIMTransformer(nn.Module):
         """
         bins = weighting_function(self._config.reg_max, self.up, self.reg_scale)
         boxes = reference_logits.sigmoid()
-        position = self.query_pos_head(boxes).clamp(-10, 10)
+        position = F.hardtanh(self.query_pos_head(boxes), -10, 10)
         num_layers = len(self.decoder.layers) if self.training else self.num_eval_layers
-        corners = torch.zeros((), device=target.device)
-        previous = torch.zeros((), device=target.device)
+        corners = previous = None
         outputs: list[LayerOutput] = []
         for index in range(num_layers):
             target = self.decoder.layers[index](target, position, boxes, values, allowed)
@@ -370,7 +375,8 @@ class DEIMTransformer(nn.Module):
                 pre_boxes = (self.pre_bbox_head(target).float() + inverse_sigmoid(boxes)).sigmoid()
                 pre = BoxesAndLogits(scores, pre_boxes)
                 references = pre_boxes.detach()
-            corners = self.dec_bbox_head[index](target + previous).float() + corners
+            change = self.dec_bbox_head[index](target if previous is None else target + previous).float()
+            corners = change if corners is None else corners + change
             probabilities = corners.view(*corners.shape[:2], 4, -1).softmax(dim=-1)
             refined = distance_to_box(references, (probabilities * bins).sum(dim=-1), self.reg_scale)
             if emits:
@@ -386,24 +392,23 @@ class DEIMTransformer(nn.Module):
         selected: SelectedQueries,
         denoising: DenoisingQueries | None,
     ) -> dict[str, Any]:
-        total = pre.logits.shape[1]
-        first = 0 if denoising is None else denoising.num_queries
-        matching = [layer.part(first, total) for layer in layers]
+        num_denoising = 0 if denoising is None else denoising.num_queries
+        noised, matching = zip(*(layer.split(num_denoising) for layer in layers), strict=True)
+        noised_pre, matching_pre = pre.split(num_denoising)
         encoder = BoxesAndLogits(selected.logits, selected.reference_logits.sigmoid())
         outputs = {
             **_as_dict(matching[-1]),
             "up": self.up,
             "reg_scale": self.reg_scale,
             "aux_outputs": [_with_teacher(layer, matching[-1]) for layer in matching[:-1]],
-            "pre_outputs": _pair_as_dict(pre.part(first, total)),
+            "pre_outputs": _pair_as_dict(matching_pre),
             "enc_aux_outputs": [_pair_as_dict(encoder)],
             "enc_meta": {"class_agnostic": False},
         }
         if denoising is not None:
-            noised = [layer.part(0, first) for layer in layers]
             outputs |= {
                 "dn_outputs": [_with_teacher(layer, noised[-1]) for layer in noised],
-                "dn_pre_outputs": _pair_as_dict(pre.part(0, first)),
+                "dn_pre_outputs": _pair_as_dict(noised_pre),
                 "dn_meta": denoising.meta,
             }
         return outputs

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import in_autocast_type
+
 
 class DeformableAttention(nn.Module):
     """Each head of each query reads P points around the query's reference box and takes their weighted mean.
@@ -61,6 +63,7 @@ class DeformableAttention(nn.Module):
         """
         batch, queries, width = query.shape
         per_head = (batch, queries, self.num_heads, -1)
+        query = in_autocast_type(query)
         weights = self.attention_weights(query).view(per_head).float().softmax(dim=-1)
         offsets = self.sampling_offsets(query).float().view(*per_head, 2)
         centre, size = boxes[:, :, None, None, :2], boxes[:, :, None, None, 2:]
@@ -69,17 +72,11 @@ class DeformableAttention(nn.Module):
         # Queries go last: sampling and the sum over the points then run along contiguous memory.
         grid = grid.permute(0, 2, 3, 1, 4).flatten(0, 1)
         weights = weights.permute(0, 2, 3, 1).flatten(0, 1)[:, None]
-        levels = zip(
-            values,
-            torch.split(grid, list(self.points_per_level), dim=1),
-            torch.split(weights, list(self.points_per_level), dim=2),
-            strict=True,
-        )
         read = [
-            (F.grid_sample(value, points, mode="bilinear", padding_mode="zeros", align_corners=False) * share).sum(2)
-            for value, points, share in levels
+            F.grid_sample(value, points, mode="bilinear", padding_mode="zeros", align_corners=False)
+            for value, points in zip(values, grid.split(list(self.points_per_level), dim=1), strict=True)
         ]
-        out: Tensor = sum(read[1:], start=read[0])
+        out: Tensor = (torch.cat(read, dim=2) * weights).sum(dim=2)
         return out.view(batch, width, queries).transpose(1, 2)
 
 

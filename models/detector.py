@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from models.backbone import DINOv3STAs
 from models.baselines import TorchvisionDetector
 from models.config import FusionConfig, ModelConfig
 from models.decoder import DEIMTransformer
 from models.hybrid_encoder import HybridEncoder
+from models.layers import count_batches, weights_in_autocast_type
 from models.text_fusion import TextFusion, build_text_fusion
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -82,8 +84,22 @@ class DEIM(nn.Module):
             raise ValueError(
                 f"images of {height} x {width} (height x width) pixels: both must be multiples of {SIZE_DIVISOR}"
             )
-        outputs: dict[str, Any] = self.decoder(self.encoder(self.backbone(images)), targets, self.text_fusion)
+        if self._casts_weights(images.device.type):
+            exact = [self.decoder.enc_score_head, *([] if self.text_fusion is None else [self.text_fusion])]
+            weights = weights_in_autocast_type(self, exact)
+            outputs: dict[str, Any] = functional_call(self, weights, (images, targets), tie_weights=False)
+            return outputs
+        if self.training:
+            count_batches(self)
+        outputs = self.decoder(self.encoder(self.backbone(images)), targets, self.text_fusion)
         return outputs
+
+    def _casts_weights(self, device_type: str) -> bool:
+        """Whether autocast would cast the weights: not those that are cast already, nor where layers are recomputed,
+        which happens after the cast weights are gone."""
+        first = self.decoder.enc_bbox_head.layers[0].weight
+        recomputes = self.training and self.backbone.vit.gradient_checkpointing
+        return torch.is_autocast_enabled(device_type) and first.dtype == torch.float32 and not recomputes
 
 
 def build_detector(config: ModelConfig) -> DEIM | TorchvisionDetector:

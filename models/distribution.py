@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.boxes import xyxy_to_cxcywh
-
 
 def weighting_function(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
     """The bin values W (spec 5.5): 0 in the middle, geometric outwards, a far outlier bin at either end.
@@ -42,10 +40,11 @@ def distance_to_box(ref_cxcywh: Tensor, distances: Tensor, reg_scale: Tensor) ->
         float [..., 4] cxcywh, not clamped.
     """
     rho = reg_scale.to(ref_cxcywh.dtype).abs()
-    centre, unit = ref_cxcywh[..., :2], ref_cxcywh[..., 2:] / rho
-    low = centre - (0.5 * rho + distances[..., :2]) * unit
-    high = centre + (0.5 * rho + distances[..., 2:]) * unit
-    return xyxy_to_cxcywh(torch.cat([low, high], dim=-1))
+    centre, size = ref_cxcywh.split(2, dim=-1)
+    unit = size / rho
+    low, high = distances.split(2, dim=-1)
+    # centre and size of the corners centre - (rho / 2 + low) * unit and centre + (rho / 2 + high) * unit
+    return torch.cat([torch.addcmul(centre, high - low, unit, value=0.5), (low + high + rho) * unit], dim=-1)
 
 
 def box_to_distance(ref_cxcywh: Tensor, boxes_xyxy: Tensor, reg_scale: Tensor) -> Tensor:

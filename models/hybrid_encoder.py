@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import EncoderConfig
-from models.layers import SelfAttention
+from models.layers import BatchNorm2d, SelfAttention
 
 
 class ConvNorm(nn.Module):
@@ -31,7 +31,7 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
+        self.norm = BatchNorm2d(outputs)
         self._silu = silu
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Legend: B images, Q tokens, D width.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,58 @@ def without_autocast(device_type: str) -> contextlib.AbstractContextManager[obje
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
+
+
+def in_autocast_type(x: Tensor) -> Tensor:
+    """Cast an activation that several layers read, which autocast would cast anew for each of them."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def weights_in_autocast_type(model: nn.Module, exact: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """Cast the weights that autocast would cast one by one, all at once: two launches instead of two per layer.
+
+    Args:
+        model: Its linear layers, convolutions and packed projections are meant.
+        exact: Parts that compute in float32, which keep their weights.
+
+    Returns:
+        Name of the parameter -> its cast, through which gradients reach the parameter. For `functional_call`.
+    """
+    kept = {id(module) for part in exact for module in part.modules()}
+    cast = {
+        f"{prefix}.{name}": parameter
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d | SelfAttention) and id(module) not in kept
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+    sizes = [parameter.numel() for parameter in cast.values()]
+    parts = in_autocast_type(torch.cat([parameter.flatten() for parameter in cast.values()])).split(sizes)
+    return {name: part.view_as(parameter) for (name, parameter), part in zip(cast.items(), parts, strict=True)}
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that leaves counting its batches to `count_batches`: one launch instead of one per layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum or 0.0,
+            self.eps,
+        )
+
+
+def count_batches(model: nn.Module) -> None:
+    """Count a training batch in all `BatchNorm2d` of a model that are in training mode."""
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm2d) and module.training]
+    counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    if counters:
+        torch._foreach_add_(counters, 1)
 
 
 class Mlp(nn.Module):
@@ -59,9 +112,10 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, position: Tensor, allowed: Tensor | None = None) -> Tensor:
         """[B, Q, D], position [1 or B, Q, D], allowed bool [Q, Q] (row may see column) -> [B, Q, D]."""
         batch, tokens, width = x.shape
-        rows = 2 * width
-        qk = F.linear(x + position, self.in_proj_weight[:rows], self.in_proj_bias[:rows])
-        v = F.linear(x, self.in_proj_weight[rows:], self.in_proj_bias[rows:])
+        # Split, not sliced: the gradient of slices is a sum of padded zeros, that of a split one concatenation.
+        qk_weight, v_weight = self.in_proj_weight.split((2 * width, width))
+        qk_bias, v_bias = self.in_proj_bias.split((2 * width, width))
+        qk, v = F.linear(x + position, qk_weight, qk_bias), F.linear(x, v_weight, v_bias)
         heads = (batch, tokens, -1, width // self.num_heads)
         q, k = qk.view(heads).transpose(1, 2).chunk(2, dim=1)
         out = F.scaled_dot_product_attention(q, k, v.view(heads).transpose(1, 2), attn_mask=allowed)

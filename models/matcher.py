@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from models.boxes import cxcywh_to_xyxy_clamped, paired_giou, paired_iou
+from models.boxes import cxcywh_to_xyxy_clamped, paired_iou, paired_iou_giou
 from models.config import MatcherConfig
 
 IndexArray = npt.NDArray[np.int64]
@@ -74,7 +74,7 @@ class HungarianMatcher:
             l1 = (_own_image(boxes_cxcywh, image_of_box) - targets_cxcywh[:, None]).abs_().sum(-1)
             focal = _own_class(self._focal(class_first), labels, image_of_box)
             cost = weights["cost_bbox"] * l1 + weights["cost_class"] * focal
-            cost -= weights["cost_giou"] * paired_giou(predicted_xyxy, targets_xyxy)
+            cost -= weights["cost_giou"] * paired_iou_giou(predicted_xyxy, targets_xyxy)[1]
         return cost.nan_to_num_(nan=1.0)
 
     def _focal(self, p: Tensor) -> Tensor:

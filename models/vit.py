@@ -70,7 +70,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     cos, signed_sin = rotation
     exact = x.float()
     swapped = exact.roll(exact.shape[-1] // 2, dims=-1)
-    rotated: Tensor = (exact * cos + swapped * signed_sin).to(x.dtype)
+    rotated: Tensor = torch.addcmul(exact * cos, swapped, signed_sin).to(x.dtype)
     return rotated
 
 
@@ -102,9 +102,9 @@ class Attention(nn.Module):
         """[B, N, D] -> [B, N, D]."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        q, k = rotate(qkv[:, :, :2], rotation).permute(2, 0, 3, 1, 4)
-        v = qkv[:, :, 2].transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v)
+        qk, v = qkv.split((2, 1), dim=2)
+        q, k = rotate(qk, rotation).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v.squeeze(2).transpose(1, 2))
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(batch, tokens, width))
         return projected
 
@@ -206,7 +206,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self._dinov3 = dinov3
         self.returned_blocks = tuple(returned_blocks)
-        self._gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing = gradient_checkpointing
         self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
         if dinov3:
             self.storage_tokens = nn.Parameter(torch.zeros(1, _NUM_REGISTERS, shape.width))
@@ -269,7 +269,7 @@ class VisionTransformer(nn.Module):
         return make_rotation(self.rope_embed(height, width, rescale), num_prefix)
 
     def _run_block(self, block: nn.Module, x: Tensor, rotation: Tensor) -> Tensor:
-        if self._gradient_checkpointing and self.training and torch.is_grad_enabled():
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             # Nothing random happens inside a block, so its recomputation needs no saved generator state.
             out: Tensor = checkpoint(block, x, rotation, use_reentrant=False, preserve_rng_state=False)
         else:

@@ -8,8 +8,8 @@ from models.boxes import (
     cxcywh_to_xyxy,
     cxcywh_to_xyxy_clamped,
     inverse_sigmoid,
-    paired_giou,
     paired_iou,
+    paired_iou_giou,
     xyxy_to_cxcywh,
 )
 from tests.support.criterion_oracle import iou_table, to_xyxy
@@ -22,22 +22,22 @@ def test_paired_overlaps_are_the_diagonal_of_the_table(n: int, seed: int) -> Non
     a, b = to_xyxy(torch.rand(n, 4, generator=generator)), to_xyxy(torch.rand(n, 4, generator=generator))
     iou, giou = iou_table(a, b)
     torch.testing.assert_close(paired_iou(a, b), iou.diag())
-    torch.testing.assert_close(paired_giou(a, b), giou.diag())
-    torch.testing.assert_close(paired_giou(a[:, None], b), giou)  # broadcast
+    torch.testing.assert_close(paired_iou_giou(a, b)[1], giou.diag())
+    torch.testing.assert_close(paired_iou_giou(a[:, None], b)[1], giou)  # broadcast
 
 
 def test_boxes_without_area_overlap_by_nothing_and_pull_on_nothing() -> None:
     line, point = [0.1, 0.1, 0.1, 0.3], [0.2, 0.2, 0.2, 0.2]
     a = torch.tensor([line, point], requires_grad=True)
     b = torch.tensor([line, point])
-    for overlap in (paired_iou(a, b), paired_giou(a, b)):
+    for overlap in (paired_iou(a, b), paired_iou_giou(a, b)[1]):
         (gradient,) = torch.autograd.grad(overlap.sum(), a)
         assert overlap.tolist() == [0, 0] and gradient.abs().max() == 0
 
 
 def test_nan_stays_visible() -> None:
     a, b = torch.full((1, 4), torch.nan), torch.tensor([[0.0, 0.0, 1.0, 1.0]])
-    assert paired_iou(a, b).isnan().all() and paired_giou(a, b).isnan().all()
+    assert paired_iou(a, b).isnan().all() and paired_iou_giou(a, b)[1].isnan().all()
 
 
 def test_there_and_back() -> None:

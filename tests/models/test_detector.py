@@ -214,6 +214,28 @@ def test_mixed_precision(dtype: torch.dtype) -> None:
     assert model.decoder.enc_score_head.weight.grad.abs().max() > 0  # its weights are also read outside the graph
 
 
+@pytest.mark.parametrize("finetune", [True, False])
+def test_weights_cast_at_once_give_the_same_numbers(finetune: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against autocast, which casts them one by one; batches are counted, and parameters are themselves afterwards."""
+    found = []
+    for at_once in (True, False):
+        model = tiny_model(DINOv3STAs__finetune=finetune)
+        shake(model)
+        if not at_once:
+            monkeypatch.setattr(model, "_casts_weights", lambda _: False)
+        before = [parameter.data_ptr() for parameter in model.parameters()]
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = model(images(), targets(2, 1))
+        total(outputs).backward()
+        assert [parameter.data_ptr() for parameter in model.parameters()] == before
+        counts = {int(value) for name, value in model.named_buffers() if name.endswith("num_batches_tracked")}
+        assert counts == {1}
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((tensors_of(outputs), gradients))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
 def test_inference_mode_does_not_spoil_later_training() -> None:
     model = tiny_model()
     with torch.inference_mode():
