@@ -16,7 +16,7 @@ from analysis.result import Analysis, Interval, Threshold
 from data.files import file_sha256, write_json
 from engine.coco_metrics import METRIC_NAMES
 from engine.evaluate import EvalResult
-from engine.hub import hub_weights
+from engine.hub import hub_weights, output_parent
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +88,10 @@ def evaluation_of(
     Returns:
         The file and its content.
     """
-    folder = checkpoint.parent
+    folder = output_parent(checkpoint)
     own = read_results(folder / RESULTS_NAME)
-    found = sorted(path for path in folder.glob(f"eval_val_*/{RESULTS_NAME}"))
-    usual = folder / f"eval_val_{checkpoint.stem}" / RESULTS_NAME
+    found = sorted(folder.glob(f"eval_val_*/{RESULTS_NAME}"))
+    usual = folder / f"eval_val_{checkpoint.stem.removeprefix('hf:')}" / RESULTS_NAME
     for path in sorted(found, key=lambda path: path != usual) + [folder / RESULTS_NAME]:
         results = read_results(path)
         if results.get("checkpoint") != checkpoint.name or not isinstance(results.get(section), dict):

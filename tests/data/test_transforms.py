@@ -343,7 +343,7 @@ def test_boxes_enclose_their_pixels(name: str, seed: int) -> None:
         if len(rows) and bright.any():
             ys, xs = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
             found = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
-            np.testing.assert_allclose(drawn.boxes_xyxy[rows[0]], found, atol=1.0)
+            np.testing.assert_allclose(drawn.boxes_xyxy[rows[0]], found, atol=1.5)  # half bright: a pixel and a half
         elif len(rows):  # too thin to reach half its grey
             assert (drawn.boxes_xyxy[rows[0], 2:] - drawn.boxes_xyxy[rows[0], :2]).min() < 2
 
