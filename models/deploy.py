@@ -33,6 +33,9 @@ def deploy(model: DEIM) -> DEIM:
             folded = _folded(child)
             if folded is not None:
                 setattr(parent, name, folded)
+    # The official number is an integer parameter, which torch.export.load of torch 2.9 refuses.
+    for part in (deployed.decoder, deployed.decoder.decoder):
+        part.reg_scale = _frozen(part.reg_scale.float())
     return deployed.eval().requires_grad_(False)
 
 
