@@ -8,7 +8,7 @@ images are in memory; otherwise every image is decoded from its file, for a mosa
 Ultralytics' loader is a peer to time where it is installed (also in a folder on PYTHONPATH): `build_yolo_dataset` with
 its default augmentation, mosaic never or always, uint8 batches. It keeps the last 8 x batch images in memory even
 without a cache, so the uncached cells have eight times as many files (copies of 16 images). The ratios are of this
-run; the figures of the project's issue, from another machine, stand beside them.
+run.
 
 The PIL pipeline reuses the tiles of earlier mosaics, as the official recipe does ("PIL"), or reads four images per
 mosaic as ours does ("PIL, 4 reads", the official `use_cache: False`).
@@ -51,11 +51,6 @@ COPIES = 16
 """Of every image in the uncached cells: Ultralytics keeps 32 images, an eighth of the 256."""
 SIZES = {"200": (200, 200), "1280": (1280, 960)}
 CELLS = (("200", 0), ("1280", 0), ("1280_cached", 1024))
-ISSUE_ULTRALYTICS_MS = {
-    "200": {"plain": 5.5, "mosaic": 7.0},
-    "1280": {"plain": 8.7, "mosaic": 10.2},
-    "1280_cached": {"plain": 4.3, "mosaic": 5.8},
-}
 TARGET_RATIO_PIL = {"200": 4.0, "1280": 6.0, "1280_cached": 12.0}
 POLICIES = {"plain": 0.0, "mosaic": 1.0, "mosaic_half": 0.5}
 STRONG = ("Mosaic", "RandomPhotometricDistort", "RandomZoomOut", "RandomIoUCrop")
@@ -264,7 +259,6 @@ def measure_cell(cell: str, folder: Path, cache_mib: int, repeats: int) -> dict[
             "ratio_ultralytics": found["ultralytics"] / ours if peer is not None else None,
             **{f"{name}_ms": value for name, value in found.items() if name != "ours"},
             "ratio_pil_4_reads": found["pil_4_reads"] / ours if probability else None,
-            "issue_ultralytics_ms": ISSUE_ULTRALYTICS_MS[cell].get(policy),
         }
     return result
 
@@ -328,12 +322,10 @@ def report(cells: dict[str, Any]) -> list[str]:
             target = TARGET_RATIO_PIL[cell]
             verdict = f">= {target:g}x {'met' if row['ratio_pil'] >= target else 'MISSED'}"
             reads = "" if row["ratio_pil_4_reads"] is None else f"{row['ratio_pil_4_reads']:.1f}x"
-            peer, issue = row["ratio_ultralytics"], row["issue_ultralytics_ms"]
+            peer = row["ratio_ultralytics"]
             beside = "not installed" if peer is None else f"{row['ultralytics_ms']:.1f} ms, {peer:.2f}x of ours"
             if peer is not None:
                 beside += ", met" if peer >= 1 else ", MISSED"
-            if issue is not None:
-                beside += f" (issue: {issue} ms)"
             numbers = f"{row['ms']:8.2f}{row['pil_ms']:8.2f}{row['ratio_pil']:6.1f}{reads:>9}"
             lines.append(f"{cell:12}{policy:13}{numbers}  {verdict:13} {beside}")
     return lines

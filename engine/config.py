@@ -259,7 +259,7 @@ def apply_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> Exper
 
 
 def derive_run_length(config: ExperimentConfig, steps_per_epoch: int) -> tuple[ExperimentConfig, list[str]]:
-    """What depends on the number of optimiser steps: warm-up and EMA (issue: `epoches` x `steps_per_epoch` = T).
+    """What depends on the number of optimiser steps: warm-up and EMA (T = `epoches` x `steps_per_epoch`).
 
     Warm-up becomes at most 5 % of T, the EMA's decay at most 1 - 20/T, its warm-up at most T/20, unless a
     config file or `-u` states them. A config out of a checkpoint comes back unchanged: it was derived before.

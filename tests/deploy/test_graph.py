@@ -219,7 +219,7 @@ def test_onnx(tmp_path: Path, dynamic_size: bool) -> None:
 
 
 @pytest.mark.slow
-def test_the_readme_shows_how_to_run_it(
+def test_the_guide_shows_how_to_run_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its lines, as they stand, detect what `predict_deimv2.py` detects."""
@@ -229,10 +229,10 @@ def test_the_readme_shows_how_to_run_it(
     export_checkpoint(path, ["onnx"], output_dir=tmp_path, optimize=False)
     pixels = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "part.png")
-    readme = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
-    (snippet,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    guide = (CONFIGS.parent / "docs" / "guide" / "export.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippet.replace("score >= 0.5", "score >= 0"), "README.md", "exec"), {})
+    exec(compile(snippet.replace("score >= 0.5", "score >= 0"), "export.md", "exec"), {})
     found = [line.split() for line in capsys.readouterr().out.splitlines()]
     detector = load_detector(path)
     expected = detector.detect([detector.prepare(pixels)], [(90, 50)])[0]

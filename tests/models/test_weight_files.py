@@ -74,7 +74,7 @@ def test_other_files_are_not_mentioned(tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_the_published_files() -> None:
-    """As issue 7 lists them; DINOv3's names state the start of their hash."""
+    """As they are published; DINOv3's names state the start of their hash."""
     sizes = {known.name: known.size_bytes for known in KNOWN_FILES}
     assert sizes["deimv2_dinov3_s_coco.pth"] == 39_537_357
     assert sizes["vitt_distill.pt"] == 21_996_698 and sizes["vittplus_distill.pt"] == 38_749_082

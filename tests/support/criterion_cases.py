@@ -107,7 +107,7 @@ def named_leaves(outputs: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def golden_case() -> tuple[dict[str, Any], Targets, dict[str, Any]]:
-    """Outputs with denoising, targets, and the reference numbers (see ../shared/parity/README.md)."""
+    """Outputs with denoising, targets, and the reference numbers."""
     tensors = load_file(GOLDEN / "criterion.safetensors")
     numbers = json.loads((GOLDEN / "criterion.json").read_text(encoding="utf-8"))
     meta = numbers["meta"]
