@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple
 
 from data.errors import UserError
 from deploy.graph import (
-    GraphOptions,
-    deployed_detector,
-    example_inputs,
-    graph_metadata,
-    plain_detector,
-    require_packages,
-    require_size,
-    torch_program,
-    write_onnx,
-    write_openvino,
-    write_program,
-)
-from deploy.runtimes import (
     Agreement,
+    GraphOptions,
     Runner,
     accelerated_runners,
     agreement,
+    example_inputs,
+    graph_metadata,
+    graph_module,
     onnx_runner,
     openvino_runner,
     program_runner,
+    require_packages,
+    require_size,
+    torch_program,
     torch_runner,
+    write_onnx,
+    write_openvino,
+    write_program,
 )
 from deploy.weights_out import write_hub_folder, write_official, write_safetensors
 from engine.cli import require_output_folder
@@ -39,20 +34,15 @@ from engine.detector import Detector, load_detector
 from engine.hub import output_parent
 from models.deploy import DeployedDetector
 
-log = logging.getLogger(__name__)
-
 Format = Literal["official", "safetensors", "hub", "torch_export", "onnx", "openvino"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 TOLERANCE = 1e-3
 """Of scores, and of boxes over the image's longer side."""
 ACCELERATED_TOLERANCE = 1e-2
 """Where TF32 or float16 round: 40 times what float16 changed in a trained network, and less than any wrong box."""
-_GRAPHS = {"torch_export", "onnx", "openvino"}
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 
 
-@dataclass(frozen=True)
-class Exported:
+class Exported(NamedTuple):
     """One written format."""
 
     format: Format
@@ -77,7 +67,7 @@ def export_checkpoint(
 
     Args:
         path: Ours, an official one (with `config_path`), or a hub folder or name.
-        formats: What to write; each once, in the order of `FORMATS`.
+        formats: What to write; each once, in the order of `Format`.
         config_path: Config instead of the checkpoint's own.
         overrides: `a.b=c`, on top of either.
         output_dir: Default `export_<checkpoint>` beside the checkpoint.
@@ -97,30 +87,22 @@ def export_checkpoint(
     options = GraphOptions(size_hw or detector.config.eval_spatial_size, dynamic_size)
     require_size(options)
     written = []
-    writers: dict[Format, Callable[[], Path]] = {
-        "official": lambda: write_official(detector, folder / f"{path.stem}_official.pth"),
-        "safetensors": lambda: write_safetensors(detector, folder / "model.safetensors"),
-        "hub": lambda: write_hub_folder(detector, folder / "hub"),
-    }
-    for name in FORMATS:
-        if name in formats and name in writers:
-            written.append(Exported(name, writers[name](), None))
-    if _GRAPHS & set(formats):
-        written += _write_graphs(detector, set(formats) & _GRAPHS, folder, options, check=check, optimize=optimize)
+    if "official" in formats:
+        written.append(Exported("official", write_official(detector, folder / f"{path.stem}_official.pth"), None))
+    if "safetensors" in formats:
+        written.append(Exported("safetensors", write_safetensors(detector, folder / "model.safetensors"), None))
+    if "hub" in formats:
+        written.append(Exported("hub", write_hub_folder(detector, folder / "hub"), None))
+    if {"torch_export", "onnx", "openvino"} & {*formats}:
+        written += _write_graphs(detector, formats, folder, options, check=check, optimize=optimize)
     return written
 
 
 def _write_graphs(
-    detector: Detector,
-    formats: set[Format] | set[str],
-    folder: Path,
-    options: GraphOptions,
-    *,
-    check: bool,
-    optimize: bool,
+    detector: Detector, formats: Sequence[Format], folder: Path, options: GraphOptions, *, check: bool, optimize: bool
 ) -> list[Exported]:
-    program = torch_program(deployed_detector(detector), options)
-    expected = plain_detector(detector)
+    program = torch_program(graph_module(detector, folded=True), options)
+    expected = graph_module(detector, folded=False)
     written: list[Exported] = []
 
     def add(name: Format, path: Path, runner: Callable[[Path], Runner]) -> None:
@@ -129,28 +111,28 @@ def _write_graphs(
 
     if "torch_export" in formats:
         add("torch_export", write_program(program, folder / "model.pt2"), program_runner)
-    if formats & {"onnx", "openvino"}:
-        with tempfile.TemporaryDirectory() as temporary:
-            onnx_folder = folder if "onnx" in formats else Path(temporary)
-            metadata = graph_metadata(detector, options)
-            onnx_path = write_onnx(program, onnx_folder / "model.onnx", metadata, optimize=optimize)
-            if "onnx" in formats:
-                add("onnx", onnx_path, onnx_runner)
-                for name, runner in (accelerated_runners(onnx_path) if check else {}).items():
-                    what = f"{onnx_path} with ONNX Runtime's {name}"
-                    check_against_torch(expected, runner, options, what, ACCELERATED_TOLERANCE)
-            if "openvino" in formats:
-                add("openvino", write_openvino(onnx_path, folder / "model.xml"), openvino_runner)
+    if not {"onnx", "openvino"} & {*formats}:
+        return written
+    with tempfile.TemporaryDirectory() as temporary:
+        onnx_path = (folder if "onnx" in formats else Path(temporary)) / "model.onnx"
+        write_onnx(program, onnx_path, graph_metadata(detector, options), optimize=optimize)
+        if "onnx" in formats:
+            add("onnx", onnx_path, onnx_runner)
+            for name, runner in (accelerated_runners(onnx_path) if check else {}).items():
+                what = f"{onnx_path} with ONNX Runtime's {name}"
+                check_against_torch(expected, runner, options, what, ACCELERATED_TOLERANCE)
+        if "openvino" in formats:
+            add("openvino", write_openvino(onnx_path, folder / "model.xml"), openvino_runner)
     return written
 
 
 def check_against_torch(
-    detector: DeployedDetector, runner: Runner, options: GraphOptions, what: object, tolerance: float = TOLERANCE
+    module: DeployedDetector, runner: Runner, options: GraphOptions, what: object, tolerance: float = TOLERANCE
 ) -> Agreement:
     """Run both on one and on three images, with a dynamic size also on another size, and compare.
 
     Args:
-        detector: The model as it was trained (`plain_detector`), so that the deploy form is checked with the graph.
+        module: The model as it was trained, so that the deploy form is checked with the graph.
         runner: Of the graph.
         options: What the graph accepts.
         what: The graph, for the message.
@@ -163,11 +145,12 @@ def check_against_torch(
     cases = [(1, options.size_hw), (3, options.size_hw)]
     if options.dynamic_size:
         cases.append((2, (height + 32, width + 64)))
-    worst = Agreement(0.0, 0.0, 0)
-    for seed, (batch, size_hw) in enumerate(cases):
-        inputs = example_inputs(size_hw, batch, seed=seed + 1)
-        found = agreement(torch_runner(detector)(*inputs), runner(*inputs), inputs[1], tolerance=tolerance)
-        worst = Agreement(max(worst.score, found.score), max(worst.box, found.box), worst.unmatched + found.unmatched)
+    found = []
+    for seed, (batch, size_hw) in enumerate(cases, start=1):
+        inputs = example_inputs(size_hw, batch, seed)
+        found.append(agreement(torch_runner(module)(*inputs), runner(*inputs), inputs[1], tolerance=tolerance))
+    scores, boxes, unmatched = zip(*found, strict=True)
+    worst = Agreement(max(scores), max(boxes), sum(unmatched))
     if not worst.within(tolerance):
         raise UserError(
             f"{what}: detects something else than PyTorch: scores differ by up to {worst.score:.2g}, boxes by "

@@ -122,20 +122,12 @@ def predict(
     detector = load_detector(
         checkpoint, device=device, config_path=config_path, overrides=overrides, use_amp=options.use_amp
     )
-    thresholds = choose_thresholds(
-        checkpoint,
-        detector.classes,
-        epoch=detector.epoch,
-        input_size_hw=detector.input_size_hw,
-        score=options.score,
-        per_class=options.score_per_class,
-    )
+    thresholds = choose_thresholds(detector, options.score, options.score_per_class)
     prediction = Prediction(folder, detector.classes, thresholds, list(sources.skipped))
-    info = _info(checkpoint, detector.epoch, thresholds, detector.classes, options)
     started = time.perf_counter()
     try:
         with large_images_allowed() if options.tile is not None else contextlib.nullcontext():
-            _predict_images(sources, detector, prediction, options, info)
+            _predict_images(sources, detector, prediction, options)
         if sources.videos and not {"images", "csv"} & {*options.save}:
             log.warning("--save %s: a video leaves a video (images) and a table (csv) only", ",".join(options.save))
         for source in sources.videos:
@@ -161,15 +153,13 @@ def _output_folder(checkpoint: Path, output_dir: Path | None) -> Path:
     return folder
 
 
-def _info(
-    checkpoint: Path, epoch: int | None, thresholds: Thresholds, classes: ClassMap, options: PredictOptions
-) -> dict[str, object]:
+def _info(detector: Detector, thresholds: Thresholds, options: PredictOptions) -> dict[str, object]:
     """Where detections come from, for those who find the file later."""
     evaluated = "the best F1 of " + str(thresholds.source) if thresholds.source else "the default"
     return {
-        "checkpoint": printable(str(checkpoint)),
-        "epoch": epoch,
-        "score_thresholds": dict(zip(unique_names(classes), thresholds.scores.tolist(), strict=True)),
+        "checkpoint": printable(str(detector.path)),
+        "epoch": detector.epoch,
+        "score_thresholds": dict(zip(unique_names(detector.classes), thresholds.scores.tolist(), strict=True)),
         "score_thresholds_from": "--score" if options.score is not None else printable(evaluated),
         "score_per_class": list(options.score_per_class),
         "tile": None if options.tile is None else [options.tile, options.overlap],
@@ -199,9 +189,7 @@ def _images_to_read(
             yield source, partial(pixels, source, page)
 
 
-def _predict_images(
-    sources: Sources, detector: Detector, prediction: Prediction, options: PredictOptions, info: dict[str, object]
-) -> None:
+def _predict_images(sources: Sources, detector: Detector, prediction: Prediction, options: PredictOptions) -> None:
     bar: tqdm[None] = progress_bar(
         None, "predict", total=len(sources.images), show=options.progress and bool(sources.images)
     )
@@ -213,6 +201,7 @@ def _predict_images(
     images = _images_to_read(sources, prediction.is_12_bit)
     frames = read_frames(images, detector, options.tiling, failed)
     thresholds = prediction.thresholds.scores
+    info = _info(detector, prediction.thresholds, options)
     with bar, ImageWriter(prediction.folder, options.save, detector.classes, options.lang, info) as writer:
         for frame, found in predict_frames(frames, detector, thresholds, options.batch_size, options.nms):
             writer.add(frame.key, frame.pixels, found)

@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from data.classes import ClassMap
 from data.errors import UserError
 from data.types import FloatArray
 from engine.coco_metrics import unique_names
+from engine.detector import Detector
 from engine.results import evaluation_of
 
 DEFAULT_SCORE = 0.5
@@ -30,35 +30,26 @@ class Thresholds(NamedTuple):
     """The results.json whose best-F1 scores they are."""
 
 
-def choose_thresholds(
-    checkpoint: Path,
-    classes: ClassMap,
-    *,
-    epoch: int | None,
-    input_size_hw: tuple[int, int],
-    score: float | None,
-    per_class: Sequence[str],
-) -> Thresholds:
+def choose_thresholds(detector: Detector, score: float | None, per_class: Sequence[str]) -> Thresholds:
     """Take what was asked for, else the best-F1 scores of the checkpoint's evaluation on its own validation data, else
-    0.5.
+    0.5. An evaluation of another input size, epoch or data is passed over.
 
     Args:
-        checkpoint: Its evaluation is looked for beside it.
-        classes: Of the checkpoint.
-        epoch: Of the checkpoint.
-        input_size_hw: Of the network; an evaluation of another size, epoch or data is passed over.
+        detector: The evaluation is looked for beside its checkpoint.
         score: For all classes.
         per_class: `NAME=S`; they win over everything else.
 
     Raises:
         UserError: Unknown classes, scores out of range; all at once.
     """
-    names = unique_names(classes)
+    names = unique_names(detector.classes)
     problems: list[str] = []
     own = [_parse(entry, names, problems) for entry in per_class]
     if problems:
         raise UserError("Score thresholds that cannot be used:", problems)
-    found = None if score is not None else evaluation_of(checkpoint, epoch, input_size_hw, section="thresholds")
+    found = None
+    if score is None:
+        found = evaluation_of(detector.path, detector.epoch, detector.input_size_hw, section="thresholds")
     scores = np.full(len(names), DEFAULT_SCORE if score is None else score)
     if found is not None:
         scores = np.array([_best(found[1]["thresholds"], name) for name in names], dtype=np.float64)

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import Tensor
 
 from data.errors import UserError
-from data.files import write_atomically
+from data.files import write_atomically, write_json, write_text
 from deploy.model_card import model_card
-from engine.checkpoint import METADATA_KEYS, save_checkpoint
+from engine.checkpoint import save_checkpoint
 from engine.config import ExperimentConfig, config_to_dict
 from engine.detector import Detector
 from engine.hub import CONFIG_NAME, WEIGHTS_NAME
@@ -22,11 +21,11 @@ from models.detector import DEIM
 
 log = logging.getLogger(__name__)
 
-_OWN_BACKBONE_KEYS = ("depth", "mlp_ratio")
+_OWN_BACKBONE_KEYS = {"depth", "mlp_ratio"}
 
 
 def write_official(detector: Detector, path: Path) -> Path:
-    """A .pth file as the official tools read and write it (spec 2.4): `model` and `ema` hold the judged weights.
+    """Write a .pth file as the official tools read and write it (spec 2.4): `model` and `ema` hold the judged weights.
 
     Config and classes come along under keys that the official tools do not read, so `evaluate_deimv2.py -r` needs
     no `-c`.
@@ -43,69 +42,56 @@ def write_official(detector: Detector, path: Path) -> Path:
         "criterion": {},
         "postprocessor": {},
         "ema": {"module": weights, "updates": detector.checkpoint.get("ema", {}).get("updates", 0)},
-        "config": config_to_dict(detector.config),
     }
-    if detector.names_classes:
-        state["classes"] = detector.classes.to_dict()
-    save_checkpoint(path, state)
+    save_checkpoint(path, state | _metadata(detector))
     return path
 
 
 def write_safetensors(detector: Detector, path: Path) -> Path:
-    """The weights as a safetensors file, with config and classes as JSON in its metadata.
+    """Write the weights as a safetensors file, with config and classes as JSON in its metadata.
 
-    Of tensors with two names one is stored, as safetensors' own `load_model` and the hub's tools expect.
+    Of tensors with two names the first in alphabetical order is stored, as safetensors' own `load_model` and the hub's
+    tools expect.
 
     Raises:
         UserError: The file cannot be written.
     """
-    stored = {
-        "config": config_to_dict(detector.config),
-        "classes": detector.classes.to_dict() if detector.names_classes else None,
-    }
-    texts = {key: json.dumps(stored[key], ensure_ascii=False) for key in METADATA_KEYS if stored[key] is not None}
-    content = safetensors.torch.save(_once(detector.model.state_dict()), {"format": "pt", **texts})
+    weights = detector.model.state_dict()
+    names = {weights[key].data_ptr() or key: key for key in sorted(weights, reverse=True)}
+    texts = {key: json.dumps(value, ensure_ascii=False) for key, value in _metadata(detector).items()}
+    stored = {key: weights[key].contiguous() for key in names.values()}
+    content = safetensors.torch.save(stored, {"format": "pt", **texts})
     write_atomically(path, lambda file: file.write(content), what="weights")
     return path
 
 
-def _once(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every storage under the first of its names in alphabetical order."""
-    kept: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for key in sorted(state_dict):
-        tensor = state_dict[key].detach().contiguous()
-        if tensor.numel() and tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        kept[key] = tensor
-    return kept
+def _metadata(detector: Detector) -> dict[str, Any]:
+    """What our own readers find beside the weights."""
+    classes = {"classes": detector.classes.to_dict()} if detector.names_classes else {}
+    return {"config": config_to_dict(detector.config), **classes}
 
 
 def write_hub_folder(detector: Detector, folder: Path) -> Path:
-    """`config.json`, `model.safetensors` and a model card `README.md`: what `hf upload NAME FOLDER` publishes.
+    """Write `config.json`, `model.safetensors` and a model card `README.md`: what `hf upload NAME FOLDER` publishes.
 
     Raises:
         UserError: As `write_official`.
     """
     _require_official(detector, "hub")
-    config = json.dumps(official_model_config(detector.config), indent=2, sort_keys=True) + "\n"
     card = model_card(detector)
     write_safetensors(detector, folder / WEIGHTS_NAME)
-    for name, text in ((CONFIG_NAME, config), ("README.md", card)):
-        write_atomically(folder / name, lambda file, text=text: file.write(text.encode()), what=name)  # type: ignore[misc]
+    write_json(folder / CONFIG_NAME, official_model_config(detector.config), what=CONFIG_NAME, indent=2)
+    write_text(folder / "README.md", card, what="README.md")
     return folder
 
 
 def official_model_config(config: ExperimentConfig) -> dict[str, Any]:
-    """The arguments of the official classes, as the official hub models store them."""
+    """Return the arguments of the official classes, as the official hub models store them."""
     backbone, encoder, decoder, _ = config.deimv2
-    vit = backbone.model_dump(mode="json", exclude={"weights_path"})
-    if backbone.name != "vit_custom":
-        vit = {key: value for key, value in vit.items() if key not in _OWN_BACKBONE_KEYS}
+    unknown = set() if backbone.name == "vit_custom" else _OWN_BACKBONE_KEYS
     size = list(config.eval_spatial_size)
     return {
-        "DINOv3STAs": vit | {"weights_path": None},
+        "DINOv3STAs": backbone.model_dump(mode="json", exclude=unknown) | {"weights_path": None},
         "HybridEncoder": encoder.model_dump(mode="json") | {"eval_spatial_size": size, "csp_type": "csp2"},
         "DEIMTransformer": decoder.model_dump(mode="json")
         | {"num_classes": config.num_classes, "eval_spatial_size": size},

@@ -255,12 +255,12 @@ def test_a_stream(tiny: Path) -> None:
 
 
 def test_thresholds_come_from_the_evaluation_beside(tiny: Path) -> None:
-    run = tiny / "run"
+    run, config = tiny / "run", load_config(tiny / "tiny.yml")
 
-    def thresholds(*per_class: str, score: float | None = None, epoch: int = 5) -> list[float]:
-        return choose_thresholds(
-            run / "best.pth", CLASSES, epoch=epoch, input_size_hw=(64, 64), score=score, per_class=per_class
-        ).scores.tolist()
+    def thresholds(*per_class: str, score: float | None = None) -> list[float]:
+        checkpoint = {"last_epoch": 4}
+        detector = Detector(torch.nn.Identity(), config, CLASSES, path=run / "best.pth", checkpoint=checkpoint)
+        return choose_thresholds(detector, score, per_class).scores.tolist()
 
     def write(folder: Path, square: float | None, **facts: Any) -> None:
         folder.mkdir(exist_ok=True)

@@ -22,8 +22,18 @@ from data.loader import build_eval_loader
 from data.splits import build_datasets
 from deploy import graph
 from deploy.export import ACCELERATED_TOLERANCE, check_against_torch, export_checkpoint
-from deploy.graph import GraphOptions, deployed_detector, example_inputs, graph_metadata, require_packages
-from deploy.runtimes import GraphOutput, accelerated_runners, agreement, onnx_runner, torch_runner
+from deploy.graph import (
+    GraphOptions,
+    GraphOutput,
+    accelerated_runners,
+    agreement,
+    example_inputs,
+    graph_metadata,
+    graph_module,
+    onnx_runner,
+    require_packages,
+    torch_runner,
+)
 from engine.config import apply_overrides, load_config
 from engine.detector import Detector, load_detector
 from models.detector import normalize_images
@@ -68,7 +78,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Detector:
 
 
 def test_the_check_passes_and_fails(source: Detector) -> None:
-    detector = deployed_detector(source)
+    detector = graph_module(source, folded=True)
     runner, options = torch_runner(detector), GraphOptions((64, 64), dynamic_size=True)
     assert check_against_torch(detector, runner, options, Path("x.onnx")).within(0)
 
@@ -84,7 +94,7 @@ def test_accelerators_of_this_machine_are_checked_too(
     source: Detector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """TensorRT in float16 that gives wrong boxes without an error; ONNX Runtime is played by PyTorch."""
-    right = torch_runner(deployed_detector(source))
+    right = torch_runner(graph_module(source, folded=True))
 
     class Session:
         def __init__(self, path: Path, options: Any, providers: list[Any]) -> None:
@@ -103,11 +113,11 @@ def test_accelerators_of_this_machine_are_checked_too(
         InferenceSession=Session, SessionOptions=SimpleNamespace, get_available_providers=lambda: names
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", played)
-    monkeypatch.setattr("deploy.runtimes.require_packages", lambda *names: None)
+    monkeypatch.setattr("deploy.graph.require_packages", lambda *names: None)
     runners = accelerated_runners(Path("x.onnx"))
     assert list(runners) == ["TensorRT float32", "TensorRT float16"]
     assert "has CUDA, but cannot start it here: x.onnx is not checked with it" in caplog.text
-    check = partial(check_against_torch, deployed_detector(source))
+    check = partial(check_against_torch, graph_module(source, folded=True))
     check(runners["TensorRT float32"], GraphOptions((64, 64)), "x.onnx", ACCELERATED_TOLERANCE)
     with pytest.raises(UserError, match=r"x\.onnx with TensorRT: detects something else than PyTorch: .* boxes by"):
         check(runners["TensorRT float16"], GraphOptions((64, 64)), "x.onnx with TensorRT", ACCELERATED_TOLERANCE)
@@ -173,7 +183,7 @@ def test_what_cannot_be_exported(tmp_path: Path, source: Detector, monkeypatch: 
     config = load_config(CONFIGS / "baselines" / "quickstart_resnet18.yml")
     baseline = Detector(small_baseline("fasterrcnn_resnet18"), config, CLASSES, path=tmp_path / "b.pth")
     with pytest.raises(UserError, match=r"is the baseline fasterrcnn_resnet18, .* a graph \(torch_export, onnx, openv"):
-        deployed_detector(baseline)
+        graph_module(baseline, folded=True)
     assert not (tmp_path / "out").exists()
 
 
