@@ -7,9 +7,9 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
+    from attention.faithfulness import ScoreOptions
     from attention.run import PARTS, ViewOptions, Visualisation, visualize
-    from attention.score_run import score
-    from attention.scoring import ScoreOptions
+    from attention.score import score
     from attention.sources import find_images
     from engine.cli import (
         add_config_argument,

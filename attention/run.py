@@ -42,12 +42,12 @@ from attention.figures import (
 )
 from attention.objects import PredictedObject, all_objects, choose_objects
 from attention.panels import Scene, make_scene
-from attention.progress import image_bar
 from attention.sources import OpenedImage, SourceImage, open_image
 from attention.text_evidence import has_text, text_evidence, text_view
 from attention.wording import wording_of
 from data.errors import UserError
 from data.files import file_sha256, write_json
+from data.progress import progress_bar
 from engine.cli import require_output_folder
 from engine.detector import Detector
 from models.detector import DEIM
@@ -148,7 +148,7 @@ def visualize(
     without_object: list[str] = []
     figures = drawn = 0
     with figure_style():
-        for source in image_bar(images, "attention", show=progress):
+        for source in progress_bar(images, "attention", show=progress):
             try:
                 with _out_of_memory_named():
                     row, count = drawer.draw(source)
@@ -232,7 +232,7 @@ def _fit_colours(detector: Detector, images: Sequence[SourceImage], progress: bo
     height, width = (side // 16 for side in detector.input_size_hw)
     step = max(-(-height * width * len(images) // _PCA_PATCHES), 1)
     parts: list[NDArray[np.float32]] = []
-    for source in image_bar(images, "features", show=progress and len(images) > 1):
+    for source in progress_bar(images, "features", show=progress and len(images) > 1):
         try:
             with _out_of_memory_named():
                 features = vit(open_image(source, detector).network_input)[-1][0]

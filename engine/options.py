@@ -10,24 +10,27 @@ from data.errors import UserError
 
 
 class Options(BaseModel):
-    """Options of a script. A field has the name of its option, and as description what is expected there; what else
-    `argparse` read is passed over.
+    """Options of a script. A field has the name of its option, or that as title, and as description what is expected
+    there; what else `argparse` read is passed over.
 
     Raises:
         UserError: Values that cannot be; all of them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, title="Options out of range")
 
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise UserError("Options out of range:", [self._problem(one) for one in error.errors()]) from None
+            problems = dict.fromkeys(self._problem(one, values) for one in error.errors())
+            raise UserError(f"{self.model_config['title']}:", [*problems]) from None
 
     @classmethod
-    def _problem(cls, error: Any) -> str:
-        name, value = error["loc"][0], error["input"]
-        found = f"{value:g}" if isinstance(value, float) else value
-        reason = error["ctx"]["error"] if error["type"] == "value_error" else None
-        return f"--{name.replace('_', '-')} {found}: {reason or f'expected {cls.model_fields[name].description}'}"
+    def _problem(cls, error: Any, values: dict[str, Any]) -> str:
+        name = error["loc"][0]
+        field, value = cls.model_fields[name], values[name]
+        parts = value if isinstance(value, list | tuple) else [value]
+        found = " ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)
+        reason = error["ctx"]["error"] if error["type"] == "value_error" else f"expected {field.description}"
+        return f"{field.title or '--' + name.replace('_', '-')} {found}: {reason}"

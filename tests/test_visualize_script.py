@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.style import save_figure
-from attention.scoring import ScoreOptions
+from attention.faithfulness import ScoreOptions
 from data.classes import ClassMap
 from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
@@ -198,7 +198,7 @@ def test_scoring_gets_what_was_asked_for(tiny: Path, monkeypatch: pytest.MonkeyP
         calls.append((arguments, options))
         return "the table"
 
-    monkeypatch.setattr("attention.score_run.score", record)
+    monkeypatch.setattr("attention.score.score", record)
     chosen = [
         "--score",
         "7",

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from attention.capture import capture
-from attention.score_run import map_methods, sampling_density, score
-from attention.scoring import METRICS, ScoreOptions
+from attention.faithfulness import METRICS, ScoreOptions
+from attention.score import map_methods, sampling_density, score
 from data.classes import ClassMap
 from data.errors import UserError
 from engine.config import load_config
@@ -90,7 +90,7 @@ def test_a_baseline_has_class_evidence_alone(tmp_path: Path) -> None:
     markdown = score(baseline, 5, tmp_path / "out", options=EASY, progress=False)
     assert "Eigen-CAM" in markdown
     assert "rollout" not in markdown
-    assert [method.name for method in map_methods(baseline.model, None)] == ["grad_cam", "hires_cam", "eigen_cam"]
+    assert list(map_methods(baseline.model, None)) == ["grad_cam", "hires_cam", "eigen_cam"]
 
 
 def test_what_cannot_be_scored_is_said(detector: Detector, tmp_path: Path) -> None:

@@ -1,0 +1,512 @@
+"""Faithfulness: maps of any kind judged against annotated boxes, against the detector itself, and against chance.
+
+For every annotated object that a prediction hits, every method draws its map for that prediction. Then:
+- energy: the share of the map inside the box, divided by the share of the image that the box covers (1: chance);
+- pointing game: is the highest place of the map inside the box (Zhang et al. 2016);
+- deletion and insertion: pixels are taken away, or come back, in the order of the map; a good map makes the score
+  fall, or rise, early (RISE, Petsiuk et al. 2018; for detectors D-RISE 2021);
+- randomisation: rank correlation with the map of a detector whose parts get new weights one after the other, from the
+  heads down to the backbone (Adebayo et al. 2018); near 1, nothing of the map comes from those weights.
+
+Legend: H x W pixels of the network's input, h x w cells of a map, G annotated boxes of an image, K detections,
+C classes, S steps, N objects judged, M methods, V values of an object, I images.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field
+from scipy import stats
+from scipy.integrate import trapezoid
+from torch import Tensor, nn
+
+from analysis.bootstrap import BootstrapResult, draw_weights
+from analysis.result import Interval
+from attention.evidence import enlarge
+from data.errors import UserError
+from data.progress import progress_bar
+from data.types import FloatArray, IntArray
+from engine.options import Options
+from models.baselines import TorchvisionDetector
+from models.boxes import cxcywh_to_xyxy, paired_iou
+from models.config import ModelConfig
+from models.detector import DEIM, build_detector
+from models.text_fusion import PREFIX
+
+Baseline = Literal["blur", "mean"]
+DrawMap = Callable[[nn.Module, Tensor, int, int], Tensor]
+"""(model, normalised image [1, 3, H, W], query, label) -> map [h, w], any scale, >= 0."""
+
+RANDOM, CENTRE = "random", "centre"
+"""Names of the two methods that know nothing of the image."""
+METRICS = ("energy", "energy_all", "pointing", "deletion", "insertion")
+
+_BLUR_SHARE = 1 / 16
+"""Standard deviation of the blur as a share of the shorter side: wide enough that no defect survives it."""
+_RANDOM_CELL_PX = 16
+_CENTRE_SIGMA = 0.25
+"""Of the centre prior, as a share of the image's side."""
+
+
+class ScoreOptions(Options):
+    """How maps are judged."""
+
+    model_config = ConfigDict(title="Options of --score out of range")
+
+    steps: int = Field(12, ge=2, title="--score-steps", description="2 or more, e.g. 12")
+    """Of deletion and of insertion."""
+    baseline: Baseline = Field("blur", title="--score-baseline", description="blur or mean")
+    """What removed pixels become."""
+    batch_size: int = Field(8, ge=1, title="batch_size", description="1 or more, e.g. 8")
+    """Perturbed images in one pass through the detector."""
+    score_threshold: float = Field(0.3, ge=0, lt=1, title="--min-score", description="0 to below 1, e.g. 0.3")
+    """Least score of a prediction that counts."""
+    iou_threshold: float = Field(0.5, gt=0, le=1, title="iou_threshold", description="above 0 to 1, e.g. 0.5")
+    """Least IoU of a prediction with the box it hits."""
+    samples: int = Field(1000, ge=0, title="--bootstrap", description="0 (off) or more, e.g. 1000")
+    """Bootstrap resamples of the images."""
+    seed: int = Field(0, ge=0, title="--seed", description="0 or more")
+    """Of the choice of images, the random map, ties, new weights and the bootstrap."""
+
+
+class Predictions(NamedTuple):
+    """What a detector says of one image; row k is query k (DEIMv2) or detection k (baseline)."""
+
+    boxes: Tensor
+    """float32 [K, 4], xyxy in [0, 1]; they may leave the image."""
+    scores: Tensor
+    """float32 [K, C] in [0, 1]; a baseline's detections score 0 for all classes but their own."""
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, num_classes: int) -> list[Predictions]:
+    """Run a detector of any kind on normalised images; one entry an image, on the CPU."""
+    outputs: Any = model(images)
+    if isinstance(outputs, Mapping):
+        boxes = cxcywh_to_xyxy(outputs["pred_boxes"].float()).cpu()
+        return [Predictions(*one) for one in zip(boxes, outputs["pred_logits"].float().sigmoid().cpu(), strict=True)]
+    predictions = []
+    for one in outputs:
+        scores = torch.zeros(len(one["scores"]), num_classes)
+        scores.scatter_(1, one["labels"].cpu()[:, None], one["scores"].float().cpu()[:, None])
+        predictions.append(Predictions(one["boxes"].float().cpu(), scores))
+    return predictions
+
+
+class ScoreImage(NamedTuple):
+    """An image with what is annotated in it."""
+
+    image_id: int
+    image: Tensor
+    """float [1, 3, H, W], normalised."""
+    boxes: Tensor
+    """float32 [G, 4], xyxy in [0, 1], within the image."""
+    labels: Tensor
+    """int64 [G], contiguous."""
+
+
+class MatchedObject(NamedTuple):
+    """An annotated box and the prediction that hits it."""
+
+    image_id: int
+    label: int
+    query: int
+    score: float
+    iou: float
+    truth: Tensor
+    """float32 [4], the annotated box, xyxy in [0, 1]."""
+    box: Tensor
+    """float32 [4], the predicted one."""
+
+
+class Estimate(NamedTuple):
+    """A mean over objects."""
+
+    value: float | None
+    """None: nothing could be measured."""
+    interval: Interval | None
+    """95 %, of a bootstrap over images."""
+    num_objects: int
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Outcome of `score_maps`."""
+
+    methods: tuple[str, ...]
+    """[M]"""
+    objects: tuple[MatchedObject, ...]
+    """[N]"""
+    randomised: tuple[str, ...]
+    """What was given new weights, in order, each with all before it; empty where the check was not asked for."""
+    values: FloatArray
+    """[M, N, V], in the order of `names`; NaN where nothing was detected after the randomisation."""
+    image_ids: tuple[int, ...]
+    """[I]"""
+    num_truths: int
+    """Annotated boxes in these images."""
+    options: ScoreOptions
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """[V]: the metrics, then a rank correlation for each part with new weights."""
+        return (*METRICS, *(f"randomised_{part}" for part in self.randomised))
+
+    def estimates(self) -> dict[str, dict[str, Estimate]]:
+        """Return method -> name of the value -> mean over objects, with its interval."""
+        weights = self._weights()
+        return {
+            method: {name: self._estimate(self.values[m, :, k], weights) for k, name in enumerate(self.names)}
+            for m, method in enumerate(self.methods)
+        }
+
+    def differences(self, reference: str) -> dict[str, dict[str, Estimate]]:
+        """Return the same of the metrics alone, minus another method's for the same objects (paired)."""
+        weights, other = self._weights(), self.values[self.methods.index(reference)]
+        return {
+            method: {name: self._estimate((self.values[m] - other)[:, k], weights) for k, name in enumerate(METRICS)}
+            for m, method in enumerate(self.methods)
+            if method != reference
+        }
+
+    def _weights(self) -> FloatArray:
+        """[I, samples], the same images for all methods."""
+        if not self.options.samples:
+            return np.empty((len(self.image_ids), 0))
+        return draw_weights(np.random.default_rng(self.options.seed), len(self.image_ids), self.options.samples)
+
+    def _estimate(self, values: FloatArray, weights: FloatArray) -> Estimate:
+        """Of [N] values; images without an object are drawn too, and count for nothing."""
+        known = ~np.isnan(values)
+        if not known.any():
+            return Estimate(None, None, 0)
+        row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
+        rows = np.array([row_of[one.image_id] for one in self.objects], dtype=np.int64)[known]
+        sums, counts = (
+            np.bincount(rows, weights=of, minlength=len(self.image_ids)) for of in (values[known], np.ones(known.sum()))
+        )
+        drawn = counts @ weights
+        means = np.divide(sums @ weights, drawn, out=np.full(len(drawn), np.nan), where=drawn > 0)
+        return Estimate(float(values[known].mean()), BootstrapResult.interval(means), int(known.sum()))
+
+
+def score_maps(
+    model: nn.Module,
+    images: Iterable[ScoreImage],
+    methods: Mapping[str, DrawMap],
+    *,
+    num_classes: int,
+    options: ScoreOptions,
+    randomised: Mapping[str, nn.Module] | None = None,
+    total: int | None = None,
+    progress: bool = True,
+) -> Scores:
+    """Judge methods on images; `random` and `centre` are added to them.
+
+    Args:
+        model: DEIMv2 or a baseline, in evaluation mode.
+        images: Read one at a time.
+        methods: By name.
+        num_classes: C.
+        options: How to judge.
+        randomised: From `randomise`; None leaves the check out.
+        total: How many images there are, for the time that the bar shows.
+        progress: Show a bar with the time left on stderr.
+
+    Raises:
+        UserError: No prediction hits any annotated object.
+        ValueError: A map is not finite, negative, or has not two sides.
+    """
+    methods = {**methods, RANDOM: random_maps(options.seed), CENTRE: centre_prior}
+    randomised = randomised or {}
+    objects: list[MatchedObject] = []
+    values = [np.empty((len(methods), 0, len(METRICS) + len(randomised)))]
+    image_ids, num_truths = [], 0
+    for one in progress_bar(images, "score", total=total, show=progress):
+        image_ids.append(one.image_id)
+        num_truths += len(one.labels)
+        matched = match_objects(predict(model, one.image, num_classes)[0], one, options)
+        if matched:
+            values.append(_judged(model, one, matched, methods, randomised, num_classes, options))
+            objects += matched
+    if not objects:
+        raise UserError(
+            f"No prediction with a score of at least {options.score_threshold:g} hits any of the {num_truths} "
+            f"annotated boxes of {len(image_ids)} images (IoU {options.iou_threshold:g}), so there is no map to judge. "
+            "Lower --min-score, take more images, or a better checkpoint."
+        )
+    judged = np.concatenate(values, axis=1)
+    return Scores(tuple(methods), tuple(objects), tuple(randomised), judged, tuple(image_ids), num_truths, options)
+
+
+def match_objects(predictions: Predictions, truth: ScoreImage, options: ScoreOptions) -> list[MatchedObject]:
+    """Pair annotated boxes with predictions of their class: the best scores choose first, each of both once."""
+    if not len(predictions.boxes) or not len(truth.labels):
+        return []
+    scores = predictions.scores[:, truth.labels]
+    ious = paired_iou(predictions.boxes[:, None], truth.boxes[None])
+    # A baseline's detection scores 0 for all classes but its own: that is no prediction, whatever the threshold.
+    good = (ious >= options.iou_threshold) & (scores >= options.score_threshold) & (scores > 0)
+    pairs = [(float(scores[query, row]), float(ious[query, row]), query, row) for query, row in good.nonzero().tolist()]
+    matched: dict[int, MatchedObject] = {}
+    queries: set[int] = set()
+    for score, iou, query, row in sorted(pairs, key=lambda pair: (-pair[0], -pair[1])):
+        if query not in queries and row not in matched:
+            queries.add(query)
+            label, truth_box, box = int(truth.labels[row]), truth.boxes[row], predictions.boxes[query]
+            matched[row] = MatchedObject(truth.image_id, label, query, score, iou, truth_box, box)
+    return [matched[row] for row in sorted(matched)]
+
+
+def _judged(
+    model: nn.Module,
+    one: ScoreImage,
+    matched: Sequence[MatchedObject],
+    methods: Mapping[str, DrawMap],
+    randomised: Mapping[str, nn.Module],
+    num_classes: int,
+    options: ScoreOptions,
+) -> FloatArray:
+    """All values of the objects of one image: [M, objects, V]."""
+    size_hw = (one.image.shape[-2], one.image.shape[-1])
+    inside = [coverage(each.truth[None], size_hw) for each in matched]
+    inside_any = coverage(one.boxes, size_hw)
+    perturber = Perturber(model, one.image, matched, num_classes, options)
+    noise = random_maps(options.seed + one.image_id)(model, one.image, 0, 0)
+    tie_break = enlarge(noise, size_hw).double().numpy()
+    changed = [(other, predict(other, one.image, num_classes)[0]) for other in randomised.values()]
+    judged = np.empty((len(methods), len(matched), len(METRICS) + len(changed)))
+    for rows, (name, draw) in zip(judged, methods.items(), strict=True):
+        maps = [_checked(name, draw(model, one.image, each.query, each.label)) for each in matched]
+        curves: dict[int, FloatArray] = {}
+        for index, drawn in enumerate(maps):
+            pixels = enlarge(drawn, size_hw).clamp(min=0).double().numpy()
+            # Methods that do not know of queries draw one map for all objects: its images are judged once.
+            first = next(k for k in range(index + 1) if torch.equal(maps[k], drawn))
+            if first == index:
+                curves[index] = perturber.curves(pixel_ranks(pixels, tie_break))
+            deletion, insertion = curves[first][:, :, index]
+            rows[index, : len(METRICS)] = (
+                energy_ratio(pixels, inside[index]),
+                energy_ratio(pixels, inside_any),
+                points_inside(pixels, inside[index]),
+                area_under(deletion),
+                area_under(insertion),
+            )
+        for column, (other, predictions) in enumerate(changed, len(METRICS)):
+            for row, (each, before) in enumerate(zip(matched, maps, strict=True)):
+                nearest = closest(predictions, each.box, each.label)
+                rows[row, column] = np.nan
+                if nearest is not None:
+                    rows[row, column] = rank_correlation(before, _checked(name, draw(other, one.image, *nearest)))
+    return judged
+
+
+def _checked(method: str, drawn: Tensor) -> Tensor:
+    if drawn.ndim != 2 or not bool(torch.isfinite(drawn).all()) or bool((drawn < 0).any()):
+        raise ValueError(f"method {method}: expected a finite map [h, w] >= 0, found {list(drawn.shape)}")
+    return drawn.detach().float().cpu()
+
+
+def coverage(boxes: Tensor, size_hw: tuple[int, int]) -> FloatArray:
+    """[G, 4] xyxy in [0, 1] -> [H, W]: share of every pixel that some box covers (where boxes overlap: the most)."""
+    height, width = size_hw
+    x1, y1, x2, y2 = (boxes.double().numpy().reshape(-1, 4) * (width, height, width, height)).T
+
+    def along(low: FloatArray, high: FloatArray, count: int) -> FloatArray:
+        cells = np.arange(count)
+        covered: FloatArray = np.clip(np.minimum(cells + 1, high[:, None]) - np.maximum(cells, low[:, None]), 0.0, None)
+        return covered
+
+    inside: FloatArray = (along(y1, y2, height)[:, :, None] * along(x1, x2, width)[:, None, :]).max(axis=0, initial=0)
+    return inside
+
+
+def energy_ratio(pixels: FloatArray, inside: FloatArray) -> float:
+    """Divide the share of a map [H, W] that lies inside by the share of the image that is inside; 1 is chance.
+
+    A map that is 0 everywhere prefers no place: 1. Nothing inside: NaN.
+    """
+    area, total = inside.mean(), pixels.sum()
+    if area == 0:
+        return float("nan")
+    return 1.0 if total == 0 else float((pixels * inside).sum() / total / area)
+
+
+def points_inside(pixels: FloatArray, inside: FloatArray) -> float:
+    """Return 1 if the highest pixel of a map [H, W] is inside (by half at least), else 0; of several, their mean."""
+    return float((inside[pixels == pixels.max()] >= 0.5).mean())
+
+
+def random_maps(seed: int) -> DrawMap:
+    """Make a method that draws a new map of uniform noise in cells of 16 pixels at every call."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(_model: nn.Module, image: Tensor, _query: int, _label: int) -> Tensor:
+        height, width = (max(side // _RANDOM_CELL_PX, 1) for side in image.shape[-2:])
+        return torch.rand(height, width, generator=generator)
+
+    return draw
+
+
+def centre_prior(_model: nn.Module, image: Tensor, _query: int, _label: int) -> Tensor:
+    """Draw a Gaussian in the middle of the image, the same for every object: photographers' habit as a map."""
+    rows, columns = (
+        torch.exp(-0.5 * (((torch.arange(side) + 0.5) / side - 0.5) / _CENTRE_SIGMA) ** 2) for side in image.shape[-2:]
+    )
+    return rows[:, None] * columns[None]
+
+
+class Perturber:
+    """Runs the detector on mixtures of an image [1, 3, H, W] and its counterpart without information."""
+
+    def __init__(
+        self, model: nn.Module, image: Tensor, objects: Sequence[MatchedObject], num_classes: int, options: ScoreOptions
+    ) -> None:
+        self._model, self._objects, self._num_classes = model, objects, num_classes
+        self._batch_size, self._shares = options.batch_size, step_shares(options.steps)
+        self._full, self._empty = image, without_information(image, options.baseline)
+        self._full_scores, self._empty_scores = self._scores([self._full, self._empty])
+
+    def curves(self, ranks: IntArray) -> FloatArray:
+        """Return scores over `step_shares`: [2 (deletion, insertion), S + 1, objects], replaced by `ranks` [H, W]."""
+        order = torch.from_numpy(ranks).to(self._full.device)
+        counts = [round(share * ranks.size) for share in self._shares[1:-1]]
+        pairs = ((self._empty, self._full), (self._full, self._empty))
+        mixed = (torch.where(order < count, first, then) for first, then in pairs for count in counts)
+        deleted, inserted = np.split(self._scores(mixed), 2)
+        ends = self._full_scores[None], self._empty_scores[None]
+        return np.stack([np.concatenate([ends[0], deleted, ends[1]]), np.concatenate([ends[1], inserted, ends[0]])])
+
+    def _scores(self, images: Iterable[Tensor]) -> FloatArray:
+        """[images, objects]; only one batch of images exists at a time."""
+        rows, images = [], iter(images)
+        while batch := list(islice(images, self._batch_size)):
+            for predictions in predict(self._model, torch.cat(batch), self._num_classes):
+                rows.append([object_score(predictions, each.box, each.label) for each in self._objects])
+        return np.array(rows)
+
+
+def object_score(predictions: Predictions, box: Tensor, label: int) -> float:
+    """Tell how sure the detector is of an object: the best IoU x class score of any detection.
+
+    A query has no identity across images: in a changed image the same query may look at something else, so the object
+    is followed by its place, as in D-RISE.
+    """
+    if not len(predictions.boxes):
+        return 0.0
+    return float((paired_iou(predictions.boxes, box) * predictions.scores[:, label]).max())
+
+
+def without_information(image: Tensor, baseline: Baseline) -> Tensor:
+    """Blur float [1, 3, H, W] strongly, or give it its mean colour everywhere."""
+    if baseline == "mean":
+        return image.mean(dim=(2, 3), keepdim=True).expand_as(image).clone()
+    sigma = min(image.shape[-2:]) * _BLUR_SHARE
+    pixels = image[0].permute(1, 2, 0).cpu().numpy()
+    blurred = cv2.GaussianBlur(pixels, (0, 0), sigmaX=sigma, borderType=cv2.BORDER_REFLECT)
+    return torch.from_numpy(np.ascontiguousarray(blurred)).permute(2, 0, 1)[None].to(image)
+
+
+def step_shares(steps: int) -> FloatArray:
+    """Return [S + 1] shares of the pixels from 0 to 1, closer at the start, where good maps differ."""
+    shares: FloatArray = np.linspace(0.0, 1.0, steps + 1) ** 2
+    return shares
+
+
+def area_under(curve: FloatArray) -> float:
+    """Integrate a curve over `step_shares`; in [0, 1] for scores in [0, 1]."""
+    return float(trapezoid(curve, step_shares(len(curve) - 1)))
+
+
+def pixel_ranks(pixel_map: FloatArray, tie_break: FloatArray) -> IntArray:
+    """[H, W] -> int64 [H, W]: 0 for the most important pixel. Equal ones come in the order of `tie_break` [H, W]."""
+    order = np.lexsort((tie_break.ravel(), -pixel_map.ravel()))
+    ranks = np.empty(order.size, dtype=np.int64)
+    ranks[order] = np.arange(order.size)
+    return ranks.reshape(pixel_map.shape)
+
+
+def randomise(model: nn.Module, config: ModelConfig, seed: int) -> dict[str, nn.Module]:
+    """Copy a detector with new weights in the `heads`; in heads and `neck`; everywhere (`backbone`).
+
+    New means: as before training, BatchNorm's statistics too. The class texts of phase 2 are input, not weights, and
+    stay.
+
+    Args:
+        model: From `build_detector(config)`, in evaluation mode; stays as it is.
+        config: Of the model.
+        seed: Of the new weights; the global random numbers are not touched.
+
+    Raises:
+        UserError: The model is neither DEIMv2 nor a baseline.
+    """
+    parts = _parts(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs for good
+        fresh = build_detector(config).state_dict()
+    copies: dict[str, nn.Module] = {}
+    done: tuple[str, ...] = ()
+    for name, prefixes in parts.items():
+        done += prefixes
+        state = {
+            key: fresh[key] if key.startswith(done) and not key.startswith(f"{PREFIX}texts.") else value
+            for key, value in model.state_dict().items()
+        }
+        copies[name] = copy.deepcopy(model).eval()
+        copies[name].load_state_dict(state)
+    return copies
+
+
+def _parts(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Starts of the state's keys, from the heads down."""
+    if isinstance(model, DEIM):
+        return {"heads": ("decoder.", PREFIX), "neck": ("encoder.",), "backbone": ("backbone.",)}
+    if isinstance(model, TorchvisionDetector):
+        heads = ("detector.rpn.", "detector.roi_heads.", "detector.head.")
+        return {"heads": heads, "neck": ("detector.backbone.fpn.",), "backbone": ("detector.backbone.body.",)}
+    raise UserError(
+        "The randomisation check is defined for DEIMv2 and the CNN baselines, not for a model of type "
+        f"{type(model).__name__}."
+    )
+
+
+def closest(predictions: Predictions, box: Tensor, label: int) -> tuple[int, int] | None:
+    """Choose query and label to ask a changed detector for, where the original had predicted `box` [4] as `label`.
+
+    The same query may look elsewhere after the change, which alone would make its map different; the one nearest to
+    the box does not flatter the method. None: there is no detection at all.
+    """
+    if not len(predictions.boxes):
+        return None
+    ious = paired_iou(predictions.boxes, box)
+    distances = (predictions.boxes[:, :2] + predictions.boxes[:, 2:] - box[:2] - box[2:]).norm(dim=1)
+    query = int(ious.argmax() if ious.max() > 0 else distances.argmin())
+    own = predictions.scores[query]
+    return query, label if own[label] > 0 else int(own.argmax())
+
+
+def rank_correlation(before: Tensor, after: Tensor) -> float:
+    """Return Spearman's of two maps of one shape: 1 for equal maps, 0 if one of two different maps is constant."""
+    a, b = before.double().flatten().numpy(), after.double().flatten().numpy()
+    if np.array_equal(a, b):
+        return 1.0
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float(stats.spearmanr(a, b).statistic)
+
+
+def choose_images(image_ids: IntArray, count: int, seed: int) -> IntArray:
+    """Draw `count` of [I] ids once, in their own order; all of them where there are no more."""
+    if count >= len(image_ids):
+        return image_ids
+    rows = np.random.default_rng(seed).choice(len(image_ids), size=count, replace=False)
+    return image_ids[np.sort(rows)]

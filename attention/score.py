@@ -1,0 +1,257 @@
+"""`visualize_attention.py --score N`: which maps to judge, on which images, and the tables and JSON of the outcome."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analysis.tables import Cell, Number, Table, escape_markdown, format_number, write_tables
+from attention.backbone_maps import CLASS_TOKEN, head_maps, rollout
+from attention.capture import Captured, capture
+from attention.decoder_maps import sampling_points
+from attention.evidence import EVIDENCE_METHODS, enlarge, evidence_map, resolve_layer
+from attention.faithfulness import (
+    CENTRE,
+    METRICS,
+    RANDOM,
+    DrawMap,
+    Estimate,
+    ScoreImage,
+    ScoreOptions,
+    Scores,
+    choose_images,
+    randomise,
+    score_maps,
+)
+from attention.sources import SourceImage, open_image
+from data.coco import CocoSplit
+from data.errors import UserError
+from data.splits import build_datasets
+from engine.cli import require_output_folder
+from engine.detector import Detector
+from models.detector import DEIM
+from texts import Language, texts_of
+
+FILE_NAME = "attention_score"
+_STRIDES = (8, 16, 32)
+
+
+def score(
+    detector: Detector,
+    count: int,
+    folder: Path,
+    *,
+    options: ScoreOptions,
+    lang: Language = "en",
+    layer: str | None = None,
+    progress: bool = True,
+) -> str:
+    """Judge every kind of map that the detector has on `count` images of the validation split.
+
+    Args:
+        detector: Loaded checkpoint.
+        count: Images, drawn once from those that have boxes; all of them where there are no more.
+        folder: Gets attention_score.md, .tex, .csv, .json and a CSV for each further table.
+        options: How to judge.
+        lang: Of the tables.
+        layer: Where class evidence is taken, see `attention.evidence.resolve_layer`.
+        progress: Show a bar with the time left on stderr.
+
+    Returns:
+        The Markdown that was written.
+
+    Raises:
+        UserError: `count` is not positive, the split cannot be read or has no boxes, there is no such layer, or no
+            prediction hits anything.
+    """
+    if count < 1:
+        raise UserError(f"--score {count}: expected the number of images to judge maps on, 1 or more, e.g. 100.")
+    layer = resolve_layer(detector.model, layer).name
+    require_output_folder(folder)
+    classes = detector.classes if detector.names_classes else None
+    split = build_datasets(detector.config, splits=("val",), classes=classes).splits["val"]
+    rows = np.flatnonzero([len(split.training_rows(image)) for image in split.images])
+    if not len(rows):
+        raise UserError(f"{split.ann_file}: no image of this split has a box, so no map can be judged on it.")
+    chosen = choose_images(rows, count, options.seed)
+    scores = score_maps(
+        detector.model,
+        _images(detector, split, chosen.tolist()),
+        map_methods(detector.model, layer),
+        num_classes=len(detector.classes),
+        options=options,
+        randomised=randomise(detector.model, detector.config, options.seed),
+        total=len(chosen),
+        progress=progress,
+    )
+    facts = {
+        "checkpoint": detector.path.name,
+        "sha256": detector.sha256,
+        "split": split.name,
+        "layer": layer,
+        "classes": list(detector.classes.names),
+        "options": options.model_dump(),
+    }
+    tables = score_tables(scores, lang)
+    markdown = _markdown(scores, tables, lang, facts)
+    content = facts | _to_json(scores)
+    possible = ("scores", "differences", "randomisation")
+    write_tables(folder, FILE_NAME, tables, lang, markdown=markdown, content=content, possible=possible)
+    return markdown
+
+
+def map_methods(model: nn.Module, layer: str | None) -> dict[str, DrawMap]:
+    """Return every kind of map that tells something about a query of this model; CNN baselines have no attention."""
+    methods: dict[str, DrawMap] = {name: partial(evidence_map, method=name, layer=layer) for name in EVIDENCE_METHODS}
+    if isinstance(model, DEIM):
+        methods |= {"cls_attention": _cls_attention, "rollout": _rollout, "sampling": _sampling}
+    return methods
+
+
+def _cls_attention(model: nn.Module, image: Tensor, _query: int, _label: int) -> Tensor:
+    """Mean over heads of the last block that runs."""
+    captured = capture(model, image)
+    return torch.from_numpy(head_maps(captured, len(captured.vit_layers) - 1, [CLASS_TOKEN]).maps).mean(dim=0)
+
+
+def _rollout(model: nn.Module, image: Tensor, _query: int, _label: int) -> Tensor:
+    return torch.from_numpy(rollout(capture(model, image), [CLASS_TOKEN]))
+
+
+def _sampling(model: nn.Module, image: Tensor, query: int, _label: int) -> Tensor:
+    return sampling_density(capture(model, image), query)
+
+
+def sampling_density(captured: Captured, query: int) -> Tensor:
+    """Tell how much a query read from every place, over all decoder layers: float32 [H/8, W/8], >= 0.
+
+    Every sampling point's weight goes to the four cells of its level that the bilinear reading mixes; cells of the
+    coarser levels are then spread over the finer ones. Points outside the image read nothing and count for nothing.
+    """
+    height, width = captured.image_size_hw
+    levels = [np.zeros((height // stride, width // stride), dtype=np.float32) for stride in _STRIDES]
+    for layer in range(len(captured.cross_attention)):
+        points = sampling_points(captured, layer, query)
+        for level, cells in enumerate(levels):
+            here = points.levels == level
+            _splat(cells, points.points_xy[here], points.weights[here])
+    finest = levels[0]
+    size_hw = (finest.shape[0], finest.shape[1])
+    spread = [enlarge(torch.from_numpy(cells), size_hw) * (cells.size / finest.size) for cells in levels]
+    return torch.stack(spread).sum(dim=0)
+
+
+def _splat(cells: np.ndarray, points_xy: np.ndarray, weights: np.ndarray) -> None:
+    """Add `weights` [P] at `points_xy` [P, 2] (0..1) to `cells` [h, w] in place, as bilinear reading mixes them."""
+    height, width = cells.shape
+    column, row = points_xy[:, 0] * width - 0.5, points_xy[:, 1] * height - 0.5
+    left, top = np.floor(column).astype(np.int64), np.floor(row).astype(np.int64)
+    for x, share_x in ((left, left + 1 - column), (left + 1, column - left)):
+        for y, share_y in ((top, top + 1 - row), (top + 1, row - top)):
+            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            np.add.at(cells, (y[inside], x[inside]), (weights * share_x * share_y)[inside])
+
+
+def _images(detector: Detector, split: CocoSplit, rows: list[int]) -> Iterator[ScoreImage]:
+    """Prepared as in evaluation, one at a time; crowd boxes are left out."""
+    for row in rows:
+        record = split.images[row]
+        boxes = split.training_rows(record)
+        opened = open_image(SourceImage(record.path, record.path.stem, None), detector)
+        size = np.array(opened.size_wh * 2, dtype=np.float32)
+        truth, labels = torch.from_numpy(split.boxes_xyxy[boxes] / size), torch.from_numpy(split.labels[boxes])
+        yield ScoreImage(record.id, opened.network_input, truth, labels)
+
+
+def score_tables(scores: Scores, lang: Language) -> dict[str, Table]:
+    """Make `scores`, `differences` (from the centre prior) and, where the check was made, `randomisation`."""
+    texts, methods = texts_of(lang, "attention_score"), texts_of(lang, "attention_methods")
+    size = {"objects": len(scores.objects), "images": len(scores.image_ids), "reference": methods[CENTRE]}
+
+    def table(name: str, estimates: dict[str, dict[str, Estimate]], values: tuple[str, ...], label: str) -> Table:
+        signed = name == "differences"
+        rows: list[list[Cell]] = [
+            [
+                methods[method],
+                *(Number(one[value].value, interval=one[value].interval, signed=signed) for value in values),
+            ]
+            for method, one in estimates.items()
+        ]
+        columns = [texts["method"], *(texts[value] for value in values)]
+        return Table(columns, rows, texts(f"{name}_caption", **size), f"tab:attention-{label}")
+
+    estimates = scores.estimates()
+    tables = {
+        "scores": table("scores", estimates, METRICS, "score"),
+        "differences": table("differences", scores.differences(CENTRE), METRICS, "score-differences"),
+    }
+    if scores.randomised:
+        tables["randomisation"] = table("randomisation", estimates, scores.names[len(METRICS) :], "randomisation")
+    return tables
+
+
+def _markdown(scores: Scores, tables: Mapping[str, Table], lang: Language, facts: Mapping[str, Any]) -> str:
+    """The whole score as one page."""
+    texts, options = texts_of(lang, "attention_score"), scores.options
+    intro = texts(
+        "intro",
+        **{name: escape_markdown(str(facts[name])) for name in ("checkpoint", "split", "layer")},
+        objects=len(scores.objects),
+        truths=scores.num_truths,
+        images=len(scores.image_ids),
+        samples=options.samples,
+        seed=options.seed,
+        score=format_number(options.score_threshold, 2, lang),
+        iou=format_number(options.iou_threshold, 2, lang),
+    )
+    removed = texts(f"note_perturbation_{options.baseline}", steps=options.steps)
+    notes = [texts["note_energy"], texts["note_pointing"], removed, texts["note_follow"], texts["note_chance"]]
+    notes += [texts["note_randomised"]] if scores.randomised else []
+    notes += [texts["note_sampling"]] if "sampling" in scores.methods else []
+    shown = (table.to_markdown(lang) for table in tables.values())
+    listed = "\n".join(f"- {note}" for note in notes)
+    return "\n\n".join([f"# {texts['title']}", intro, *shown, f"{texts['notes']}:", listed]) + "\n"
+
+
+def _to_json(scores: Scores) -> dict[str, Any]:
+    """Every number, unrounded; null where nothing could be measured. Keys are English whatever the language."""
+
+    def plain(estimates: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
+        return {
+            method: {name: one._asdict() | {"interval": one.interval and [*one.interval]} for name, one in of.items()}
+            for method, of in estimates.items()
+        }
+
+    def values(row: int, method: int) -> dict[str, float | None]:
+        numbers = scores.values[method, row].tolist()
+        return {name: None if math.isnan(x) else x for name, x in zip(scores.names, numbers, strict=True)}
+
+    return {
+        "num_images": len(scores.image_ids),
+        "image_ids": list(scores.image_ids),
+        "num_truths": scores.num_truths,
+        "num_objects": len(scores.objects),
+        "methods": plain(scores.estimates()),
+        "differences_from_centre": plain(scores.differences(CENTRE)),
+        "differences_from_random": plain(scores.differences(RANDOM)),
+        "objects": [
+            {
+                "image_id": one.image_id,
+                "label": one.label,
+                "query": one.query,
+                "score": one.score,
+                "iou": one.iou,
+                "truth_xyxy": one.truth.tolist(),
+                "box_xyxy": one.box.tolist(),
+                "values": {method: values(row, m) for m, method in enumerate(scores.methods)},
+            }
+            for row, one in enumerate(scores.objects)
+        ],
+    }

@@ -1,0 +1,349 @@
+"""Faithfulness: a detector whose evidence is known, what chance gives, and detectors with new weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from attention.faithfulness import (
+    CENTRE,
+    METRICS,
+    RANDOM,
+    DrawMap,
+    MatchedObject,
+    Perturber,
+    Predictions,
+    ScoreImage,
+    ScoreOptions,
+    Scores,
+    area_under,
+    centre_prior,
+    choose_images,
+    closest,
+    coverage,
+    energy_ratio,
+    match_objects,
+    object_score,
+    pixel_ranks,
+    points_inside,
+    predict,
+    random_maps,
+    randomise,
+    rank_correlation,
+    score_maps,
+    step_shares,
+    without_information,
+)
+from data.errors import UserError
+from models.baselines import TorchvisionDetector
+from models.boxes import cxcywh_to_xyxy
+from models.detector import build_detector
+from tests.support.baselines import NUM_CLASSES, small_baseline
+from tests.support.models import images, shake, tiny_config
+from tests.support.text_fusion import section, texts
+from tests.support.toy_detector import BOXES, SIZE, ToyDetector, perfect_map, toy_image, wrong_map
+
+TRUTH = cxcywh_to_xyxy(torch.tensor(BOXES))
+QUICK = ScoreOptions(steps=6, baseline="mean", samples=50)
+NO_TIES = np.arange(SIZE * SIZE, dtype=float).reshape(SIZE, SIZE)
+PARTS = {"heads": "decoder.", "neck": "encoder.", "backbone": "backbone."}
+
+
+def image(image_id: int = 1, labels: tuple[int, ...] = (0, 2)) -> ScoreImage:
+    return ScoreImage(image_id, toy_image(), TRUTH[: len(labels)], torch.tensor(labels, dtype=torch.int64))
+
+
+def judged(
+    methods: dict[str, DrawMap], options: ScoreOptions = QUICK, count: int = 2, randomised: nn.Module | None = None
+) -> Scores:
+    new = {} if randomised is None else {"same": randomised}
+    one = [image(k + 1) for k in range(count)]
+    return score_maps(
+        ToyDetector().eval(), one, methods, num_classes=3, options=options, randomised=new, progress=False
+    )
+
+
+def test_the_perfect_map_is_perfect_and_the_opposite_one_is_not() -> None:
+    scores = judged({"perfect": perfect_map, "wrong": wrong_map})
+    assert scores.methods == ("perfect", "wrong", RANDOM, CENTRE)
+    assert scores.values.shape == (4, 4, len(METRICS))
+    of = {name: dict(zip(METRICS, scores.values[m].T, strict=True)) for m, name in enumerate(scores.methods)}
+    areas = np.array([1 / 16, 1 / 8] * 2)
+    np.testing.assert_allclose(of["perfect"]["energy"], 1 / areas)
+    np.testing.assert_allclose(of["perfect"]["energy_all"], 16 / 3)
+    assert (of["perfect"]["pointing"] == 1).all()
+    assert (of["perfect"]["deletion"] < of["perfect"]["insertion"]).all()
+    assert (of["wrong"]["energy"] == 0).all()
+    assert (of["wrong"]["pointing"] == 0).all()
+    assert (of["wrong"]["deletion"] > of["wrong"]["insertion"]).all()
+    for name in (RANDOM, CENTRE):
+        assert (of["perfect"]["deletion"] < of[name]["deletion"]).all()
+        assert (of["perfect"]["insertion"] > of[name]["insertion"]).all()
+
+
+def test_random_maps_score_as_chance_and_the_same_again() -> None:
+    inside = coverage(TRUTH[:1], (32, 32))
+    draw = random_maps(0)
+    large = torch.zeros(1, 3, 32 * 16, 32 * 16)  # one random cell a pixel of the mask
+    maps = [draw(nn.Identity(), large, 0, 0).double().numpy() for _ in range(40)]
+    assert np.mean([energy_ratio(one, inside) for one in maps]) == pytest.approx(1, abs=0.03)
+    assert np.mean([points_inside(one, inside) for one in maps]) == pytest.approx(1 / 16, abs=0.1)
+    np.testing.assert_array_equal(judged({}).values, judged({}).values)
+    other = judged({}, ScoreOptions(steps=6, baseline="mean", samples=50, seed=1))
+    assert not np.array_equal(judged({}).values, other.values)
+
+
+@given(
+    st.tuples(*[st.floats(0, 0.9)] * 2), st.tuples(*[st.floats(0.02, 1)] * 2), st.integers(1, 40), st.integers(1, 40)
+)
+def test_coverage_is_the_boxs_area_and_a_flat_map_is_chance(
+    corner: tuple[float, float], size: tuple[float, float], height: int, width: int
+) -> None:
+    x1, y1 = corner
+    x2, y2 = min(x1 + size[0], 1), min(y1 + size[1], 1)
+    inside = coverage(torch.tensor([[x1, y1, x2, y2]], dtype=torch.float64), (height, width))
+    assert inside.shape == (height, width)
+    assert inside.mean() == pytest.approx((x2 - x1) * (y2 - y1), rel=1e-6)
+    assert inside.max() <= 1 + 1e-9
+    assert energy_ratio(np.full((height, width), 0.3), inside) == pytest.approx(1)
+    assert energy_ratio(np.zeros((height, width)), inside) == 1
+    assert energy_ratio(inside, inside) >= 1 - 1e-9
+
+
+def test_pointing_takes_the_mean_of_several_highest_places() -> None:
+    inside = np.array([[1.0, 0.6], [0.4, 0.0]])
+    assert points_inside(np.array([[1.0, 3.0], [2.0, 0.0]]), inside) == 1
+    assert points_inside(np.array([[1.0, 0.0], [2.0, 0.0]]), inside) == 0
+    assert points_inside(np.zeros((2, 2)), inside) == 0.5
+    assert np.isnan(energy_ratio(np.ones((2, 2)), np.zeros((2, 2))))
+    assert coverage(torch.zeros(0, 4), (2, 2)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_the_centre_prior_is_highest_in_the_middle() -> None:
+    prior = centre_prior(nn.Identity(), torch.zeros(1, 3, 9, 15), 0, 0)
+    assert prior.shape == (9, 15)
+    assert int(prior.argmax()) == 4 * 15 + 7
+    torch.testing.assert_close(prior, prior.flip(0, 1))
+
+
+def test_predictions_choose_boxes_by_score_once_each() -> None:
+    boxes = torch.stack([TRUTH[0], TRUTH[0], TRUTH[1], TRUTH[0]])
+    scores = torch.tensor([[0.5, 0.0], [0.8, 0.0], [0.9, 0.1], [0.2, 0.99]])
+    truth = ScoreImage(7, toy_image(), TRUTH[[0, 0, 1, 1]], torch.tensor([0, 0, 0, 1]))
+    matched = match_objects(Predictions(boxes, scores), truth, ScoreOptions())
+    assert [(one.query, one.label, one.score) for one in matched] == [
+        (1, 0, pytest.approx(0.8)),
+        (0, 0, pytest.approx(0.5)),
+        (2, 0, pytest.approx(0.9)),
+    ]
+    assert all(one.iou == pytest.approx(1) and one.image_id == 7 for one in matched)
+    other_class = Predictions(TRUTH[:1], torch.tensor([[0.0, 0.7]]))  # as a baseline's detection of class 1
+    assert match_objects(other_class, image(labels=(0,)), ScoreOptions(score_threshold=0)) == []
+    none = Predictions(torch.zeros(0, 4), torch.zeros(0, 2))
+    assert match_objects(none, truth, ScoreOptions()) == []
+    empty = ScoreImage(7, toy_image(), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert match_objects(Predictions(boxes, scores), empty, ScoreOptions()) == []
+
+
+def test_one_map_for_all_objects_is_judged_once() -> None:
+    def passes(draw: DrawMap) -> int:
+        model = ToyDetector().eval()
+        score_maps(model, [image()], {"map": draw}, num_classes=3, options=QUICK, progress=False)
+        return model.num_images
+
+    assert passes(perfect_map) - passes(centre_prior) == 2 * (QUICK.steps - 1)
+
+
+def test_a_map_of_the_same_weights_correlates_with_itself_and_noise_does_not() -> None:
+    estimates = judged({"perfect": perfect_map}, count=1, randomised=ToyDetector().eval()).estimates()
+    assert estimates["perfect"]["randomised_same"].value == estimates[CENTRE]["randomised_same"].value == 1
+    noise = estimates[RANDOM]["randomised_same"].value
+    assert noise is not None and noise < 1
+
+
+def test_intervals_are_of_images_and_hold_the_mean() -> None:
+    scores = judged({"perfect": perfect_map}, count=5)
+    one = scores.estimates()[RANDOM]["deletion"]
+    assert one.interval is not None and one.value is not None
+    assert one.interval.low <= one.value <= one.interval.high
+    assert one.interval.low < one.interval.high
+    assert one.num_objects == 10
+    same = scores.estimates()["perfect"]["energy"]  # equal in all images: images are drawn, not objects
+    assert same.interval is not None
+    assert (same.interval.low, same.interval.high) == (pytest.approx(12), pytest.approx(12))
+    against = scores.differences(CENTRE)
+    assert set(against) == {"perfect", RANDOM}
+    assert against["perfect"]["deletion"].value == pytest.approx(
+        float((scores.values[0, :, 3] - scores.values[2, :, 3]).mean())
+    )
+    off = judged({}, ScoreOptions(steps=6, baseline="mean", samples=0))
+    assert off.estimates()[RANDOM]["energy"].interval is None
+
+
+def test_images_without_a_hit_are_counted_and_leave_no_objects() -> None:
+    def scored(*given: ScoreImage) -> Scores:
+        return score_maps(ToyDetector().eval(), given, {}, num_classes=3, options=QUICK, progress=False)
+
+    missed = image(2, labels=(1,))
+    scores = scored(image(1), missed)
+    assert (scores.num_truths, len(scores.objects), scores.image_ids) == (3, 2, (1, 2))
+    with pytest.raises(UserError, match=r"hits any of the 1 annotated boxes of 1 images .* Lower --min-score"):
+        scored(missed)
+
+
+def test_faulty_methods_are_named() -> None:
+    def negative(model: nn.Module, one: Tensor, query: int, label: int) -> Tensor:
+        return -perfect_map(model, one, query, label)
+
+    with pytest.raises(ValueError, match="method below: expected a finite map"):
+        judged({"below": negative})
+
+
+def test_options_out_of_range_are_all_named() -> None:
+    with pytest.raises(UserError, match="--score out of range") as caught:
+        ScoreOptions(
+            steps=1, baseline="x", batch_size=0, score_threshold=1, iou_threshold=0, samples=-1, seed=-1  # type: ignore[arg-type]
+        )  # fmt: skip
+    assert len(caught.value.problems) == 7
+    assert caught.value.problems[3] == "--min-score 1: expected 0 to below 1, e.g. 0.3"
+
+
+@given(st.integers(0, 30), st.integers(1, 40), st.integers(0, 5))
+def test_images_are_drawn_once_and_keep_their_order(available: int, count: int, seed: int) -> None:
+    ids = np.arange(available) * 3
+    chosen = choose_images(ids, count, seed)
+    assert len(chosen) == min(available, count)
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    assert set(chosen.tolist()) <= set(ids.tolist())
+    np.testing.assert_array_equal(chosen, choose_images(ids, count, seed))
+
+
+def curves(draw: DrawMap, batch_size: int = 4) -> np.ndarray:
+    """[2 (deletion, insertion), 11] of the first object."""
+    objects = [
+        MatchedObject(1, label, 0, 1.0, 1.0, box, box) for box, label in zip(TRUTH, (0, 2), strict=True)
+    ]  # fmt: skip
+    options = ScoreOptions(steps=10, baseline="mean", batch_size=batch_size)
+    ranks = pixel_ranks(draw(ToyDetector(), toy_image(), 0, 0).double().numpy(), NO_TIES)
+    return Perturber(ToyDetector().eval(), toy_image(), objects, 3, options).curves(ranks)[..., 0]
+
+
+def test_curves_of_the_perfect_map_end_where_they_must_and_move_at_once() -> None:
+    deletion, insertion = curves(perfect_map)
+    # The mean colour keeps 64 pixels' worth.
+    full, empty = 1 / (1 + np.exp(-6)), 1 / (1 + np.exp(6 - 12 * 64 / SIZE**2))
+    assert deletion[[0, -1]] == pytest.approx([full, empty], abs=1e-5)
+    assert insertion[[0, -1]] == pytest.approx([empty, full], abs=1e-5)
+    covered = step_shares(10) >= 64 / SIZE**2
+    assert deletion[covered] == pytest.approx(empty, abs=1e-5)
+    assert insertion[covered] == pytest.approx(full, abs=1e-5)
+    assert (np.diff(deletion) <= 1e-6).all()
+
+
+def test_a_wrong_map_is_worse_and_the_batch_size_does_not_matter() -> None:
+    good, bad = curves(perfect_map), curves(wrong_map)
+    assert area_under(good[0]) < 0.2 < area_under(bad[0])
+    assert area_under(good[1]) > 0.8 > area_under(bad[1])
+    for batch_size in (1, 7, 100):
+        np.testing.assert_allclose(curves(perfect_map, batch_size), good, atol=1e-6)
+
+
+@given(st.lists(st.integers(0, 3), min_size=12, max_size=12), st.permutations(list(range(12))))
+def test_ranks_are_a_permutation_in_descending_order_ties_as_told(values: list[int], ties: list[int]) -> None:
+    pixels = np.array(values, dtype=float).reshape(3, 4)
+    ranks = pixel_ranks(pixels, np.array(ties, dtype=float).reshape(3, 4)).ravel()
+    assert sorted(ranks.tolist()) == list(range(12))
+    pairs = [(-values[k], ties[k]) for k in np.argsort(ranks)]
+    assert pairs == sorted(pairs)
+
+
+def test_an_object_is_followed_by_its_place() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.5, 1.0]])
+    predictions = Predictions(boxes, torch.tensor([[0.4, 0.9], [0.9, 0.1]]))
+    assert object_score(predictions, boxes[0], 0) == pytest.approx(0.45)  # half the IoU of the surer one beats 0.4
+    assert object_score(predictions, boxes[0], 1) == pytest.approx(0.9)
+    assert object_score(predictions, torch.tensor([0.8, 0.8, 0.9, 0.9]), 1) == 0
+    assert object_score(Predictions(torch.zeros(0, 4), torch.zeros(0, 2)), boxes[0], 1) == 0
+
+
+def test_what_is_removed_holds_no_information() -> None:
+    one = torch.zeros(1, 3, 64, 64)
+    one[:, 1, 30:34, 30:34] = 1
+    blurred, mean = without_information(one, "blur"), without_information(one, "mean")
+    assert blurred.shape == mean.shape == one.shape
+    assert float(blurred[0, 1].max()) < 0.2
+    assert float(blurred.sum()) == pytest.approx(float(one.sum()), rel=1e-3)
+    assert torch.equal(mean[0, 1], torch.full((64, 64), 16 / 64**2))
+    assert float(one.max()) == 1
+
+
+def test_the_area_is_that_of_the_uneven_steps() -> None:
+    assert area_under(np.ones(9)) == pytest.approx(1)
+    assert area_under(step_shares(50)) == pytest.approx(0.5)
+    assert step_shares(4).tolist() == [0, 1 / 16, 1 / 4, 9 / 16, 1]
+
+
+def test_a_baselines_detections_score_for_their_own_class() -> None:
+    model = small_baseline("fasterrcnn_resnet18").eval()
+    predictions = predict(model, images(1, 64, 96), NUM_CLASSES)[0]
+    raw = model(images(1, 64, 96))[0]
+    assert torch.equal(predictions.scores.argmax(dim=1), raw["labels"])
+    assert torch.equal(predictions.scores.sum(dim=1), raw["scores"])
+    assert not predictions.scores.requires_grad
+
+
+def test_parts_get_new_weights_one_after_the_other_and_the_texts_stay() -> None:
+    config = tiny_config(MultimodalFusion=section())
+    model = build_detector(config)
+    assert not isinstance(model, TorchvisionDetector)
+    assert model.text_fusion is not None
+    model.text_fusion.texts.set(*texts())
+    shake(model)
+    model.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    copies = randomise(model, config, seed=3)
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert list(copies) == list(PARTS)
+    learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    done: list[str] = ["text_fusion."]
+    for name, other in copies.items():
+        done.append(PARTS[name])
+        after = other.state_dict()
+        same = {key for key in learned if torch.equal(after[key], before[key])}
+        assert same == {key for key in learned if not key.startswith(tuple(done))}
+        assert torch.equal(after["text_fusion.texts.embeds"], before["text_fusion.texts.embeds"])
+        assert bool(torch.isfinite(other(images(1))["pred_logits"]).all())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    again = randomise(model, config, seed=3)["backbone"].state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in copies["backbone"].state_dict().items())
+
+
+def test_only_detectors_have_parts() -> None:
+    with pytest.raises(UserError, match="not for a model of type Linear"):
+        randomise(nn.Linear(1, 1), tiny_config(), 0)
+
+
+def test_the_nearest_detection_is_asked_about() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 0.2, 0.2], [0.5, 0.5, 0.7, 0.7]])
+    predictions = Predictions(boxes, torch.tensor([[0.9, 0.0], [0.2, 0.1]]))
+    assert closest(predictions, torch.tensor([0.55, 0.5, 0.7, 0.7]), 1) == (1, 1)
+    assert closest(predictions, torch.tensor([0.3, 0.3, 0.34, 0.34]), 0) == (0, 0)  # none overlaps: the nearer one
+    assert closest(predictions, boxes[0], 1) == (0, 0)  # a baseline's detection has its own class only
+    assert closest(Predictions(torch.zeros(0, 4), torch.zeros(0, 2)), boxes[0], 1) is None
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=6, max_size=6), st.floats(0.5, 3))
+def test_only_ranks_count(values: list[float], power: float) -> None:
+    one = torch.tensor(values).reshape(2, 3)
+    assert rank_correlation(one, one) == 1
+    order = torch.arange(6.0).reshape(2, 3)
+    assert rank_correlation(order, order**power) == pytest.approx(1)
+    assert rank_correlation(order, -order) == pytest.approx(-1)
+    assert -1 <= rank_correlation(one, order) <= 1
+    assert rank_correlation(torch.full((2, 3), 2.0), order) == 0
+    assert not np.isnan(rank_correlation(torch.zeros(2, 3), torch.ones(2, 3)))
