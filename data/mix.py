@@ -29,8 +29,6 @@ def mosaic(sources: Sequence[Scene], op: MosaicOp, rng: np.random.Generator) -> 
 
     Args:
         sources: Four images as they are (`scene_of`); the first lies at the top left.
-        op: Its `use_cache`, `max_cached_images` and `random_pop` have no effect: partners are drawn from the whole
-            data set by the sample's own seed, so that no sample depends on what a worker has seen before.
         rng: Draws angle, shift and scale.
 
     Returns:

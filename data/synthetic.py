@@ -24,9 +24,8 @@ import numpy.typing as npt
 from filelock import FileLock
 from tqdm import tqdm
 
-from data.config import require_variables
+from data.config import DefectName, SyntheticConfig, require_variables
 from data.errors import UserError
-from data.synthetic_config import DefectName, SyntheticConfig
 from data.synthetic_draw import DEFECTS, Array, clean_surface
 
 logger = logging.getLogger(__name__)

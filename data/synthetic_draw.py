@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from data.synthetic_config import DefectName, TextureName
+from data.config import DefectName, TextureName
 
 Array = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float64]

@@ -1,166 +1,165 @@
 """YAML -> one frozen `ExperimentConfig`, or one error that lists every fault.
 
-The order: read and merge the files (`engine.yaml_dialect`), apply `-u`, drop official keys that mean nothing
-here, check every field, derive what depends on the run's length and size (`engine.derive`), check the rules
-between fields. No data, no weights and no device are touched.
+The order: read and merge the files (`engine.yaml_dialect`), apply `-u`, bring official freedoms into one form
+(`engine.official_keys`), check every field, derive what depends on the run's length and size
+(`engine.derived_values`), check the rules between fields. No data, no weights and no device are touched.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 from pydantic_core import PydanticCustomError
 
-from data.config import DataConfig, PortablePath, data_problems, expand_path, loaders, multiscale_sides
-from data.errors import UserError
-from data.text_config import ClassTextsConfig
-from engine import derive
-from engine.config_errors import describe
-from engine.official_keys import to_own_form
-from engine.yaml_dialect import (
-    OVERRIDE,
-    OWN_FILE,
-    leaves,
-    merge,
-    parse_overrides,
-    ranked,
-    read_with_includes,
-    set_path,
+from data.config import (
+    LOADING,
+    RULES_LATER,
+    ClassTextsConfig,
+    DataConfig,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PortablePath,
+    PositiveInt,
+    Section,
+    broken_rules,
+    loaders,
+    multiscale_sides,
 )
-from models.config import DEIMV2_KEYS, ModelConfig, TextEncoderConfig, memory_tokens, model_problems
+from data.errors import UserError
+from engine import derived_values
+from engine.config_errors import describe
+from engine.official_keys import drop_inactive, to_own_form
+from engine.yaml_dialect import OVERRIDE, Statement, leaves, merge, parse_overrides, read_with_includes, stated
+from models.config import ModelConfig, TextEncoderConfig, memory_tokens
 
 log = logging.getLogger(__name__)
 
-PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=1_000_000_000)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+def _regular_expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise PydanticCustomError("pattern", "{text}", {"text": f"is no regular expression ({error})"}) from None
+    return text
 
 
-class EvaluatorConfig(_Section):
-    """Section `evaluator`."""
+class EvaluatorConfig(Section):
+    """Chooses how detections are judged: COCO's average precision."""
 
     type: Literal["CocoEvaluator"] = "CocoEvaluator"
     iou_types: tuple[Literal["bbox"]] = ("bbox",)
+    """Boxes; nothing else is built here."""
 
 
-class ScalerConfig(_Section):
-    """Section `scaler`: loss scaling, used with fp16 only."""
+class ScalerConfig(Section):
+    """Scales the loss, with fp16 only."""
 
     type: Literal["GradScaler"] = "GradScaler"
     enabled: bool = True
+    """False switches the scaling off."""
 
 
-class EmaConfig(_Section):
-    """Section `ema`: decay d = decay x (1 - exp(-u / warmups)) at update u (spec section 9.4)."""
+class EmaConfig(Section):
+    """Averages the weights: decay d = decay x (1 - exp(-u / warmups)) at update u (spec section 9.4)."""
 
     type: Literal["ModelEMA"] = "ModelEMA"
     decay: Fraction = 0.9999
+    """Share of the old average that an update keeps, in the end; at most 1 - 20/steps unless stated."""
     warmups: NonNegativeInt = 1000
-    """Optimiser steps; 0 means the full decay from the first update on."""
+    """Optimiser steps; 0 means the full decay from the first update on. At most steps/20 unless stated."""
     start: NonNegativeInt = 0
     """First updates to skip."""
 
 
-class ParamGroupConfig(_Section):
-    """One entry of `optimizer.params`; what it leaves out comes from the optimizer."""
+class ParamGroupConfig(Section):
+    """Gives some parameters their own settings; what it leaves out comes from the optimizer."""
 
-    params: str
+    params: Annotated[str, AfterValidator(_regular_expression)]
     """Regular expression searched in full parameter names."""
     lr: NonNegativeFloat | None = None
+    """Learning rate; scaled with the batch unless stated."""
     weight_decay: NonNegativeFloat | None = None
-
-    @field_validator("params")
-    @classmethod
-    def _compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise PydanticCustomError("pattern", "{text}", {"text": f"is no regular expression ({error})"}) from None
-        return value
+    """Weight decay."""
 
 
-class OptimizerConfig(_Section):
-    """Section `optimizer`."""
+class OptimizerConfig(Section):
+    """Sets up the optimiser."""
 
     type: Literal["AdamW"] = "AdamW"
     params: tuple[ParamGroupConfig, ...] = ()
     """Parameter groups; names that match none form the last one."""
     lr: NonNegativeFloat
+    """Highest learning rate; a recipe's is scaled with the batch."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    """Momenta of the gradient and of its square."""
     weight_decay: NonNegativeFloat = 0.01
+    """Decoupled weight decay."""
 
 
 class TextsConfig(ClassTextsConfig):
-    """Section `texts`: the class texts and their encoder, read where text is fused (own addition)."""
+    """Chooses the class texts and their encoder, read where text is fused (own addition)."""
 
     encoder: TextEncoderConfig = TextEncoderConfig()
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the values come from: who stated which (rank by dotted path), and what was derived."""
+    """Where the values come from: who stated which (by dotted path), and what was derived."""
 
-    stated: dict[str, int]
-    log: tuple[derive.Note, ...] = ()
+    stated: dict[str, Statement]
+    log: tuple[derived_values.Note, ...] = ()
+
+    def statement(self, path: str) -> Statement | None:
+        """Return the highest statement about `path`, a part of it, or a section that holds it."""
+        path = path.partition("[")[0]
+        related = (
+            said
+            for leaf, said in self.stated.items()
+            if leaf == path or leaf.startswith(f"{path}.") or path.startswith(f"{leaf}.")
+        )
+        return max(related, default=None)
 
     def rank(self, path: str) -> int:
-        """The highest rank that stated `path`, a part of it, or a section that holds it; 0 for a recipe or nobody."""
-        return max(
-            (
-                rank
-                for leaf, rank in self.stated.items()
-                if leaf == path or leaf.startswith(f"{path}.") or path.startswith(f"{leaf}.")
-            ),
-            default=0,
-        )
+        """Return the rank of that statement; 0 for a recipe's or none."""
+        said = self.statement(path)
+        return 0 if said is None else said.rank
 
 
 class ExperimentConfig(DataConfig, ModelConfig):
-    """The whole experiment; attributes carry the official YAML names."""
+    """Describes the whole experiment; attributes carry the official YAML names."""
 
     task: Literal["detection"] = "detection"
     evaluator: EvaluatorConfig = EvaluatorConfig()
     texts: TextsConfig = TextsConfig()
     epoches: PositiveInt
     """Length of the run, epochs."""
-    flat_epoch: NonNegativeInt
-    """Epoch in which the learning rate starts to fall."""
-    no_aug_epoch: NonNegativeInt
-    """Last epochs, without strong augmentation and at the lowest learning rate."""
+    flat_epoch: NonNegativeInt = 0
+    """Epoch in which the learning rate starts to fall; derived from `epoches` where no file states it."""
+    no_aug_epoch: NonNegativeInt = 0
+    """Last epochs, without strong augmentation and at the lowest learning rate; derived as `flat_epoch` is."""
     lrsheduler: Literal["flatcosine"] = "flatcosine"
     lr_gamma: Fraction = 0.5
     """Lowest learning rate over the highest."""
     warmup_iter: NonNegativeInt = 2000
-    """Optimiser steps."""
+    """Optimiser steps of the warm-up; at most 5 % of the run unless stated."""
     optimizer: OptimizerConfig
     clip_max_norm: NonNegativeFloat = 0.0
     """Largest global gradient norm; 0 switches clipping off."""
     use_amp: bool = False
+    """Train in mixed precision on a GPU."""
     scaler: ScalerConfig = ScalerConfig()
     use_ema: bool = False
+    """Judge and keep an average of the weights."""
     ema: EmaConfig = EmaConfig()
     sync_bn: bool = False
     """SyncBatchNorm, under torchrun on GPUs only."""
@@ -171,16 +170,19 @@ class ExperimentConfig(DataConfig, ModelConfig):
     max_nonfinite_steps: PositiveInt = 10
     """Steps in a row with a NaN or infinite loss after which to stop (own addition)."""
     seed: NonNegativeInt = 0
+    """Of weights, order and augmentation."""
     device: str = ""
     """Such as cpu or cuda:0; empty chooses."""
     print_freq: PositiveInt = 10
     """Optimiser steps between log lines (never more than 10)."""
-    output_dir: PortablePath
-    """Run folder."""
+    output_dir: PortablePath = Path("outputs")
+    """Run folder; outputs/NAME of the config file where no file states it."""
     summary_dir: PortablePath | None = None
     """TensorBoard folder; null puts it into the run folder."""
     resume: PortablePath | None = None
+    """Checkpoint to go on from exactly."""
     tuning: PortablePath | None = None
+    """Checkpoint or weight file to start a new run from."""
     tuning_class_map: dict[str, str] = {}
     """Class of the data set: class of the weights of `tuning` whose rows of the heads it starts from (own addition)."""
 
@@ -200,24 +202,77 @@ class ExperimentConfig(DataConfig, ModelConfig):
         """Equal settings; where they came from does not count."""
         return isinstance(other, ExperimentConfig) and self.__dict__ == other.__dict__
 
-    @model_validator(mode="after")
-    def check_rules(self, info: ValidationInfo) -> Self:
-        """Rules between fields, all at once; left out for the draft that derivations start from."""
-        if info.context == _DRAFT:
-            return self
-        problems = [*model_problems(self), *data_problems(self), *run_problems(self)]
-        if problems:
-            raise PydanticCustomError("rules", "{problems}", {"problems": problems})
-        return self
+    def rules(self) -> Iterator[str]:
+        yield from ModelConfig.rules(self)
+        yield from DataConfig.rules(self)
+        yield from self._schedule_rules()
+        yield from self._token_rules()
+
+    def _schedule_rules(self) -> Iterator[str]:
+        epochs, flat, no_aug = self.epoches, self.flat_epoch, self.no_aug_epoch
+        advice = derived_values.Schedule.of(epochs)
+        fix = (
+            f"for {epochs} epochs try flat_epoch={advice.flat} no_aug_epoch={advice.no_aug}, leave both out of the "
+            f"config files to have them derived, or give -u epoches={epochs} to have them rescaled"
+        )
+        if no_aug >= epochs:
+            yield f"no_aug_epoch: {no_aug} leaves no epoch of epoches {epochs} with augmentation; {fix}"
+        elif flat > epochs - no_aug:
+            yield (
+                f"flat_epoch: {flat} is after the last augmented epoch, epoches {epochs} - no_aug_epoch {no_aug} = "
+                f"{epochs - no_aug}; {fix}"
+            )
+        collate, policy = self.train_dataloader.collate_fn, self.train_dataloader.dataset.transforms.policy
+        ends: dict[str, object] = {
+            "train_dataloader.collate_fn.stop_epoch": collate.stop_epoch,
+            "train_dataloader.collate_fn.mixup_epochs": list(collate.mixup_epochs),
+            "train_dataloader.collate_fn.copyblend_epochs": list(collate.copyblend_epochs),
+        }
+        if policy is not None and policy.name == "stop_epoch":
+            ends["train_dataloader.dataset.transforms.policy.epoch"] = policy.epoch
+        if self.DEIMCriterion is not None and self.DEIMCriterion.matcher.change_matcher:
+            ends["DEIMCriterion.matcher.matcher_change_epoch"] = self.DEIMCriterion.matcher.matcher_change_epoch
+        for key, value in ends.items():
+            last = value[-1] if isinstance(value, list | tuple) else value
+            if isinstance(last, int) and last > epochs:
+                yield (
+                    f"{key}: {value} lies beyond the run's epoches {epochs}; adapt it, or leave it out of the config "
+                    "file to have it derived from epoches, flat_epoch and no_aug_epoch"
+                )
+
+    def _token_rules(self) -> Iterator[str]:
+        if self.DEIMTransformer is None:
+            return
+        queries = self.DEIMTransformer.num_queries
+        for name, loader in loaders(self).items():
+            resize = loader.dataset.transforms.resize
+            if resize is None or resize.size[0] % 32 or resize.size[1] % 32:
+                continue  # another rule's fault
+            if (tokens := memory_tokens(*resize.size)) < queries:
+                yield (
+                    f"{name}.dataset.transforms.ops: Resize to {list(resize.size)} gives {tokens} tokens, fewer than "
+                    f"DEIMTransformer.num_queries {queries}; lower num_queries or enlarge the images"
+                )
+        side = min(multiscale_sides(self.train_dataloader.collate_fn), default=None)
+        if side is not None and (tokens := memory_tokens(side, side)) < queries:
+            yield (
+                f"train_dataloader.collate_fn.base_size: multi-scale goes down to {side} pixels, whose {tokens} tokens "
+                f"are fewer than DEIMTransformer.num_queries {queries}; lower num_queries, raise base_size, or set "
+                "base_size_repeat to ~"
+            )
 
 
-_DRAFT = {"draft": True}
-_MAX_NAME_BYTES = 255
-"""Of a file or folder, on all common file systems."""
+def merge_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a config file with its includes merged, before anything is checked or derived.
+
+    Raises:
+        UserError: A file is missing, damaged or includes itself.
+    """
+    return read_with_includes(Path(path))[0]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The experiment that `path` describes, with `overrides` (as "a.b=c") on top and everything derived.
+    """Load the experiment that `path` describes, with `overrides` (as "a.b=c") on top and everything derived.
 
     Reads YAML files and environment variables named in paths; no data and no weights.
 
@@ -225,21 +280,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
         UserError: listing every fault, with dotted keys, what was found and how to mend it.
     """
     path = Path(path)
-    merged, ranks = read_with_includes(path)
+    merged, said = read_with_includes(path)
     changes = parse_overrides(overrides, merged)
-    rank = Provenance(stated := dict(leaves(merge(ranks, ranked(changes, OVERRIDE))))).rank
-    values = _without_inactive_model(to_own_form(merge(merged, changes), rank), rank)
-    provisional = derive.fill_missing(values)
-    draft = _build(values, str(path), draft=True)
-    before = merged.get("epoches")
-    values, notes = derive.at_load(draft, _expanded(draft), rank, provisional, path.stem, before)
-    config = _build(values, str(path))
-    config._provenance = Provenance(stated, tuple(notes))
-    return config
+    provenance = Provenance(dict(leaves(merge(said, stated(changes, Statement(OVERRIDE, "-u"))))))
+    values = to_own_form(merge(merged, changes), provenance.rank)
+    missing = {key for key in ("flat_epoch", "no_aug_epoch", "output_dir") if values.get(key) is None}
+    for key in missing:
+        values.pop(key, None)
+        provenance.stated.pop(key, None)
+    values = config_to_dict(_checked_fields(values, str(path), LOADING))
+    notes = derived_values.at_load(values, provenance.rank, missing, path.stem, merged.get("epoches"))
+    return _checked(values, str(path), Provenance(provenance.stated, tuple(notes)))
 
 
 def apply_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
-    """A finished config, such as a checkpoint's, with `overrides` on top.
+    """Put `overrides` on top of a finished config, such as a checkpoint's.
 
     Nothing is derived again, except that an overridden `eval_spatial_size` is the input size everywhere.
 
@@ -248,18 +303,16 @@ def apply_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> Exper
     """
     values = config_to_dict(config)
     changes = parse_overrides(overrides, values)
-    rank = Provenance(stated := dict(leaves(ranked(changes, OVERRIDE)))).rank
-    values = _without_inactive_model(to_own_form(merge(values, changes), rank), rank)
-    draft = _build(values, "-u", draft=True)
-    values, notes = derive.input_size(draft, _expanded(draft), rank)
-    result = _build(values, "-u")
-    if config._provenance is not None:
-        result._provenance = Provenance(config._provenance.stated | stated, (*config._provenance.log, *notes))
-    return result
+    new = Provenance(dict(leaves(stated(changes, Statement(OVERRIDE, "-u")))))
+    values = config_to_dict(_checked_fields(to_own_form(merge(values, changes), new.rank), "-u", LOADING))
+    notes = derived_values.apply(values, derived_values.input_sizes(values, new.rank), new.rank)
+    known = config._provenance
+    both = known and Provenance(known.stated | new.stated, (*known.log, *notes))
+    return _checked(values, "-u", both)
 
 
 def derive_run_length(config: ExperimentConfig, steps_per_epoch: int) -> tuple[ExperimentConfig, list[str]]:
-    """What depends on the number of optimiser steps: warm-up and EMA (T = `epoches` x `steps_per_epoch`).
+    """Derive what depends on the number T of optimiser steps, `epoches` x `steps_per_epoch`: warm-up and EMA.
 
     Warm-up becomes at most 5 % of T, the EMA's decay at most 1 - 20/T, its warm-up at most T/20, unless a
     config file or `-u` states them. A config out of a checkpoint comes back unchanged: it was derived before.
@@ -272,150 +325,46 @@ def derive_run_length(config: ExperimentConfig, steps_per_epoch: int) -> tuple[E
     known = config._provenance
     if known is None:
         return config, []
-    values, notes = derive.for_length(config, config_to_dict(config), known.rank, config.epoches * steps_per_epoch)
-    result = config_from_dict(values)
-    result._provenance = Provenance(known.stated, (*known.log, *notes))
+    values = config_to_dict(config)
+    changes = derived_values.run_length(values, known.rank, config.epoches * steps_per_epoch)
+    notes = derived_values.apply(values, changes, known.rank)
+    result = _checked(values, "the derived config", Provenance(known.stated, (*known.log, *notes)))
     return result, [note.text for note in notes]
 
 
 def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
-    """Every setting as plain dicts, lists and scalars, for checkpoints, YAML and JSON."""
+    """Return every setting as plain dicts, lists and scalars, for checkpoints, YAML and JSON."""
     return config.model_dump(mode="json")
 
 
-def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
-    """Inverse of `config_to_dict`: nothing is derived or filled in from the environment.
+def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
+    """Build a config from what `config_to_dict` gave: nothing is derived or filled in from the environment.
 
     Raises:
         UserError: listing every fault.
     """
-    return _build(values, "the stored config")
+    return _checked(drop_inactive(merge({}, values)), "the stored config", None)
 
 
-def run_problems(config: ExperimentConfig) -> list[str]:
-    """What cannot work about schedule and sizes, one line each: dotted key, what is wrong, how to mend it."""
-    return [
-        *_schedule_problems(config),
-        *_epoch_problems(config),
-        *_size_problems(config),
-        *_path_problems(config),
-    ]
+def _checked(values: dict[str, Any], source: str, provenance: Provenance | None) -> ExperimentConfig:
+    config = _checked_fields(values, source, RULES_LATER)
+    if problems := list(broken_rules(config)):
+        raise _faults(source, problems)
+    config._provenance = provenance
+    return config
 
 
-def _paths(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and text of every path of a config."""
-    for name, value in section:
-        key = f"{prefix}{name}"
-        if isinstance(value, BaseModel):
-            yield from _paths(value, f"{key}.")
-        elif isinstance(value, Path) or key == "texts.encoder.name":
-            yield key, str(value)
-
-
-def _expanded(config: ExperimentConfig) -> dict[str, Any]:
-    """`config` as plain values, with `~` and environment variables in its paths written out."""
-    values = config_to_dict(config)
-    for key, text in _paths(config):
-        if expand_path(text) != text:
-            set_path(values, key, Path(expand_path(text)).as_posix())
-    return values
-
-
-def _path_problems(config: ExperimentConfig) -> list[str]:
-    return [
-        f"{key}: {text[:40]!r}... is no path; a name in it has a NUL or more than {_MAX_NAME_BYTES} bytes"
-        for key, text in _paths(config)
-        if "\0" in text or any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in Path(text).parts)
-    ]
-
-
-def _schedule_problems(config: ExperimentConfig) -> list[str]:
-    epochs, flat, no_aug = config.epoches, config.flat_epoch, config.no_aug_epoch
-    advice = derive.Schedule.of(epochs)
-    fix = (
-        f"for {epochs} epochs try flat_epoch={advice.flat} no_aug_epoch={advice.no_aug}, "
-        f"leave both out of the config files to have them derived, or give -u epoches={epochs} to have them rescaled"
-    )
-    if no_aug >= epochs:
-        return [f"no_aug_epoch: {no_aug} leaves no epoch of epoches {epochs} with augmentation; {fix}"]
-    if flat > epochs - no_aug:
-        return [
-            f"flat_epoch: {flat} is after the last augmented epoch, epoches {epochs} - no_aug_epoch {no_aug} = "
-            f"{epochs - no_aug}; {fix}"
-        ]
-    return []
-
-
-def _epoch_problems(config: ExperimentConfig) -> list[str]:
-    train, criterion, epochs = config.train_dataloader, config.DEIMCriterion, config.epoches
-    collate, policy = train.collate_fn, train.dataset.transforms.policy
-    prefix = "train_dataloader.collate_fn"
-    ends: list[tuple[str, object, int | None]] = [
-        (f"{prefix}.stop_epoch", collate.stop_epoch, collate.stop_epoch),
-        (f"{prefix}.mixup_epochs", list(collate.mixup_epochs), collate.mixup_epochs[1]),
-        (f"{prefix}.copyblend_epochs", list(collate.copyblend_epochs), collate.copyblend_epochs[1]),
-    ]
-    if policy is not None and policy.name == "stop_epoch":
-        last = policy.epoch[-1] if isinstance(policy.epoch, tuple) else policy.epoch
-        ends.append(("train_dataloader.dataset.transforms.policy.epoch", policy.epoch, last))
-    if criterion is not None and criterion.matcher.change_matcher:
-        last = criterion.matcher.matcher_change_epoch
-        ends.append(("DEIMCriterion.matcher.matcher_change_epoch", last, last))
-    return [
-        f"{path}: {value} lies beyond the run's epoches {epochs}; adapt it, or leave it out of the config file "
-        "to have it derived from epoches, flat_epoch and no_aug_epoch"
-        for path, value, last in ends
-        if last is not None and last > epochs
-    ]
-
-
-def _size_problems(config: ExperimentConfig) -> list[str]:
-    collate, problems = config.train_dataloader.collate_fn, list[str]()
-    if config.DEIMTransformer is None:
-        return []
-    queries = config.DEIMTransformer.num_queries
-    for name, loader in loaders(config).items():
-        resize = loader.dataset.transforms.resize
-        if resize is None or resize.size[0] % 32 or resize.size[1] % 32:
-            continue
-        if memory_tokens(*resize.size) < queries:
-            problems.append(
-                f"{name}.dataset.transforms.ops: Resize to {list(resize.size)} gives {memory_tokens(*resize.size)} "
-                f"tokens, fewer than DEIMTransformer.num_queries {queries}; lower num_queries or enlarge the images"
-            )
-    sides = multiscale_sides(collate)
-    if sides and memory_tokens(min(sides), min(sides)) < queries:
-        problems.append(
-            f"train_dataloader.collate_fn.base_size: multi-scale goes down to {min(sides)} pixels, whose "
-            f"{memory_tokens(min(sides), min(sides))} tokens are fewer than DEIMTransformer.num_queries {queries}; "
-            "lower num_queries, raise base_size, or set base_size_repeat to ~"
-        )
-    return problems
-
-
-def _without_inactive_model(values: dict[str, Any], rank: Callable[[str], int]) -> dict[str, Any]:
-    """With `Baseline`, null for what included files say of DEIMv2: without effect, it has no place in the record.
-
-    What the `-c` file itself or `-u` says stays, so that the rules refuse it.
-    """
-    if values.get("Baseline") is None:
-        return values
-    for key in DEIMV2_KEYS:
-        if rank(key) < OWN_FILE:
-            values[key] = None
-    return values
-
-
-def _build(values: dict[str, Any], source: str, draft: bool = False) -> ExperimentConfig:
+def _checked_fields(values: dict[str, Any], source: str, context: dict[str, str]) -> ExperimentConfig:
     """Validate strictly through JSON: lists become tuples and text paths, but "5" is no number, nor is True."""
     try:
         text = json.dumps(values)
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{source}: no plain settings ({error})") from None
     try:
-        return ExperimentConfig.model_validate_json(text, strict=True, context=_DRAFT if draft else None)
+        return ExperimentConfig.model_validate_json(text, strict=True, context=context)
     except ValidationError as error:
-        problems = describe(error, ExperimentConfig, values)
-        raise UserError(
-            f"{source}: {len(problems)} fault{'s' * (len(problems) > 1)} in the config:", problems
-        ) from None
+        raise _faults(source, describe(error, ExperimentConfig, values)) from None
+
+
+def _faults(source: str, problems: Sequence[str]) -> UserError:
+    return UserError(f"{source}: {len(problems)} fault{'s' * (len(problems) > 1)} in the config:", problems)

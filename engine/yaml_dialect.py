@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -23,8 +22,9 @@ from data.errors import UserError
 
 INCLUDE = "__include__"
 MAX_FILE_BYTES = 200_000
-MAX_NODES = 100_000
+MAX_VALUES = 100_000
 """Values of one file with every alias written out; the whole DEIMv2-S config has about 300."""
+MAX_DEPTH = 200
 MAX_FILES = 100
 """Files one config may read, repeated ones counted each time."""
 
@@ -32,6 +32,15 @@ RECIPE, OWN_FILE, OVERRIDE = 0, MAX_FILES + 1, MAX_FILES + 2
 """Ranks of what a recipe, the `-c` file and `-u` say; other included files have 1, 2, ... in the order of merging."""
 _RECIPE_FILE = re.compile(r"(^|/)((base|dataset|deimv2)/[^/]+|runtime\.ya?ml|deimv2_\w+_coco\.ya?ml)$")
 """The files of `configs/` and of an official checkout that are made for no particular data and length of run."""
+
+
+class Statement(NamedTuple):
+    """Who says a value."""
+
+    rank: int
+    source: str
+    """A file, or -u."""
+
 
 SPELLINGS = {"epochs": "epoches", "lrscheduler": "lrsheduler"}
 """Right spellings of keys whose official name is misspelt; both are accepted, the official one is the result."""
@@ -42,28 +51,31 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
+        for key, _ in node.value:
+            if key.tag == f"{_TAG}merge":
                 continue
-            if key_node.tag != "tag:yaml.org,2002:str":
-                problem = f"found the key {key_node.value!r}, expected a name (put it in quotes if it is one)"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            if key_node.value in seen:
-                problem = f"the key {key_node.value!r} is given twice; keep one"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key_node.value)
+            problem = None
+            if key.tag != f"{_TAG}str":
+                problem = f"found the key {key.value!r}, expected a name (put it in quotes if it is one)"
+            elif key.value in seen:
+                problem = f"the key {key.value!r} is given twice; keep one"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-_FLOAT_TAG, _DATE_TAG = "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"
-_PLAIN_TAGS = {_FLOAT_TAG, *(f"tag:yaml.org,2002:{name}" for name in ("int", "bool", "null"))}
+_TAG = "tag:yaml.org,2002:"
+_PLAIN_TAGS = {f"{_TAG}{name}" for name in ("int", "float", "bool", "null")}
 """What a value without quotes or brackets may be beside text."""
+_KNOWN_TAGS = {*_PLAIN_TAGS, f"{_TAG}str", f"{_TAG}seq", f"{_TAG}map", None}
+_Loader.yaml_constructors = {tag: make for tag, make in _Loader.yaml_constructors.items() if tag in _KNOWN_TAGS}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != _DATE_TAG]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
-    _FLOAT_TAG,
+    f"{_TAG}float",
     re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
     list("-+.0123456789"),
 )
@@ -104,12 +116,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"{path}: found a {_kind(content)} at the top, expected `key: value` lines")
+        found = "list" if isinstance(content, list) else "text" if isinstance(content, str) else "single value"
+        raise UserError(f"{path}: found a {found} at the top, expected `key: value` lines")
     return official_spelling(content, str(path))
 
 
 def read_with_includes(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The merged config of `path` and its includes, and the same tree with the rank of who said it at every leaf.
+    """Read the merged config of `path` and its includes, and the same tree with a `Statement` at every leaf.
 
     Raises:
         UserError: as `read_yaml`, and for a bad or circular `__include__`.
@@ -117,16 +130,15 @@ def read_with_includes(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return _Includes().read(Path(expand_path(str(path))), ())
 
 
-def ranked(content: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """The tree of `content` with `rank` at every leaf."""
-    return {key: ranked(value, rank) if isinstance(value, dict) else rank for key, value in content.items()}
+def stated(content: Mapping[str, Any], by: Statement) -> dict[str, Any]:
+    """Return the tree of `content` with `by` at every leaf."""
+    return {key: stated(value, by) if isinstance(value, dict) else by for key, value in content.items()}
 
 
 class _Includes:
     """Follows `__include__`; counts files so that files including one another twice cannot explode."""
 
-    def __init__(self) -> None:
-        self.opened, self.merged = 0, 0
+    opened = merged = 0
 
     def read(self, path: Path, parents: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
         here = Path(os.path.realpath(path))
@@ -137,30 +149,26 @@ class _Includes:
         if self.opened > MAX_FILES:
             raise UserError(f"{path}: more than {MAX_FILES} included files; something is included over and over")
         own = read_yaml(path)
-        merged: dict[str, Any] = {}
-        ranks: dict[str, Any] = {}
-        for name in self._names(own.pop(INCLUDE, None), path):
+        names = own.pop(INCLUDE, None) or []
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            raise UserError(f"{path}: `{INCLUDE}` is {names!r}, expected a list of file names")
+        values: dict[str, Any] = {}
+        said: dict[str, Any] = {}
+        for name in names:
             target = here.parent / expand_path(name)
             if not os.path.isfile(target):
                 raise UserError(
                     f"{path}: `{INCLUDE}` names {name!r}, but there is no file {str(target)!r}; correct the path"
                 )
-            included, included_ranks = self.read(target, (*parents, here))
-            merged, ranks = merge(merged, included), merge(ranks, included_ranks)
+            values, said = map(merge, (values, said), self.read(target, (*parents, here)))
         self.merged += 1
         rank = OWN_FILE if not parents else RECIPE if _RECIPE_FILE.search(path.as_posix()) else self.merged
-        return merge(merged, own), merge(ranks, ranked(own, rank))
-
-    @staticmethod
-    def _names(value: object, path: Path) -> list[str]:
-        names = [] if value is None else [value] if isinstance(value, str) else value
-        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            raise UserError(f"{path}: `{INCLUDE}` is {value!r}, expected a list of file names")
-        return names
+        return merge(values, own), merge(said, stated(own, Statement(rank, str(path))))
 
 
 def parse_overrides(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
-    """`["a.b=1", "c=[1, 2]"]` as one nested dict; later ones win.
+    """Read `["a.b=1", "c=[1, 2]"]` as one nested dict; later ones win.
 
     A number, truth value, null, quoted text, or list or mapping in brackets is read as in a file; every other value is
     text, taken whole whatever it holds.
@@ -241,7 +249,7 @@ def official_spelling(content: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted path and value of everything that is not a dict."""
+    """Yield dotted path and value of everything that is not a dict."""
     for key, value in content.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
@@ -249,22 +257,26 @@ def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def get_path(content: Mapping[str, Any], path: str, default: Any = None) -> Any:
-    """The value at a dotted path, or `default` where there is none."""
-    value: Any = content
-    for name in path.split("."):
-        if not isinstance(value, Mapping) or name not in value:
-            return default
-        value = value[name]
-    return value
+def get_path(content: Any, path: str, default: Any = None) -> Any:
+    """Return the value at a path such as `a.b[0].c`, or `default` where there is none."""
+    try:
+        for name in _steps(path):
+            content = content[name]
+    except (KeyError, IndexError, TypeError):
+        return default
+    return content
 
 
-def set_path(content: dict[str, Any], path: str, value: Any) -> None:
-    """Set the value at a dotted path in place; the dicts on the way must be there."""
-    *parents, last = path.split(".")
+def set_path(content: Any, path: str, value: Any) -> None:
+    """Set the value at a path in place; the dicts and lists on the way must be there."""
+    *parents, last = _steps(path)
     for name in parents:
         content = content[name]
     content[last] = value
+
+
+def _steps(path: str) -> list[str | int]:
+    return [int(name[1:-1]) if name[0] == "[" else name for name in re.findall(r"\[\d+\]|[^.\[]+", path)]
 
 
 def _steps_into_lists(config: Any, overrides: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -277,75 +289,39 @@ def _steps_into_lists(config: Any, overrides: Any, path: str) -> Iterator[tuple[
 
 
 def _parse(text: str, source: str) -> Any:
-    """One YAML document as plain dicts, lists and scalars."""
+    """Read one YAML document as plain dicts, lists and scalars."""
     try:
         loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            require_few_values(node, source)
-            content = loader.construct_document(node)
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
-        what = "; ".join(part for part in (error.context, error.problem) if part)
-        raise UserError(f"{source}: bad YAML:{where} {what}") from None
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        require_few_values(node, source)
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise UserError(f"{source}: bad YAML: {str(error).splitlines()[0]}") from None
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
+        parts = [part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part]
+        raise UserError(f"{source}: bad YAML:{where} {'; '.join(parts) or str(error).splitlines()[0]}") from None
     except RecursionError:
         raise UserError(f"{source}: bad YAML: nested too deeply") from None
     except (ValueError, OverflowError) as error:
         raise UserError(f"{source}: bad YAML: a value cannot be read ({error})") from None
-    return _plain(content, source)
 
 
 def require_few_values(content: Any, source: str) -> None:
-    """Raise UserError if `content`, nodes of YAML or plain containers, is deep, circular or immense with its shared
+    """Raise UserError if `content`, a node of YAML or plain containers, is deep, circular or immense with its shared
     parts written out: copying, comparing or printing it would not end."""
-    try:
-        expanded = _expanded_values(content, {}, source)
-    except RecursionError:
-        raise UserError(f"{source}: nested too deeply") from None
-    if expanded > MAX_NODES:
-        raise UserError(
-            f"{source}: its shared parts or aliases (*name) expand to more than {MAX_NODES:,} values; write the values "
-            "out instead"
-        )
-
-
-def _expanded_values(part: Any, sizes: dict[int, int], source: str) -> int:
-    """Values under `part` with shared ones counted every time. `sizes` remembers each once (0: still open)."""
-    inner = part.value if isinstance(part, yaml.CollectionNode) else part
-    if isinstance(part, (yaml.MappingNode, dict)):
-        inner = [item for pair in (inner if isinstance(inner, list) else inner.items()) for item in pair]
-    elif not isinstance(inner, (list, tuple)):
-        return 1
-    if sizes.get(id(part)) == 0:
-        where = f" line {part.start_mark.line + 1}:" if isinstance(part, yaml.Node) else ""
-        raise UserError(f"{source}:{where} an alias (*name) or shared part contains itself")
-    if id(part) not in sizes:
-        sizes[id(part)] = 0
-        sizes[id(part)] = 1 + sum(_expanded_values(item, sizes, source) for item in inner)
-    return sizes[id(part)]
-
-
-def _plain(value: Any, source: str) -> Any:
-    """A copy without shared parts; refuses what plain YAML settings never hold."""
-    if isinstance(value, dict):
-        return {key: _plain(item, source) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item, source) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{source}: found {value}, expected a finite number")
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    raise UserError(f"{source}: found a {_kind(value)}, expected plain text, numbers, lists and `key: value` pairs")
-
-
-def _kind(value: object) -> str:
-    return {list: "list", str: "text", int: "number", float: "number", bool: "truth value"}.get(
-        type(value), type(value).__name__
-    )
+    pending, count = [(content, 0)], 0
+    while pending:
+        part, depth = pending.pop()
+        count += 1
+        if depth > MAX_DEPTH:
+            raise UserError(f"{source}: nested too deeply, or an alias (*name) contains itself")
+        if count > MAX_VALUES:
+            raise UserError(
+                f"{source}: its shared parts or aliases (*name) expand to more than {MAX_VALUES:,} values; write the "
+                "values out instead"
+            )
+        part = part.value if isinstance(part, yaml.CollectionNode) else part
+        inside = part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else ()
+        pending += [(item, depth + 1) for item in inside]

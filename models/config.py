@@ -7,29 +7,26 @@ never ignored. Shared values (`num_classes`, `eval_spatial_size`, ...) stand at 
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal, NamedTuple, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=1_000_000)]
-Factor = Annotated[float, Field(gt=0, le=1000)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-PortablePath = Annotated[Path, PlainSerializer(lambda path: path.as_posix(), return_type=str)]
-"""A path, dumped with forward slashes: a config written on Windows can be read elsewhere."""
+from data.config import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PortablePath,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    checked_path,
+)
 
+Factor = Annotated[float, Field(gt=0, le=1000)]
+RegMax = Annotated[int, Field(ge=4, le=1024, multiple_of=2, description="Distribution bins of a side, less one.")]
+Triple = tuple[PositiveInt, PositiveInt, PositiveInt]
 LossName = Literal["loss_mal", "loss_bbox", "loss_giou", "loss_fgl", "loss_ddf"]
 CostName = Literal["cost_class", "cost_bbox", "cost_giou"]
 FusionHead = Literal["cosine", "concat", "cross_attention"]
@@ -44,11 +41,7 @@ def _only_zero(value: float) -> float:
     return value
 
 
-NoDropout = Annotated[float, AfterValidator(_only_zero)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+NoDropout = Annotated[float, AfterValidator(_only_zero), Field(description="DEIMv2 uses none: 0.")]
 
 
 class ViTShape(NamedTuple):
@@ -60,24 +53,23 @@ class ViTShape(NamedTuple):
     mlp_ratio: float
 
 
-class DEIMSection(_Section):
-    """Names of the three parts."""
+def _only_dinov3(value: object) -> object:
+    if value != "DINOv3STAs":
+        text = "only DINOv3STAs is built here (the sizes S, M, L, X); HGNetv2-based DEIMv2 sizes are not supported"
+        raise PydanticCustomError("unsupported", "{text}", {"text": text})
+    return value
 
-    backbone: Literal["DINOv3STAs"] = "DINOv3STAs"
+
+class DEIMSection(Section):
+    """Names the three parts of the detector."""
+
+    backbone: Annotated[Literal["DINOv3STAs"], BeforeValidator(_only_dinov3)] = "DINOv3STAs"
     encoder: Literal["HybridEncoder"] = "HybridEncoder"
     decoder: Literal["DEIMTransformer"] = "DEIMTransformer"
 
-    @field_validator("backbone", mode="before")
-    @classmethod
-    def _explain_backbone(cls, value: object) -> object:
-        if value != "DINOv3STAs":
-            text = "only DINOv3STAs is built here (the sizes S, M, L, X); HGNetv2-based DEIMv2 sizes are not supported"
-            raise PydanticCustomError("unsupported", "{text}", {"text": text})
-        return value
 
-
-class BackboneConfig(_Section):
-    """Section `DINOv3STAs`: ViT and convolutional detail branch (spec section 3)."""
+class BackboneConfig(Section):
+    """Shapes the ViT and the convolutional detail branch (spec section 3)."""
 
     name: Literal["vit_tiny", "vit_tinyplus", "vit_custom", "dinov3_vits16", "dinov3_vits16plus"]
     """Which ViT; `vit_custom` (own addition) is a ViT-Tiny of any size."""
@@ -117,22 +109,58 @@ class BackboneConfig(_Section):
         """Channels of each of the three output maps."""
         return self.hidden_dim or self.vit.width
 
+    def rules(self) -> Iterator[str]:
+        width, heads, depth, ratio = self.vit
+        if width % heads:
+            yield f"num_heads: {heads} does not divide embed_dim {width}; choose a head count that divides the width"
+        elif (width // heads) % 4:
+            yield (
+                f"embed_dim: {width} / {heads} heads gives heads of {width // heads} channels; rotary embedding needs "
+                "a multiple of 4, change embed_dim or num_heads"
+            )
+        if self.name == "vit_custom" and not math.isclose(width * ratio, round(width * ratio)):
+            yield f"mlp_ratio: embed_dim {width} x {ratio} is no whole number of channels"
+        indexes = self.interaction_indexes
+        if len(indexes) not in (1, 3):
+            yield f"interaction_indexes: found {len(indexes)} blocks, expected three (or one, used for all three maps)"
+        if any(index >= depth for index in indexes) or list(indexes) != sorted(set(indexes)):
+            yield (
+                f"interaction_indexes: {list(indexes)} must rise and stay below the ViT's {depth} blocks (0 to "
+                f"{depth - 1})"
+            )
 
-class EncoderConfig(_Section):
-    """Section `HybridEncoder` (spec section 4)."""
 
-    in_channels: tuple[PositiveInt, PositiveInt, PositiveInt]
+class _Transformer(Section):
+    def rules(self) -> Iterator[str]:
+        """Yield what the encoder and the decoder have in common."""
+        hidden_dim, nhead, feat_strides = (getattr(self, key) for key in ("hidden_dim", "nhead", "feat_strides"))
+        if feat_strides != STRIDES:
+            yield f"feat_strides: {list(feat_strides)} must be {list(STRIDES)}"
+        if hidden_dim % nhead:
+            yield f"nhead: {nhead} does not divide hidden_dim {hidden_dim}; choose another head count"
+
+
+class EncoderConfig(_Transformer):
+    """Shapes the hybrid encoder, which joins the three maps of the backbone (spec section 4)."""
+
+    in_channels: Triple
     """Channels of the backbone's maps, strides 8, 16, 32."""
-    feat_strides: tuple[PositiveInt, PositiveInt, PositiveInt] = STRIDES
+    feat_strides: Triple = STRIDES
+    """Strides of the maps, pixels."""
     hidden_dim: PositiveInt = 256
+    """Channels of the maps inside and after the encoder."""
     nhead: PositiveInt = 8
+    """Attention heads."""
     dim_feedforward: PositiveInt = 1024
+    """Hidden width of the self-attention's MLP."""
     dropout: NoDropout = 0.0
     enc_act: Literal["gelu"] = "gelu"
     use_encoder_idx: tuple[Annotated[int, Field(ge=0, le=2)], ...] = (2,)
-    """Maps that pass through self-attention."""
+    """Maps that pass through self-attention, 0 to 2."""
     num_encoder_layers: PositiveInt = 1
-    pe_temperature: Annotated[float, Field(gt=0)] = 10000.0
+    """Layers of self-attention."""
+    pe_temperature: PositiveFloat = 10000.0
+    """Temperature of the position embedding."""
     expansion: Factor = 1.0
     """Width of the fusion blocks' inner stages."""
     depth_mult: Factor = 1.0
@@ -141,20 +169,35 @@ class EncoderConfig(_Section):
     version: Literal["deim"] = "deim"
     fuse_op: Literal["sum"] = "sum"
 
+    def rules(self) -> Iterator[str]:
+        yield from super().rules()
+        if self.hidden_dim % 4:
+            yield f"hidden_dim: {self.hidden_dim} must be a multiple of 4 (position embedding)"
+        if self.depth_mult * 3 < 0.5 or math.floor(self.expansion * self.hidden_dim / 2) < 1:
+            values = f"{self.expansion}, {self.depth_mult}"
+            yield f"expansion, depth_mult: {values} leave no channels or no blocks; make them larger"
+        if len(set(self.use_encoder_idx)) != len(self.use_encoder_idx):
+            yield f"use_encoder_idx: {list(self.use_encoder_idx)} names a map twice"
 
-class DecoderConfig(_Section):
-    """Section `DEIMTransformer` (spec sections 5 and 6)."""
+
+class DecoderConfig(_Transformer):
+    """Shapes the decoder, its queries and its denoising (spec sections 5 and 6)."""
 
     hidden_dim: PositiveInt = 256
+    """Width of the queries."""
     num_queries: PositiveInt = 300
-    feat_channels: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """Queries, the most detections of an image."""
+    feat_channels: Triple
     """Channels of the encoder's maps, strides 8, 16, 32."""
-    feat_strides: tuple[PositiveInt, PositiveInt, PositiveInt] = STRIDES
+    feat_strides: Triple = STRIDES
+    """Strides of the maps, pixels."""
     num_levels: Literal[3] = 3
-    num_points: tuple[PositiveInt, PositiveInt, PositiveInt] = (3, 6, 3)
+    num_points: Triple = (3, 6, 3)
     """Sampling points per head on each level."""
     nhead: PositiveInt = 8
+    """Attention heads."""
     num_layers: PositiveInt = 6
+    """Decoder layers."""
     dim_feedforward: Annotated[int, Field(ge=2, le=1_000_000, multiple_of=2)] = 1024
     """Width before the gate; the SwiGLU's hidden width is half of it."""
     dropout: NoDropout = 0.0
@@ -163,7 +206,9 @@ class DecoderConfig(_Section):
     num_denoising: NonNegativeInt = 100
     """About as many denoising queries of each sign; 0 switches denoising off."""
     label_noise_ratio: Fraction = 0.5
+    """Half of this share of the denoising queries' labels is redrawn."""
     box_noise_scale: NonNegativeFloat = 1.0
+    """Noise of the denoising boxes; 1.0 moves a positive's corners by up to half of its size."""
     learn_query_content: Literal[False] = False
     eval_idx: int = -1
     """Layer whose output is used in evaluation; negative counts from the last."""
@@ -172,58 +217,87 @@ class DecoderConfig(_Section):
     aux_loss: Literal[True] = True
     cross_attn_method: Literal["default"] = "default"
     query_select_method: Literal["default"] = "default"
-    reg_max: Annotated[int, Field(ge=4, le=1024, multiple_of=2)] = 32
-    """Distribution bins less one."""
+    reg_max: RegMax = 32
     reg_scale: int | float = 4
-    """Kept as written: official files hold an integer tensor for an integer."""
+    """Curvature of the bins' values. Kept as written: official files hold an integer tensor for an integer."""
     layer_scale: Annotated[float, Field(ge=1, le=1)] = 1.0
+    """Width of the later layers over the first ones'; only 1 is built here."""
     use_gateway: Literal[True] = True
     share_bbox_head: Literal[False] = False
     share_score_head: Literal[False] = False
 
+    def rules(self) -> Iterator[str]:
+        yield from super().rules()
+        if not -self.num_layers <= self.eval_idx < self.num_layers:
+            yield f"eval_idx: {self.eval_idx} is no layer of num_layers {self.num_layers}; use -1 for the last"
+        if self.reg_scale <= 0:
+            yield f"reg_scale: {self.reg_scale} must be above 0; the recipe has 4"
 
-class MatcherConfig(_Section):
-    """Section `DEIMCriterion.matcher` (spec section 7.1)."""
+
+def _missing_terms(weights: Iterable[str], terms: object) -> Iterator[str]:
+    if missing := sorted(set(get_args(terms)) - set(weights)):
+        yield f"weight_dict: missing {', '.join(missing)}; 0 switches a term off"
+
+
+class MatcherConfig(Section):
+    """Weighs the costs by which queries and objects are matched (spec section 7.1)."""
 
     type: Literal["HungarianMatcher"] = "HungarianMatcher"
     weight_dict: dict[CostName, NonNegativeFloat] = {"cost_class": 2.0, "cost_bbox": 5.0, "cost_giou": 2.0}
+    """Weight of each cost."""
     alpha: Fraction = 0.25
+    """Balance of the focal class cost."""
     gamma: NonNegativeFloat = 2.0
+    """Exponent of the focal class cost."""
     change_matcher: bool = False
+    """Match by score x IoU^`iou_order_alpha` from `matcher_change_epoch` on."""
     iou_order_alpha: NonNegativeFloat = 1.0
     """Exponent of the IoU after the change."""
     matcher_change_epoch: NonNegativeInt = 0
     """First epoch of the IoU-ordered cost; read when `change_matcher` is on."""
 
+    def rules(self) -> Iterator[str]:
+        yield from _missing_terms(self.weight_dict, CostName)
 
-class CriterionConfig(_Section):
-    """Section `DEIMCriterion` (spec section 7)."""
+
+class CriterionConfig(Section):
+    """Weighs the losses (spec section 7)."""
 
     matcher: MatcherConfig = MatcherConfig()
     weight_dict: dict[LossName, NonNegativeFloat]
+    """Weight of each loss."""
     losses: tuple[Literal["mal", "boxes", "local"], ...] = ("mal", "boxes", "local")
-    alpha: Fraction = 0.2
-    """Official key; the MAL loss does not read it."""
+    """Always these three."""
     gamma: NonNegativeFloat = 2.0
-    reg_max: Annotated[int, Field(ge=4, le=1024, multiple_of=2)] = 32
+    """Exponent of the MAL loss."""
+    reg_max: RegMax = 32
     boxes_weight_format: None = None
+    """Official key; only null is built here."""
     mal_alpha: NonNegativeFloat | None = None
+    """Weight of the negatives in the MAL loss; null means 1."""
     use_uni_set: bool = True
     """Box losses on the union of all layers' matches (GO); False: each layer on its own matches."""
 
+    def rules(self) -> Iterator[str]:
+        if sorted(self.losses) != ["boxes", "local", "mal"]:
+            yield f"losses: {list(self.losses)} must be [mal, boxes, local]"
+        yield from _missing_terms(self.weight_dict, LossName)
 
-class PostProcessorConfig(_Section):
-    """Section `PostProcessor` (spec section 8)."""
+
+class PostProcessorConfig(Section):
+    """Chooses the detections of an image (spec section 8)."""
 
     num_top_queries: PositiveInt = 300
+    """Detections kept per image."""
 
 
-class BaselineConfig(_Section):
-    """Section `Baseline`: a torchvision detector in the place of DEIMv2, to compare with (own addition)."""
+class BaselineConfig(Section):
+    """Puts a torchvision detector in the place of DEIMv2, to compare with (own addition)."""
 
     name: Literal["fasterrcnn_resnet18", "fasterrcnn_efficientnet_b0", "fcos_resnet18"]
+    """Detector and backbone."""
     weights: Literal["IMAGENET1K_V1"] | PortablePath | None
-    """Of the backbone: torchvision's ImageNet weights, a file of the same, or null for random ones."""
+    """Weights of the backbone: torchvision's ImageNet weights, a file of the same, or null for random ones."""
     norm: Literal["frozen", "batch"] | None = None
     """Normalisation of the backbone, and with `batch` of the FPN too. Null: frozen statistics with `weights`, because
     a detector's micro-batches are too small to estimate better ones; BatchNorm without, because random weights come
@@ -253,7 +327,7 @@ class BaselineConfig(_Section):
 
     @property
     def is_faster_rcnn(self) -> bool:
-        """Two stages; else FCOS."""
+        """Whether it has two stages; else it is FCOS."""
         return self.name.startswith("fasterrcnn")
 
     @property
@@ -268,9 +342,24 @@ class BaselineConfig(_Section):
             return self.trainable_layers
         return 5 if self.weights is None else 3
 
+    def rules(self) -> Iterator[str]:
+        if self.norm == "frozen" and self.weights is None:
+            yield (
+                "norm: frozen statistics need weights that come with some; set norm to batch (or null), or weights to "
+                "IMAGENET1K_V1"
+            )
+        sizes = self.anchor_sizes
+        if sizes is not None and not self.is_faster_rcnn:
+            yield f"anchor_sizes: {self.name} has no anchors; set it to null"
+        elif sizes is not None and (len(sizes) != ANCHOR_LEVELS or list(sizes) != sorted(set(sizes))):
+            yield (
+                f"anchor_sizes: {list(sizes)} must be {ANCHOR_LEVELS} rising sizes in pixels, one for each level of "
+                "the pyramid"
+            )
 
-class FusionConfig(_Section):
-    """Section `MultimodalFusion`: how the class texts join the class scores (own addition, phase 2).
+
+class FusionConfig(Section):
+    """Says how the class texts join the class scores (own addition, phase 2).
 
     Modes: `cosine`, `concat` and `cross_attention` read the texts; the controls have the same parts but free
     embeddings (`learned`), random ones (`random`) or the texts of the wrong classes (`shuffled`); `none` trains the
@@ -278,6 +367,7 @@ class FusionConfig(_Section):
     """
 
     mode: Literal["cosine", "concat", "cross_attention", "learned", "random", "shuffled", "none"] = "cosine"
+    """How texts and queries meet, see above."""
     control_head: FusionHead = "cosine"
     """The head that the controls `learned`, `random` and `shuffled` use."""
     text_dim: PositiveInt | None = None
@@ -331,10 +421,10 @@ DEIMV2_KEYS = ("model", "criterion", "DEIM", "DINOv3STAs", "HybridEncoder", "DEI
 """Keys that are null in a baseline's config: they describe DEIMv2."""
 
 
-class TextEncoderConfig(_Section):
-    """Section `texts.encoder`: the pretrained model that turns class texts into vectors, once (own addition)."""
+class TextEncoderConfig(Section):
+    """Names the pretrained model that turns class texts into vectors, once (own addition)."""
 
-    name: Annotated[str, Field(min_length=1)] = "openai/clip-vit-base-patch32"
+    name: Annotated[str, Field(min_length=1), AfterValidator(checked_path)] = "openai/clip-vit-base-patch32"
     """Hub name, local folder, or `all-MiniLM-L6-v2`, the sentence encoder of the optional package (English)."""
     folder: PortablePath | None = None
     """Where the encoder's files lie; null looks in ckpts/<last part of name>, then in Hugging Face's cache."""
@@ -346,17 +436,19 @@ class TextEncoderConfig(_Section):
     """Tokens; null means what the model was trained with (CLIP 77, SigLIP 64)."""
 
 
-class ModelConfig(_Section):
-    """Everything that models and losses are built from: DEIMv2's sections or `Baseline`."""
+class ModelConfig(Section):
+    """Holds everything that models and losses are built from: DEIMv2's sections or `Baseline`."""
 
     model: Literal["DEIM"] | None = "DEIM"
+    """The detector; null with `Baseline`."""
     criterion: Literal["DEIMCriterion"] | None = "DEIMCriterion"
+    """The losses; null with `Baseline`."""
     postprocessor: Literal["PostProcessor"] = "PostProcessor"
     num_classes: PositiveInt
-    """C, the width of the class scores."""
+    """C, the number of classes and width of the class scores."""
     use_focal_loss: Literal[True] = True
     eval_spatial_size: tuple[PositiveInt, PositiveInt] = (640, 640)
-    """Height and width of the evaluation input, pixels."""
+    """Height and width of the evaluation input, pixels; a stated one is the input size everywhere."""
     gradient_checkpointing: bool = False
     """Recompute the ViT and AIFI blocks in the backward pass: less memory, more time (own addition)."""
     DEIM: DEIMSection | None = DEIMSection()
@@ -388,183 +480,51 @@ class ModelConfig(_Section):
         """Detections kept per image."""
         return self.PostProcessor.num_top_queries
 
-    @model_validator(mode="after")
-    def check_rules(self, info: ValidationInfo) -> Self:
-        """Rules between fields, all at once."""
-        problems = model_problems(self)
-        if problems:
-            raise PydanticCustomError("rules", "{problems}", {"problems": problems})
-        return self
+    def rules(self) -> Iterator[str]:
+        height, width = self.eval_spatial_size
+        if height % 32 or width % 32:
+            near = [max(32, round(side / 32) * 32) for side in (height, width)]
+            yield f"eval_spatial_size: [{height}, {width}] must be multiples of 32, such as {near}"
+        if self.Baseline is not None:
+            yield from self._baseline_rules()
+        elif absent := [key for key in DEIMV2_KEYS if getattr(self, key) is None]:
+            yield from (f"{key}: null is for baselines (section Baseline); give the section" for key in absent)
+        else:
+            yield from self._deimv2_rules()
+
+    def _baseline_rules(self) -> Iterator[str]:
+        for key in DEIMV2_KEYS:
+            if getattr(self, key) is not None:
+                yield f"{key}: describes DEIMv2 and has no effect beside Baseline; remove one of them"
+        if self.gradient_checkpointing:
+            yield "gradient_checkpointing: recomputes blocks of DEIMv2 and is not built for Baseline; set it to False"
+        if self.MultimodalFusion is not None:
+            yield "MultimodalFusion: text fusion is built for DEIMv2 only; remove it, or the section Baseline"
+
+    def _deimv2_rules(self) -> Iterator[str]:
+        backbone, encoder, decoder, criterion = self.deimv2
+        if encoder.in_channels != (backbone.out_channels,) * 3:
+            yield (
+                f"HybridEncoder.in_channels: {list(encoder.in_channels)} must be the backbone's output width "
+                f"{[backbone.out_channels] * 3} (DINOv3STAs.hidden_dim, or the ViT's width where that is null)"
+            )
+        if decoder.feat_channels != (encoder.hidden_dim,) * 3:
+            yield (
+                f"DEIMTransformer.feat_channels: {list(decoder.feat_channels)} must be the encoder's width "
+                f"{[encoder.hidden_dim] * 3} (HybridEncoder.hidden_dim)"
+            )
+        height, width = self.eval_spatial_size
+        if not (height % 32 or width % 32) and decoder.num_queries > (tokens := memory_tokens(height, width)):
+            yield (
+                f"DEIMTransformer.num_queries: {decoder.num_queries} queries cannot be chosen from the {tokens} tokens "
+                f"of a {height} x {width} input; lower num_queries or raise eval_spatial_size"
+            )
+        if decoder.reg_max != criterion.reg_max:
+            yield f"DEIMCriterion.reg_max: {criterion.reg_max} must equal DEIMTransformer.reg_max {decoder.reg_max}"
+        if self.MultimodalFusion is not None and self.MultimodalFusion.mode == "shuffled" and self.num_classes < 2:
+            yield "MultimodalFusion.mode: shuffled needs at least two classes, num_classes is 1; use another mode"
 
 
 def memory_tokens(height: int, width: int) -> int:
     """Tokens of the three maps of an input of `height` x `width` pixels."""
     return sum((height // stride) * (width // stride) for stride in STRIDES)
-
-
-def model_problems(config: ModelConfig) -> list[str]:
-    """What cannot be built, one line each: dotted key, what is wrong, how to mend it."""
-    problems = _input_problems(config)
-    if config.Baseline is not None:
-        return [*problems, *_baseline_problems(config, config.Baseline)]
-    absent = [key for key in DEIMV2_KEYS if getattr(config, key) is None]
-    if absent:
-        return [*problems, *(f"{key}: null is for baselines (section Baseline); give the section" for key in absent)]
-    return [
-        *problems,
-        *_backbone_problems(config),
-        *_width_problems(config),
-        *_decoder_problems(config),
-        *_loss_problems(config),
-        *_fusion_problems(config),
-    ]
-
-
-def _input_problems(config: ModelConfig) -> list[str]:
-    height, width = config.eval_spatial_size
-    if height % 32 == 0 and width % 32 == 0:
-        return []
-    return [
-        f"eval_spatial_size: [{height}, {width}] must be multiples of 32, such as "
-        f"[{nearest_multiple_of_32(height)}, {nearest_multiple_of_32(width)}]"
-    ]
-
-
-def _baseline_problems(config: ModelConfig, baseline: BaselineConfig) -> list[str]:
-    problems = [
-        f"{key}: describes DEIMv2 and has no effect beside Baseline; remove one of them"
-        for key in DEIMV2_KEYS
-        if getattr(config, key) is not None
-    ]
-    if config.gradient_checkpointing:
-        problems.append(
-            "gradient_checkpointing: recomputes blocks of DEIMv2 and is not built for Baseline; set it to False"
-        )
-    if baseline.norm == "frozen" and baseline.weights is None:
-        problems.append(
-            "Baseline.norm: frozen statistics need weights that come with some; set norm to batch (or null), or "
-            "weights to IMAGENET1K_V1"
-        )
-    if config.MultimodalFusion is not None:
-        problems.append("MultimodalFusion: text fusion is built for DEIMv2 only; remove it, or the section Baseline")
-    sizes = baseline.anchor_sizes
-    if sizes is not None and not baseline.is_faster_rcnn:
-        problems.append(f"Baseline.anchor_sizes: {baseline.name} has no anchors; set it to null")
-    elif sizes is not None and (len(sizes) != ANCHOR_LEVELS or list(sizes) != sorted(set(sizes))):
-        problems.append(
-            f"Baseline.anchor_sizes: {list(sizes)} must be {ANCHOR_LEVELS} rising sizes in pixels, one for each "
-            "level of the pyramid"
-        )
-    return problems
-
-
-def _backbone_problems(config: ModelConfig) -> list[str]:
-    backbone, problems = config.deimv2.backbone, list[str]()
-    vit = backbone.vit
-    if vit.width % vit.heads:
-        problems.append(
-            f"DINOv3STAs.num_heads: {vit.heads} does not divide embed_dim {vit.width}; "
-            "choose a head count that divides the width"
-        )
-    elif (vit.width // vit.heads) % 4:
-        problems.append(
-            f"DINOv3STAs.embed_dim: {vit.width} / {vit.heads} heads gives heads of {vit.width // vit.heads} channels; "
-            "rotary embedding needs a multiple of 4, change embed_dim or num_heads"
-        )
-    if backbone.name == "vit_custom" and not math.isclose(vit.width * vit.mlp_ratio, round(vit.width * vit.mlp_ratio)):
-        problems.append(f"DINOv3STAs.mlp_ratio: embed_dim {vit.width} x {vit.mlp_ratio} is no whole number of channels")
-    indexes = backbone.interaction_indexes
-    if len(indexes) not in (1, 3):
-        problems.append(
-            f"DINOv3STAs.interaction_indexes: found {len(indexes)} blocks, expected three "
-            "(or one, used for all three maps)"
-        )
-    if any(index >= vit.depth for index in indexes) or list(indexes) != sorted(set(indexes)):
-        problems.append(
-            f"DINOv3STAs.interaction_indexes: {list(indexes)} must rise and stay below the ViT's {vit.depth} blocks "
-            f"(0 to {vit.depth - 1})"
-        )
-    return problems
-
-
-def _width_problems(config: ModelConfig) -> list[str]:
-    (backbone, encoder, decoder, _), problems = config.deimv2, list[str]()
-    if encoder.in_channels != (backbone.out_channels,) * 3:
-        problems.append(
-            f"HybridEncoder.in_channels: {list(encoder.in_channels)} must be the backbone's output width "
-            f"{[backbone.out_channels] * 3} (DINOv3STAs.hidden_dim, or the ViT's width where that is null)"
-        )
-    if decoder.feat_channels != (encoder.hidden_dim,) * 3:
-        problems.append(
-            f"DEIMTransformer.feat_channels: {list(decoder.feat_channels)} must be the encoder's width "
-            f"{[encoder.hidden_dim] * 3} (HybridEncoder.hidden_dim)"
-        )
-    for section, strides in (("HybridEncoder", encoder.feat_strides), ("DEIMTransformer", decoder.feat_strides)):
-        if strides != STRIDES:
-            problems.append(f"{section}.feat_strides: {list(strides)} must be {list(STRIDES)}")
-    for section, width, heads in (
-        ("HybridEncoder", encoder.hidden_dim, encoder.nhead),
-        ("DEIMTransformer", decoder.hidden_dim, decoder.nhead),
-    ):
-        if width % heads:
-            problems.append(f"{section}.nhead: {heads} does not divide hidden_dim {width}; choose another head count")
-    if encoder.hidden_dim % 4:
-        problems.append(f"HybridEncoder.hidden_dim: {encoder.hidden_dim} must be a multiple of 4 (position embedding)")
-    if encoder.depth_mult * 3 < 0.5 or math.floor(encoder.expansion * encoder.hidden_dim / 2) < 1:
-        problems.append(
-            f"HybridEncoder.expansion, depth_mult: {encoder.expansion}, {encoder.depth_mult} leave no channels or "
-            "no blocks; make them larger"
-        )
-    if len(set(encoder.use_encoder_idx)) != len(encoder.use_encoder_idx):
-        problems.append(f"HybridEncoder.use_encoder_idx: {list(encoder.use_encoder_idx)} names a map twice")
-    return problems
-
-
-def _decoder_problems(config: ModelConfig) -> list[str]:
-    decoder, problems = config.deimv2.decoder, list[str]()
-    height, width = config.eval_spatial_size
-    if height % 32 == 0 and width % 32 == 0 and decoder.num_queries > memory_tokens(height, width):
-        problems.append(
-            f"DEIMTransformer.num_queries: {decoder.num_queries} queries cannot be chosen from the "
-            f"{memory_tokens(height, width)} tokens of a {height} x {width} input; "
-            "lower num_queries or raise eval_spatial_size"
-        )
-    if not -decoder.num_layers <= decoder.eval_idx < decoder.num_layers:
-        problems.append(
-            f"DEIMTransformer.eval_idx: {decoder.eval_idx} is no layer of num_layers {decoder.num_layers}; "
-            "use -1 for the last"
-        )
-    if decoder.reg_scale <= 0:
-        problems.append(f"DEIMTransformer.reg_scale: {decoder.reg_scale} must be above 0; the recipe has 4")
-    return problems
-
-
-def _loss_problems(config: ModelConfig) -> list[str]:
-    (_, _, decoder, criterion), problems = config.deimv2, list[str]()
-    if decoder.reg_max != criterion.reg_max:
-        problems.append(
-            f"DEIMCriterion.reg_max: {criterion.reg_max} must equal DEIMTransformer.reg_max {decoder.reg_max}"
-        )
-    if sorted(criterion.losses) != ["boxes", "local", "mal"]:
-        problems.append(f"DEIMCriterion.losses: {list(criterion.losses)} must be [mal, boxes, local]")
-    for path, weights, names in (
-        ("DEIMCriterion.weight_dict", set(criterion.weight_dict), set(LossName.__args__)),  # type: ignore[attr-defined]
-        ("DEIMCriterion.matcher.weight_dict", set(criterion.matcher.weight_dict), set(CostName.__args__)),  # type: ignore[attr-defined]
-    ):
-        if names - weights:
-            problems.append(f"{path}: missing {', '.join(sorted(names - weights))}; 0 switches a term off")
-    return problems
-
-
-def _fusion_problems(config: ModelConfig) -> list[str]:
-    fusion, problems = config.MultimodalFusion, []
-    if fusion is not None and fusion.mode == "shuffled" and config.num_classes < 2:
-        problems.append(
-            "MultimodalFusion.mode: shuffled needs at least two classes, num_classes is 1; use another mode"
-        )
-    return problems
-
-
-def nearest_multiple_of_32(size: int) -> int:
-    """The multiple of 32 nearest to `size`, at least 32."""
-    return max(32, round(size / 32) * 32)

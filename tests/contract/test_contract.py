@@ -11,7 +11,8 @@ import pytest
 
 from tests.contract.produce import GOLDEN, PARTS, Workplace
 
-NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)?(?:[eE][-+]?\d+)?")
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+|,\d+(?!\.?\d|,\d))?(?:[eE][-+]?\d+)?")
+"""With a decimal point or comma; a comma among several numbers, as in a CSV file, sets them apart."""
 
 
 def differences(expected: Any, found: Any, where: str = "") -> list[str]:

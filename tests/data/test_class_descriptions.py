@@ -20,9 +20,8 @@ from data.class_descriptions import (
     Language,
     texts_for_classes,
 )
+from data.config import ClassTextsConfig, DefectName
 from data.errors import UserError
-from data.synthetic_config import DefectName
-from data.text_config import ClassTextsConfig
 
 SETS = {
     "es": (CLASS_DESCRIPTIONS, PHRASINGS),

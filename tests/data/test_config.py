@@ -35,7 +35,7 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({OPS: [{"type": "RandomIoUCrop", "min_scale": 1, "max_scale": 0.5}, RESIZE]}, "RandomIoUCrop has a minimum above"),
     ({OPS: [{"type": "RandomPhotometricDistort", "hue": [-1, 1]}, RESIZE]}, "hue [-1.0, 1.0] is no possible range"),
     ({OPS: [{"type": "RandomPhotometricDistort", "contrast": [-1, 1]}, RESIZE]}, "contrast [-1.0, 1.0] is no possible"),
-    ({OPS: [{"type": "RandomGamma", "gamma": [2, 1]}, RESIZE]}, "RandomGamma gamma [2.0, 1.0] and shift"),
+    ({OPS: [{"type": "RandomGamma", "gamma": [2, 1]}, RESIZE]}, "RandomGamma gamma [2.0, 1.0] must rise"),
     ({"val_dataloader__repeat_factor_threshold": 0.1}, "val_dataloader.repeat_factor_threshold: every image is judged"),
     ({OPS: [RESIZE]}, "Normalize differs between the splits"),
     (

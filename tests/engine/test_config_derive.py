@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from engine.config import ExperimentConfig, derive_run_length, load_config
-from engine.derive import Schedule
-from tests.support.configs import CONFIGS, INDUSTRIAL, changed, industrial, merge_yaml, official, small_config, write
+from engine.config import ExperimentConfig, derive_run_length, load_config, merge_yaml
+from engine.derived_values import Schedule
+from tests.support.configs import CONFIGS, INDUSTRIAL, changed, industrial, official, small_config, write
 
 RELAXED = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 QUICK = small_config()

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
+from engine.config import merge_yaml
 from engine.yaml_dialect import (
     MAX_FILE_BYTES,
     OWN_FILE,
@@ -24,7 +25,7 @@ from engine.yaml_dialect import (
     read_yaml,
     set_path,
 )
-from tests.support.configs import merge_yaml, official, write
+from tests.support.configs import official, write
 
 SCALARS = st.none() | st.integers(0, 3) | st.lists(st.integers(0, 3), max_size=2)
 TREES = st.recursive(SCALARS, lambda inner: st.dictionaries(st.sampled_from("abcd"), inner, max_size=3), max_leaves=6)
@@ -129,9 +130,9 @@ def test_includes_in_order_then_the_file_itself(tmp_path: Path) -> None:
     path = write(tmp_path, "main.yml", "__include__: [base/one.yml, base/two.yml]\nc: {z: 0}")
     assert merge_yaml(path) == {"a": 1, "b": 2, "d": 3, "c": {"x": 1, "y": 2, "z": 0}, "list": [9]}
     assert merge_yaml(str(path)) == merge_yaml(path)
-    assert read_with_includes(path)[1] == {
-        **{"a": RECIPE, "b": RECIPE, "d": 2, "list": 2},  # more/three.yml is the second file merged
-        "c": {"x": RECIPE, "y": RECIPE, "z": OWN_FILE},
+    assert {key: (rank, Path(source).name) for key, (rank, source) in leaves(read_with_includes(path)[1])} == {
+        **{"a": (RECIPE, "one.yml"), "b": (RECIPE, "two.yml"), "c.x": (RECIPE, "one.yml"), "c.y": (RECIPE, "two.yml")},
+        **{"d": (2, "three.yml"), "list": (2, "three.yml"), "c.z": (OWN_FILE, "main.yml")},  # the second file merged
     }
 
 
@@ -199,14 +200,12 @@ MERGE_BOMB = "a: &a {x: 1}\n" + "".join(
         ("just text", ["found a text at the top"]),
         ("a: 1\n---\nb: 1", ["line 2", "single document"]),
         ("a: !!python/object/apply:os.system ['echo hi']", ["line 1, column 4", "python/object/apply:os.system"]),
-        ("a: !!binary aGk=", ["found a bytes, expected plain text"]),
-        ("a: !!set {x}", ["found a set"]),
-        ("a: .inf", ["found inf, expected a finite number"]),
-        ("a: .nan", ["found nan"]),
+        ("a: !!binary aGk=", ["line 1, column 4", "binary"]),
+        ("a: !!set {x}", ["line 1, column 4", "set"]),
         ("a: !!float abc", ["a value cannot be read", "abc"]),
         ("a: " + "9" * 5000, ["a value cannot be read"]),
         ("a: \x00", ["bad YAML", "#x0000"]),
-        ("a: &x [*x]", ["line 1", "contains itself"]),
+        ("a: &x [*x]", ["an alias (*name) contains itself"]),
         ("a: *nobody", ["undefined alias"]),
         ("[" * 3000, ["nested too deeply"]),
         (BOMB, ["aliases (*name) expand to more than 100,000 values", "write the values out"]),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import ExperimentConfig, config_from_dict, config_to_dict, load_config
-from engine.yaml_dialect import merge, read_with_includes, set_path
+from engine.yaml_dialect import merge, set_path
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OFFICIAL = CONFIGS / "deimv2"
@@ -49,8 +49,3 @@ def small_config() -> ExperimentConfig:
 def industrial() -> ExperimentConfig:
     """The user's config, read once."""
     return load_config(INDUSTRIAL)
-
-
-def merge_yaml(path: str | Path) -> dict[str, Any]:
-    """The merged YAML of `path` and its includes, before any check or derivation."""
-    return read_with_includes(Path(path))[0]
