@@ -11,8 +11,6 @@ from data.signals import leaving_quietly
 
 with leaving_quietly():
     from engine.cli import add_config_argument, add_overrides_argument, require_output_folder, run_script, setup_logging
-    from engine.config import load_config
-    from engine.data_check import check_data, write_training_sheets
 
 _SHOWN_PER_KIND = 50
 
@@ -36,6 +34,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
+    with leaving_quietly():
+        from engine.config import load_config
+        from engine.data_check import check_data, write_training_sheets
     setup_logging()
     config = load_config(arguments.config, arguments.update)
     # Not the run's own folder: a run that starts in one with content moves that content aside.

@@ -53,8 +53,8 @@ def main() -> int:
     add("--lang", choices=("es", "en"), default="en", help="language of tables and texts (default: en)")
     arguments = parser.parse_args()
     setup_logging()
-    from deploy.predict import PredictOptions, format_prediction, predict
-
+    with leaving_quietly():
+        from deploy.predict import PredictOptions, format_prediction, predict
     prediction = predict(
         arguments.resume,
         arguments.sources,

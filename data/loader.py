@@ -15,6 +15,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
+from multiprocessing.context import BaseContext
 from typing import Any, Literal
 
 import cv2
@@ -188,6 +189,16 @@ def _cache(split: CocoSplit, loader: LoaderConfig, *, shared: bool) -> PixelCach
     return build_cache(split, loader, max_bytes if spare is None else min(max_bytes, spare), shared=shared)
 
 
+def _worker_context() -> BaseContext:
+    """Start workers from a helper process that has imported this module once for all of them, or, where the platform
+    has none, each for itself. Forking this process would copy locked mutexes of CUDA and thread pools."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def collate(images: Tensor, samples: Sequence[Sample]) -> Batch:
     """The batch of samples that were drawn into `images` [B, 3, H, W]."""
     return Batch(
@@ -205,7 +216,7 @@ class _Loader:
         workers: dict[str, Any] = {}
         if num_workers:
             workers = {
-                "multiprocessing_context": "spawn",  # fork copies locked mutexes of CUDA and thread pools
+                "multiprocessing_context": _worker_context(),
                 "persistent_workers": True,
                 "prefetch_factor": _PREFETCHED_BATCHES,
                 "worker_init_fn": _init_worker,

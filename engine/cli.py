@@ -14,13 +14,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
-
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING, NoReturn
 
 from data.errors import UserError, printable
 from data.signals import handlers
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,8 @@ class _BarFriendlyHandler(logging.Handler):
     """Writes to stderr above a running progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # with torch below: a script answers --help before it loads anything
+
         try:
             # Names of files and classes come from outside: none of them shall steer the terminal.
             tqdm.write("\n".join(map(printable, self.format(record).split("\n"))), file=sys.stderr)
@@ -151,6 +153,8 @@ def resolve_device(name: str | None = None) -> torch.device:
     Raises:
         UserError: The name is none of these, or the CUDA device is not there.
     """
+    import torch
+
     if not name:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -170,6 +174,8 @@ def resolve_device(name: str | None = None) -> torch.device:
 
 
 def _require_cuda(name: str, index: int) -> None:
+    import torch
+
     if not torch.cuda.is_available():
         advice = unused_card_advice() or "No NVIDIA card was found (nvidia-smi lists none); use -d cpu."
         raise UserError(f"Device {name!r} was asked for, but torch {torch.__version__} cannot use CUDA here. {advice}")
@@ -180,6 +186,8 @@ def _require_cuda(name: str, index: int) -> None:
 
 def unused_card_advice() -> str | None:
     """How to make torch use this machine's NVIDIA card; None where there is no card or torch uses it already."""
+    import torch
+
     if torch.cuda.is_available():
         return None
     card = _nvidia_card()

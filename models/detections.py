@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from data.types import BoolArray, FloatArray, IntArray
 
@@ -62,6 +61,8 @@ class Detections:
 
         Not part of DEIMv2, whose one-to-one training is to make it superfluous; after few epochs it is not yet.
         """
+        from torchvision.ops import batched_nms  # torchvision takes as long to load as torch
+
         boxes, scores, labels = (torch.from_numpy(part) for part in (self.boxes_xyxy, self.scores, self.labels))
         return self.rows(batched_nms(boxes, scores, labels, most_iou).numpy())
 

@@ -6,19 +6,21 @@ Legend: B images, H x W pixels (multiples of 32), Q queries, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from models.backbone import DINOv3STAs
-from models.baselines import TorchvisionDetector
 from models.config import FusionConfig, ModelConfig
 from models.decoder import DEIMTransformer
 from models.hybrid_encoder import HybridEncoder
 from models.layers import count_batches, weights_in_autocast_type
 from models.text_fusion import TextFusion, build_text_fusion
+
+if TYPE_CHECKING:
+    from models.baselines import TorchvisionDetector
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -109,6 +111,8 @@ def build_detector(config: ModelConfig) -> DEIM | TorchvisionDetector:
     `models.postprocess.build_postprocessor(config)` takes.
     """
     if config.Baseline is not None:
+        from models.baselines import TorchvisionDetector  # torchvision takes as long to load as torch
+
         return TorchvisionDetector(
             config.Baseline, config.num_classes, config.eval_spatial_size, config.num_top_queries
         )

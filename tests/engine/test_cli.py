@@ -62,6 +62,32 @@ def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "interrupted\n"
 
 
+ARGUMENTS = {
+    "compare_models": ["a", "b"],
+    "predict_deimv2": ["-r", "x.pth", "x.png"],
+    "check_data": ["-c", "x.yml"],
+    "export_deimv2": ["-r", "x.pth", "--format", "onnx"],
+    "evaluate_deimv2": ["-r", "x.pth"],
+    "visualize_attention": ["-r", "x.pth", "--images", "x.png"],
+    "ablate_text": ["-c", "x.yml", "-r", "x.pth", "--modes", "none"],
+}
+HEAVY = {"torch", "torchvision", "numpy", "cv2", "pydantic", "transformers", "matplotlib", "pandas", "faster_coco_eval"}
+
+
+@pytest.mark.parametrize("script", [ROOT / "check_data.py", ROOT / "predict_deimv2.py"], ids=lambda path: path.stem)
+def test_help_loads_nothing_heavy(script: Path) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{script.name!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(script)!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        f"assert not {HEAVY!r} & set(sys.modules), {HEAVY!r} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=script_environment(), cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals for another process")
 @pytest.mark.parametrize("script", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)
 def test_a_signal_during_the_imports_is_an_exit_code_without_a_traceback(script: Path, tmp_path: Path) -> None:
@@ -69,7 +95,7 @@ def test_a_signal_during_the_imports_is_an_exit_code_without_a_traceback(script:
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)", encoding="utf-8")
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         process = subprocess.Popen(
-            [sys.executable, str(script)],
+            [sys.executable, str(script), *ARGUMENTS.get(script.stem, ["-c", "x.yml", "-r", "x.pth"])],
             env=script_environment() | {"PYTHONPATH": str(tmp_path)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
