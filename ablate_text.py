@@ -11,43 +11,25 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
-    from analysis.ablate import Ablation, ablate
-    from analysis.ablation_answer import MODES
-    from analysis.labels import LANGUAGES
-    from engine.cli import (
-        add_config_argument,
-        add_device_argument,
-        add_overrides_argument,
-        run_script,
-        setup_logging,
-    )
-    from engine.distributed import cleanup, init_distributed
+    from engine.cli import add_config_argument, add_device_argument, add_overrides_argument, run_script, setup_logging
+
+MODES = ("cosine", "concat", "cross_attention", "learned", "random", "shuffled", "none")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
     add_config_argument(parser, required=True, help_text="YAML config of phase 2, a *_multimodal.yml")
-    parser.add_argument(
-        "-r", "--resume", type=Path, required=True, metavar="PHASE1", help="phase 1 checkpoint all runs start from"
-    )
-    parser.add_argument(
-        "--modes",
-        nargs="+",
-        default=list(MODES),
-        metavar="MODE",
-        help=f"of {', '.join(MODES)} (default: all); verdicts need none, and learned to tell texts from parameters",
-    )
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds of every mode (default: 0 1 2)"
-    )
-    parser.add_argument(
-        "--output-dir",
-        type=Path,
-        metavar="DIR",
-        help="folder of the runs (<mode>_seed<N>) and the tables (default: outputs/<config name>_ablation)",
-    )
-    parser.add_argument("--lang", choices=LANGUAGES, default="en", help="language of tables and figure (default: en)")
-    parser.add_argument("--samples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
+    what = "phase 1 checkpoint all runs start from"
+    add("-r", "--resume", type=Path, required=True, metavar="PHASE1", help=what)
+    what = f"of {', '.join(MODES)} (default: all); verdicts need none, and learned to tell texts from parameters"
+    add("--modes", nargs="+", default=list(MODES), metavar="MODE", help=what)
+    what = "seeds of every mode (default: 0 1 2)"
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help=what)
+    what = "folder of the runs (<mode>_seed<N>) and the tables (default: outputs/<config name>_ablation)"
+    add("--output-dir", type=Path, metavar="DIR", help=what)
+    add("--lang", choices=("es", "en"), default="en", help="language of tables and figure (default: en)")
+    add("--samples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
     add_overrides_argument(parser)
     add_device_argument(parser)
     return parser.parse_args()
@@ -55,25 +37,20 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
+    arguments.output_dir = arguments.output_dir or Path("outputs") / f"{arguments.config.stem}_ablation"
     setup_logging()
-    ablation = Ablation(
-        config=arguments.config,
-        phase_1=arguments.resume,
-        modes=arguments.modes,
-        seeds=arguments.seeds,
-        folder=arguments.output_dir or Path("outputs") / f"{arguments.config.stem}_ablation",
-        overrides=arguments.update,
-        samples=arguments.samples,
-        lang=arguments.lang,
-    )
+    with leaving_quietly():
+        from analysis.ablate import ablate
+        from engine.distributed import cleanup, init_distributed
+
     dist = init_distributed(arguments.device)
     setup_logging(is_main=dist.is_main)
     try:
-        markdown = ablate(ablation, dist)
+        markdown = ablate(vars(arguments), dist)
     finally:
         cleanup()
     if markdown is not None:
-        sys.stdout.write(f"{markdown}\nWritten to {ablation.folder}\n")
+        sys.stdout.write(f"{markdown}\nWritten to {arguments.output_dir}\n")
     return 0
 
 

@@ -7,39 +7,22 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
-    from analysis.compare import compare_runs
-    from analysis.compare_write import write_comparison
-    from analysis.labels import LANGUAGES
     from engine.cli import require_output_folder, run_script, setup_logging
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="run folder, or folder of an evaluation; the others are compared with the first. Runs of one config with "
-        "different seeds become one row",
-    )
-    parser.add_argument(
-        "--labels",
-        nargs="+",
-        default=[],
-        metavar="LABEL",
-        help="one per RUN (runs with the same label become one row), or one per row",
-    )
-    parser.add_argument(
-        "--output-dir",
-        type=Path,
-        default=Path("outputs/comparison"),
-        metavar="DIR",
-        help="folder of the tables and plots (default: outputs/comparison)",
-    )
-    parser.add_argument("--lang", choices=LANGUAGES, default="en", help="language of tables and plots (default: en)")
-    parser.add_argument("--samples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
+    add = parser.add_argument
+    what = "run folder, or folder of an evaluation; the others are compared with the first. Runs of one config with "
+    what += "different seeds become one row"
+    add("runs", nargs="+", type=Path, metavar="RUN", help=what)
+    what = "one per RUN (runs with the same label become one row), or one per row"
+    add("--labels", nargs="+", default=[], metavar="LABEL", help=what)
+    folder, what = Path("outputs/comparison"), "folder of the tables and plots (default: outputs/comparison)"
+    add("--output-dir", type=Path, default=folder, metavar="DIR", help=what)
+    add("--lang", choices=("es", "en"), default="en", help="language of tables and plots (default: en)")
+    add("--samples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
     return parser.parse_args()
 
 
@@ -47,6 +30,10 @@ def main() -> int:
     arguments = parse_arguments()
     setup_logging()
     require_output_folder(arguments.output_dir)
+    with leaving_quietly():
+        from analysis.compare import compare_runs
+        from analysis.compare_report import write_comparison
+
     comparison = compare_runs(arguments.runs, labels=arguments.labels, samples=arguments.samples, seed=arguments.seed)
     markdown = write_comparison(comparison, arguments.output_dir, arguments.lang)
     sys.stdout.write(f"{markdown}\nWritten to {arguments.output_dir}\n")

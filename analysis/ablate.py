@@ -1,34 +1,47 @@
-"""The whole ablation: check, train what is missing, compare, write."""
+"""The whole ablation: check, train what is missing, compare, write.
+
+`ablation_runs.json` says of every run folder beside it what it was made from, because a run folder itself does not:
+the content of the phase 1 checkpoint, the config and the encoder. It is written before a run starts.
+"""
 
 from __future__ import annotations
 
 import gc
+import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from tqdm import tqdm
 
-from analysis.ablation_answer import MODES, TextFacts, answer
-from analysis.ablation_runs import Manifest, Runner, State, Task, record_of, run_all, states_of
-from analysis.ablation_write import write_answer
-from analysis.zero_shot import ZeroShot, zero_shot
-from data.class_descriptions import Language
+from analysis.ablation_report import MODES, Task, TextFacts, answer, write_answer
+from analysis.compare import config_differences, training_config
+from analysis.matching import FILE_NAME as TABLES_NAME
+from analysis.zero_shot import zero_shot
 from data.errors import UserError
+from data.files import file_sha256, write_json
 from data.splits import DataBundle, build_datasets
 from data.synthetic import ensure_dataset
-from engine.checkpoint import check_classes, file_sha256, load_checkpoint
+from engine.checkpoint import check_classes, load_checkpoint
 from engine.cli import require_output_folder
-from engine.config import ExperimentConfig, load_config
+from engine.config import ExperimentConfig, config_to_dict, load_config
 from engine.distributed import Distributed
 from engine.multimodal import choose_start
-from engine.text_embeddings import alike_pairs, class_similarity, class_text_embeddings
+from engine.options import Options
+from engine.text_embeddings import class_text_embeddings
 from engine.train import train
 from models.text_encoder import TextEmbeddings, has_image_tower
+from texts import Language
 
 log = logging.getLogger(__name__)
 
+MANIFEST_NAME = "ablation_runs.json"
+_RESULTS = ("results.json", "best.pth", TABLES_NAME)
+_MOST_KEYS = 5
 _DECIDED = {
     "MultimodalFusion.mode": "--modes",
     "MultimodalFusion.seed": "--seeds",
@@ -39,27 +52,85 @@ _DECIDED = {
 }
 """Keys that are not the config's to decide here."""
 
+State = Literal["missing", "interrupted", "finished"]
 
-@dataclass(frozen=True)
-class Ablation:
+
+class AblationOptions(Options):
     """What to do."""
 
     config: Path
-    phase_1: Path
-    """Checkpoint that every run starts from."""
-    modes: Sequence[str]
-    seeds: Sequence[int]
-    folder: Path
-    overrides: Sequence[str] = ()
-    samples: int = 1000
+    resume: Path
+    """Phase 1 checkpoint that every run starts from."""
+    output_dir: Path
+    modes: tuple[str, ...] = MODES
+    seeds: tuple[int, ...] = (0, 1, 2)
+    samples: int = Field(1000, ge=100, le=1_000_000, description="100 to 1000000; 1000 is usual")
+    update: tuple[str, ...] = ()
     lang: Language = "en"
 
+    @field_validator("modes")
+    @classmethod
+    def _known(cls, modes: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [mode for mode in modes if mode not in MODES]
+        problems = [f"--modes: there is no {', '.join(unknown)}; the modes are {', '.join(MODES)}"] if unknown else []
+        _refuse([*problems, *_given_twice("--modes", modes)])
+        return modes
 
-def ablate(ablation: Ablation, dist: Distributed, *, runner: Runner | None = None) -> str | None:
-    """Run what is missing and write the answer; the Markdown, in the main process.
+    @field_validator("seeds")
+    @classmethod
+    def _give_several_runs(cls, seeds: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        problems = _given_twice("--seeds", list(map(str, seeds)))
+        if any(seed < 0 for seed in seeds):
+            problems.append(f"--seeds: {min(seeds)}; expected 0 or more")
+        if len(info.data.get("modes", MODES)) * len(seeds) < 2:
+            problems.append("--modes and --seeds give one run, which cannot be compared; give two modes or more")
+        _refuse(problems)
+        return seeds
+
+    @field_validator("update")
+    @classmethod
+    def _leave_decided_alone(cls, update: tuple[str, ...]) -> tuple[str, ...]:
+        keys = [override.partition("=")[0].strip() for override in update]
+        decided = [(override, key) for override, key in zip(update, keys, strict=True) if key in _DECIDED]
+        _refuse([f"-u {override}: {_DECIDED[key]} decides {key}; leave it out" for override, key in decided])
+        return update
+
+
+def _given_twice(option: str, values: Sequence[str]) -> list[str]:
+    twice = sorted({value for value in values if values.count(value) > 1})
+    return [f"{option}: {', '.join(twice)} given twice; leave one out"] if twice else []
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+class Record(BaseModel):
+    """What the manifest knows of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    phase_1: str
+    """sha256 of the checkpoint's file."""
+    texts: str | None
+    """Encoder and its hash, where the mode reads texts."""
+    config: dict[str, Any]
+    """What decides which model comes out."""
+    finished: bool = False
+    seconds: float | None = None
+    """Wall-clock time from start to end, of a run that was not interrupted."""
+
+
+Runner = Callable[[Task, Path | None], None]
+"""Does one run; the second argument is the checkpoint to go on from."""
+
+
+def ablate(options: Mapping[str, Any], dist: Distributed, *, runner: Runner | None = None) -> str | None:
+    """Run what is missing and write the answer; return the Markdown, in the main process.
 
     Args:
-        ablation: What to do.
+        options: Values of `AblationOptions`.
         dist: This process's place; all processes of a torchrun call together.
         runner: Does one run; None trains.
 
@@ -67,100 +138,72 @@ def ablate(ablation: Ablation, dist: Distributed, *, runner: Runner | None = Non
         UserError: Bad input, all of it at once as far as it can be known at once; or a run that failed.
         SystemExit: Stopped by a signal; the same command goes on.
     """
-    tasks = plan(ablation)
-    config = tasks[0].config
+    asked, tasks = plan(options)
+    config, folder = tasks[0].config, asked.output_dir
     if config.synthetic is not None and dist.is_main:
         ensure_dataset(config.synthetic)
     dist.barrier()
     data = build_datasets(config)
-    check_classes(load_checkpoint(ablation.phase_1), data.classes, ablation.phase_1)
-    phase_1 = dist.from_main(lambda: file_sha256(ablation.phase_1))
-    reader = _first_reader(tasks)
+    check_classes(load_checkpoint(asked.resume), data.classes, asked.resume)
+    phase_1 = dist.from_main(lambda: file_sha256(asked.resume))
+    reader = next((task for task in tasks if task.reads_texts), None)
     texts = None
     if reader is not None:
-        texts = dist.from_main(lambda: class_text_embeddings(reader.config, data.classes, ablation.folder))
+        texts = dist.from_main(lambda: class_text_embeddings(reader.config, data.classes, folder))
     records = [record_of(task, phase_1, None if texts is None else texts.source) for task in tasks]
-    manifest = Manifest(ablation.folder) if dist.is_main else None
-    states: list[State] = dist.from_main(lambda: states_of(tasks, records, manifest or Manifest(ablation.folder)))
+    manifest = Manifest(folder) if dist.is_main else None
+    states: list[State] = dist.from_main(lambda: states_of(tasks, records, manifest or Manifest(folder)))
     facts = None
     if reader is not None and texts is not None and dist.is_main:
         facts = text_facts(texts, reader.config, data)
-    run_all(tasks, records, states, manifest, runner or _trainer(ablation, dist))
-    if not dist.is_main:
-        return None
-    found = answer(tasks, facts, samples=ablation.samples)
-    return write_answer(found, ablation.folder, ablation.lang)
+    run_all(tasks, records, states, manifest, runner or _trainer(asked, dist))
+    return write_answer(answer(tasks, facts, samples=asked.samples), folder, asked.lang) if dist.is_main else None
 
 
-def plan(ablation: Ablation) -> list[Task]:
-    """The runs, mode by mode; nothing is written.
+def plan(options: Mapping[str, Any]) -> tuple[AblationOptions, list[Task]]:
+    """Return the options checked and the runs, mode by mode; nothing is written.
 
     Raises:
         UserError: All faults of the options, the config and the checkpoint at once.
     """
-    problems = _option_problems(ablation)
+    problems: list[str] = []
+    phase_1 = options["resume"]
     try:
-        require_output_folder(ablation.folder)
+        asked = AblationOptions(**options)
+    except UserError as error:
+        problems += error.problems
+    try:
+        require_output_folder(options["output_dir"])
     except UserError as error:
         problems.append(str(error))
     try:
-        base = load_config(ablation.config, ablation.overrides)
-        if choose_start(base, ablation.phase_1).resume is not None:
+        base = load_config(options["config"], options.get("update", ()))
+        if choose_start(base, phase_1).resume is not None:
             problems.append(
-                f"-r {ablation.phase_1}: is of phase 2 (it has text fusion); all modes must start from the same "
+                f"-r {phase_1}: is of phase 2 (it has text fusion); all modes must start from the same "
                 "checkpoint of phase 1, such as best.pth of a run of train_deimv2.py"
             )
     except UserError as error:
         problems.append(str(error))
     if problems:
         raise UserError("The ablation cannot start:", problems)
-    return [_task(ablation, mode, seed) for mode in ablation.modes for seed in ablation.seeds]
+    return asked, [_task(asked, mode, seed) for mode in asked.modes for seed in asked.seeds]
 
 
-def _option_problems(ablation: Ablation) -> list[str]:
-    problems = []
-    modes, seeds = list(ablation.modes), list(ablation.seeds)
-    unknown = [mode for mode in modes if mode not in MODES]
-    if unknown:
-        problems.append(f"--modes: there is no {', '.join(unknown)}; the modes are {', '.join(MODES)}")
-    for option, values in (("--modes", modes), ("--seeds", list(map(str, seeds)))):
-        twice = sorted({value for value in values if values.count(value) > 1})
-        if twice:
-            problems.append(f"{option}: {', '.join(twice)} given twice; leave one out")
-    if any(seed < 0 for seed in seeds):
-        problems.append(f"--seeds: {min(seeds)}; expected 0 or more")
-    if len(modes) * len(seeds) < 2:
-        problems.append("--modes and --seeds give one run, which cannot be compared; give two modes or more")
-    if not 100 <= ablation.samples <= 1_000_000:
-        problems.append(f"--samples: {ablation.samples}; expected 100 to 1000000, 1000 is usual")
-    for override in ablation.overrides:
-        key = override.partition("=")[0].strip()
-        if key in _DECIDED:
-            problems.append(f"-u {override}: {_DECIDED[key]} decides {key}; leave it out")
-    return problems
-
-
-def _task(ablation: Ablation, mode: str, seed: int) -> Task:
+def _task(asked: AblationOptions, mode: str, seed: int) -> Task:
     """The seed is also that of the controls' vectors and permutation: no control is judged by a single draw."""
-    folder = ablation.folder / f"{mode}_seed{seed}"
+    folder = asked.output_dir / f"{mode}_seed{seed}"
     decided = [f"MultimodalFusion.mode={mode}", f"MultimodalFusion.seed={seed}", f"seed={seed}"]
-    config = load_config(ablation.config, [*ablation.overrides, *decided])
+    config = load_config(asked.config, [*asked.update, *decided])
     return Task(mode, seed, folder, config.model_copy(update={"output_dir": folder, "resume": None, "tuning": None}))
 
 
-def _first_reader(tasks: Sequence[Task]) -> Task | None:
-    """A run whose mode reads texts."""
-    return next(
-        (task for task in tasks if task.config.MultimodalFusion and task.config.MultimodalFusion.reads_texts), None
-    )
-
-
-def _trainer(ablation: Ablation, dist: Distributed) -> Runner:
+def _trainer(asked: AblationOptions, dist: Distributed) -> Runner:
     """Trains as `train_deimv2_multimodal.py` does, the texts' vectors shared by all runs."""
 
     def run(task: Task, checkpoint: Path | None) -> None:
-        start = choose_start(task.config, checkpoint or ablation.phase_1)
-        train(task.config, dist, task.folder, resume=start.resume, tuning=start.tuning, text_cache=ablation.folder)
+        start = choose_start(task.config, checkpoint or asked.resume)
+        train(task.config, dist, task.folder, resume=start.resume, tuning=start.tuning, text_cache=asked.output_dir)
         gc.collect()  # the run's model and optimiser hang in cycles; a GPU needs their room for the next run
         if dist.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -169,27 +212,145 @@ def _trainer(ablation: Ablation, dist: Distributed) -> Runner:
 
 
 def text_facts(texts: TextEmbeddings, config: ExperimentConfig, data: DataBundle) -> TextFacts:
-    """What can be said of the texts without training: how alike they are, and what they find in the boxes alone."""
-    similarity = class_similarity(texts)
-    scores, reason = _zero_shot(texts, config, data)
-    return TextFacts(
-        embeddings=texts,
-        language=config.texts.language,
-        similarity=similarity.tolist(),
-        alike=alike_pairs(similarity, data.classes.names),
-        zero_shot=scores,
-        no_zero_shot=reason,
-    )
-
-
-def _zero_shot(texts: TextEmbeddings, config: ExperimentConfig, data: DataBundle) -> tuple[ZeroShot | None, str | None]:
-    """Scores, or why there are none; an encoder that is not on this machine any more does not stop an ablation."""
-    encoder = config.texts.encoder
+    """Gather what can be said of the texts without training; a lost encoder does not stop an ablation."""
+    scores, reason = None, None
     try:
-        if not has_image_tower(encoder):
-            return None, "text_only"
-        scores = zero_shot(texts, encoder, data.splits["val"])
+        if has_image_tower(config.texts.encoder):
+            scores = zero_shot(texts, config.texts.encoder, data.splits["val"])
+            reason = "no_boxes" if scores is None else None
+        else:
+            reason = "text_only"
     except UserError as error:
         log.warning("no text-only scores of the boxes: %s", error)
-        return None, str(error)
-    return scores, "no_boxes" if scores is None else None
+        reason = str(error)
+    return TextFacts(texts, config.texts.language, scores, reason)
+
+
+class Manifest:
+    """`ablation_runs.json` in the folder of an ablation.
+
+    Raises:
+        UserError: The file is there but damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / MANIFEST_NAME
+        self.records: dict[str, Record] = {}
+        if not self._path.is_file():
+            return
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            self.records = {name: Record.model_validate(record) for name, record in content["runs"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+            raise UserError(
+                f"{self._path}: damaged ({str(error).splitlines()[0][:160]}), so nobody knows what the runs beside it "
+                "were made from. Restore it, or choose another folder with --output-dir."
+            ) from error
+
+    def put(self, name: str, record: Record) -> None:
+        """Set one record and write the file.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        self.records[name] = record
+        content = {"version": 1, "runs": {key: one.model_dump(mode="json") for key, one in self.records.items()}}
+        write_json(self._path, content, what="list of the runs", indent=1)
+
+    def time_left(self, runs: int) -> str:
+        """Say how long so many runs will take, if any was timed."""
+        timed = [record.seconds for record in self.records.values() if record.seconds is not None]
+        if not runs or not timed:
+            return ""
+        return f"; {runs} left, about {tqdm.format_interval(runs * sum(timed) / len(timed))}"
+
+
+def record_of(task: Task, phase_1: str, texts: str | None) -> Record:
+    """Return what `task` would be made from: the hash of the checkpoint, the source of the texts' vectors."""
+    # Through JSON, as the manifest stores it: tuples become lists.
+    config = json.loads(json.dumps(training_config(config_to_dict(task.config))))
+    return Record(phase_1=phase_1, texts=texts if task.reads_texts else None, config=config)
+
+
+def states_of(tasks: Sequence[Task], records: Sequence[Record], manifest: Manifest) -> list[State]:
+    """Return which of the runs are missing, interrupted or finished.
+
+    Raises:
+        UserError: Run folders that were made from something else, all of them.
+    """
+    problems: list[str] = []
+    states = [
+        _state(task.folder, record, manifest.records.get(task.folder.name), problems)
+        for task, record in zip(tasks, records, strict=True)
+    ]
+    if problems:
+        raise UserError(
+            "The output folder holds runs of another ablation. Choose another folder with --output-dir, move these "
+            "runs away, or go back to the settings they were made with:",
+            problems,
+        )
+    return states
+
+
+def _state(folder: Path, wanted: Record, known: Record | None, problems: list[str]) -> State:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return "missing"
+    if known is None:
+        problems.append(f"{folder}: is not in {MANIFEST_NAME}, so ablate_text.py did not make it")
+        return "missing"
+    differences = []
+    if wanted.phase_1 != known.phase_1:
+        hashes = f"({known.phase_1[:12]}, -r has {wanted.phase_1[:12]})"
+        differences.append(f"started from another phase 1 checkpoint {hashes}")
+    if wanted.texts != known.texts:
+        differences.append(f"its texts are from {known.texts}, now from {wanted.texts}")
+    if keys := config_differences([known.config, wanted.config]):
+        more = f" and {len(keys) - _MOST_KEYS} more" if len(keys) > _MOST_KEYS else ""
+        differences.append(f"another config ({', '.join(keys[:_MOST_KEYS])}{more})")
+    if differences:
+        problems.append(f"{folder}: {'; '.join(differences)}")
+    if known.finished:
+        return "finished" if all((folder / name).is_file() for name in _RESULTS) else "missing"
+    return "interrupted" if (folder / "last.pth").is_file() else "missing"
+
+
+def run_all(
+    tasks: Sequence[Task], records: Sequence[Record], states: Sequence[State], manifest: Manifest | None, runner: Runner
+) -> None:
+    """Do what is not finished, in order, and say how long the rest will take.
+
+    Args:
+        tasks: All runs.
+        records: `record_of` each.
+        states: `states_of` them.
+        manifest: None in processes that only take part.
+        runner: Trains; leaves with an exception when it is interrupted.
+
+    Raises:
+        SystemExit, KeyboardInterrupt: Interrupted; the same command goes on.
+        UserError: A run failed; the finished ones are kept.
+    """
+    finished, interrupted, missing = (states.count(state) for state in ("finished", "interrupted", "missing"))
+    left = interrupted + missing
+    counts = (len(tasks), finished, interrupted, missing, manifest.time_left(left) if manifest else "")
+    log.info("%d runs: %d finished, %d to resume, %d to start%s", *counts)
+    for number, (task, record, state) in enumerate(zip(tasks, records, states, strict=True), start=1):
+        if state == "finished":
+            continue
+        name = task.folder.name
+        log.info("run %d/%d, %s, %s", number, len(tasks), name, "started" if state == "missing" else "resumed")
+        started = time.monotonic()
+        if manifest is not None:
+            manifest.put(name, record)
+        try:
+            runner(task, task.folder / "last.pth" if state == "interrupted" else None)
+        except (SystemExit, KeyboardInterrupt):
+            log.warning("interrupted in %s; the same command goes on from there", name)
+            raise
+        seconds = time.monotonic() - started
+        left -= 1
+        if manifest is not None:
+            timed = seconds if state == "missing" else None
+            manifest.put(name, record.model_copy(update={"finished": True, "seconds": timed}))
+        time_left = manifest.time_left(left) if manifest else ""
+        log.info("%s took %s%s", name, tqdm.format_interval(seconds), time_left)

@@ -1,60 +1,124 @@
-"""The comparison itself: every group's numbers and its paired differences from the first group."""
+"""Evaluated runs side by side: reading them, joining the seeds of one config, and their paired differences."""
 
 from __future__ import annotations
 
-import sys
+import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from tqdm import tqdm
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from analysis.bootstrap import BootstrapResult, bootstrap
-from analysis.compare_groups import Group, group_runs
-from analysis.compare_runs import RunResults, check_points, read_runs
-from analysis.compare_statistics import (
-    Difference,
-    Estimate,
-    Resampled,
-    estimate,
-    holm,
-    paired_difference,
-    without_class,
-)
-from analysis.result import Cost, Latency
+from analysis.differences import Difference, Estimate, Resampled, estimate, holm, paired_difference, without_class
+from analysis.matching import FILE_NAME, MatchTables
+from analysis.result import Cost
+from analysis.style import tidy
 from data.classes import ClassMap
+from data.errors import UserError
+from data.progress import progress_bar
+from engine.options import Options
+from engine.yaml_dialect import read_yaml, require_few_values
 
 DEFECTS = "AP_defects"
 """AP over all classes but NORMAL; there only where NORMAL has boxes."""
+_EVALUATE = "evaluate the checkpoint again with evaluate_deimv2.py"
+_SAME_AP = 1e-4
+_WITHOUT_EFFECT = ("seed", "output_dir", "summary_dir", "resume", "device", "num_workers", "print_freq")
+"""Keys in which seeds of one config may differ."""
+_JUDGED_ON = ("val_dataloader", "test_dataloader")
+"""What a model was judged on is in the hash of the ground truth."""
+_SEED_SUFFIX = re.compile(r"[-_. ]+(seed|s)[-_=]?\d+$", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class GroupCost:
-    """What a group's models cost: means over its runs; None where a run does not tell."""
+class CompareOptions(Options):
+    """How runs are compared."""
 
-    parameters: float | None
-    gflops: float | None
-    latency_ms: float | None
-    """Median, one image."""
-    latency_p95_ms: float | None
-    images_per_s: float | None
-    """Of the largest batch that was timed."""
-    inference_memory_mb: float | None
-    training_memory_mb: float | None
-    epochs: float | None
-    """Until the judged checkpoint."""
-    train_seconds: float | None
-    """Until the judged checkpoint."""
-    measured_on: tuple[str, ...]
-    """Devices, number types and threads of the measurements; more than one cannot be compared."""
+    runs: tuple[Path, ...]
+    """Run folders or evaluation folders, the reference first."""
+    labels: tuple[str, ...] = ()
+    """See `group_runs`."""
+    samples: int = Field(1000, ge=100, le=1_000_000, description="100 to 1000000; 1000 is usual")
+    """Bootstrap resamples."""
+    seed: int = Field(0, ge=0, description="0 or more")
+    """Of the resamples."""
+
+    @field_validator("labels")
+    @classmethod
+    def _one_per_run(cls, labels: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        found, expected = len(labels), len(info.data["runs"])
+        if found > expected:
+            raise ValueError(f"--labels: found {found} ({', '.join(labels)}), expected {expected}, one per run")
+        return labels
 
 
-@dataclass(frozen=True)
-class CorrectedDifference:
-    """A paired difference and its p-value after Holm's correction over all groups compared in this metric."""
+class Results(BaseModel):
+    """The part of results.json that a comparison reads."""
 
-    difference: Difference
-    p_holm: float | None
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    metrics: dict[str, float | None]
+    metrics_defects: dict[str, float | None]
+    gt_hash: str
+    split: str
+    num_images: int
+    checkpoint: str | None = None
+    epoch: int | None = None
+    """Epochs trained until this checkpoint."""
+    epochs: int | None = None
+    """Epochs planned."""
+    seed: int | None = None
+    parameters: int | None = None
+    train_seconds: float | None = None
+    """Spent in training steps until this checkpoint."""
+    use_amp: bool = False
+    nms_iou: float | None = None
+    """Suppression before the evaluation; None: none."""
+    cost: Cost | None = None
+    config: Any = None
+    """The config it was judged with; an evaluation writes it, a run folder has config.yaml."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluatedRun:
+    """One evaluated model."""
+
+    folder: Path
+    """As the user gave it."""
+    results: Results
+    tables: MatchTables
+    config: Mapping[str, Any] | None
+    """The resolved config it was trained with; None where it cannot be found."""
+
+    @property
+    def seed(self) -> int | None:
+        """Of the training run."""
+        seed = (self.config or {}).get("seed") if self.results.seed is None else self.results.seed
+        return seed if isinstance(seed, int) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that are reported as one: the seeds of one config, or a single run."""
+
+    label: str
+    runs: tuple[EvaluatedRun, ...]
+    config_differences: tuple[str, ...] = ()
+    """Dotted keys in which the configs of its runs differ though they should not."""
+
+
+class RunSamples(NamedTuple):
+    """A run's metrics on the images as they are and on resampled ones."""
+
+    metrics: dict[str, Resampled]
+    """AP, AP50, AP75 and perhaps `DEFECTS`."""
+    per_class: dict[str, dict[str, Resampled]]
+    """AP and AP50 of every class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +126,11 @@ class GroupResult:
     """One row of the comparison."""
 
     group: Group
-    metrics: Mapping[str, Estimate]
-    """AP, AP50, AP75 and perhaps `DEFECTS`."""
-    per_class_ap: Mapping[str, Estimate]
-    per_class_ap50: Mapping[str, Estimate]
-    cost: GroupCost
-    differences: Mapping[str, CorrectedDifference]
+    metrics: dict[str, Estimate]
+    per_class: dict[str, dict[str, Estimate]]
+    cost: dict[str, Any]
+    """See `group_cost`."""
+    differences: dict[str, Difference]
     """By metric; empty for the reference, the first group."""
 
 
@@ -75,158 +138,334 @@ class GroupResult:
 class Comparison:
     """Everything that is written."""
 
-    split: str
-    num_images: int
-    gt_hash: str
-    samples: int
-    seed: int
     groups: Sequence[GroupResult]
     """In the user's order; the first is the reference."""
+    samples: int
+    seed: int
+
+    @property
+    def judged_on(self) -> Results:
+        """Any run's results: split, number of images and hash of the ground truth are the same for all."""
+        return self.groups[0].group.runs[0].results
 
 
 def compare_runs(
-    folders: Sequence[Path], *, labels: Sequence[str] = (), samples: int = 1000, seed: int = 0, progress: bool = True
+    folders: Sequence[Path], *, labels: Sequence[str] = (), samples: int = 1000, seed: int = 0
 ) -> Comparison:
-    """Compare evaluated models on the same images.
-
-    Args:
-        folders: Run folders or evaluation folders with results.json and match_tables.npz.
-        labels: See `group_runs`.
-        samples: Bootstrap resamples; 1,000 or more for intervals that are worth printing.
-        seed: Of the resamples.
-        progress: Show a bar on stderr.
+    """Compare evaluated models on the same images, see `CompareOptions`.
 
     Raises:
-        UserError: Bad input; everything wrong with the folders at once.
+        UserError: Bad input; everything wrong with the options and the folders at once.
     """
-    runs = read_runs(folders, _option_problems(folders, labels, samples, seed))
+    problems: Sequence[str] = ()
+    try:
+        CompareOptions(runs=folders, labels=labels, samples=samples, seed=seed)
+    except UserError as error:
+        problems = error.problems
+    runs = read_runs(folders, problems)
     groups = group_runs(runs, labels)
-    check_points(runs, [bootstrap(run.tables, samples=0).point_ap for run in runs])
-    # One run at a time for the bar's sake: the same seed draws the same images for every run.
-    bar = tqdm(runs, desc="bootstrap", unit="run", leave=False, dynamic_ncols=True, disable=not progress)
-    bar.mininterval = 0.5 if sys.stderr.isatty() else 30.0
-    drawn = {id(run): bootstrap(run.tables, samples=samples, seed=seed) for run in bar}
-    of_groups = [[drawn[id(run)] for run in group.runs] for group in groups]
-    first = runs[0]
-    return Comparison(
-        split=first.results.split,
-        num_images=first.results.num_images,
-        gt_hash=first.results.gt_hash,
-        samples=samples,
-        seed=seed,
-        groups=_compare_groups(groups, of_groups, judged_normal_label(runs)),
-    )
-
-
-def _option_problems(folders: Sequence[Path], labels: Sequence[str], samples: int, seed: int) -> list[str]:
-    """What is wrong whatever the folders hold."""
-    problems = []
-    if not 100 <= samples <= 1_000_000:
-        problems.append(f"--samples {samples}: expected 100 to 1000000; 1000 is usual")
-    if seed < 0:
-        problems.append(f"--seed {seed}: expected 0 or more")
-    if len(labels) > len(folders):
-        problems.append(f"--labels: found {len(labels)} ({', '.join(labels)}), expected {len(folders)}, one per run")
-    return problems
-
-
-def judged_normal_label(runs: Sequence[RunResults]) -> int | None:
-    """Label of NORMAL where it has boxes, which are easy AP."""
-    if all(run.results.metrics == run.results.metrics_defects for run in runs):
-        return None
-    names = runs[0].tables.names
-    return ClassMap(tuple(range(len(names))), tuple(names)).normal_label
-
-
-def _compare_groups(
-    groups: Sequence[Group], drawn: Sequence[Sequence[BootstrapResult]], normal: int | None
-) -> list[GroupResult]:
-    metrics = [resampled_metrics(results, normal) for results in drawn]
-    compared = [_differences(of_group, metrics[0]) for of_group in metrics]
-    compared[0] = {}
-    corrected = _with_holm(compared)
-    return [
+    drawn = dict(zip(runs, resample(runs, samples=samples, seed=seed), strict=True))
+    of_groups = [[drawn[run] for run in group.runs] for group in groups]
+    results = [
         GroupResult(
             group=group,
-            metrics={name: estimate(runs) for name, runs in of_group.items()},
-            per_class_ap=per_class_estimates(results, "ap"),
-            per_class_ap50=per_class_estimates(results, "ap50"),
+            metrics=estimates([run.metrics for run in of_group]),
+            per_class=class_estimates(of_group),
             cost=group_cost(group.runs),
             differences=differences,
         )
-        for group, results, of_group, differences in zip(groups, drawn, metrics, corrected, strict=True)
+        for group, of_group, differences in zip(groups, of_groups, _differences(of_groups), strict=True)
+    ]
+    return Comparison(results, samples, seed)
+
+
+def read_runs(folders: Sequence[Path], other_problems: Sequence[str] = ()) -> list[EvaluatedRun]:
+    """Read run folders or evaluation folders and make sure that they can be compared.
+
+    Args:
+        folders: Run folders or evaluation folders.
+        other_problems: Faults found elsewhere, to be told together with those found here.
+
+    Raises:
+        UserError: Listing every fault: folders that are missing, no results, damaged or given twice, and results that
+            were judged on different splits, images or boxes.
+    """
+    problems = [*other_problems, *_repeated(folders)]
+    if len(folders) < 2:
+        problems.append("one run alone cannot be compared; give two or more")
+    runs = [run for folder in folders if (run := _read_run(folder, problems)) is not None]
+    problems += _different_truth(runs)
+    if problems:
+        raise UserError("These runs cannot be compared:", problems)
+    return runs
+
+
+def _repeated(folders: Sequence[Path]) -> list[str]:
+    seen: dict[Path, Path] = {}
+    problems = []
+    for folder in folders:
+        first = seen.setdefault(folder.resolve(), folder)
+        if first is not folder:
+            problems.append(f"{folder}: given twice{'' if first == folder else f' (also as {first})'}; leave one out")
+    return problems
+
+
+def _read_run(folder: Path, problems: list[str]) -> EvaluatedRun | None:
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "no such folder"
+        problems.append(f"{folder}: {found}; expected a run folder or an evaluation folder with results.json")
+        return None
+    known, tables, config = len(problems), None, None
+    results = _read_results(folder / "results.json", problems)
+    try:
+        tables = MatchTables.load(folder / FILE_NAME)
+        config = None if results is None else _find_config(folder, results)
+    except UserError as error:
+        problems.append(str(error))
+    if results is None or tables is None or len(problems) > known:
+        return None
+    truths = f"ground truth {results.gt_hash[:12]} and {tables.gt_hash[:12]}"
+    images = f"{results.num_images} and {len(tables.image_ids)} images"
+    if results.gt_hash != tables.gt_hash or results.num_images != len(tables.image_ids):
+        found = truths if results.gt_hash != tables.gt_hash else images
+        problems.append(f"{folder}: results.json and {FILE_NAME} are of different evaluations ({found}); {_EVALUATE}")
+        return None
+    return EvaluatedRun(folder, results, tables, config)
+
+
+def _read_results(path: Path, problems: list[str]) -> Results | None:
+    if not path.is_file():
+        problems.append(f"{path}: no such file; give the folder of a finished run or of an evaluation, or {_EVALUATE}")
+        return None
+    try:
+        return Results.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'content'}: {one['msg']}" for one in error.errors())
+        problems.append(f"{path}: not as expected ({faults}); {_EVALUATE}")
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path}: damaged or cut short ({error}); {_EVALUATE}")
+    return None
+
+
+def _find_config(folder: Path, results: Results) -> Mapping[str, Any] | None:
+    """The config: in results.json (an evaluation, wherever its folder is) or beside it (a run folder).
+
+    Evaluations of earlier versions lie in the run's folder, which has it beside the checkpoint. Without a config the
+    run is simply not grouped with others.
+
+    Raises:
+        UserError: It is there but damaged.
+    """
+    if isinstance(results.config, dict):
+        require_few_values(results.config, f"{folder / 'results.json'}: config")
+        return results.config
+    above = folder.resolve().parent
+    places = [folder / "config.yaml"]
+    if results.checkpoint is not None and (above / results.checkpoint).is_file():
+        places.append(above / "config.yaml")
+    return next((read_yaml(place) for place in places if place.is_file()), None)
+
+
+def _different_truth(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """All runs with what they were judged on, if that differs."""
+    judged = [(run.results.split, run.results.num_images, run.results.gt_hash) for run in runs]
+    if len(set(judged)) <= 1:
+        return []
+    what = "splits" if len({gt_hash for _, _, gt_hash in judged}) == 1 else "images or ground truth"
+    return [
+        f"judged on different {what}; evaluate all on the same data with evaluate_deimv2.py --split",
+        *(
+            f"{run.folder}: split {split}, {num_images} images, gt_hash {gt_hash[:12]}"
+            for run, (split, num_images, gt_hash) in zip(runs, judged, strict=True)
+        ),
     ]
 
 
-def resampled_metrics(results: Sequence[BootstrapResult], normal: int | None) -> dict[str, list[Resampled]]:
-    """AP, AP50, AP75 of each run; without the class `normal` too, where one is given."""
+def group_runs(runs: Sequence[EvaluatedRun], labels: Sequence[str] = ()) -> list[Group]:
+    """Group the runs, in the order in which the groups first appear.
+
+    Without labels: runs of equal config (but for the seed, output paths, device, workers and evaluation loaders),
+    the same checkpoint name and different seeds are one group. A run whose config cannot be found stands alone, and
+    so do runs of equal config and equal seed: they are not seeds.
+
+    Args:
+        runs: In the user's order.
+        labels: One per run: runs with the same label are a group, whatever their configs are. Or one per group as it
+            is found without labels: their names. Empty: named after the folders.
+
+    Raises:
+        UserError: Another number of labels, an empty one, or two groups of one name.
+    """
+    names = [tidy(label) for label in labels]
+    members = _seeds_of_one_config(runs)
+    if labels and len(labels) not in (len(runs), len(members)):
+        or_groups = f" (or {len(members)}, one per group of seeds)" if len(members) < len(runs) else ""
+        raise UserError(
+            f"--labels: found {len(labels)} ({', '.join(labels)}), expected {len(runs)}, one per run{or_groups}."
+        )
+    if "" in names:
+        raise UserError(f"--labels: label {names.index('') + 1} is empty.")
+    if len(names) == len(runs):
+        by_label: dict[str, list[EvaluatedRun]] = {}
+        for run, name in zip(runs, names, strict=True):
+            by_label.setdefault(name, []).append(run)
+        known = {name: [run.config for run in group if run.config is not None] for name, group in by_label.items()}
+        return [
+            Group(name, tuple(group), config_differences(list(map(training_config, known[name]))))
+            for name, group in by_label.items()
+        ]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"--labels names two groups alike ({', '.join(labels)}); to join runs give one label for each of the "
+            f"{len(runs)} runs."
+        )
+    return [Group(name, tuple(group)) for name, group in zip(names or _default_labels(members), members, strict=True)]
+
+
+def _seeds_of_one_config(runs: Sequence[EvaluatedRun]) -> list[list[EvaluatedRun]]:
+    buckets: dict[object, list[EvaluatedRun]] = {}
+    for run in runs:
+        buckets.setdefault(identity(run), []).append(run)
+    groups: list[list[EvaluatedRun]] = []
+    for bucket in buckets.values():
+        seeds = [run.seed for run in bucket]
+        are_seeds = None not in seeds and len(set(seeds)) == len(seeds)
+        groups += [bucket] if are_seeds else [[run] for run in bucket]
+    return sorted(groups, key=lambda group: runs.index(group[0]))
+
+
+def identity(run: EvaluatedRun) -> object:
+    """Return what is equal for runs of one config."""
+    if run.config is None:
+        return run.folder.resolve()
+    config = json.dumps(training_config(run.config), sort_keys=True, default=str)
+    return config, run.results.checkpoint, run.results.use_amp, run.results.nms_iou
+
+
+def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a config decides which model comes out, apart from chance."""
+    kept = {key: value for key, value in config.items() if key not in (*_WITHOUT_EFFECT, *_JUDGED_ON)}
+    for section, key in (("train_dataloader", "num_workers"), ("MultimodalFusion", "seed")):
+        if isinstance(kept.get(section), Mapping):
+            kept[section] = {name: value for name, value in kept[section].items() if name != key}
+    return kept
+
+
+def config_differences(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the dotted keys in which configs differ."""
+    flat = [_flat(config) for config in configs]
+    keys = sorted({key for leaves in flat for key in leaves})
+    return tuple(key for key in keys if len({leaves.get(key, "absent") for leaves in flat}) > 1)
+
+
+def _flat(value: object, path: str = "") -> dict[str, str]:
+    if isinstance(value, Mapping) and value:
+        parts = (_flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items())
+        return {key: leaf for part in parts for key, leaf in part.items()}
+    return {path: json.dumps(value, sort_keys=True, default=str)}
+
+
+def _default_labels(groups: Sequence[Sequence[EvaluatedRun]]) -> list[str]:
+    """The run folder's name, with as many parents as it takes to tell all apart."""
+    for depth in range(1, 5):
+        labels = [_folder_label(group, depth) for group in groups]
+        if max(Counter(labels).values()) == 1:
+            return labels
+    return [f"{_folder_label(group, 1)} ({number})" for number, group in enumerate(groups, start=1)]
+
+
+def _folder_label(group: Sequence[EvaluatedRun], depth: int) -> str:
+    parts = Path(group[0].folder.resolve()).parts
+    if depth == 1 and len(parts) > 1 and parts[-1].startswith("eval_"):
+        parts = parts[:-1]  # the run says more than its evaluation
+    label = "/".join(parts[-depth:])
+    if len(group) > 1:
+        label = _SEED_SUFFIX.sub("", label) or label
+    return tidy(label) or "run"
+
+
+def resample(runs: Sequence[EvaluatedRun], *, samples: int, seed: int, progress: bool = True) -> list[RunSamples]:
+    """Draw the same images for every run: the same seed draws them, run by run, so that the bar can show how far.
+
+    Raises:
+        UserError: AP from the match tables is not the AP in results.json; naming all folders.
+    """
+    problems = []
+    for run in runs:
+        stated, point = run.results.metrics.get("AP"), bootstrap(run.tables, samples=0).point_ap
+        if (np.nan_to_num(point) if stated is None else abs(point - stated)) > _SAME_AP:
+            problems.append(f"{run.folder}: results.json says AP {stated}, {FILE_NAME} gives {point:.4f}; {_EVALUATE}")
+    if problems:
+        raise UserError("These results and match tables are of different evaluations:", problems)
+    names, normal = runs[0].tables.names, None
+    if any(run.results.metrics != run.results.metrics_defects for run in runs):  # NORMAL has boxes, which are easy AP
+        normal = ClassMap(tuple(range(len(names))), names).normal_label
+    bar = progress_bar(runs, "bootstrap", unit="run", show=progress)
+    return [_run_samples(bootstrap(run.tables, samples=samples, seed=seed), normal) for run in bar]
+
+
+def _run_samples(drawn: BootstrapResult, normal: int | None) -> RunSamples:
     metrics = {
-        "AP": [Resampled(result.point_ap, result.ap) for result in results],
-        "AP50": [Resampled(result.point_ap50, result.ap50) for result in results],
-        "AP75": [Resampled(result.point_ap75, result.ap75) for result in results],
+        "AP": Resampled(drawn.point_ap, drawn.ap),
+        "AP50": Resampled(drawn.point_ap50, drawn.ap50),
+        "AP75": Resampled(drawn.point_ap75, drawn.ap75),
     }
     if normal is not None:
-        metrics[DEFECTS] = [without_class(result, normal) for result in results]
-    return metrics
+        metrics[DEFECTS] = without_class(drawn, normal)
+    ap = zip(drawn.point_per_class_ap.tolist(), drawn.per_class_ap.T, strict=True)
+    ap50 = zip(drawn.point_per_class_ap50.tolist(), drawn.per_class_ap50.T, strict=True)
+    of_classes = ({"AP": Resampled(*one), "AP50": Resampled(*other)} for one, other in zip(ap, ap50, strict=True))
+    return RunSamples(metrics, dict(zip(drawn.names, of_classes, strict=True)))
 
 
-def _differences(
-    runs: Mapping[str, Sequence[Resampled]], reference: Mapping[str, Sequence[Resampled]]
-) -> dict[str, CorrectedDifference]:
-    return {name: CorrectedDifference(paired_difference(runs[name], reference[name]), None) for name in runs}
+def estimates(runs: Sequence[Mapping[str, Resampled]]) -> dict[str, Estimate]:
+    """Return means, intervals and spreads over the seeds of one config."""
+    return {name: estimate([run[name] for run in runs]) for name in runs[0]}
 
 
-def _with_holm(compared: Sequence[Mapping[str, CorrectedDifference]]) -> list[dict[str, CorrectedDifference]]:
-    """Holm's correction, metric by metric over the groups."""
-    corrected: list[dict[str, CorrectedDifference]] = [{} for _ in compared]
-    for name in [name for of_group in compared[1:2] for name in of_group]:
-        p_values = holm([of_group[name].difference.p_value if of_group else None for of_group in compared])
-        for target, of_group, p_value in zip(corrected, compared, p_values, strict=True):
-            if of_group:
-                target[name] = replace(of_group[name], p_holm=p_value)
-    return corrected
+def class_estimates(runs: Sequence[RunSamples]) -> dict[str, dict[str, Estimate]]:
+    """Return every class's `estimates`."""
+    return {name: estimates([run.per_class[name] for run in runs]) for name in runs[0].per_class}
 
 
-def per_class_estimates(results: Sequence[BootstrapResult], metric: str) -> dict[str, Estimate]:
-    """Every class's `ap` or `ap50` over the runs."""
-    points = [getattr(result, f"point_per_class_{metric}") for result in results]
-    samples = [getattr(result, f"per_class_{metric}") for result in results]
+def _differences(groups: Sequence[Sequence[RunSamples]]) -> list[dict[str, Difference]]:
+    """Every group's differences from the first by metric, corrected over the groups."""
+    reference, *others = groups
+    differences: list[dict[str, Difference]] = [{} for _ in groups]
+    for name in reference[0].metrics:
+        base = [run.metrics[name] for run in reference]
+        found = [paired_difference([run.metrics[name] for run in group], base) for group in others]
+        p_values = holm([one.p_value for one in found])
+        for of_group, one, p_holm in zip(differences[1:], found, p_values, strict=True):
+            of_group[name] = one._replace(p_holm=p_holm)
+    return differences
+
+
+def group_cost(runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
+    """Return what a group's models cost: means over its runs, None where a run does not tell.
+
+    `latency_ms` is the median of one image, `images_per_s` of the largest batch that was timed, `epochs` and
+    `train_seconds` are until the judged checkpoint; `measured_on` lists devices, number types and threads of the
+    measurements: those of more than one cannot be compared.
+    """
+    costs = pd.DataFrame([_run_cost(run.results) for run in runs], dtype=float)
+    means = {str(name): None if np.isnan(mean) else float(mean) for name, mean in costs.mean(skipna=False).items()}
+    known = [run.results.cost for run in runs if run.results.cost is not None]
+    return means | {"measured_on": sorted({f"{cost.device}, {cost.dtype}, {cost.threads} threads" for cost in known})}
+
+
+def _run_cost(results: Results) -> dict[str, float | None]:
+    cost = results.cost
+    latencies = sorted(cost.latencies if cost else (), key=lambda latency: latency.batch_size)
+    single = latencies[0] if latencies and latencies[0].batch_size == 1 else None
     return {
-        name: estimate([Resampled(float(p[label]), s[:, label]) for p, s in zip(points, samples, strict=True)])
-        for label, name in enumerate(results[0].names)
+        "parameters": cost.parameters if cost else results.parameters,
+        "gflops": cost.gflops if cost else None,
+        "latency_ms": single.median_ms if single else None,
+        "latency_p95_ms": single.p95_ms if single else None,
+        "images_per_s": latencies[-1].images_per_s if latencies else None,
+        "inference_memory_mb": cost.inference_memory_mb if cost else None,
+        "training_memory_mb": cost.training_memory_mb if cost else None,
+        "epochs": results.epoch,
+        "train_seconds": results.train_seconds,
     }
-
-
-def group_cost(runs: Sequence[RunResults]) -> GroupCost:
-    """Means over the runs."""
-    results = [run.results for run in runs]
-    costs = [one.cost for one in results]
-    known = [cost for cost in costs if cost is not None]
-    single = [_latency(cost, largest=False) for cost in costs]
-    largest = [_latency(cost, largest=True) for cost in costs]
-    parameters = [cost.parameters if cost else one.parameters for one, cost in zip(results, costs, strict=True)]
-    return GroupCost(
-        parameters=_mean(parameters),
-        gflops=_mean([cost.gflops if cost else None for cost in costs]),
-        latency_ms=_mean([latency.median_ms if latency else None for latency in single]),
-        latency_p95_ms=_mean([latency.p95_ms if latency else None for latency in single]),
-        images_per_s=_mean([latency.images_per_s if latency else None for latency in largest]),
-        inference_memory_mb=_mean([cost.inference_memory_mb if cost else None for cost in costs]),
-        training_memory_mb=_mean([cost.training_memory_mb if cost else None for cost in costs]),
-        epochs=_mean([one.epoch for one in results]),
-        train_seconds=_mean([one.train_seconds for one in results]),
-        measured_on=tuple(sorted({f"{cost.device}, {cost.dtype}, {cost.threads} threads" for cost in known})),
-    )
-
-
-def _latency(cost: Cost | None, *, largest: bool) -> Latency | None:
-    """The one of batch 1, or the one of the largest batch."""
-    latencies = cost.latencies if cost else ()
-    if largest:
-        return max(latencies, key=lambda latency: latency.batch_size, default=None)
-    return next((latency for latency in latencies if latency.batch_size == 1), None)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import textwrap
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -135,7 +136,8 @@ class Table:
         lines = [layout.lines(cell, lang) for cell in cells]
         # A head is about as wide as what stands below it.
         longest = max([len(line) for cell in lines for line in cell], default=1)
-        head = _broken(name, layout.longest or max(longest, *map(len, name.split()), 1))
+        longest = max(longest, *map(len, name.split()), 8)
+        head = _broken(name, min(longest, layout.longest or longest))
         escapes = [escape_latex if isinstance(cell, str) else _latex_number for cell in cells]
         return _LatexColumn(
             head=[escape_latex(line) for line in head],
@@ -183,10 +185,12 @@ _LINE_PT = 360.0
 """Of LaTeX's article on A4 at 11 pt; the lines of most other classes are longer."""
 
 
+_WIDTHS_EM = {" .,:;!'[]ilfj-": 0.34, "()Irst": 0.4, "0123456789acegoz/": 0.51, "bdhknpquvxy": 0.57, "MW": 1.03}
+
+
 def _width_em(char: str) -> float:
-    if char in " .,:;!'()[]|ijlfrstI-":
-        return 0.4
-    return 0.57 if char.isdigit() or (char.islower() and char not in "mw") else 1.03 if char in "MW" else 0.84
+    plain = unicodedata.normalize("NFD", char)[0]
+    return next((width for chars, width in _WIDTHS_EM.items() if plain in chars), 0.84)
 
 
 def _side_by_side(columns: Sequence[_LatexColumn]) -> list[list[_LatexColumn]]:

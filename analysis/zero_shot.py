@@ -1,30 +1,25 @@
 """What the texts say alone: every annotated box is cut out, and the class whose text is nearest to the picture wins.
 
 Nothing is trained and no detector takes part. It needs an encoder of texts and images, such as CLIP or SigLIP.
-
-Legend: N boxes, C classes, D width of the encoder.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from torch import Tensor
-from tqdm import tqdm
 
 from analysis.result import Interval
 from data.coco import CocoSplit
-from data.images import PixelArray, decode_image
+from data.images import decode_image
+from data.progress import progress_bar
+from data.types import BoolArray, IntArray, PixelArray
 from engine.coco_metrics import unique_names
 from models.config import TextEncoderConfig
 from models.text_encoder import TextEmbeddings, encode_images
 
-IntArray = npt.NDArray[np.int64]
 _Z = 1.959964
 
 
@@ -67,31 +62,19 @@ def zero_shot(
     rows = np.flatnonzero(~split.crowd)
     if not len(rows):
         return None
-    bar = tqdm(
-        _crops(split),
-        total=len(rows),
-        desc="zero-shot boxes",
-        unit="box",
-        leave=False,
-        dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        disable=not progress,
-    )
+    bar = progress_bar(_crops(split), "zero-shot boxes", unit="box", total=len(rows), show=progress)
     vectors = encode_images(bar, encoder)
-    return score(nearest_text(vectors, texts), split)
-
-
-def nearest_text(vectors: Tensor, texts: TextEmbeddings) -> IntArray:
-    """Label of the nearest class text for unit vectors [N, D]: int64 [N]."""
-    nearest: IntArray = (vectors @ texts.class_vectors().T).argmax(dim=1).numpy()
-    return nearest
+    return score((vectors @ texts.class_vectors().T).argmax(dim=1).numpy(), split)
 
 
 def score(predicted: IntArray, split: CocoSplit) -> ZeroShot:
-    """Accuracy of labels [N], one for each box of `split` that is not a crowd, in the split's order."""
+    """Return the accuracy of labels [N], one for each box of `split` that is not a crowd, in the split's order."""
     rows = np.flatnonzero(~split.crowd)
     truth = split.labels[rows]
-    images = _image_of_rows(split)[rows]
+    image_of_row = np.zeros(len(split.labels), dtype=np.int64)
+    for index, image in enumerate(split.images):
+        image_of_row[image.rows] = index
+    images = image_of_row[rows]
     correct = predicted == truth
     names = unique_names(split.classes)
     per_class = {name: _accuracy(correct[truth == label], images[truth == label]) for label, name in enumerate(names)}
@@ -106,26 +89,18 @@ def score(predicted: IntArray, split: CocoSplit) -> ZeroShot:
 
 
 def wilson(share: float, size: int) -> Interval:
-    """95 % interval of a share of `size` independent cases (Wilson, JASA 22, 1927)."""
+    """Return the 95 % interval of a share of `size` independent cases (Wilson, JASA 22, 1927)."""
     centre = share + _Z**2 / (2 * size)
     half = _Z * math.sqrt(share * (1 - share) / size + _Z**2 / (4 * size**2))
     scale = 1 + _Z**2 / size
     return Interval(max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0))
 
 
-def _accuracy(correct: npt.NDArray[np.bool_], images: IntArray) -> Accuracy:
+def _accuracy(correct: BoolArray, images: IntArray) -> Accuracy:
     boxes, found, num_images = len(correct), int(correct.sum()), len(np.unique(images))
     if not boxes:
         return Accuracy(0, 0, 0, None, None)
     return Accuracy(boxes, num_images, found, found / boxes, wilson(found / boxes, num_images))
-
-
-def _image_of_rows(split: CocoSplit) -> IntArray:
-    """Index of the image of each box."""
-    images = np.zeros(len(split.labels), dtype=np.int64)
-    for index, image in enumerate(split.images):
-        images[image.rows] = index
-    return images
 
 
 def _crops(split: CocoSplit) -> Iterator[PixelArray]:
@@ -142,7 +117,7 @@ def _crops(split: CocoSplit) -> Iterator[PixelArray]:
 
 
 def squared(crop: PixelArray) -> PixelArray:
-    """A crop [height, width, 3] in the middle of a square of its mean colour.
+    """Put a crop [height, width, 3] in the middle of a square of its mean colour.
 
     CLIP's preprocessing keeps the middle square of a picture: of a scratch it would show a twentieth.
     """

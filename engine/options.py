@@ -23,7 +23,8 @@ class Options(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            problems = dict.fromkeys(self._problem(one, values) for one in error.errors())
+            found = [line for one in error.errors() for line in self._problem(one, values).split("\n")]
+            problems = dict.fromkeys(found)
             raise UserError(f"{self.model_config['title']}:", [*problems]) from None
 
     @classmethod
@@ -32,5 +33,7 @@ class Options(BaseModel):
         field, value = cls.model_fields[name], values[name]
         parts = value if isinstance(value, list | tuple) else [value]
         found = " ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)
-        reason = error["ctx"]["error"] if error["type"] == "value_error" else f"expected {field.description}"
+        reason = str(error["ctx"]["error"]) if error["type"] == "value_error" else f"expected {field.description}"
+        if reason.startswith("-"):
+            return reason  # it names the option, as what is wrong with one of several values or with two options does
         return f"{field.title or '--' + name.replace('_', '-')} {found}: {reason}"

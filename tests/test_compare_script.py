@@ -15,6 +15,7 @@ from PIL import Image
 
 from analysis.matching import FILE_NAME
 from tests.support.comparison import WITH_NORMAL, change_results, make_cost, make_truth, write_run
+from tests.support.latex import LINE_PT, tabular_widths_pt
 from tests.support.scripts import start_script
 
 CONFIG = {"num_classes": 2, "epoches": 40}
@@ -23,7 +24,7 @@ NASTY = "50 % _of_ $a$ & b|c <i>"
 FILES = [
     *(f"ap_vs_{what}.{kind}" for what in ("latency", "memory", "parameters") for kind in ("pdf", "png")),
     *("comparison.csv", "comparison.json", "comparison.md", "comparison.tex"),
-    *("comparison_classes.csv", "comparison_differences.csv"),
+    *("comparison_classes.csv", "comparison_cost.csv", "comparison_differences.csv"),
 ]
 
 
@@ -37,7 +38,7 @@ def read(folder: Path) -> Any:
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time."""
-    monkeypatch.setattr("analysis.compare_write.write_plots", lambda *arguments: [])
+    monkeypatch.setattr("analysis.compare_report.write_plots", lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +104,17 @@ def test_tables(compared: Path) -> None:
     assert head[:6] == ["Model", "Seeds", "AP", "AP low", "AP high", "AP sd"]
     cells = [dict(zip(head, row, strict=True)) for row in rows[1:]]
     assert [row["Seeds"] for row in cells] == ["1", "3", "1"]
+    head, *rows = csv.reader(io.StringIO((compared / "comparison_cost.csv").read_text(encoding="utf-8-sig")))
+    cells = [dict(zip(head, row, strict=True)) for row in rows]
     assert [row["Training (h)"] for row in cells] == ["1.5", "1.5", ""]
     assert [row["Latency (ms)"] for row in cells] == ["12.5", "21", ""]
     assert [row["Epochs"] for row in cells] == ["30", "30", "30"]
     markdown = (compared / "comparison.md").read_text(encoding="utf-8")
-    twin = next(line for line in markdown.splitlines() if line.startswith("| twin"))
+    twin = [line for line in markdown.splitlines() if line.startswith("| twin")][1]
     assert [cell.strip() for cell in twin.split("|")][-4:-1] == ["-", "30", "-"]
     latex = (compared / "comparison.tex").read_text(encoding="utf-8")
-    assert latex.count(r"\begin{table}") == 3 and r"dent \& hole" in latex
+    assert latex.count(r"\begin{table}") == 4 and r"dent \& hole" in latex
+    assert max(tabular_widths_pt(latex)) <= LINE_PT and latex.count(r"\begin{tabular}") == 4
     assert "twin: not joined" in markdown and "mean ± standard deviation" in markdown
 
 
@@ -123,9 +127,11 @@ def test_spanish_labels_and_nasty_names(runs: Path, no_plots: None) -> None:
     assert outcome.out.startswith("# Comparación de modelos")
     assert r"50 % \_of\_ \$a\$ \& b\|c \<i\>" in outcome.out
     latex = (runs / "es" / "comparison.tex").read_text(encoding="utf-8")
-    assert r"50 \% \_of\_ \$a\$ \& b\textbar{}c \textless{}i\textgreater{}" in latex and ",5 &" in latex
+    assert r"50 \% \_of\_ \$a\$ \& b\textbar{}c \textless{}i\textgreater{} & 0," in latex and ",5 &" in latex
+    assert max(tabular_widths_pt(latex)) <= LINE_PT
     text = (runs / "es" / "comparison.csv").read_text(encoding="utf-8-sig")
-    assert text.splitlines()[1].split(";")[0] == "_Línea base" and "1,5" in text
+    assert text.splitlines()[1].split(";")[0] == "_Línea base"
+    assert "1,5" in (runs / "es" / "comparison_cost.csv").read_text(encoding="utf-8-sig")
     assert "Semillas" not in text, "no seeds, no column"
 
 

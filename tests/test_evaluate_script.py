@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from analysis.bootstrap import bootstrap
-from analysis.compare_runs import read_runs
+from analysis.compare import read_runs
 from analysis.matching import MatchTables
 from analysis.result import Analysis
 from data.classes import ClassMap

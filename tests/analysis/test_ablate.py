@@ -1,4 +1,4 @@
-"""The whole ablation: what it refuses, and a tiny one from end to end."""
+"""The whole ablation: what it refuses, resumes and skips, and a tiny one from end to end."""
 
 from __future__ import annotations
 
@@ -6,19 +6,32 @@ import json
 import logging
 import runpy
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from analysis.ablate import Ablation, ablate, plan, text_facts
-from analysis.ablation_runs import Task
+from analysis.ablate import (
+    MANIFEST_NAME,
+    Manifest,
+    Record,
+    State,
+    ablate,
+    plan,
+    record_of,
+    run_all,
+    states_of,
+    text_facts,
+)
+from analysis.ablation_report import MODES, Task
 from data.errors import UserError
 from data.splits import build_datasets
 from engine.checkpoint import load_checkpoint, save_checkpoint
-from engine.config import load_config
+from engine.config import ExperimentConfig, load_config
 from models.text_encoder import encode_texts
+from tests.support.ablation import tasks_of
+from tests.support.configs import CONFIGS, changed
 from tests.support.text_towers import write_bert, write_clip
 from tests.support.tiny_run import ROOT, write_tiny_config, write_tiny_data
 from tests.support.training import alone, train_here
@@ -29,6 +42,8 @@ texts:
   own: {{square: [a bright square, a light block], bar: [a dark bar]}}
   encoder: {{name: "{encoder}", allow_download: False}}
 """
+PHASE_1 = "a" * 64
+TEXTS = "encoder sha256:01"
 SHORT = ("epoches=1", "flat_epoch=1", "no_aug_epoch=0")
 
 
@@ -43,52 +58,40 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ablation(tiny: Path, folder: Path) -> Ablation:
-    return Ablation(
-        config=tiny / "fused.yml",
-        phase_1=tiny / "phase_1" / "best.pth",
-        modes=("cosine", "none"),
-        seeds=(0,),
-        folder=folder,
-        overrides=SHORT,
-        samples=100,
-    )
+def options(tiny: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    given = {"config": tiny / "fused.yml", "resume": tiny / "phase_1" / "best.pth", "output_dir": folder}
+    return given | {"modes": ["cosine", "none"], "seeds": [0], "update": list(SHORT), "samples": 100} | changes
 
 
 def test_every_fault_at_once(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    wrong = Ablation(
-        config=tiny / "fused.yml",
-        phase_1=tiny / "absent.pth",
-        modes=("cosine", "cosine", "magic"),
-        seeds=(0, 0, -1),
-        folder=tmp_path / "file",
-        overrides=("seed=3", "MultimodalFusion.mode=none"),
-        samples=3,
-    )
+    wrong: dict[str, Any] = {
+        "resume": tiny / "absent.pth",
+        "modes": ["cosine", "cosine", "magic"],
+        "update": ["seed=3", "MultimodalFusion.mode=none"],
+        "samples": 3,
+    }
     with pytest.raises(UserError, match="The ablation cannot start") as error:
-        plan(wrong)
+        plan(options(tiny, tmp_path / "file", seeds=[0, 0, -1], **wrong))
     problems = "\n".join(error.value.problems)
     for expected in (
         "--modes: there is no magic; the modes are cosine, concat, cross_attention, learned, random, shuffled, none",
         "--modes: cosine given twice; leave one out",
         "--seeds: 0 given twice; leave one out",
         "--seeds: -1; expected 0 or more",
-        "--samples: 3; expected 100 to 1000000",
+        "--samples 3: expected 100 to 1000000; 1000 is usual",
         "-u seed=3: --seeds decides seed; leave it out",
         "-u MultimodalFusion.mode=none: --modes decides MultimodalFusion.mode; leave it out",
         "is a file; rename it or choose another folder with --output-dir",
         "absent.pth: no such file",
     ):
         assert expected in problems
-    alone_ = replace(ablation(tiny, tmp_path / "out"), modes=("none",), phase_1=tiny / "absent.pth")
     with pytest.raises(UserError) as error:
-        plan(alone_)
+        plan(options(tiny, tmp_path / "out", modes=["none"], resume=tiny / "absent.pth"))
     assert "--modes and --seeds give one run, which cannot be compared" in error.value.problems[0]
     assert "absent.pth: no such file" in error.value.problems[1] and len(error.value.problems) == 2
-    without = replace(ablation(tiny, tmp_path / "out"), config=tiny / "tiny.yml")
     with pytest.raises(UserError, match="The config has no section MultimodalFusion"):
-        plan(without)
+        plan(options(tiny, tmp_path / "out", config=tiny / "tiny.yml"))
     assert not (tmp_path / "out").exists()
 
 
@@ -97,12 +100,12 @@ def test_phase_2_is_no_start(tiny: Path, tmp_path: Path) -> None:
     content["model"]["text_fusion.gates"] = torch.zeros(2)
     save_checkpoint(tmp_path / "fused.pth", content)
     with pytest.raises(UserError, match="fused.pth: is of phase 2 .*all modes must start from the same checkpoint"):
-        plan(replace(ablation(tiny, tmp_path / "out"), phase_1=tmp_path / "fused.pth"))
+        plan(options(tiny, tmp_path / "out", resume=tmp_path / "fused.pth"))
 
 
 def test_tasks(tiny: Path, tmp_path: Path) -> None:
-    tasks = plan(replace(ablation(tiny, tmp_path / "out"), seeds=(4, 5)))
-    assert [task.name for task in tasks] == ["cosine_seed4", "cosine_seed5", "none_seed4", "none_seed5"]
+    _, tasks = plan(options(tiny, tmp_path / "out", seeds=[4, 5]))
+    assert [task.folder.name for task in tasks] == ["cosine_seed4", "cosine_seed5", "none_seed4", "none_seed5"]
     for task in tasks:
         section = task.config.MultimodalFusion
         assert section is not None and (section.mode, section.seed) == (task.mode, task.seed)
@@ -116,7 +119,9 @@ def test_the_encoder_decides_what_is_known_of_the_texts(
     data = build_datasets(config)
     texts = encode_texts([["a hole"], ["a crack"]], config.texts.encoder)
     text_only = text_facts(texts, config, data)
-    assert text_only.no_zero_shot == "text_only" and text_only.zero_shot is None and len(text_only.similarity) == 2
+    assert (
+        text_only.no_zero_shot == "text_only" and text_only.zero_shot is None and text_only.similarity.shape == (2, 2)
+    )
     clip = write_clip(tmp_path / "clip").as_posix()
     config = load_config(tiny / "fused.yml", [f"texts.encoder.name={clip}"])
     texts = encode_texts([["a hole"], ["a crack"]], config.texts.encoder)
@@ -127,6 +132,10 @@ def test_the_encoder_decides_what_is_known_of_the_texts(
     gone = text_facts(texts, config, data)
     assert gone.zero_shot is None and gone.no_zero_shot is not None and "lacks config.json" in gone.no_zero_shot
     assert "no text-only scores of the boxes" in caplog.text
+
+
+def test_the_script_names_all_modes() -> None:
+    assert runpy.run_path(str(ROOT / "ablate_text.py"))["MODES"] == MODES
 
 
 def test_the_script_exits_with_2(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,9 +154,144 @@ def test_the_script_exits_with_2(tiny: Path, tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(scope="module")
+def config() -> ExperimentConfig:
+    return load_config(CONFIGS / "quickstart_multimodal.yml")
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, config: ExperimentConfig) -> list[Task]:
+    found = tasks_of(tmp_path, config, ["cosine", "none"], [0, 1])
+    return [
+        Task(task.mode, task.seed, task.folder, changed(config, MultimodalFusion__mode=task.mode)) for task in found
+    ]
+
+
+class Trainer:
+    """Writes the files of a run; is interrupted in the middle of the run of that name."""
+
+    def __init__(self, interrupted_in: str = "", *, how: BaseException | None = None) -> None:
+        self.done: list[tuple[str, str | None]] = []
+        self._interrupted_in = interrupted_in
+        self._how = how or SystemExit(130)
+
+    def __call__(self, task: Task, checkpoint: Path | None) -> None:
+        self.done.append((task.folder.name, checkpoint.name if checkpoint else None))
+        task.folder.mkdir(exist_ok=True)
+        (task.folder / "last.pth").touch()
+        if task.folder.name == self._interrupted_in:
+            raise self._how
+        for name in ("best.pth", "results.json", "match_tables.npz"):
+            (task.folder / name).touch()
+
+
+def go(tasks: list[Task], trainer: Trainer, *, phase_1: str = PHASE_1, texts: str | None = TEXTS) -> list[State]:
+    """As `ablate` does it; the states before."""
+    records = [record_of(task, phase_1, texts) for task in tasks]
+    manifest = Manifest(tasks[0].folder.parent)
+    states = states_of(tasks, records, manifest)
+    run_all(tasks, records, states, manifest, trainer)
+    return states
+
+
+def test_everything_runs_once(tasks: list[Task], caplog: pytest.LogCaptureFixture) -> None:
+    first, second = Trainer(), Trainer()
+    with caplog.at_level(logging.INFO):
+        assert go(tasks, first) == ["missing"] * 4
+    assert first.done == [("cosine_seed0", None), ("cosine_seed1", None), ("none_seed0", None), ("none_seed1", None)]
+    assert "4 runs: 0 finished, 0 to resume, 4 to start" in caplog.text
+    assert "run 2/4, cosine_seed1, started" in caplog.text
+    assert "cosine_seed0 took 00:00; 3 left, about 00:00" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert go(tasks, second) == ["finished"] * 4
+    assert second.done == [] and "4 runs: 4 finished, 0 to resume, 0 to start" in caplog.text
+
+
+@pytest.mark.parametrize("how", [SystemExit(130), KeyboardInterrupt()])
+def test_an_interrupted_ablation_goes_on(
+    tasks: list[Task], how: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = Trainer("cosine_seed1", how=how), Trainer()
+    with pytest.raises(type(how)):
+        go(tasks, first)
+    assert "interrupted in cosine_seed1; the same command goes on from there" in caplog.text
+    assert go(tasks, second) == ["finished", "interrupted", "missing", "missing"]
+    assert second.done == [("cosine_seed1", "last.pth"), ("none_seed0", None), ("none_seed1", None)]
+    seconds = {name: record.seconds for name, record in Manifest(tasks[0].folder.parent).records.items()}
+    assert seconds["cosine_seed1"] is None and seconds["none_seed0"] is not None
+
+
+def test_a_failed_run_keeps_the_others(tasks: list[Task]) -> None:
+    with pytest.raises(UserError, match="out of memory"):
+        go(tasks, Trainer("none_seed0", how=UserError("out of memory")))
+    assert go(tasks, Trainer())[:3] == ["finished", "finished", "interrupted"]
+
+
+def test_runs_without_a_checkpoint_start_again(tasks: list[Task]) -> None:
+    go(tasks, Trainer())
+    (tasks[0].folder / "results.json").unlink()
+    with pytest.raises(SystemExit):
+        go(tasks, Trainer("cosine_seed0"))
+    (tasks[0].folder / "last.pth").unlink()
+    third = Trainer()
+    assert go(tasks, third) == ["missing", "finished", "finished", "finished"]
+    assert third.done == [("cosine_seed0", None)]
+
+
+def test_more_seeds_and_modes_join(tasks: list[Task], config: ExperimentConfig, tmp_path: Path) -> None:
+    go(tasks[:1], Trainer())
+    added = Trainer()
+    assert go(tasks, added) == ["finished", "missing", "missing", "missing"] and len(added.done) == 3
+
+
+def test_runs_of_something_else_are_refused(tasks: list[Task], tmp_path: Path) -> None:
+    go(tasks, Trainer())
+    longer = [Task(t.mode, t.seed, t.folder, changed(t.config, epoches=9, optimizer__lr=0.5)) for t in tasks]
+    (tmp_path / "cosine_seed2").mkdir()
+    (tmp_path / "cosine_seed2" / "notes.txt").touch()
+    stranger = Task("cosine", 2, tmp_path / "cosine_seed2", tasks[0].config)
+    trainer = Trainer()
+    with pytest.raises(UserError) as error:
+        go([*longer, stranger], trainer, phase_1="b" * 64, texts="other sha256:02")
+    message = str(error.value)
+    assert message.startswith(
+        "The output folder holds runs of another ablation. Choose another folder with --output-dir"
+    )
+    assert len(error.value.problems) == 5 and trainer.done == []
+    assert (
+        "cosine_seed0: started from another phase 1 checkpoint (aaaaaaaaaaaa, -r has bbbbbbbbbbbb); its texts are"
+        in (message)
+    )
+    assert "from encoder sha256:01, now from other sha256:02; another config (epoches, optimizer.lr)" in message
+    assert "none_seed1: started from another phase 1 checkpoint (aaaaaaaaaaaa, -r has bbbbbbbbbbbb); another" in message
+    assert f"cosine_seed2: is not in {MANIFEST_NAME}, so ablate_text.py did not make it" in message
+
+
+def test_settings_without_effect_do_not_matter(tasks: list[Task]) -> None:
+    go(tasks, Trainer())
+    same = [Task(t.mode, t.seed, t.folder, changed(t.config, print_freq=1, device="cpu")) for t in tasks]
+    assert go(same, Trainer()) == ["finished"] * 4
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"runs": {"a": {}}}', '{"runs": 3}'])
+def test_a_damaged_list_of_runs(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=f"{MANIFEST_NAME}: damaged .*Restore it, or choose another folder"):
+        Manifest(tmp_path)
+
+
+def test_the_list_is_plain_json(tasks: list[Task]) -> None:
+    go(tasks, Trainer())
+    content = json.loads((tasks[0].folder.parent / MANIFEST_NAME).read_text(encoding="utf-8"))
+    record = Record.model_validate(content["runs"]["none_seed0"])
+    assert record.finished and record.texts is None and record.phase_1 == PHASE_1
+    assert record.config["epoches"] == tasks[0].config.epoches and "output_dir" not in record.config
+
+
 @pytest.mark.slow
 def test_from_phase_1_to_the_answer(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    wanted = ablation(tiny, tmp_path / "out")
+    wanted = options(tiny, tmp_path / "out")
     with caplog.at_level(logging.INFO):
         markdown = ablate(wanted, alone())
     assert markdown is not None and "cosine: no verdict. The text encoder has random weights" in markdown
@@ -161,8 +305,8 @@ def test_from_phase_1_to_the_answer(tiny: Path, tmp_path: Path, caplog: pytest.L
     assert content["texts"]["real_weights"] is False
 
     def nothing(task: Task, checkpoint: Path | None) -> None:
-        raise AssertionError(f"{task.name} is finished")
+        raise AssertionError(f"{task.folder.name} is finished")
 
     assert ablate(wanted, alone(), runner=nothing) == markdown
     with pytest.raises(UserError, match=r"cosine_seed0: another config \(optimizer.lr\)"):
-        ablate(replace(wanted, overrides=(*SHORT, "optimizer.lr=0.1")), alone(), runner=nothing)
+        ablate(wanted | {"update": [*SHORT, "optimizer.lr=0.1"]}, alone(), runner=nothing)

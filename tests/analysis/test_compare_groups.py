@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from analysis.compare_groups import Group, group_runs
-from analysis.compare_runs import read_runs
+from analysis.compare import Group, group_runs, read_runs
 from data.errors import UserError
 from tests.support.comparison import change_results, write_run
 

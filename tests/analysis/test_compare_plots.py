@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.compare_plots import side_by_side
+from analysis.compare_report import side_by_side
 
 
 def test_equal_costs_stand_side_by_side() -> None:

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import torch
 
-from analysis.ablation_answer import TextFacts
-from analysis.ablation_runs import Task
+from analysis.ablation_report import Task, TextFacts
 from analysis.zero_shot import ZeroShot
 from engine.config import ExperimentConfig
-from engine.text_embeddings import alike_pairs, class_similarity
 from models.text_encoder import RANDOM_WEIGHTS, TextEmbeddings
 from tests.support.comparison import CLASSES, make_truth, write_run
 
@@ -53,5 +51,4 @@ def facts(
         embeds[1] /= embeds[1].norm()
     source = "some encoder sha256:0123" + ("" if real else RANDOM_WEIGHTS)
     texts = TextEmbeddings(embeds, torch.ones(len(names), 1, dtype=torch.bool), source)
-    similarity = class_similarity(texts)
-    return TextFacts(texts, "en", similarity.tolist(), alike_pairs(similarity, names), zero_shot, no_zero_shot)
+    return TextFacts(texts, "en", zero_shot, no_zero_shot)

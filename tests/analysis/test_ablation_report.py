@@ -13,18 +13,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.ablation_answer import MODES, Answer, answer, judge
-from analysis.ablation_sentences import notes_of, sentences_of, short_verdict
-from analysis.ablation_statistics import Effect
-from analysis.ablation_texts import texts_of
-from analysis.ablation_write import answer_tables, answer_to_json, write_answer
+from analysis.ablation_report import (
+    Answer,
+    answer,
+    answer_tables,
+    answer_to_json,
+    judge,
+    notes_of,
+    sentences_of,
+    short_verdict,
+    write_answer,
+)
+from analysis.differences import Effect
 from analysis.result import Interval
 from analysis.zero_shot import Accuracy, ZeroShot
 from data.errors import UserError
 from engine.config import ExperimentConfig, load_config
-from models.config import FusionConfig
 from tests.support.ablation import QUALITY, facts, tasks_of, write_runs
 from tests.support.configs import CONFIGS
+from tests.support.latex import LINE_PT, tabular_widths_pt
+from texts import texts_of
 
 SAMPLES = 200
 ZERO_SHOT = ZeroShot(
@@ -59,10 +67,6 @@ def mode(found: Answer, name: str) -> Any:
     return next(result for result in found.modes if result.mode == name)
 
 
-def test_modes_are_the_config_s() -> None:
-    assert set(MODES) == set(FusionConfig.model_fields["mode"].annotation.__args__)
-
-
 def test_verdicts(found: Answer) -> None:
     verdicts = {result.mode: (result.judgement.verdict, result.judgement.reason) for result in found.modes}
     assert verdicts == {
@@ -75,7 +79,7 @@ def test_verdicts(found: Answer) -> None:
     }
     assert mode(found, "cosine").judgement.texts == "helps"
     assert mode(found, "concat").judgement.texts is None, "learned has another head"
-    assert found.seeds == [0, 1, 2] and found.num_images == 60
+    assert found.seeds == [0, 1, 2] and found.judged_on.num_images == 60
 
 
 def test_numbers_are_those_of_the_runs(found: Answer, runs: Path) -> None:
@@ -89,7 +93,7 @@ def test_numbers_are_those_of_the_runs(found: Answer, runs: Path) -> None:
     for reference in ("none", "learned"):
         assert result.against[reference]["AP"].per_seed == pytest.approx(np.subtract(aps("cosine"), aps(reference)))
     assert set(mode(found, "learned").against) == {"none"} and not mode(found, "none").against
-    assert set(result.per_class_ap) == {"scratch", "dent & hole"}
+    assert set(result.per_class) == {"scratch", "dent & hole"}
 
 
 @pytest.mark.parametrize(
@@ -134,11 +138,11 @@ def test_sentences_without_a_verdict(found: Answer) -> None:
     for reason in ("random_weights", "few_seeds", "no_reference", "no_boxes"):
         for lang, start in (("en", "cosine: no verdict. "), ("es", "cosine: sin veredicto. ")):
             result = mode(found, "cosine")
-            judgement = dataclasses.replace(result.judgement, verdict=None, reason=reason)
+            judgement = result.judgement._replace(verdict=None, reason=reason)
             changed = dataclasses.replace(found, modes=[dataclasses.replace(result, judgement=judgement)])
             (sentence,) = sentences_of(changed, lang)
             assert sentence.startswith(start)
-            assert short_verdict(judgement, texts_of(lang)).startswith(start[8:-2])
+            assert short_verdict(judgement, texts_of(lang, "ablation")).startswith(start[8:-2])
 
 
 @pytest.mark.parametrize(
@@ -240,6 +244,7 @@ def test_files_in_both_languages(found: Answer, tmp_path: Path) -> None:
     head, first, *_ = table
     assert head[:2] == ["Modo", "Semillas"] and first[:2] == ["cosine", "3"] and "," in first[2]
     latex = (tmp_path / "ablation.tex").read_text(encoding="utf-8")
+    assert max(tabular_widths_pt(latex)) <= LINE_PT
     assert latex.count(r"\begin{table}") == 4 and r"cross\_attention" in latex and "dent \\& hole" in latex
     english = write_answer(dataclasses.replace(found, texts=None), tmp_path, "en")
     assert english.startswith("# Does text help?") and not list(tmp_path.glob("text_similarity.*"))

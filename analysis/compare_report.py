@@ -1,0 +1,254 @@
+"""A comparison on disk: Markdown, CSV, LaTeX, JSON, and plots of AP against what it costs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from analysis.compare import DEFECTS, Comparison, GroupResult, identity
+from analysis.differences import Estimate
+from analysis.labels import labels_of
+from analysis.style import AxisNumbers, class_line, figure_style, new_figure, save_figure, tidy
+from analysis.tables import Cell, Number, PValue, Table, escape_markdown, format_number, write_tables
+from texts import Language, Texts, texts_of
+
+PLOTS = {"parameters": ("parameters", 1e-6), "latency": ("latency_ms", 1.0), "memory": ("inference_memory_mb", 1.0)}
+"""Cost and its factor on the axis of `ap_vs_<name>`."""
+COSTS = {
+    "parameters": ("parameters", 1e-6, 2),
+    "gflops": ("gflops", 1.0, 1),
+    "latency": ("latency_ms", 1.0, 1),
+    "inference_memory": ("inference_memory_mb", 1.0, 0),
+    "training_memory": ("training_memory_mb", 1.0, 0),
+    "epochs": ("epochs", 1.0, 0),
+    "training_hours": ("train_seconds", 1 / 3600, 2),
+}
+"""Text of a column -> cost, its factor and its decimals."""
+HASH_SHOWN = 12
+_MAX_LABEL = 48
+_LEGEND_ROW_CM = 0.45
+_MARK_SHARE = 0.012
+"""Width of a mark over the width of the axis."""
+
+
+def write_comparison(comparison: Comparison, folder: Path, lang: Language) -> str:
+    """Write everything into `folder` and return the Markdown.
+
+    comparison.md and comparison.tex hold all tables; each table is a CSV of its own; comparison.json has every number
+    unrounded and comes last. Plots of an earlier comparison that this one has no numbers for are removed.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    tables = comparison_tables(comparison, lang)
+    markdown = _markdown(comparison, tables, lang)
+    write_plots(comparison, folder, lang)
+    content = comparison_to_json(comparison, lang)
+    write_tables(folder, "comparison", tables, lang, markdown=markdown, content=content)
+    return markdown
+
+
+def comparison_tables(comparison: Comparison, lang: Language) -> dict[str, Table]:
+    """Return `models`, `cost`, `classes` and, where there is more than the reference, `differences`."""
+    texts, groups = texts_of(lang, "compare"), comparison.groups
+    labels, images = [result.group.label for result in groups], comparison.judged_on.num_images
+    with_seeds = _has_seeds(comparison)
+    quality: list[list[Cell]] = [
+        [label, *([len(one.group.runs)] if with_seeds else []), *map(estimate_cell, one.metrics.values())]
+        for label, one in zip(labels, groups, strict=True)
+    ]
+    columns = [texts["model"], *([texts["seeds"]] if with_seeds else [])]
+    columns += [metric_name(name, texts) for name in groups[0].metrics]
+    caption = texts("models_caption", images=images) + (f" {texts['seeds_caption']}" if with_seeds else "")
+    costs: list[list[Cell]] = [
+        [label, *(_cost_cell(one, *column) for column in COSTS.values())]
+        for label, one in zip(labels, groups, strict=True)
+    ]
+    classes: list[list[Cell]] = [
+        [name, *(estimate_cell(one.per_class[name]["AP"]) for one in groups)] for name in groups[0].per_class
+    ]
+    differences: list[list[Cell]] = [
+        [
+            one.group.label,
+            metric_name(name, texts),
+            Number(found.value, interval=found.interval, interval_digits=3, signed=True),
+            PValue(found.p_value),
+            PValue(found.p_holm),
+        ]
+        for one in groups[1:]
+        for name, found in one.differences.items()
+    ]
+    cost_columns = [texts["model"], *(texts[name] for name in COSTS)]
+    caption_of_classes = texts("classes_caption", images=images)
+    caption_of_differences = texts("differences_caption", reference=labels[0])
+    difference_columns = [texts[name] for name in ("model", "metric", "difference", "p", "p_holm")]
+    tables = {
+        "models": Table(columns, quality, caption, "tab:comparison"),
+        "cost": Table(cost_columns, costs, texts["cost_caption"], "tab:comparison-cost"),
+        "classes": Table([texts["class"], *labels], classes, caption_of_classes, "tab:comparison-classes"),
+        "differences": Table(difference_columns, differences, caption_of_differences, "tab:comparison-differences"),
+    }
+    return {name: table for name, table in tables.items() if table.rows}
+
+
+def metric_name(name: str, texts: Texts) -> str:
+    """Return a metric's name in a table."""
+    return texts["ap_defects"] if name == DEFECTS else name
+
+
+def estimate_cell(estimate: Estimate) -> Number:
+    """Return an estimate with its interval and its spread over seeds."""
+    return Number(estimate.value, interval=estimate.interval, spread=estimate.sd)
+
+
+def _cost_cell(result: GroupResult, name: str, factor: float, digits: int) -> Number:
+    value = result.cost[name]
+    if name == "epochs" and value is not None and not value.is_integer():
+        digits = 1
+    return Number(None if value is None else value * factor, digits)
+
+
+def _has_seeds(comparison: Comparison) -> bool:
+    return any(len(result.group.runs) > 1 for result in comparison.groups)
+
+
+def _markdown(comparison: Comparison, tables: Mapping[str, Table], lang: Language) -> str:
+    texts, results = texts_of(lang, "compare"), comparison.judged_on
+    intro = texts(
+        "intro",
+        split=escape_markdown(results.split),
+        images=results.num_images,
+        gt_hash=results.gt_hash[:HASH_SHOWN],
+        samples=comparison.samples,
+        seed=comparison.seed,
+    )
+    notes = "\n".join(f"- {escape_markdown(note)}" for note in notes_of(comparison, lang))
+    parts = [f"# {texts['title']}", intro, *(table.to_markdown(lang) for table in tables.values())]
+    return "\n\n".join([*parts, f"{texts['notes']}:\n\n{notes}"]) + "\n"
+
+
+def notes_of(comparison: Comparison, lang: Language) -> list[str]:
+    """Return what a reader must know to read the numbers, cautions last."""
+    texts, groups = texts_of(lang, "compare"), comparison.groups
+    notes = [texts["note_cost"]]
+    if _has_seeds(comparison):
+        notes.append(texts["note_seeds"])
+    if len(groups) > 1:
+        smallest = format_number(2 / (comparison.samples + 1), 4, lang)
+        notes.append(texts("note_differences", samples=comparison.samples, smallest=smallest))
+    alone = [result.group.runs[0] for result in groups if len(result.group.runs) == 1]
+    by_config = defaultdict(list)
+    for run in alone:
+        by_config["unknown" if run.config is None else identity(run)].append(str(run.folder))
+    if unknown := by_config.pop("unknown", []):
+        notes.append(texts("note_unknown_config", folders=", ".join(unknown)))
+    notes += [texts("note_same_seed", folders=", ".join(same)) for same in by_config.values() if len(same) > 1]
+    notes += [
+        texts("note_configs", label=result.group.label, keys=", ".join(result.group.config_differences))
+        for result in groups
+        if result.group.config_differences
+    ]
+    devices = sorted({device for result in groups for device in result.cost["measured_on"]})
+    if len(devices) > 1:
+        notes.append(texts("note_devices", devices="; ".join(devices)))
+    return notes
+
+
+def comparison_to_json(comparison: Comparison, lang: Language = "en") -> dict[str, Any]:
+    """Return every number, unrounded; keys are English whatever the language."""
+    results = comparison.judged_on
+    return {
+        "split": results.split,
+        "num_images": results.num_images,
+        "gt_hash": results.gt_hash,
+        "samples": comparison.samples,
+        "seed": comparison.seed,
+        "reference": comparison.groups[0].group.label,
+        "models": [
+            {
+                "label": result.group.label,
+                "runs": [{"folder": run.folder.as_posix(), "seed": run.seed} for run in result.group.runs],
+                **estimates_to_json(result.metrics, result.per_class),
+                "cost": result.cost,
+                "differences": {
+                    name: {"difference": one.value, "interval": one.interval, "p": one.p_value, "p_holm": one.p_holm}
+                    for name, one in result.differences.items()
+                },
+            }
+            for result in comparison.groups
+        ],
+        "notes": notes_of(comparison, lang),
+    }
+
+
+def estimates_to_json(
+    metrics: Mapping[str, Estimate], per_class: Mapping[str, Mapping[str, Estimate]]
+) -> dict[str, Any]:
+    """Return the metrics of a row for JSON."""
+    return {
+        "metrics": {name: one._asdict() for name, one in metrics.items()},
+        "per_class": {name: {k: one._asdict() for k, one in of.items()} for name, of in per_class.items()},
+    }
+
+
+def write_plots(comparison: Comparison, folder: Path, lang: Language) -> None:
+    """Write PNG and PDF of every plot that at least one model has a number for, and remove those of the others.
+
+    Raises:
+        UserError: They cannot be written.
+    """
+    texts = texts_of(lang, "compare")
+    for name, (cost, factor) in PLOTS.items():
+        points = [
+            (number, result, result.cost[cost] * factor)
+            for number, result in enumerate(comparison.groups)
+            if result.cost[cost] is not None and result.metrics["AP"].value is not None
+        ]
+        if points:
+            with figure_style():
+                save_figure(_plot(points, texts[f"axis_{name}"], texts, lang), folder, f"ap_vs_{name}")
+        else:
+            for suffix in ("png", "pdf"):
+                (folder / f"ap_vs_{name}.{suffix}").unlink(missing_ok=True)
+
+
+def side_by_side(values: Sequence[float], width: float) -> list[float]:
+    """Return positions on an axis of this width, those that would coincide moved to the right by a mark each."""
+    placed: list[float] = []
+    for value in values:
+        while any(abs(value - other) < 0.9 * _MARK_SHARE * width for other in placed):
+            value += _MARK_SHARE * width
+        placed.append(value)
+    return placed
+
+
+def _plot(points: Sequence[tuple[int, GroupResult, float]], title: str, texts: Texts, lang: Language) -> Figure:
+    """Points with error bars; a model has the same mark in every plot.
+
+    Models of one cost, such as a model with and without text, would hide one another: they stand side by side.
+    """
+    figure = new_figure(7.0 + _LEGEND_ROW_CM * ((len(points) + 1) // 2))
+    axes = figure.subplots()
+    handles: list[Any] = []
+    right = 1.1 * max(x for _, _, x in points) or 1.0
+    places = side_by_side([x for _, _, x in points], right)
+    look = {"markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.5, "capsize": 3, "linestyle": "none"}
+    for (number, result, _), x in zip(points, places, strict=True):
+        ap, interval = result.metrics["AP"].value, result.metrics["AP"].interval
+        assert ap is not None
+        error = None if interval is None else [[max(ap - interval.low, 0.0)], [max(interval.high - ap, 0.0)]]
+        handles.append(axes.errorbar([x], [ap], yerr=error, **(class_line(number) | look)))
+    axes.set_xlabel(title)
+    axes.set_ylabel(texts["axis_ap"])
+    axes.set_xlim(0, max(right, 1.05 * max(places)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(AxisNumbers(labels_of(lang)))
+    legend = figure.legend(handles, ["-"] * len(handles), loc="outside lower center", ncols=2)
+    # Set afterwards: matplotlib would hide a name that begins with an underscore.
+    for text, (_, result, _) in zip(legend.get_texts(), points, strict=True):
+        text.set_text(tidy(result.group.label, _MAX_LABEL))
+    return figure

@@ -1,0 +1,199 @@
+"""Estimates, paired differences and their intervals from bootstrap samples. Arrays in, numbers out.
+
+Legend: N samples (the same resampled images in the same order for everything that is compared), S seeds, I images.
+
+`paired_difference` is about trained models: only the choice of images is left to chance. `effect` is about a way of
+training: what the seeds did is chance too, and resampling the images knows nothing of it. Resampling the few seeds as
+well does not mend that: a bootstrap of S = 3 numbers has a spread too small by a factor of sqrt(2/3) and ten different
+outcomes. So both variances are added, and the interval takes its quantile from Student's t with Welch and
+Satterthwaite's degrees of freedom:
+
+    difference ± t(df) x sqrt(v_images + v_seeds)
+    v_images = variance of the seeds' mean difference over the resampled images,        df = I - 1
+    v_seeds  = variance of the S differences, each of a seed and the same seed, / S,    df = S - 1
+
+What images do to single seeds is in both terms, so the interval is rather too wide than too narrow. In simulations
+with S = 3, 100 images and no effect, nominal 95 % intervals held 0 in 92 to 99 % of all cases; images alone in 42 to
+94 %, images and seeds resampled together in 80 to 100 % (docs/design.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from analysis.bootstrap import BootstrapResult
+from analysis.result import Interval
+from data.types import FloatArray
+
+LEAST_SEEDS = 3
+"""Fewer say too little about what another seed would have given."""
+_COVERED = 0.95
+
+Verdict = Literal["helps", "no_difference", "hurts"]
+
+
+class Resampled(NamedTuple):
+    """One metric of one run; NaN where there is nothing to measure on."""
+
+    point: float
+    """On the images as they are."""
+    samples: FloatArray
+    """[N]"""
+
+
+class Estimate(NamedTuple):
+    """One metric of a group of runs."""
+
+    value: float | None
+    """Mean over the seeds; None without ground truth."""
+    interval: Interval | None
+    """95 %, over the choice of test images; of the seeds' mean."""
+    sd: float | None
+    """Standard deviation over the seeds (S - 1 in the denominator); None for a single one."""
+    per_run: tuple[float | None, ...]
+
+
+class Difference(NamedTuple):
+    """How much better a group is than the reference on the same images."""
+
+    value: float | None
+    interval: Interval | None
+    p_value: float | None
+    """Two-sided, of "no difference"."""
+    p_holm: float | None = None
+    """After Holm's correction over all groups compared in this metric."""
+
+
+class Effect(NamedTuple):
+    """How much better a mode is than a reference, same images, same seeds; None where it cannot be known."""
+
+    value: float | None
+    """Mean over the seeds."""
+    per_seed: tuple[float | None, ...]
+    seed_sd: float | None
+    """Standard deviation of `per_seed` (S - 1)."""
+    image_interval: Interval | None
+    """95 %, over the images alone: of these very models."""
+    interval: Interval | None
+    """95 %, over images and seeds: of the mode. Needs two seeds."""
+
+
+def estimate(runs: Sequence[Resampled]) -> Estimate:
+    """Return the mean of the seeds' APs, its interval, and their spread."""
+    points = np.asarray([run.point for run in runs])
+    per_run = tuple(map(_number, points))
+    if np.isnan(points).any():
+        return Estimate(None, None, None, per_run)
+    value = float(points.mean())
+    return Estimate(value, BootstrapResult.ap_interval(_mean_samples(runs), value), _sd(points), per_run)
+
+
+def paired_difference(runs: Sequence[Resampled], reference: Sequence[Resampled]) -> Difference:
+    """Subtract the mean of `reference` from the mean of `runs`, resample by resample on the same images.
+
+    The p-value belongs to the percentile interval: twice the smaller share of resamples on one side of 0 (0 itself
+    counts for both sides), so p < 0.05 where the interval leaves 0 out. One resample more is counted on either side
+    (Davison & Hinkley 1997, section 4.2): p is never 0, and at least 2 / (N + 1).
+
+    Raises:
+        ValueError: The samples differ in number, so they cannot be of the same images.
+    """
+    if len({len(run.samples) for run in (*runs, *reference)}) != 1:
+        raise ValueError("paired samples must be of the same resampled images")
+    value = _number(float(np.mean([run.point for run in runs]) - np.mean([run.point for run in reference])))
+    samples = _mean_samples(runs) - _mean_samples(reference)
+    samples = samples[~np.isnan(samples)]
+    if value is None or not len(samples):
+        return Difference(value, None, None)
+    below, above = (samples <= 0).sum(), (samples >= 0).sum()
+    p_value = min(1.0, 2.0 * float(min(below, above) + 1) / (len(samples) + 1))
+    return Difference(value, BootstrapResult.interval(samples), p_value)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Correct p-values by Holm's steps (Scandinavian Journal of Statistics 6, 1979) over all that are not None."""
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[index] = largest
+    return corrected
+
+
+def effect(runs: Sequence[Resampled], reference: Sequence[Resampled], num_images: int) -> Effect:
+    """Subtract `reference` from `runs`, seed by seed and resample by resample.
+
+    Args:
+        runs: One per seed.
+        reference: The same seeds in the same order, the same resampled images.
+        num_images: I.
+
+    Raises:
+        ValueError: Seeds or samples differ in number, so they cannot be paired.
+    """
+    if len(runs) != len(reference) or len({len(run.samples) for run in (*runs, *reference)}) != 1:
+        raise ValueError("paired runs must be of the same seeds and of the same resampled images")
+    pairs = list(zip(runs, reference, strict=True))
+    points = np.asarray([run.point - other.point for run, other in pairs])
+    per_seed = tuple(map(_number, points))
+    if np.isnan(points).any():
+        return Effect(None, per_seed, None, None, None)
+    samples = np.mean([run.samples - other.samples for run, other in pairs], axis=0)
+    samples = samples[~np.isnan(samples)]
+    seed_sd, value = _sd(points), float(points.mean())
+    interval = None
+    if seed_sd is not None and len(samples) > 1:
+        interval = _combined(
+            value, float(samples.var(ddof=1)), num_images - 1, seed_sd**2 / len(points), len(points) - 1
+        )
+    return Effect(value, per_seed, seed_sd, BootstrapResult.interval(samples), interval)
+
+
+def _combined(value: float, of_images: float, df_images: int, of_seeds: float, df_seeds: int) -> Interval:
+    total = of_images + of_seeds
+    if total == 0:
+        return Interval(value, value)
+    freedom = total**2 / (of_images**2 / max(df_images, 1) + of_seeds**2 / df_seeds)
+    half = float(stats.t.ppf((1 + _COVERED) / 2, freedom)) * math.sqrt(total)
+    return Interval(value - half, value + half)
+
+
+def verdict(interval: Interval) -> Verdict:
+    """Say what an interval of a difference shows."""
+    if interval.low > 0:
+        return "helps"
+    return "hurts" if interval.high < 0 else "no_difference"
+
+
+def without_class(result: BootstrapResult, label: int) -> Resampled:
+    """Return AP over all classes but one."""
+    kept = [index for index in range(len(result.names)) if index != label]
+    points = result.point_per_class_ap[None, kept]
+    return Resampled(float(_row_means(points)[0]), _row_means(result.per_class_ap[:, kept]))
+
+
+def _row_means(values: FloatArray) -> FloatArray:
+    """Means of [N, K] over what is not NaN; NaN where nothing is left."""
+    measured = ~np.isnan(values)
+    total, count = np.where(measured, values, 0.0).sum(axis=1), measured.sum(axis=1)
+    means: FloatArray = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+    return means
+
+
+def _mean_samples(runs: Sequence[Resampled]) -> FloatArray:
+    mean: FloatArray = np.mean([run.samples for run in runs], axis=0)
+    return mean
+
+
+def _sd(points: FloatArray) -> float | None:
+    return float(points.std(ddof=1)) if len(points) > 1 else None
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
