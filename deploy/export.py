@@ -8,26 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from data.errors import UserError
-from deploy.graph import (
-    Agreement,
-    GraphOptions,
-    Runner,
-    accelerated_runners,
-    agreement,
-    example_inputs,
-    graph_metadata,
-    graph_module,
-    onnx_runner,
-    openvino_runner,
-    program_runner,
-    require_packages,
-    require_size,
-    torch_program,
-    torch_runner,
-    write_onnx,
-    write_openvino,
-    write_program,
-)
+from deploy import graph
 from deploy.weights_out import write_hub_folder, write_official, write_safetensors
 from engine.cli import require_output_folder
 from engine.detector import Detector, load_detector
@@ -47,7 +28,7 @@ class Exported(NamedTuple):
 
     format: Format
     path: Path
-    agreement: Agreement | None
+    agreement: graph.Agreement | None
     """With PyTorch; None for weights alone, or if the check was switched off."""
 
 
@@ -61,20 +42,16 @@ def export_checkpoint(
     size_hw: tuple[int, int] | None = None,
     dynamic_size: bool = False,
     check: bool = True,
-    optimize: bool = True,
 ) -> list[Exported]:
     """Write a checkpoint in the given formats.
 
     Args:
-        path: Ours, an official one (with `config_path`), or a hub folder or name.
+        path: With `config_path` and `overrides` as `load_detector` takes them.
         formats: What to write; each once, in the order of `Format`.
-        config_path: Config instead of the checkpoint's own.
-        overrides: `a.b=c`, on top of either.
         output_dir: Default `export_<checkpoint>` beside the checkpoint.
         size_hw: Input of the graphs; None: `eval_spatial_size`.
         dynamic_size: The graphs take any size.
         check: Run the graphs and compare them with PyTorch.
-        optimize: See `write_onnx`.
 
     Raises:
         UserError: Bad input of any kind, or a graph that detects something else than PyTorch.
@@ -82,10 +59,10 @@ def export_checkpoint(
     folder = output_dir or output_parent(path) / f"export_{path.stem.removeprefix('hf:')}"
     require_output_folder(folder)
     for name in formats:
-        require_packages(*_PACKAGES.get(name, ()))
+        graph.require_packages(*_PACKAGES.get(name, ()))
     detector = load_detector(path, config_path=config_path, overrides=overrides)
-    options = GraphOptions(size_hw or detector.config.eval_spatial_size, dynamic_size)
-    require_size(options)
+    options = graph.GraphOptions(size_hw or detector.config.eval_spatial_size, dynamic_size)
+    graph.require_size(options)
     written = []
     if "official" in formats:
         written.append(Exported("official", write_official(detector, folder / f"{path.stem}_official.pth"), None))
@@ -94,48 +71,50 @@ def export_checkpoint(
     if "hub" in formats:
         written.append(Exported("hub", write_hub_folder(detector, folder / "hub"), None))
     if {"torch_export", "onnx", "openvino"} & {*formats}:
-        written += _write_graphs(detector, formats, folder, options, check=check, optimize=optimize)
+        written += _write_graphs(detector, formats, folder, options, check=check)
     return written
 
 
 def _write_graphs(
-    detector: Detector, formats: Sequence[Format], folder: Path, options: GraphOptions, *, check: bool, optimize: bool
+    detector: Detector, formats: Sequence[Format], folder: Path, options: graph.GraphOptions, *, check: bool
 ) -> list[Exported]:
-    program = torch_program(graph_module(detector, folded=True), options)
-    expected = graph_module(detector, folded=False)
+    program = graph.torch_program(graph.graph_module(detector, folded=True), options)
+    expected = graph.graph_module(detector, folded=False)
     written: list[Exported] = []
 
-    def add(name: Format, path: Path, runner: Callable[[Path], Runner]) -> None:
+    def add(name: Format, path: Path, runner: Callable[[Path], graph.Runner]) -> None:
         found = check_against_torch(expected, runner(path), options, path) if check else None
         written.append(Exported(name, path, found))
 
     if "torch_export" in formats:
-        add("torch_export", write_program(program, folder / "model.pt2"), program_runner)
+        add("torch_export", graph.write_program(program, folder / "model.pt2"), graph.program_runner)
     if not {"onnx", "openvino"} & {*formats}:
         return written
     with tempfile.TemporaryDirectory() as temporary:
         onnx_path = (folder if "onnx" in formats else Path(temporary)) / "model.onnx"
-        write_onnx(program, onnx_path, graph_metadata(detector, options), optimize=optimize)
+        graph.write_onnx(program, onnx_path, graph.graph_metadata(detector, options))
         if "onnx" in formats:
-            add("onnx", onnx_path, onnx_runner)
-            for name, runner in (accelerated_runners(onnx_path) if check else {}).items():
+            add("onnx", onnx_path, graph.onnx_runner)
+            for name, runner in (graph.accelerated_runners(onnx_path) if check else {}).items():
                 what = f"{onnx_path} with ONNX Runtime's {name}"
                 check_against_torch(expected, runner, options, what, ACCELERATED_TOLERANCE)
         if "openvino" in formats:
-            add("openvino", write_openvino(onnx_path, folder / "model.xml"), openvino_runner)
+            add("openvino", graph.write_openvino(onnx_path, folder / "model.xml"), graph.openvino_runner)
     return written
 
 
 def check_against_torch(
-    module: DeployedDetector, runner: Runner, options: GraphOptions, what: object, tolerance: float = TOLERANCE
-) -> Agreement:
+    module: DeployedDetector,
+    runner: graph.Runner,
+    options: graph.GraphOptions,
+    what: object,
+    tolerance: float = TOLERANCE,
+) -> graph.Agreement:
     """Run both on one and on three images, with a dynamic size also on another size, and compare.
 
     Args:
         module: The model as it was trained, so that the deploy form is checked with the graph.
-        runner: Of the graph.
-        options: What the graph accepts.
-        what: The graph, for the message.
+        runner: Runs the graph, which accepts `options` and is called `what` in the message.
         tolerance: Of scores and boxes.
 
     Raises:
@@ -147,10 +126,11 @@ def check_against_torch(
         cases.append((2, (height + 32, width + 64)))
     found = []
     for seed, (batch, size_hw) in enumerate(cases, start=1):
-        inputs = example_inputs(size_hw, batch, seed)
-        found.append(agreement(torch_runner(module)(*inputs), runner(*inputs), inputs[1], tolerance=tolerance))
+        inputs = graph.example_inputs(size_hw, batch, seed)
+        expected = graph.torch_runner(module)(*inputs)
+        found.append(graph.agreement(expected, runner(*inputs), inputs[1], tolerance=tolerance))
     scores, boxes, unmatched = zip(*found, strict=True)
-    worst = Agreement(max(scores), max(boxes), sum(unmatched))
+    worst = graph.Agreement(max(scores), max(boxes), sum(unmatched))
     if not worst.within(tolerance):
         raise UserError(
             f"{what}: detects something else than PyTorch: scores differ by up to {worst.score:.2g}, boxes by "

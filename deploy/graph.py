@@ -148,16 +148,8 @@ def write_program(program: torch.export.ExportedProgram, path: Path) -> Path:
     return path
 
 
-def write_onnx(
-    program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, str], *, optimize: bool = True
-) -> Path:
-    """Write a `.onnx` file with the weights in it.
-
-    Args:
-        program: From `torch_program`.
-        path: Target.
-        metadata: Stored in the file as `metadata_props`.
-        optimize: Fold constants and simplify the graph; off is faster and leaves it to the runtime.
+def write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, str]) -> Path:
+    """Write a `.onnx` file with the weights in it, and `metadata` as its `metadata_props`.
 
     Raises:
         UserError: The packages of the extra `export` are not installed, or the file cannot be written.
@@ -170,7 +162,7 @@ def write_onnx(
             opset_version=OPSET,
             input_names=INPUT_NAMES,
             output_names=OUTPUT_NAMES,
-            optimize=optimize,
+            optimize=True,
             verbose=False,
         )
     assert made is not None

@@ -63,7 +63,6 @@ def read_frames(
 
     Args:
         images: What to read, and how: raises UserError for what cannot be read.
-        detector: Prepares the pixels.
         tiling: None takes images whole.
         failed: Called with the reason why an image could not be read; it is left out.
     """
@@ -102,7 +101,6 @@ def predict_frames(
 
     Args:
         frames: From `make_frame` or `read_frames`.
-        detector: Computes.
         thresholds: [C] least scores.
         batch_size: Tiles at once; a batch takes tiles of several frames, and only the last one may be smaller.
         nms_iou: Of boxes of one class that overlap more, the best is kept; None keeps all, as the evaluation does.

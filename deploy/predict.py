@@ -105,12 +105,9 @@ def predict(
     tables complete.
 
     Args:
-        checkpoint: Its EMA weights are used.
+        checkpoint: With `device`, `config_path` and `overrides` as `load_detector` takes them.
         arguments: Files, folders, patterns, camera indices, addresses of streams.
-        device: Where to compute.
         options: How to look and what to write.
-        config_path: Config to use instead of the one in the checkpoint.
-        overrides: `a.b=c`, on top of either.
         output_dir: An empty or new folder; default `predict_<checkpoint>` beside the checkpoint, or the first of
             `predict_<checkpoint>_2`, ... that is free.
 

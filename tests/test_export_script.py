@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from analysis.evaluate import AnalysisOptions, evaluate_checkpoint
 from data.classes import ClassMap
+from deploy.export import Format
 from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
 from engine.distributed import Distributed
+from export_deimv2 import FORMATS
 from models.detector import build_detector
 from tests.support.scripts import start_script
 from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
@@ -54,6 +57,11 @@ def test_weights_out_and_judged_again(run_folder: Path) -> None:
         metrics.append(evaluate_checkpoint(path, dist, config_path=config, options=options).result.metrics)
     assert metrics[1] == metrics[0] and metrics[2] == metrics[0]
     assert (folder / "eval_val_hub" / "results.json").is_file()
+
+
+def test_the_script_knows_every_format() -> None:
+    """It says so before anything heavy is imported."""
+    assert get_args(Format) == FORMATS
 
 
 @pytest.mark.parametrize(

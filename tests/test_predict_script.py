@@ -21,10 +21,11 @@ from data.classes import ClassMap
 from data.errors import UNPRINTABLE, printable
 from data.loader import build_eval_loader
 from data.splits import build_datasets
+from deploy.predict import PredictOptions
 from deploy.sources import ImageSource, safe_name
 from deploy.thresholds import choose_thresholds
 from deploy.video import count_frames
-from deploy.writers import ImageWriter
+from deploy.writers import FORMS, ImageWriter
 from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
 from engine.detector import Detector, load_detector
@@ -307,6 +308,12 @@ def test_thresholds_come_from_the_evaluation_beside(tiny: Path) -> None:
         assert thresholds() == ([0.4, 0.2] if own else [0.5, 0.5]), "a checkpoint without its run's results"
     outcome = run_here("val", "--save", "csv", "--output-dir", "best", cwd=tiny)
     assert "Score thresholds with the best F1, from run" in outcome.out and "square 0.4000, bar 0.2000" in outcome.out
+
+
+def test_the_script_says_what_is_there() -> None:
+    """Before anything heavy is imported."""
+    shown = " ".join(start_script("predict_deimv2.py", "--help").out.split())
+    assert f"some of {','.join(FORMS)} (default: {','.join(PredictOptions().save)})" in shown
 
 
 BAD_INPUTS: list[tuple[list[str], str]] = [

@@ -215,9 +215,7 @@ def test_onnx(tmp_path: Path, dynamic_size: bool) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     path = write_tiny_checkpoint(tmp_path)
-    written = export_checkpoint(
-        path, ["onnx"], output_dir=tmp_path / "out", dynamic_size=dynamic_size, optimize=not dynamic_size
-    )
+    written = export_checkpoint(path, ["onnx"], output_dir=tmp_path / "out", dynamic_size=dynamic_size)
     assert written[0].agreement is not None and written[0].agreement.within(1e-4)
     model = onnx.load(tmp_path / "out" / "model.onnx")
     onnx.checker.check_model(model)
@@ -236,7 +234,7 @@ def test_the_guide_shows_how_to_run_it(
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     path = write_tiny_checkpoint(tmp_path, DEIMTransformer__num_layers=1)
-    export_checkpoint(path, ["onnx"], output_dir=tmp_path, optimize=False)
+    export_checkpoint(path, ["onnx"], output_dir=tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "part.png")
     guide = (CONFIGS.parent / "docs" / "guide" / "export.md").read_text(encoding="utf-8")
@@ -260,7 +258,7 @@ def test_openvino_and_text(tmp_path: Path) -> None:
     path = write_tiny_checkpoint(
         tmp_path, fused_model(gate_init=0.5), MultimodalFusion=section(gate_init=0.5), DEIMTransformer__num_layers=3
     )
-    written = export_checkpoint(path, ["openvino"], output_dir=tmp_path / "out", optimize=False)
+    written = export_checkpoint(path, ["openvino"], output_dir=tmp_path / "out")
     assert written[0].agreement is not None and written[0].agreement.within(1e-4)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["model.bin", "model.xml"]
 
