@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from data.progress import progress_bar
 from engine.options import Options
 from engine.yaml_dialect import read_yaml, require_few_values
 
+T = TypeVar("T")
 DEFECTS = "AP_defects"
 """AP over all classes but NORMAL; there only where NORMAL has boxes."""
 _EVALUATE = "evaluate the checkpoint again with evaluate_deimv2.py"
@@ -215,22 +216,28 @@ def _read_run(folder: Path, problems: list[str]) -> EvaluatedRun | None:
         found = "a file" if folder.exists() else "no such folder"
         problems.append(f"{folder}: {found}; expected a run folder or an evaluation folder with results.json")
         return None
-    known, tables, config = len(problems), None, None
+    known = len(problems)
     results = _read_results(folder / "results.json", problems)
+    tables = _unless_faulty(lambda: MatchTables.load(folder / FILE_NAME), problems)
+    config = _unless_faulty(lambda: _find_config(folder, results) if results else None, problems)
+    if results is None or tables is None:
+        return None
+    found = ""
+    if results.gt_hash != tables.gt_hash:
+        found = f"ground truth {results.gt_hash[:12]} and {tables.gt_hash[:12]}"
+    elif results.num_images != len(tables.image_ids):
+        found = f"{results.num_images} and {len(tables.image_ids)} images"
+    if found:
+        problems.append(f"{folder}: results.json and {FILE_NAME} are of different evaluations ({found}); {_EVALUATE}")
+    return None if len(problems) > known else EvaluatedRun(folder, results, tables, config)
+
+
+def _unless_faulty(read: Callable[[], T], problems: list[str]) -> T | None:
     try:
-        tables = MatchTables.load(folder / FILE_NAME)
-        config = None if results is None else _find_config(folder, results)
+        return read()
     except UserError as error:
         problems.append(str(error))
-    if results is None or tables is None or len(problems) > known:
         return None
-    truths = f"ground truth {results.gt_hash[:12]} and {tables.gt_hash[:12]}"
-    images = f"{results.num_images} and {len(tables.image_ids)} images"
-    if results.gt_hash != tables.gt_hash or results.num_images != len(tables.image_ids):
-        found = truths if results.gt_hash != tables.gt_hash else images
-        problems.append(f"{folder}: results.json and {FILE_NAME} are of different evaluations ({found}); {_EVALUATE}")
-        return None
-    return EvaluatedRun(folder, results, tables, config)
 
 
 def _read_results(path: Path, problems: list[str]) -> Results | None:

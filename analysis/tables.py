@@ -6,7 +6,6 @@ data (names of classes and runs) is escaped in each format.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import textwrap
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from engine.checkpoint import write_atomically
+from data.files import write_json, write_text
 from texts import Language
 
 MISSING = "-"
@@ -368,14 +367,13 @@ def write_tables(
         UserError: A file cannot be written.
     """
     first = next(iter(tables), None)
-    _write(folder / f"{stem}.md", markdown)
+    write_text(folder / f"{stem}.md", markdown, what="table")
     _write_latex(folder / f"{stem}.tex", tables.values(), lang)
     for name, table in tables.items():
         _write_csv(folder / (f"{stem}.csv" if name == first else f"{stem}_{name}.csv"), table, lang)
     for name in set(possible) - set(tables):
         (folder / f"{stem}_{name}.csv").unlink(missing_ok=True)
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    _write(folder / f"{stem}.json", f"{text}\n")
+    write_json(folder / f"{stem}.json", content, what="table", indent=2)
 
 
 def write_table(table: Table, path: Path, lang: Language) -> None:
@@ -390,12 +388,8 @@ def write_table(table: Table, path: Path, lang: Language) -> None:
 
 def _write_latex(path: Path, tables: Collection[Table], lang: Language) -> None:
     head = "% \\usepackage[utf8]{inputenc}\n% \\usepackage{booktabs}\n"
-    _write(path, head + "\n\n".join(table.to_latex(lang) for table in tables) + "\n")
+    write_text(path, head + "\n\n".join(table.to_latex(lang) for table in tables) + "\n", what="table")
 
 
 def _write_csv(path: Path, table: Table, lang: Language) -> None:
-    _write(path, "\ufeff" + table.to_csv(lang))  # the mark tells a spreadsheet that this is UTF-8
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")), what="table")
+    write_text(path, f"\ufeff{table.to_csv(lang)}", what="table")  # the mark tells a spreadsheet that this is UTF-8

@@ -41,7 +41,7 @@ class AlikePair(NamedTuple):
 
 
 def class_text_embeddings(config: ExperimentConfig, classes: ClassMap, cache_folder: Path | None) -> TextEmbeddings:
-    """The vectors of the class texts that section `texts` asks for, from `cache_folder` where they are in it.
+    """Return the vectors of the class texts that section `texts` asks for, from `cache_folder` where they are in it.
 
     A cached file counts if texts and settings are the same and, where the encoder is on this machine, its files too;
     without the encoder the cached vectors are taken as they are. With several processes, give only one of them a
@@ -87,14 +87,14 @@ def store_embeddings(embeddings: TextEmbeddings, config: ExperimentConfig, class
 
 
 def class_similarity(embeddings: TextEmbeddings) -> Tensor:
-    """Cosine similarity of the classes' averaged texts, float32 [C, C], between -1 and 1, with ones on the diagonal."""
+    """Return the cosine similarity of the classes' averaged texts, float32 [C, C], ones on the diagonal."""
     vectors = embeddings.class_vectors()
     similarity = (vectors @ vectors.T).clamp(-1, 1)
     return similarity.fill_diagonal_(1.0)
 
 
 def alike_pairs(similarity: Tensor, names: tuple[str, ...], *, threshold: float = NEARLY_THE_SAME) -> list[AlikePair]:
-    """Pairs of classes at least as similar as `threshold`, most alike first."""
+    """Return pairs of classes at least as similar as `threshold`, most alike first."""
     first, second = torch.triu(similarity >= threshold, diagonal=1).nonzero(as_tuple=True)
     pairs = [
         AlikePair(names[i], names[j], float(similarity[i, j]))
@@ -115,7 +115,11 @@ def _prompts(config: ExperimentConfig, classes: ClassMap) -> list[list[str]]:
 
 
 def _cache_path(folder: Path, config: ExperimentConfig, prompts: list[list[str]]) -> Path:
-    return folder / f"text_embeddings_{_key(config, prompts)}.safetensors"
+    """Its name changes with whatever the vectors depend on, except the encoder's files, which `source` stands for."""
+    encoder = config.texts.encoder
+    content = [_FORMAT, prompts, encoder.name, encoder.pooling, encoder.max_length]
+    key = hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()[:16]
+    return folder / f"text_embeddings_{key}.safetensors"
 
 
 def _warn_of_language(config: ExperimentConfig) -> None:
@@ -126,13 +130,6 @@ def _warn_of_language(config: ExperimentConfig) -> None:
             "texts.encoder.name=google/siglip2-base-patch16-224.",
             config.texts.encoder.name,
         )
-
-
-def _key(config: ExperimentConfig, prompts: list[list[str]]) -> str:
-    """Changes with whatever the vectors depend on, except the encoder's files, which `source` stands for."""
-    encoder = config.texts.encoder
-    content = [_FORMAT, prompts, encoder.name, encoder.pooling, encoder.max_length]
-    return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()[:16]
 
 
 def _write(path: Path, embeddings: TextEmbeddings, classes: ClassMap, prompts: list[list[str]]) -> None:

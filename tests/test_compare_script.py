@@ -193,6 +193,9 @@ def prepare_bad_runs(root: Path) -> None:
     (root / "a_file").touch()
     for name in ("torn", "list", "keys", "no_tables", "torn_tables", "mixed", "other_ap", *BAD_YAML):
         write_run(root / name)
+    write_run(root / "twice", config=CONFIG)
+    (root / "twice" / "config.yaml").write_text("{: [", encoding="utf-8")
+    (root / "twice" / FILE_NAME).unlink()
     for name, text in BAD_YAML.items():
         (root / name / "config.yaml").write_text(text, encoding="utf-8")
     (root / "torn" / "results.json").write_text('{"metrics": {', encoding="utf-8")
@@ -218,6 +221,7 @@ BAD_INPUTS: list[tuple[list[str], list[str]]] = [
     (["good", "mixed"], ["mixed: results.json and match_tables.npz are of different evaluations"]),
     (["good", "other_ap"], ["other_ap: results.json says AP 0.99, match_tables.npz gives 0."]),
     (["good", "bomb", "circular", "deep"], [f"{name}/config.yaml" for name in BAD_YAML]),
+    (["good", "twice"], ["twice/config.yaml", "Evaluate the checkpoint again"]),
     (["good", "good"], ["good: given twice; leave one out"]),
     (["good", "empty/../good"], ["given twice (also as good); leave one out"]),
     (["good", "test_split"], ["judged on different splits", "good: split val", "test_split: split test, 60 images"]),
