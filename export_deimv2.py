@@ -31,8 +31,8 @@ def main() -> int:
     add("--no-check", action="store_true", help="do not compare the graphs with PyTorch")
     arguments = parser.parse_args()
     setup_logging()
-    from deploy.export import export_checkpoint
-
+    with leaving_quietly():
+        from deploy.export import export_checkpoint
     written = export_checkpoint(
         arguments.resume,
         arguments.formats,

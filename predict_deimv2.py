@@ -13,15 +13,7 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
-    from engine.cli import (
-        EXIT_INTERRUPTED,
-        add_config_argument,
-        add_device_argument,
-        add_overrides_argument,
-        resolve_device,
-        run_script,
-        setup_logging,
-    )
+    from engine import cli
 
 
 def main() -> int:
@@ -30,20 +22,17 @@ def main() -> int:
     add("-r", "--resume", type=Path, required=True, metavar="CKPT", help="checkpoint to predict with")
     what = "images, folders, patterns, videos, camera indices, stream addresses"
     add("sources", nargs="+", metavar="SOURCE", help=what)
-    add_config_argument(parser, required=False, help_text="YAML config (default: the one in the checkpoint)")
-    add_overrides_argument(parser)
-    add_device_argument(parser)
-    what = "least score (default: best F1 per class of the evaluation, else 0.5)"
-    add("--score", type=float, metavar="S", help=what)
-    what = "least score of a class"
-    add("--score-per-class", nargs="+", action="extend", default=[], metavar="NAME=S", help=what)
+    cli.add_config_argument(parser, required=False, help_text="YAML config (default: the one in the checkpoint)")
+    cli.add_overrides_argument(parser)
+    cli.add_device_argument(parser)
+    add("--score", type=float, metavar="S", help="least score (default: best F1 per class of the evaluation, else 0.5)")
+    add("--score-per-class", nargs="+", action="extend", default=[], metavar="NAME=S", help="least score of a class")
     what = "some of images,coco,csv,yolo,crops (default: images,coco,csv)"
     add("--save", default="images,coco,csv", metavar="FORMS", help=what)
     what = "new folder (default: predict_<checkpoint> beside the checkpoint)"
     add("--output-dir", type=Path, metavar="DIR", help=what)
     add("--tile", type=int, metavar="SIZE", help="cut large images into tiles of SIZE x SIZE pixels")
-    what = "share of a tile its neighbour sees too (default: 0.2)"
-    add("--overlap", type=float, default=0.2, metavar="F", help=what)
+    add("--overlap", type=float, default=0.2, metavar="F", help="share of a tile its neighbour sees too (default: 0.2)")
     what = "of boxes of one class that overlap more, keep the best (default: keep all, as the evaluation does)"
     add("--nms", type=float, metavar="IOU", help=what)
     add("--batch-size", type=int, default=8, metavar="N", help="images or tiles at once (default: 8)")
@@ -52,21 +41,21 @@ def main() -> int:
     add("--max-frames", type=int, metavar="N", help="stop each video or camera after N frames")
     add("--lang", choices=("es", "en"), default="en", help="language of tables and texts (default: en)")
     arguments = parser.parse_args()
-    setup_logging()
+    cli.setup_logging()
     with leaving_quietly():
         from deploy.predict import PredictOptions, format_prediction, predict
     prediction = predict(
         arguments.resume,
         arguments.sources,
-        resolve_device(arguments.device),
+        cli.resolve_device(arguments.device),
         PredictOptions(**vars(arguments)),
         config_path=arguments.config,
         overrides=arguments.update,
         output_dir=arguments.output_dir,
     )
     sys.stdout.write(f"{format_prediction(prediction, arguments.lang)}\n")
-    return EXIT_INTERRUPTED if prediction.interrupted else int(bool(prediction.failures))
+    return cli.EXIT_INTERRUPTED if prediction.interrupted else int(bool(prediction.failures))
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(cli.run_script(main))
