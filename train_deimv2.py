@@ -21,6 +21,8 @@ with leaving_quietly():
         setup_logging,
     )
     from engine.config import ExperimentConfig, config_to_dict, load_config
+    from engine.config_reference import explain
+    from engine.derived_values import LENGTH_KEYS
     from engine.distributed import cleanup, init_distributed
     from engine.multimodal import Start
     from engine.nonfinite import replay
@@ -46,6 +48,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--replay", type=Path, metavar="FILE", help="repeat a run's nonfinite_step.pt, say where it begins, and stop"
     )
+    parser.add_argument("--explain", metavar="KEY", help="say what a key means, its value and who stated it, and stop")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
     arguments = parser.parse_args()
     if not arguments.config and not arguments.replay:
@@ -84,6 +87,11 @@ def main(
         overrides.append(as_override("output_dir", arguments.output_dir.as_posix()))
     if arguments.tuning is not None:
         overrides.append(as_override("tuning", arguments.tuning.as_posix()))
+    if arguments.explain:
+        config = load_config(arguments.config, overrides)
+        planned = planned_config(config) if arguments.explain in LENGTH_KEYS else config
+        sys.stdout.write(f"{explain(arguments.explain, planned)}\n")
+        return 0
     setup_logging()
     if arguments.replay:
         sys.stdout.write(f"{replay(arguments.replay, resolve_device(arguments.device))}\n")

@@ -37,7 +37,7 @@ from data.errors import UserError
 from engine import derived_values
 from engine.config_errors import describe
 from engine.official_keys import drop_inactive, to_own_form
-from engine.yaml_dialect import OVERRIDE, Statement, leaves, merge, parse_overrides, read_with_includes, stated
+from engine.yaml_dialect import OVERRIDE, RECIPE, Statement, leaves, merge, parse_overrides, read_with_includes, stated
 from models.config import ModelConfig, TextEncoderConfig, memory_tokens
 
 log = logging.getLogger(__name__)
@@ -192,6 +192,15 @@ class ExperimentConfig(DataConfig, ModelConfig):
     def derivation_log(self) -> tuple[str, ...]:
         """What `load_config` derived, one line each; empty for a config out of a checkpoint."""
         return tuple(note.text for note in self._provenance.log) if self._provenance else ()
+
+    def origin(self, key: str) -> str | None:
+        """Say who gave a dotted key its value; None where nobody did, or nobody is known."""
+        known = self._provenance or Provenance({})
+        derived = [note.text for note in known.log if note.text.startswith((f"{key}:", f"{key}[", f"{key}."))]
+        said = known.statement(key)
+        if derived:
+            return f"derived: {derived[-1].removeprefix(f'{key}: ')}"
+        return said and f"{'from the recipe' if said.rank == RECIPE else 'stated by'} {said.source}"
 
     def log_derived(self) -> None:
         """Say what was derived; as a warning where a person had stated something else."""

@@ -37,7 +37,7 @@ _PLAIN_WORDS = {
 
 def describe(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
     """Say each fault in one line, in the order of the config; several tries of one union share a line."""
-    keys = frozenset(key for key, _ in every_field(model))
+    keys = frozenset(key for key, *_ in every_field(model))
     lines: dict[str, str] = {}
     for fault in error.errors(include_url=False):
         if len(lines) == _MAX_LINES:
@@ -113,10 +113,10 @@ def _locate(location: tuple[int | str, ...], values: Any) -> tuple[str, str]:
     return shown, schema
 
 
-def every_field(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the dotted path and the field of every key; elements of a list are `[]`, then the type where ops differ."""
+def every_field(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel], FieldInfo]]:
+    """Yield path, section and field of every key; elements of a list are `[]`, then the type where ops differ."""
     for name, field in model.model_fields.items():
-        yield f"{prefix}{name}", field
+        yield f"{prefix}{name}", model, field
         inner = list(sections_in(field.annotation))
         is_list = get_origin(field.annotation) is tuple
         for section in inner:

@@ -29,6 +29,8 @@ REFERENCE_BATCH = 32
 _POLICY = "train_dataloader.dataset.transforms.policy"
 _COLLATE = "train_dataloader.collate_fn"
 _MATCHER_CHANGE = "DEIMCriterion.matcher.matcher_change_epoch"
+LENGTH_KEYS = ("warmup_iter", "ema.decay", "ema.warmups", f"{_COLLATE}.ema_restart_decay")
+"""Keys that `run_length` may change, once the data are there."""
 _VIT_NAMES = tuple(
     f"backbone.dinov3.{model}blocks.0.{part}.weight" for model in ("_model.", "") for part in ("attn.qkv", "norm1")
 )

@@ -163,8 +163,9 @@ class _Includes:
                 )
             values, said = map(merge, (values, said), self.read(target, (*parents, here)))
         self.merged += 1
+        shown = os.path.normpath(path).removeprefix(f"{os.getcwd()}{os.sep}")
         rank = OWN_FILE if not parents else RECIPE if _RECIPE_FILE.search(path.as_posix()) else self.merged
-        return merge(values, own), merge(said, stated(own, Statement(rank, str(path))))
+        return merge(values, own), merge(said, stated(own, Statement(rank, shown)))
 
 
 def parse_overrides(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:

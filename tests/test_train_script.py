@@ -99,6 +99,15 @@ def test_dry_run_prints_the_resolved_config_and_writes_nothing(tiny: Path) -> No
     assert not (tiny / "outputs").exists()
 
 
+def test_explain_says_what_the_run_will_have(tiny: Path) -> None:
+    outcome = run_here(
+        "-c", "tiny.yml", "--explain", "ema.decay", "-u", "train_dataloader.total_batch_size=2", cwd=tiny
+    )
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "ema.decay: Share of the old average" in outcome.out and "derived: 0.9999 ->" in outcome.out
+    assert run_here("-c", "tiny.yml", "--explain", "ema.deca", cwd=tiny).code == 2
+
+
 def test_dry_run_of_data_that_are_not_there_yet(tmp_path: Path) -> None:
     """Generated images are counted, not drawn; without data the values that need them are said to be open."""
     config = str(ROOT / "configs" / "quickstart.yml")
