@@ -131,6 +131,19 @@ def test_options_that_pages_name_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not named - known
 
 
+def named_values() -> list[str]:
+    """Config values that the prose tells to set: `-u KEY=VALUE ...`, or `key: value` as a line of YAML."""
+    text = "".join(prose(page) for page in TYPED)
+    told = [value for code in re.findall(r"`(?:[^`]* )?-u ([^`]+)`", text) for value in shlex.split(code)]
+    told += [f"{key}={value}" for key, value in re.findall(r"`([A-Za-z][\w.]*): ([^`]+)`", text)]
+    return sorted({value for value in told if "=" in value and value not in {"KEY=VALUE", "Baseline.weights=PATH"}})
+
+
+@pytest.mark.parametrize("value", named_values())
+def test_values_that_pages_name_can_be_set(value: str) -> None:
+    load_config(ROOT / "configs" / "deimv2_industrial_defects.yml", [value])
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
