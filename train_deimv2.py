@@ -10,7 +10,7 @@ from data.signals import leaving_quietly
 with leaving_quietly():
     import yaml
 
-    from analysis.evaluate import evaluate_checkpoint
+    from analysis.evaluate import evaluate_checkpoint, format_results
     from engine.cli import (
         add_amp_argument,
         add_config_argument,
@@ -26,7 +26,6 @@ with leaving_quietly():
     from engine.distributed import cleanup, init_distributed
     from engine.multimodal import Start
     from engine.nonfinite import replay
-    from engine.results import format_results
     from engine.run import planned_config
     from engine.train import train
     from engine.yaml_dialect import as_override
@@ -105,8 +104,8 @@ def main(
     try:
         if arguments.test_only:
             evaluation = evaluate_checkpoint(arguments.resume, dist, config_path=arguments.config, overrides=overrides)
-            if dist.is_main:
-                table = format_results(evaluation.result, evaluation.analysis)
+            if evaluation.analysis is not None:
+                table = format_results(evaluation.analysis.results)
                 sys.stdout.write(f"{table}\n\nWritten to {evaluation.folder}\n")
         else:
             start = choose_start(config, arguments.resume or config.resume)

@@ -1,26 +1,23 @@
-"""Precision, recall and F1 against recall and against the score threshold, from match matches.
+"""Precision, recall and F1 against recall and against the score threshold.
 
 Legend: K classes, M detections, D distinct scores, R = 101 recall points, S thresholds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from analysis.bootstrap import RECALL_POINTS
 from analysis.matching import IGNORED, TRUE_POSITIVE, Matches
-from analysis.result import ScoreCurves, Threshold
 from data.types import BoolArray, FloatArray, IntArray
 
 SCORE_THRESHOLDS: FloatArray = np.linspace(0.0, 1.0, 201)
 _T50, _T75 = 0, 5
 
 
-@dataclass(frozen=True, eq=False)
-class ScoreCounts:
+class ScoreCounts(NamedTuple):
     """What remains at IoU 0.5 when detections below a score are dropped, for every distinct score."""
 
     scores: FloatArray
@@ -33,7 +30,7 @@ class ScoreCounts:
 
 
 def score_counts(matches: Matches, label: int | None) -> ScoreCounts:
-    """Of one class, or of all classes together (None)."""
+    """Count for one class, or for all classes together (None)."""
     rows = slice(None) if label is None else matches.rows(label)
     outcomes, scores = matches.outcomes[0, _T50, rows], matches.found.scores[rows]
     kept = outcomes != IGNORED
@@ -46,34 +43,43 @@ def score_counts(matches: Matches, label: int | None) -> ScoreCounts:
     return ScoreCounts(scores[last], hits[last], last + 1, int(num_gt))
 
 
-def score_curves(counts: ScoreCounts, thresholds: FloatArray = SCORE_THRESHOLDS) -> ScoreCurves:
-    """Precision (NaN where nothing is left), recall and F1 (NaN without ground truth) at ascending thresholds [S]."""
+def score_curves(counts: ScoreCounts, thresholds: FloatArray = SCORE_THRESHOLDS) -> FloatArray:
+    """Compute [3, S]: precision (NaN where nothing is left), recall and F1 (NaN without ground truth) at ascending
+    thresholds."""
     kept = np.searchsorted(-counts.scores, -thresholds, side="right")
     hits = np.concatenate([[0], counts.hits])[kept].astype(np.float64)
     counted = np.concatenate([[0], counts.counted])[kept].astype(np.float64)
-    unknown = np.full(len(thresholds), np.nan)
-    precision = np.divide(hits, counted, out=unknown.copy(), where=counted > 0)
-    if counts.num_gt == 0:
-        return ScoreCurves(thresholds, precision, unknown, unknown)
-    return ScoreCurves(thresholds, precision, hits / counts.num_gt, 2 * hits / (counted + counts.num_gt))
+    curves = np.full((3, len(thresholds)), np.nan)
+    np.divide(hits, counted, out=curves[0], where=counted > 0)
+    if counts.num_gt:
+        curves[1:] = hits / counts.num_gt, 2 * hits / (counted + counts.num_gt)
+    return curves
 
 
-def best_threshold(counts: ScoreCounts) -> Threshold | None:
-    """The score with the best F1, the highest of several; None where nothing is hit."""
+def best_threshold(counts: ScoreCounts) -> dict[str, float] | None:
+    """Find the score with the best F1, the highest of several; None where nothing is hit."""
     if counts.num_gt == 0 or not len(counts.hits) or counts.hits[-1] == 0:
         return None
     f1 = 2 * counts.hits / (counts.counted + counts.num_gt)
     best = int(np.argmax(f1))
-    return Threshold(
-        score=float(counts.scores[best]),
-        f1=float(f1[best]),
-        precision=float(counts.hits[best] / counts.counted[best]),
-        recall=float(counts.hits[best] / counts.num_gt),
-    )
+    return {
+        "score": float(counts.scores[best]),
+        "f1": float(f1[best]),
+        "precision": float(counts.hits[best] / counts.counted[best]),
+        "recall": float(counts.hits[best] / counts.num_gt),
+    }
+
+
+def best_thresholds(matches: Matches) -> dict[str, Any]:
+    """Find the best thresholds as results.json keeps them, where prediction finds them."""
+    return {
+        "overall": best_threshold(score_counts(matches, None)),
+        "per_class": {name: best_threshold(score_counts(matches, label)) for label, name in enumerate(matches.names)},
+    }
 
 
 def precision_at_recall(matches: Matches, label: int) -> FloatArray:
-    """COCO's interpolated precision [3, R] of one class at IoU 0.5, 0.75 and averaged over all thresholds; NaN
+    """Compute COCO's interpolated precision [3, R] of one class at IoU 0.5, 0.75 and averaged over all thresholds; NaN
     without ground truth."""
     num_gt = int(matches.num_gt[label])
     outcomes = matches.outcomes[0, :, matches.rows(label)]
@@ -82,7 +88,7 @@ def precision_at_recall(matches: Matches, label: int) -> FloatArray:
 
 
 def interpolated_precision(hits: BoolArray, num_gt: int) -> FloatArray:
-    """Precision [R] at COCO's recall points; its mean is AP.
+    """Compute precision [R] at COCO's recall points; its mean is AP.
 
     Args:
         hits: [M], best detection first: is it a true positive?
@@ -95,16 +101,3 @@ def interpolated_precision(hits: BoolArray, num_gt: int) -> FloatArray:
     envelope = np.maximum.accumulate((found / (hit_rows + 1))[::-1])[::-1]
     first = np.searchsorted(found / num_gt, RECALL_POINTS, side="left")
     return np.concatenate([envelope, [0.0]])[first]
-
-
-def thresholds_to_json(matches: Matches) -> dict[str, Any]:
-    """The best thresholds as results.json keeps them, where prediction finds them; null where nothing is hit."""
-
-    def entry(label: int | None) -> dict[str, float] | None:
-        best = best_threshold(score_counts(matches, label))
-        return None if best is None else best._asdict()
-
-    return {
-        "overall": entry(None),
-        "per_class": {name: entry(label) for label, name in enumerate(matches.names)},
-    }

@@ -11,13 +11,14 @@ Legend: M detections, G boxes, K classes, P pairs that overlap.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.curves import interpolated_precision
 from analysis.matching import FALSE_POSITIVE, IGNORED, NO_BOX, Matches, overlapping, take
-from analysis.result import ERROR_KINDS, Confusion, ErrorBreakdown, ErrorKind
+from analysis.result import ERROR_KINDS
 from data.types import BoolArray, FloatArray, IntArray
 
 FOREGROUND_IOU = 0.5
@@ -27,8 +28,9 @@ _LOCALISATION, _CLASSIFICATION, _DUPLICATE, _BACKGROUND, _BOTH = (
 )
 
 
-def confusion(matches: Matches, *, iou: float, score: float) -> Confusion:
-    """Count who is taken for whom at one IoU and one score.
+def confusion(matches: Matches, *, iou: float, score: float) -> IntArray:
+    """Count who is taken for whom at one IoU and one score: [K + 1, K + 1], row = ground truth (last: background),
+    column = prediction (last: missed).
 
     Detections first get boxes of their own class as COCO matches them, so that the diagonal holds the true positives
     of precision and recall; what is left over on both sides is then matched whatever the class, best detection
@@ -50,7 +52,7 @@ def confusion(matches: Matches, *, iou: float, score: float) -> Confusion:
     np.add.at(counts, (truth.labels[taken[hit]], found.labels[hit]), 1)
     np.add.at(counts[background], found.labels[alone], 1)
     np.add.at(counts[:, background], truth.labels[missed], 1)
-    return Confusion(names=list(matches.names), iou=iou, score=score, counts=counts)
+    return counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,16 +104,17 @@ def classify_errors(matches: Matches) -> Errors:
     return Errors(kinds, targets, missed, found, touching)
 
 
-def error_breakdown(matches: Matches, errors: Errors) -> ErrorBreakdown:
-    """Compute how much AP50 would rise if one kind of error were mended, never below 0."""
+def error_breakdown(matches: Matches, errors: Errors) -> dict[str, Any]:
+    """Compute how much AP50 would rise if one kind of error alone were mended, never below 0, and how many there are
+    (detections; boxes that are missed)."""
     num_gt, labels, scores = matches.num_gt, matches.found.labels, matches.found.scores
     hits, kept = matches.truth_of >= 0, matches.outcomes[0, 0] != IGNORED
     counts = {kind: int((errors.kinds == number).sum()) for number, kind in enumerate(ERROR_KINDS)}
     counts["missed"] = int(errors.missed.sum())
     base = _ap50(labels, scores, hits, kept, num_gt, num_gt > 0)
     if base is None:
-        return ErrorBreakdown(None, dict.fromkeys(ERROR_KINDS, 0.0), counts)
-    costs: dict[ErrorKind, float] = {}
+        return {"base_ap50": None, "ap50_cost": dict.fromkeys(ERROR_KINDS, 0.0), "counts": counts}
+    costs: dict[str, float] = {}
     for number, kind in enumerate(ERROR_KINDS):
         if kind == "missed":
             gone = np.bincount(matches.truth.labels[errors.missed], minlength=len(num_gt))
@@ -119,7 +122,7 @@ def error_breakdown(matches: Matches, errors: Errors) -> ErrorBreakdown:
         else:
             mended = _mended_ap50(matches, errors, number)
         costs[kind] = max((base if mended is None else mended) - base, 0.0)
-    return ErrorBreakdown(base, costs, counts)
+    return {"base_ap50": base, "ap50_cost": costs, "counts": counts}
 
 
 def _best_partner(

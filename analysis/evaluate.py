@@ -7,19 +7,21 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pydantic import Field
+
 from analysis.analyse import analyse
 from analysis.cost import measure_cost
-from analysis.matching import MIN_IOU, MatchTables
+from analysis.matching import MIN_IOU
 from analysis.result import Analysis, Cost
 from data.coco import CocoSplit
 from data.config import loaders
 from data.errors import UserError
 from data.loader import build_eval_loader
-from data.splits import DataBundle, build_datasets
+from data.splits import build_datasets
 from data.synthetic import ensure_dataset
 from engine.checkpoint import checkpoint_config
 from engine.cli import require_output_folder
@@ -29,13 +31,14 @@ from engine.detector import Detector, load_detector
 from engine.distributed import Distributed
 from engine.evaluate import EvalResult, evaluate
 from engine.hub import output_parent
+from engine.options import Options
 from engine.results import RESULTS_NAME, read_results, write_results
+from texts import Language
 
 log = logging.getLogger(__name__)
 
 SplitName = Literal["train", "val", "test"]
 
-_FIGURES, _GALLERY, _REPORT = "figures", "gallery", "report.html"
 _QUESTION = {
     "split": "split",
     "gt_hash": "data",
@@ -48,40 +51,22 @@ _QUESTION = {
 """Keys of results.json that say what was asked, and their names: a folder holds answers to one question."""
 
 
-@dataclass(frozen=True)
-class AnalysisOptions:
-    """What to do with the detections once they are there.
+class AnalysisOptions(Options):
+    """What to do with the detections once they are there."""
 
-    Raises:
-        UserError: A number is out of its range; all of them at once.
-    """
-
-    lang: Literal["es", "en"] = "en"
+    lang: Language = "en"
     """Of figures and report."""
-    samples: int = 1000
-    """Of the bootstrap; 0 for none."""
-    confusion_iou: float = 0.5
-    confusion_score: float | None = None
+    bootstrap: int = Field(1000, ge=0, description="0 (off) or more, e.g. 1000")
+    """Resamples."""
+    confusion_iou: float = Field(0.5, ge=MIN_IOU, lt=1, description=f"{MIN_IOU:g} to below 1, e.g. 0.5")
+    confusion_score: float | None = Field(None, ge=0, le=1, description="0 to 1, e.g. 0.5")
     """None: the best score threshold of all classes together."""
     report: bool = True
     """Write figures, gallery and report.html."""
     cost: bool = True
     """Measure FLOPs, time and memory."""
-    nms_iou: float | None = None
+    nms: float | None = Field(None, gt=0, lt=1, description="an IoU between 0 and 1, e.g. 0.7")
     """Of boxes of one class that overlap more, only the best is judged; None judges all, as the spec has it."""
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.samples < 0:
-            problems.append(f"--bootstrap {self.samples}: expected 0 (off) or more, e.g. 1000")
-        if not MIN_IOU <= self.confusion_iou < 1:
-            problems.append(f"--confusion-iou {self.confusion_iou:g}: expected {MIN_IOU:g} to below 1, e.g. 0.5")
-        if self.confusion_score is not None and not 0 <= self.confusion_score <= 1:
-            problems.append(f"--confusion-score {self.confusion_score:g}: expected 0 to 1, e.g. 0.5")
-        if self.nms_iou is not None and not 0 < self.nms_iou < 1:
-            problems.append(f"--nms {self.nms_iou:g}: expected an IoU between 0 and 1, e.g. 0.7")
-        if problems:
-            raise UserError("Options out of range:", problems)
 
 
 class Evaluation(NamedTuple):
@@ -128,7 +113,7 @@ def evaluate_checkpoint(
     options = options or AnalysisOptions()
     detector = load_detector(path, device=dist.device, config_path=config_path, overrides=overrides, use_amp=use_amp)
     config = detector.config
-    suffix = "" if options.nms_iou is None else "_nms"
+    suffix = "" if options.nms is None else "_nms"
     wanted = output_dir or output_parent(path) / f"eval_{split}_{path.stem.removeprefix('hf:')}{suffix}"
     require_output_folder(wanted)
     if split == "test":
@@ -138,20 +123,41 @@ def evaluate_checkpoint(
     dist.barrier()
     data = build_datasets(config, splits=(split,), classes=detector.classes if detector.names_classes else None)
     detector = replace(detector, classes=data.classes)
-    facts = _facts(detector, use_amp=use_amp) | {"nms_iou": options.nms_iou}
+    truth = GroundTruth.of(data.splits[split])
+    facts = _facts(detector, use_amp=use_amp) | {"nms_iou": options.nms}
     # With the config a comparison knows which evaluations are seeds of one model, wherever their folders are.
     extra = {"config": json.loads(json.dumps(config_to_dict(config)))}
-    judged = {"split": split, "gt_hash": GroundTruth.of(data.splits[split]).fingerprint()}
+    judged = {"split": split, "gt_hash": truth.fingerprint()}
     folder = _folder_for(wanted, {**judged, **facts, **extra}) if dist.is_main else wanted
-    result = _detect_and_judge(detector, data, dist, split, options.nms_iou)
+    loader = build_eval_loader(
+        config,
+        data.splits[split],
+        data.classes,
+        which=split,
+        rank=dist.rank,
+        world_size=dist.world_size,
+        pin_memory=dist.device.type == "cuda",
+    )
+    result = evaluate(detector, loader, data.splits[split], nms_iou=options.nms)
     if not dist.is_main:
         return Evaluation(result, folder, None, None)
-    cost = _cost(detector, split) if options.cost else None
-    analysis, tables = _analyse(result, data.splits[split], options, cost, facts)
+    analysis, tables = analyse(
+        truth,
+        result.detections,
+        split=split,
+        samples=options.bootstrap,
+        confusion_iou=options.confusion_iou,
+        confusion_score=options.confusion_score,
+        cost=_cost(detector, split) if options.cost else None,
+        facts=facts,
+        numbers=CocoNumbers(result.metrics, result.metrics_defects, result.per_class),
+    )
     replaces = (folder / RESULTS_NAME).exists()
     write_results(folder, result, tables, analysis=analysis, extra=extra)
-    if replaces:
-        _remove_pictures(folder)
+    if replaces:  # of the evaluation before: all that is in a folder is of one evaluation
+        shutil.rmtree(folder / "figures", ignore_errors=True)
+        shutil.rmtree(folder / "gallery", ignore_errors=True)
+        (folder / "report.html").unlink(missing_ok=True)
     report = _write_pictures(result, analysis, data.splits[split], folder, options.lang) if options.report else None
     return Evaluation(result, folder, analysis, report)
 
@@ -176,60 +182,20 @@ def _folder_for(wanted: Path, facts: Mapping[str, Any]) -> Path:
     return own
 
 
-def _remove_pictures(folder: Path) -> None:
-    """Of the evaluation before: all that is in a folder is of one evaluation."""
-    for name in (_FIGURES, _GALLERY):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / _REPORT).unlink(missing_ok=True)
-
-
-def _detect_and_judge(
-    detector: Detector, data: DataBundle, dist: Distributed, split: SplitName, nms_iou: float | None
-) -> EvalResult:
-    loader = build_eval_loader(
-        detector.config,
-        data.splits[split],
-        data.classes,
-        which=split,
-        rank=dist.rank,
-        world_size=dist.world_size,
-        pin_memory=dist.device.type == "cuda",
-    )
-    return evaluate(detector, loader, data.splits[split], nms_iou=nms_iou)
-
-
 def _cost(detector: Detector, split: SplitName) -> Cost:
     loader = loaders(detector.config)["val_dataloader" if split == "train" else f"{split}_dataloader"]
     log.info("measuring the cost of the model (--no-cost skips this)")
     return measure_cost(detector, eval_batch=loader.batch_size or loader.total_batch_size or 1)
 
 
-def _analyse(
-    result: EvalResult, split: CocoSplit, options: AnalysisOptions, cost: Cost | None, facts: Mapping[str, Any]
-) -> tuple[Analysis, MatchTables]:
-    return analyse(
-        GroundTruth.of(split),
-        result.detections,
-        split=result.split,
-        samples=options.samples,
-        confusion_iou=options.confusion_iou,
-        confusion_score=options.confusion_score,
-        cost=cost,
-        facts=facts,
-        numbers=CocoNumbers(result.metrics, result.metrics_defects, result.per_class),
-    )
-
-
-def _write_pictures(
-    result: EvalResult, analysis: Analysis, split: CocoSplit, folder: Path, lang: Literal["es", "en"]
-) -> Path:
+def _write_pictures(result: EvalResult, analysis: Analysis, split: CocoSplit, folder: Path, lang: Language) -> Path:
     """Figures, gallery and report.html; matplotlib is loaded only here."""
     from analysis.figures import write_figures
     from analysis.gallery import write_gallery
     from analysis.report import write_report
 
-    figures = write_figures(analysis, folder / _FIGURES, lang)
-    pictures = write_gallery(analysis, split, result.predictions, folder / _GALLERY, lang)
+    figures = write_figures(analysis, folder / "figures", lang)
+    pictures = write_gallery(analysis, split, result.predictions, folder / "gallery", lang)
     return write_report(analysis, folder, lang=lang, figures=figures, gallery=pictures)
 
 
@@ -268,3 +234,54 @@ def _facts(detector: Detector, *, use_amp: bool) -> dict[str, Any]:
         "train_seconds": checkpoint.get("train_seconds"),
         "use_amp": use_amp,
     }
+
+
+_MEANINGS = {
+    "AP": "IoU 0.50:0.95",
+    "AP50": "IoU 0.50",
+    "AP75": "IoU 0.75",
+    "AP_small": "area below 32 x 32 px",
+    "AP_medium": "area 32 x 32 to 96 x 96 px",
+    "AP_large": "area above 96 x 96 px",
+    "AR_1": "1 detection per image",
+    "AR_10": "10 detections per image",
+    "AR_100": "100 detections per image",
+    "AR_small": "area below 32 x 32 px",
+    "AR_medium": "area 32 x 32 to 96 x 96 px",
+    "AR_large": "area above 96 x 96 px",
+}
+
+
+def format_results(results: Mapping[str, Any]) -> str:
+    """Write the numbers of results.json as a readable table: COCO's twelve and each class with 95 % intervals, the best
+    score thresholds. `-` stands for "no ground truth"."""
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
+    def interval(intervals: Mapping[str, Any], name: str) -> str:
+        if not results["bootstrap_samples"]:
+            return ""
+        ends = intervals.get(name)
+        return f"{'-' if ends is None else f'{ends[0]:.4f} to {ends[1]:.4f}':>20}"
+
+    heading = f"{'95 % interval':>20}" if results["bootstrap_samples"] else ""
+    has_normal = results["metrics"] != results["metrics_defects"]
+    lines = [f"Split {results['split']}: {results['num_images']} images", ""]
+    lines.append(f"{'':12}{'all':>8}{heading}" + (f"{'defects':>10}" if has_normal else ""))
+    for name, meaning in _MEANINGS.items():
+        defects = f"{number(results['metrics_defects'][name]):>10}" if has_normal else ""
+        row = f"{name:12}{number(results['metrics'][name]):>8}{interval(results['intervals'], name)}{defects}"
+        lines.append(f"{row}   {meaning}")
+    width = max(12, *(len(name) + 2 for name in results["per_class"]))
+    lines += ["", f"{'class':{width}}{'AP':>8}{heading}{'AP50':>8}{'boxes':>8}{'best score':>12}{'F1':>8}"]
+    for name, one in results["per_class"].items():
+        best = results["thresholds"]["per_class"][name]
+        score, f1 = (number(best and best[key]) for key in ("score", "f1"))
+        row = f"{name:{width}}{number(one['AP']):>8}{interval(one['intervals'], 'AP')}{number(one['AP50']):>8}"
+        lines.append(f"{row}{one['num_gt']:>8}{score:>12}{f1:>8}")
+    best = results["thresholds"]["overall"]
+    if best is None:
+        return "\n".join([*lines, "", "No detection hits anything at IoU 0.50: there is no best score threshold."])
+    numbers = f"F1 {best['f1']:.4f}, precision {best['precision']:.4f}, recall {best['recall']:.4f}"
+    return "\n".join([*lines, "", f"Best score threshold {best['score']:.4f}: {numbers} (IoU 0.50)"])

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Literal
 
 import numpy as np
 
 from analysis.errors import Errors
 from analysis.matching import Boxes, Matches
-from analysis.result import ERROR_KINDS, Finding, SizeHistogram
+from analysis.result import ERROR_KINDS, Finding
 from data.types import BoolArray, FloatArray, IntArray
 
-GALLERY_SIZE = 24
+GALLERY_SIZE = 12
+"""Of each kind: a sheet of the gallery."""
 _MOST_PER_IMAGE = 3
 SIZE_EDGES_PX = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 1e5)
 """COCO's borders, 32 and 96, are among them."""
 
 
-def size_histogram(matches: Matches, *, score: float) -> SizeHistogram:
+def size_histogram(matches: Matches, *, score: float) -> dict[str, list[float]]:
     """Count boxes (crowds left out) by the square root of their area, and those found by a detection of at least
     `score`."""
     real, sizes = ~matches.truth.crowd, np.sqrt(matches.truth.areas)
@@ -25,7 +27,7 @@ def size_histogram(matches: Matches, *, score: float) -> SizeHistogram:
     edges = edges[: int(np.searchsorted(edges, sizes[real].max(initial=0.0), side="right")) + 1]
     there, _ = np.histogram(sizes[real], edges)
     found, _ = np.histogram(sizes[_found(matches, score)], edges)
-    return SizeHistogram(edges, there.astype(np.int64), found.astype(np.int64))
+    return {"edges_px": edges.tolist(), "ground_truth": there.tolist(), "found": found.tolist()}
 
 
 def gallery(matches: Matches, errors: Errors, normal_label: int | None, *, score: float) -> list[Finding]:
@@ -44,7 +46,7 @@ def gallery(matches: Matches, errors: Errors, normal_label: int | None, *, score
     alarms = np.flatnonzero((errors.kinds >= 0) & (found.scores >= score) & (found.labels != normal_label))
     alarms = alarms[np.argsort(-found.scores[alarms], kind="stable")]
 
-    def finding(kind: str, boxes: Boxes, row: int, score: float, note: int) -> Finding:
+    def finding(kind: Literal["missed", "false_alarm"], boxes: Boxes, row: int, score: float, note: int) -> Finding:
         x, y, width, height = boxes.xywh[row].tolist()
         image_id = int(matches.image_ids[boxes.images[row]])
         return Finding(kind, image_id, int(boxes.labels[row]), score, (x, y, width, height), ERROR_KINDS[note])

@@ -5,41 +5,28 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from numpy.typing import NDArray
 
-from analysis.labels import Labels, Language, labels_of
-from analysis.result import ERROR_KINDS, Analysis, Finding
-from analysis.style import (
-    FOUND_COLOUR,
-    TRUTH_COLOUR,
-    FigureFiles,
-    figure_style,
-    new_figure,
-    save_figure,
-    tidy,
-)
+from analysis.result import Analysis, Finding
+from analysis.style import FOUND_COLOUR, TRUTH_COLOUR, FigureFiles, figure_style, new_figure, save_figure, tidy
 from data.coco import CocoSplit
 from data.errors import UserError
 from data.images import decode_image
+from data.types import PixelArray
 from engine.coco_metrics import Prediction
-from engine.pictures import Picture
+from texts import Language, Texts, texts_of
 
 log = logging.getLogger(__name__)
 
-FloatArray = NDArray[np.float64]
-
 _COLUMNS = 3
-_ROWS = 4
 _CONTEXT = 2.5
 """Side of the crop, in sides of the box."""
 _LEAST_CROP_PX = 96
@@ -51,8 +38,7 @@ _CHARACTER_WIDTH, _NAME_HEIGHT = 0.024, 0.045
 """What a name takes of a crop, about: a character, and the line."""
 
 
-@dataclass(frozen=True)
-class GalleryFiles:
+class GalleryFiles(NamedTuple):
     """The sheets on disk, and which images are not on them."""
 
     sheets: tuple[FigureFiles, ...]
@@ -60,85 +46,69 @@ class GalleryFiles:
     """One sentence an image that could not be read."""
 
 
-@dataclass(frozen=True)
-class _DrawnBox:
-    """Corners in pixels of the original image."""
-
+class _DrawnBox(NamedTuple):
     xyxy: tuple[float, float, float, float]
+    """Corners in pixels of the original image."""
     text: str
     is_truth: bool
     is_finding: bool
 
 
-@dataclass(frozen=True)
-class _Crop:
+class _Crop(NamedTuple):
     """What one cell of a sheet shows."""
 
-    pixels: Picture
+    pixels: PixelArray
     window_xyxy: tuple[int, int, int, int]
-    boxes: tuple[_DrawnBox, ...]
+    boxes: Sequence[_DrawnBox]
     caption: str
     file_name: str
 
 
 def write_gallery(
-    analysis: Analysis,
-    split: CocoSplit,
-    predictions: Sequence[Prediction],
-    folder: Path,
-    lang: Language,
-    *,
-    count: int = _COLUMNS * _ROWS,
+    analysis: Analysis, split: CocoSplit, predictions: Sequence[Prediction], folder: Path, lang: Language
 ) -> GalleryFiles:
-    """Write gallery_missed.png/.pdf and gallery_false_alarm.png/.pdf, further sheets as `..._2`, into `folder`.
+    """Write gallery_missed.png/.pdf and gallery_false_alarm.png/.pdf into `folder`.
 
     One image is in memory at a time, and of it only the crops are kept. An image that cannot be read is left out,
     logged and named in the result.
 
     Args:
-        analysis: Its `gallery` is drawn, and the confidence of its confusion matrix is what predictions need to be
+        analysis: Its findings are drawn, and the confidence of its confusion matrix is what predictions need to be
             drawn.
         split: Where the images and boxes are.
         predictions: COCO results of the split.
         folder: Created if need be.
         lang: Of the texts.
-        count: Findings of each kind; a sheet holds twelve.
 
     Raises:
         UserError: The folder cannot be written.
     """
-    labels = labels_of(lang)
-    chosen = [f for kind in ("missed", "false_alarm") for f in [g for g in analysis.gallery if g.kind == kind][:count]]
-    crops, left_out = _crops(analysis, split, predictions, chosen, labels)
+    texts, min_score = texts_of(lang, "gallery"), analysis.results["confusion"]["score"]
+    crops, left_out = _crops(analysis.findings, split, predictions, min_score, texts)
     sheets = []
     with figure_style():
-        for kind, title in (("missed", labels.gallery_missed), ("false_alarm", labels.gallery_false_alarms)):
-            of_kind = [crops[k] for k, finding in enumerate(chosen) if finding.kind == kind and k in crops]
-            pages = math.ceil(len(of_kind) / (_COLUMNS * _ROWS))
-            for page in range(pages):
-                shown = of_kind[page * _COLUMNS * _ROWS : (page + 1) * _COLUMNS * _ROWS]
-                heading = title if pages == 1 else labels.gallery_page.format(title=title, page=page + 1, pages=pages)
-                name = f"gallery_{kind}" + (f"_{page + 1}" if page else "")
-                sheets.append(_write_sheet(shown, folder, name, heading, analysis.confusion.score, labels))
+        for kind, title in (("missed", texts["missed"]), ("false_alarm", texts["false_alarms"])):
+            shown = [crops[k] for k, finding in enumerate(analysis.findings) if finding.kind == kind and k in crops]
+            if shown:
+                sheets.append(_write_sheet(shown, folder, f"gallery_{kind}", title, min_score, texts))
     return GalleryFiles(tuple(sheets), tuple(left_out))
 
 
 def _crops(
-    analysis: Analysis,
+    findings: Sequence[Finding],
     split: CocoSplit,
     predictions: Sequence[Prediction],
-    findings: Sequence[Finding],
-    labels: Labels,
+    min_score: float,
+    texts: Texts,
 ) -> tuple[dict[int, _Crop], list[str]]:
     """Crops by position in `findings`, and what could not be read."""
     by_image: dict[int, list[int]] = defaultdict(list)
     for k, finding in enumerate(findings):
-        if np.isfinite(finding.box_xywh).all():
-            by_image[finding.image_id].append(k)
-    found: dict[int, list[Prediction]] = defaultdict(list)
-    for prediction in predictions:
-        if prediction["image_id"] in by_image and prediction["score"] >= analysis.confusion.score:
-            found[prediction["image_id"]].append(prediction)
+        by_image[finding.image_id].append(k)
+    predicted: dict[int, list[Prediction]] = defaultdict(list)
+    for one in predictions:
+        if one["image_id"] in by_image and one["score"] >= min_score:
+            predicted[one["image_id"]].append(one)
     crops, left_out = {}, []
     for image in split.images:
         if image.id not in by_image:
@@ -150,55 +120,47 @@ def _crops(
             log.warning("Gallery: left out: %s", reason)
             left_out.append(reason)
             continue
-        rows = split.training_rows(image)
-        truth = [(split.boxes_xywh[row], int(split.labels[row])) for row in rows]
+        truth = [(split.boxes_xywh[row].tolist(), int(split.labels[row])) for row in split.training_rows(image)]
         for k in by_image[image.id]:
-            boxes = _boxes(findings[k], truth, found[image.id], split, labels)
+            boxes = _boxes(findings[k], truth, predicted[image.id], split, texts)
             window = _window(findings[k].box_xywh, (pixels.shape[1], pixels.shape[0]))
-            caption = _caption(findings[k], split, labels)
+            caption = _caption(findings[k], split.classes.names[findings[k].label], texts)
             crops[k] = _Crop(_cut(pixels, window), window, boxes, caption, image.file_name)
     return crops, left_out
 
 
-def _caption(finding: Finding, split: CocoSplit, labels: Labels) -> str:
-    name = tidy(_name(split, finding.label), 18)
-    if finding.kind == "missed":
-        near = labels.gallery_touched.format(score=labels.number(finding.score, 2))
-        return f"{name} · {near if finding.score > 0 else labels.gallery_not_touched}"
-    kinds: Mapping[str, str] = {kind: labels.error_kinds[kind] for kind in ERROR_KINDS}
-    return f"{name} {labels.number(finding.score, 2)} · {kinds.get(finding.note, tidy(finding.note, 20))}"
+def _caption(finding: Finding, name: str, texts: Texts) -> str:
+    name, score = tidy(name, 18), texts.number(finding.score, 2)
+    if finding.kind == "false_alarm":
+        return f"{name} {score} · {texts_of(texts.language, 'error_kinds')[finding.note]}"
+    return f"{name} · {texts('touched', score=score) if finding.score > 0 else texts['not_touched']}"
 
 
 def _boxes(
     finding: Finding,
-    truth: Sequence[tuple[FloatArray, int]],
-    found: Sequence[Prediction],
+    truth: Sequence[tuple[Sequence[float], int]],
+    predicted: Sequence[Prediction],
     split: CocoSplit,
-    labels: Labels,
-) -> tuple[_DrawnBox, ...]:
+    texts: Texts,
+) -> list[_DrawnBox]:
     """The boxes of the image, the finding last, so that it lies on top; predictions best first up to a limit."""
-    is_miss = finding.kind == "missed"
-    target = np.asarray(finding.box_xywh, dtype=np.float64)
 
-    def is_finding(box_xywh: FloatArray, label: int) -> bool:
-        return label == finding.label and bool(np.abs(box_xywh - target).max() < _SAME_BOX_PX)
+    def drawn(box_xywh: Sequence[float], label: int, score: float | None) -> _DrawnBox:
+        x, y, width, height = box_xywh
+        text = tidy(split.classes.names[label], 16) + ("" if score is None else f" {texts.number(score, 2)}")
+        is_finding = (
+            (score is None) == (finding.kind == "missed")
+            and label == finding.label
+            and bool(np.abs(np.subtract(box_xywh, finding.box_xywh)).max() < _SAME_BOX_PX)
+        )
+        return _DrawnBox((x, y, x + width, y + height), text, score is None, is_finding)
 
-    def predicted(label: int, score: float) -> str:
-        return f"{tidy(_name(split, label), 16)} {labels.number(score, 2)}"
-
-    drawn = [
-        _DrawnBox(_corners(box), tidy(_name(split, label), 16), True, False)
-        for box, label in truth
-        if not (is_miss and is_finding(box, label))
-    ]
+    best = sorted(predicted, key=lambda one: -one["score"])[:_MAX_PREDICTIONS]
     label_of = split.classes.label_of
-    best = sorted(found, key=lambda p: -p["score"])[:_MAX_PREDICTIONS]
-    for prediction in best:
-        box, label = np.asarray(prediction["bbox"], dtype=np.float64), label_of[prediction["category_id"]]
-        if is_miss or not is_finding(box, label):
-            drawn.append(_DrawnBox(_corners(box), predicted(label, prediction["score"]), False, False))
-    text = tidy(_name(split, finding.label), 16) if is_miss else predicted(finding.label, finding.score)
-    return (*drawn, _DrawnBox(_corners(target), text, is_miss, True))
+    others = [drawn(box, label, None) for box, label in truth]
+    others += [drawn(one["bbox"], label_of[one["category_id"]], one["score"]) for one in best]
+    target = drawn(finding.box_xywh, finding.label, None if finding.kind == "missed" else finding.score)
+    return [*(box for box in others if not box.is_finding), target]
 
 
 def _window(box_xywh: Sequence[float], size_wh: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -214,7 +176,7 @@ def _window(box_xywh: Sequence[float], size_wh: tuple[int, int]) -> tuple[int, i
     return left, top, right, bottom
 
 
-def _cut(pixels: Picture, window: tuple[int, int, int, int]) -> Picture:
+def _cut(pixels: PixelArray, window: tuple[int, int, int, int]) -> PixelArray:
     """A copy, so that the whole image can be let go."""
     left, top, right, bottom = window
     part = pixels[top:bottom, left:right]
@@ -226,7 +188,7 @@ def _cut(pixels: Picture, window: tuple[int, int, int, int]) -> Picture:
 
 
 def _write_sheet(
-    crops: Sequence[_Crop], folder: Path, name: str, title: str, min_score: float, labels: Labels
+    crops: Sequence[_Crop], folder: Path, name: str, title: str, min_score: float, texts: Texts
 ) -> FigureFiles:
     rows = math.ceil(len(crops) / _COLUMNS)
     figure = new_figure(5.2 * rows + 1.2)
@@ -235,20 +197,17 @@ def _write_sheet(
         cell.axis("off")
     for cell, crop in zip(cells, crops, strict=False):
         _draw_crop(cell, crop)
-    handles = [
-        Line2D([], [], color=TRUTH_COLOUR, linestyle="-", linewidth=1.2),
-        Line2D([], [], color=FOUND_COLOUR, linestyle="--", linewidth=1.2),
-        Line2D([], [], color="black", linestyle="-", linewidth=2.6),
-    ]
-    texts = [
-        labels.gallery_truth,
-        labels.gallery_prediction.format(score=labels.number(min_score, 2)),
-        labels.gallery_finding,
-    ]
-    figure.legend(handles, texts, loc="outside lower center", ncols=3)
+    legend = {
+        texts["truth"]: Line2D([], [], color=TRUTH_COLOUR, linestyle="-", linewidth=1.2),
+        texts("prediction", score=texts.number(min_score, 2)): Line2D(
+            [], [], color=FOUND_COLOUR, linestyle="--", linewidth=1.2
+        ),
+        texts["finding"]: Line2D([], [], color="black", linestyle="-", linewidth=2.6),
+    }
+    figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=3)
     png, pdf = save_figure(figure, folder, name)
     items = "; ".join(f"{crop.caption} ({tidy(crop.file_name, 40)})" for crop in crops)
-    return FigureFiles(name, title, labels.gallery_alt.format(title=title, count=len(crops), items=items), png, pdf)
+    return FigureFiles(name, title, texts("alt", title=title, count=len(crops), items=items), png, pdf)
 
 
 def _draw_crop(cell: Any, crop: _Crop) -> None:
@@ -257,27 +216,23 @@ def _draw_crop(cell: Any, crop: _Crop) -> None:
     cell.imshow(crop.pixels, extent=(left, right, bottom, top))
     cell.set(xlim=(left, right), ylim=(bottom, top))
     cell.set_title(f"{crop.caption}\n{tidy(crop.file_name, 34)}", fontsize=6)
-    visible = [
-        box
-        for box in crop.boxes
-        if box.xyxy[0] < right and box.xyxy[1] < bottom and box.xyxy[2] > left and box.xyxy[3] > top
-    ]
-    for box in visible:
+    visible = []
+    for box in crop.boxes:
         x1, y1, x2, y2 = box.xyxy
-        colour = TRUTH_COLOUR if box.is_truth else FOUND_COLOUR
+        if not (x1 < right and y1 < bottom and x2 > left and y2 > top):
+            continue
+        visible.append(box)
         width = 2.4 if box.is_finding else 1.0
-        # A white rim shows dark lines on dark steel.
-        rim = [withStroke(linewidth=width + 1.2, foreground="white")]
-        dashes = "-" if box.is_truth else "--"
         shape = Rectangle(
             (x1, y1),
             x2 - x1,
             y2 - y1,
             fill=False,
-            edgecolor=colour,
+            edgecolor=TRUTH_COLOUR if box.is_truth else FOUND_COLOUR,
             linewidth=width,
-            linestyle=dashes,
-            path_effects=rim,
+            linestyle="-" if box.is_truth else "--",
+            # A white rim shows dark lines on dark steel.
+            path_effects=[withStroke(linewidth=width + 1.2, foreground="white")],
         )
         cell.add_patch(shape)
     _write_names(cell, crop.window_xyxy, visible)
@@ -305,13 +260,3 @@ def _write_names(cell: Any, window_xyxy: tuple[int, int, int, int], visible: Seq
             clip_on=True,
             path_effects=[withStroke(linewidth=1.4, foreground="white")],
         )
-
-
-def _corners(box_xywh: FloatArray) -> tuple[float, float, float, float]:
-    x, y, w, h = (float(v) for v in box_xywh)
-    return x, y, x + w, y + h
-
-
-def _name(split: CocoSplit, label: int) -> str:
-    names = split.classes.names
-    return names[label] if 0 <= label < len(names) else f"class {label}"

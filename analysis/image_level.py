@@ -5,12 +5,13 @@ Legend: I images, S thresholds, N bootstrap samples.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from analysis.bootstrap import BootstrapResult, draw_weights
 from analysis.curves import SCORE_THRESHOLDS
 from analysis.matching import Matches
-from analysis.result import ImageLevel
 from data.types import BoolArray, FloatArray
 
 _CHUNK_SAMPLES = 128
@@ -23,18 +24,11 @@ def image_level(
     samples: int = 1000,
     seed: int = 0,
     thresholds: FloatArray = SCORE_THRESHOLDS,
-) -> ImageLevel:
-    """AUROC of "any defect", false alarms and misses per image.
+) -> dict[str, Any]:
+    """Compute AUROC of "any defect", and false alarms and misses per image at each threshold [S].
 
     An image is defective if it has a box of a class other than NORMAL, a crowd box too. Its score is that of its
-    best detection of such a class, wherever it is; 0 without any.
-
-    Args:
-        matches: Matching of the split.
-        normal_label: The class NORMAL; None where there is none.
-        samples: Of the bootstrap over images, the same images as in `bootstrap`; 0 for no interval.
-        seed: Of the bootstrap.
-        thresholds: [S], ascending.
+    best detection of such a class, wherever it is; 0 without any. The bootstrap draws the same images as `bootstrap`.
     """
     truth, found = matches.truth, matches.found
     num_images = len(matches.image_ids)
@@ -44,23 +38,25 @@ def image_level(
     best = np.zeros(num_images)
     np.maximum.at(best, found.images[rows], found.scores[rows])
     alarms = np.sort(found.scores[rows & ~defective[found.images]])
-    best_of_defective = np.sort(best[defective])
     num_defective = int(defective.sum())
     num_clean = num_images - num_defective
-    nothing = np.full(len(thresholds), np.nan)
-    point = _aurocs(best, defective, np.ones((num_images, 1)))[0]
+    point = float(_aurocs(best, defective, np.ones((num_images, 1)))[0])
     false_alarms = len(alarms) - np.searchsorted(alarms, thresholds, side="left")
     # At threshold 0 an image without any detection is still a miss.
-    missed = np.searchsorted(best_of_defective, np.maximum(thresholds, np.finfo(float).tiny), side="left")
-    return ImageLevel(
-        auroc=None if np.isnan(point) else float(point),
-        auroc_interval=BootstrapResult.interval(_bootstrap(best, defective, samples, seed)),
-        num_clean=num_clean,
-        num_defective=num_defective,
-        scores=thresholds,
-        false_alarms_per_clean_image=false_alarms / num_clean if num_clean else nothing,
-        miss_rate=missed / num_defective if num_defective else nothing,
-    )
+    missed = np.searchsorted(np.sort(best[defective]), np.maximum(thresholds, np.finfo(float).tiny), side="left")
+    return {
+        "auroc": None if np.isnan(point) else point,
+        "auroc_interval": BootstrapResult.interval(_bootstrap(best, defective, samples, seed)),
+        "num_clean": num_clean,
+        "num_defective": num_defective,
+        "scores": thresholds.round(6).tolist(),
+        "false_alarms_per_clean_image": _ratios(false_alarms, num_clean),
+        "miss_rate": _ratios(missed, num_defective),
+    }
+
+
+def _ratios(counts: Any, total: int) -> list[float | None]:
+    return (counts / total).round(6).tolist() if total else [None] * len(counts)
 
 
 def _bootstrap(best: FloatArray, defective: BoolArray, samples: int, seed: int) -> FloatArray:

@@ -4,46 +4,36 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from analysis.gallery import GalleryFiles
-from analysis.labels import Labels, Language, labels_of
-from analysis.report_sections import Card, HtmlTable, Section, build_sections
 from analysis.result import Analysis
-from analysis.style import FigureFiles, tidy
+from analysis.style import FigureFiles, decimal_mark, tidy
 from data.errors import UserError
+from data.files import write_atomically
 from data.images import open_image
-from engine.checkpoint import write_atomically
+from texts import NOTHING, Language, Texts, texts_of
 
-
-@dataclass(frozen=True)
-class _Picture:
-    """An image inside the page."""
-
-    title: str
-    description: str
-    source: str
-    """A data URI."""
-    width_px: int
-    height_px: int
-
-
-@dataclass(frozen=True)
-class _PageSection:
-    """A section with its pictures read."""
-
-    key: str
-    title: str
-    cards: Sequence[Card]
-    paragraphs: Sequence[str]
-    tables: Sequence[HtmlTable]
-    pictures: Sequence[_Picture]
+_MAX_CONFUSIONS = 20
+_MISS_RATES = (0.0, 0.01, 0.05, 0.1)
+_PACKAGES = ("torch", "torchvision", "faster-coco-eval", "numpy", "matplotlib")
+_FIGURES_OF = {
+    "classes": ["class_ap"],
+    "curves": ["precision_recall", "f1"],
+    "confusion": ["confusion", "confusion_counts"],
+    "errors": ["errors"],
+    "image-level": ["image_level"],
+    "sizes": ["sizes"],
+}
 
 
 def write_report(
@@ -69,52 +59,50 @@ def write_report(
     Raises:
         UserError: An image cannot be read or the page cannot be written.
     """
-    labels = labels_of(lang)
-    sections = build_sections(analysis, figures, gallery, labels)
-    page = _render([_with_pictures(section) for section in sections], _subtitle(analysis, labels), labels)
-    path = folder / "report.html"
-    # A lone surrogate in a name is no character; it becomes a question mark.
-    write_atomically(path, lambda file: file.write(page.encode("utf-8", "replace")), what="report")
-    return path
-
-
-def _subtitle(analysis: Analysis, labels: Labels) -> str:
-    parts = [
-        f"{labels.report_split} {analysis.split}",
-        f"{labels.report_images}: {labels.integer(analysis.num_images)}",
-    ]
-    checkpoint = analysis.facts.get("checkpoint")
-    return " · ".join([*parts, tidy(str(checkpoint))] if checkpoint else parts)
-
-
-def _with_pictures(section: Section) -> _PageSection:
-    pictures = [_picture(figure) for figure in section.figures]
-    return _PageSection(section.key, section.title, section.cards, section.paragraphs, section.tables, pictures)
-
-
-def _picture(figure: FigureFiles) -> _Picture:
-    try:
-        with open_image(figure.png) as image:
-            width, height = image.size
-        data = base64.b64encode(figure.png.read_bytes()).decode("ascii")
-    except OSError as error:
-        raise UserError(f"{figure.png}: the figure cannot be read for the report ({error}). Evaluate again.") from error
-    return _Picture(figure.title, figure.description, f"data:image/png;base64,{data}", width, height)
-
-
-def _render(sections: Sequence[_PageSection], subtitle: str, labels: Labels) -> str:
+    texts, results = texts_of(lang, "report"), analysis.results
+    figure_texts = texts_of(lang, "figures")
+    by_name = {figure.name: figure for figure in figures}
+    pictures = {key: [_picture(by_name[n]) for n in names if n in by_name] for key, names in _FIGURES_OF.items()}
+    pictures["gallery"] = [_picture(sheet) for sheet in gallery.sheets] if gallery else []
+    subtitle = [f"{texts['split']} {results['split']}", f"{texts['images']}: {texts.number(results['num_images'], 0)}"]
+    if analysis.facts.get("checkpoint"):
+        subtitle.append(tidy(str(analysis.facts["checkpoint"])))
     style, script = _resource("report.css"), _resource("report.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string(_resource("report_template.html")).render(
-        sections=sections,
-        subtitle=subtitle,
-        labels=labels,
+    environment.filters["tidy"] = tidy
+    page = environment.from_string(_resource("report_template.html")).render(
+        results=results,
+        t=texts,
+        f=figure_texts,
+        g=texts_of(lang, "gallery"),
+        **{name: texts_of(lang, name) for name in ("metric_meanings", "error_kinds", "error_meanings")},
+        pictures={"summary": [], "cost": [], "run": [], **pictures},
+        left_out=gallery.left_out if gallery else (),
+        subtitle=" · ".join(subtitle),
+        confusions=_confusions(results["confusion"], figure_texts),
+        operating_points=_operating_points(results, texts),
+        facts=list(_facts(analysis, texts)),
         # Our own files, the only text that is not escaped; the browser compares their hashes.
         style=Markup(style),
         script=Markup(script),
         style_hash=_policy_hash(style),
         script_hash=_policy_hash(script),
     )
+    path = folder / "report.html"
+    # A lone surrogate in a name is no character; it becomes a question mark.
+    write_atomically(path, lambda file: file.write(page.encode("utf-8", "replace")), what="report")
+    return path
+
+
+def _picture(figure: FigureFiles) -> dict[str, Any]:
+    try:
+        with open_image(figure.png) as image:
+            size_px = image.size
+        data = base64.b64encode(figure.png.read_bytes()).decode("ascii")
+    except OSError as error:
+        raise UserError(f"{figure.png}: the figure cannot be read for the report ({error}). Evaluate again.") from error
+    source = f"data:image/png;base64,{data}"
+    return {"title": figure.title, "description": figure.description, "source": source, "size_px": size_px}
 
 
 def _resource(name: str) -> str:
@@ -124,3 +112,74 @@ def _resource(name: str) -> str:
 def _policy_hash(text: str) -> Markup:
     digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
     return Markup(f"sha256-{digest}")
+
+
+def _confusions(confusion: Mapping[str, Any], texts: Texts) -> list[tuple[str, str, int, float]]:
+    """True class, what it is taken for, how often, share of the true class; most frequent first."""
+    names = [tidy(name) for name in confusion["names"]]
+    truths, guesses = [*names, texts["confusion_background"]], [*names, texts["confusion_missed"]]
+    counts = np.array(confusion["counts"])
+    rows = [
+        (truths[row], guesses[column], int(counts[row, column]), float(counts[row, column] / counts[row].sum()))
+        for row, column in zip(*np.nonzero(counts), strict=True)
+        if row != column
+    ]
+    return sorted(rows, key=lambda row: -row[2])[:_MAX_CONFUSIONS]
+
+
+def _operating_points(results: Mapping[str, Any], texts: Texts) -> list[tuple[Any, ...]]:
+    """Name, threshold, false alarms per clean image and miss rate: at the best F1, and at the highest threshold (it
+    rings least) that misses no more than some shares of the defective images."""
+    level, best = results["image_level"], results["thresholds"]["overall"]
+    scores, missed = (np.array(level[key], dtype=np.float64) for key in ("scores", "miss_rate"))
+    points: list[tuple[str, float | None]] = [(texts["at_best_f1"], best and best["score"])]
+    for rate in _MISS_RATES:
+        (good,) = np.nonzero(missed <= rate + 1e-12)
+        points.append((texts("miss_at_most", share=texts.percent(rate, 0)), scores[good[-1]] if len(good) else None))
+    rows = []
+    for name, score in points:
+        # At the best F1: the nearest threshold of the grid.
+        k = None if score is None else int(np.abs(scores - score).argmin())
+        measured = (level[key] for key in ("false_alarms_per_clean_image", "miss_rate"))
+        rows.append((name, score, *(None if k is None else values[k] for values in measured)))
+    return rows
+
+
+def _facts(analysis: Analysis, texts: Texts) -> Iterator[tuple[str, str]]:
+    """Name and value of every fact of the run, nested ones one by one."""
+    names = texts_of(texts.language, "facts")
+    facts = {key: analysis.results[key] for key in ("split", "gt_hash")} | {**analysis.facts}
+    facts.setdefault("versions", _versions())
+
+    def flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                yield from flat(f"{name} {tidy(str(key))}", inner)
+        else:
+            yield name, texts.number(value, 0) if name == names["parameters"] else _fact_text(value, texts)
+
+    for key, value in facts.items():
+        yield from flat(names[key] if key in names else tidy(str(key)), value)
+
+
+def _fact_text(value: Any, texts: Texts) -> str:
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return texts["is_yes" if value else "is_no"]
+    if isinstance(value, float):
+        return decimal_mark(f"{value:.6g}", texts.language)  # six digits of what may be 0.0123 or 5400
+    if isinstance(value, (list, tuple)):
+        return "; ".join(_fact_text(item, texts) for item in value)
+    return tidy(str(value))
+
+
+def _versions() -> dict[str, str]:
+    """Of Python and of the packages that numbers depend on."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = NOTHING
+    return versions

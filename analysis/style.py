@@ -8,9 +8,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import ScalarFormatter
 
-from analysis.labels import Labels
 from engine.checkpoint import write_atomically
 from engine.pictures import class_colour
+from texts import Language, Texts, number
 
 WIDTH_CM = 16.0
 """Text width of an A4 thesis."""
@@ -67,8 +66,7 @@ _SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class FigureFiles:
+class FigureFiles(NamedTuple):
     """A figure on disk, with what a page needs to show it."""
 
     name: str
@@ -82,13 +80,13 @@ class FigureFiles:
 
 @contextmanager
 def figure_style() -> Iterator[None]:
-    """Our settings on top of matplotlib's own defaults, not of the user's; restored on leaving."""
+    """Put our settings on top of matplotlib's own defaults, not of the user's; restored on leaving."""
     with matplotlib.style.context(["default", _SETTINGS]):
         yield
 
 
 def new_figure(height_cm: float) -> Figure:
-    """An empty figure of thesis width that lays itself out."""
+    """Make an empty figure of thesis width that lays itself out."""
     # matplotlib's own margins (inches) let titles touch the edge of the paper.
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
     figure = Figure(figsize=(WIDTH_CM / _CM_PER_INCH, height_cm / _CM_PER_INCH), layout=layout)
@@ -111,8 +109,8 @@ def save_figure(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def class_line(label: int) -> dict[str, Any]:
-    """Colour, dashes and marker of a class's line: the colour it has in pictures, but for yellow, which white paper
-    swallows."""
+    """Return colour, dashes and marker of a class's line: the colour it has in pictures, but for yellow, which white
+    paper swallows."""
     colour = class_colour(label)
     red, green, blue = _DARK_GREY if colour == _YELLOW else colour
     return {
@@ -123,7 +121,7 @@ def class_line(label: int) -> dict[str, Any]:
 
 
 def tidy(text: str, limit: int | None = None) -> str:
-    """One printable line: line breaks, control and direction marks become spaces.
+    """Make one printable line: line breaks, control and direction marks become spaces.
 
     Beyond `limit` characters the middle is cut: names of classes and files often differ at their ends.
     """
@@ -135,15 +133,20 @@ def tidy(text: str, limit: int | None = None) -> str:
     return f"{line[:head]}…{line[len(line) - (limit - 1 - head) :]}"
 
 
+def decimal_mark(text: str, language: Language) -> str:
+    """Put the language's decimal mark into a number that Python wrote."""
+    return text.replace(".", ",") if language == "es" else text
+
+
 class AxisNumbers(ScalarFormatter):
     """Matplotlib's own choice of digits with the language's decimal mark and groups of digits."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, language: Language | Texts) -> None:
         super().__init__(useOffset=False, useLocale=False)
         self.set_scientific(False)
-        self._labels = labels
+        self._language: Language = language.language if isinstance(language, Texts) else language
 
     def __call__(self, value: float, pos: int | None = None) -> str:
         if abs(value) >= 1000 and value == round(value):
-            return self._labels.integer(round(value))  # grouped as the numbers beside the axis are
-        return str(super().__call__(value, pos)).replace(".", self._labels.decimal_mark)
+            return number(value, 0, self._language)  # grouped as the numbers beside the axis are
+        return decimal_mark(str(super().__call__(value, pos)), self._language)

@@ -8,34 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.analyse import analysis_to_json
-from analysis.curves import thresholds_to_json
+from analysis.curves import best_thresholds
 from analysis.matching import FILE_NAME as TABLES_NAME
 from analysis.matching import MatchTables
-from analysis.result import Analysis, Interval, Threshold
+from analysis.result import Analysis
 from data.files import file_sha256, write_json
-from engine.coco_metrics import METRIC_NAMES
 from engine.evaluate import EvalResult
 from engine.hub import hub_weights, output_parent
 
 log = logging.getLogger(__name__)
 
 RESULTS_NAME = "results.json"
-
-_MEANINGS = {
-    "AP": "IoU 0.50:0.95",
-    "AP50": "IoU 0.50",
-    "AP75": "IoU 0.75",
-    "AP_small": "area below 32 x 32 px",
-    "AP_medium": "area 32 x 32 to 96 x 96 px",
-    "AP_large": "area above 96 x 96 px",
-    "AR_1": "1 detection per image",
-    "AR_10": "10 detections per image",
-    "AR_100": "100 detections per image",
-    "AR_small": "area below 32 x 32 px",
-    "AR_medium": "area 32 x 32 to 96 x 96 px",
-    "AR_large": "area above 96 x 96 px",
-}
 
 
 def write_results(
@@ -60,7 +43,7 @@ def write_results(
         UserError: The folder cannot be written.
     """
     content = result.to_json()
-    content.update({"thresholds": thresholds_to_json(tables)} if analysis is None else analysis_to_json(analysis))
+    content.update({"thresholds": best_thresholds(tables)} if analysis is None else analysis.results)
     taken = sorted(set(content) & set(extra or {}))
     if taken:
         raise ValueError(f"results.json already has {', '.join(taken)}")
@@ -141,62 +124,3 @@ def read_results(path: Path) -> Mapping[str, Any]:
         log.warning("%s: cannot be read, it is not used (%s)", path, error)
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def format_results(result: EvalResult, analysis: Analysis | None = None) -> str:
-    """The twelve COCO numbers and AP per class as a readable table; `-` stands for "no ground truth".
-
-    With an analysis also 95 % intervals and the best score thresholds.
-    """
-    has_normal = result.metrics != result.metrics_defects
-    intervals = {} if analysis is None else analysis.intervals
-    has_intervals = any(interval is not None for interval in intervals.values())
-    head = f"{'':12}{'all':>8}" + (f"{'95 % interval':>20}" if has_intervals else "")
-    head += f"{'defects':>10}" if has_normal else ""
-    lines = [f"Split {result.split}: {result.num_images} images", "", head]
-    for name in METRIC_NAMES:
-        row = f"{name:12}{_number(result.metrics[name]):>8}"
-        if has_intervals:
-            row += f"{_interval(intervals.get(name)):>20}"
-        if has_normal:
-            row += f"{_number(result.metrics_defects[name]):>10}"
-        lines.append(f"{row}   {_MEANINGS[name]}")
-    lines += ["", *_class_lines(result, analysis, has_intervals=has_intervals)]
-    if analysis is not None:
-        lines += ["", _threshold_line(analysis.best)]
-    return "\n".join(lines)
-
-
-def _class_lines(result: EvalResult, analysis: Analysis | None, *, has_intervals: bool) -> list[str]:
-    width = max(12, *(len(name) + 2 for name in result.per_class))
-    head = f"{'class':{width}}{'AP':>8}" + (f"{'95 % interval':>20}" if has_intervals else "")
-    head += f"{'AP50':>8}{'boxes':>8}" + ("" if analysis is None else f"{'best score':>12}{'F1':>8}")
-    classes = {} if analysis is None else {one.name: one for one in analysis.per_class}
-    lines = [head]
-    for name, row in result.per_class.items():
-        line = f"{name:{width}}{_number(row['AP']):>8}"
-        if has_intervals:
-            line += f"{_interval(classes[name].intervals['AP']):>20}"
-        line += f"{_number(row['AP50']):>8}{row['num_gt']:>8}"
-        if analysis is not None:
-            best = classes[name].best
-            line += f"{_number(best and best.score):>12}{_number(best and best.f1):>8}"
-        lines.append(line)
-    return lines
-
-
-def _threshold_line(best: Threshold | None) -> str:
-    if best is None:
-        return "No detection hits anything at IoU 0.50: there is no best score threshold."
-    return (
-        f"Best score threshold {best.score:.4f}: F1 {best.f1:.4f}, precision {best.precision:.4f}, recall "
-        f"{best.recall:.4f} (IoU 0.50)"
-    )
-
-
-def _interval(interval: Interval | None) -> str:
-    return "-" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

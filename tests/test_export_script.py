@@ -46,7 +46,7 @@ def test_weights_out_and_judged_again(run_folder: Path) -> None:
     code, out, _ = run_here("-r", run_folder / "best.pth", "--format", "hub", "official")
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["official", "hub"]
     folder = run_folder / "export_best"
-    options = AnalysisOptions(samples=0, report=False, cost=False)
+    options = AnalysisOptions(bootstrap=0, report=False, cost=False)
     dist = Distributed(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
     metrics = []
     for path, config in (

@@ -34,6 +34,18 @@ class Texts:
         """See `number`."""
         return number(value, decimals, self.language, signed=signed)
 
+    def percent(self, fraction: float | None, decimals: int = 1) -> str:
+        """See `percent`."""
+        return percent(fraction, self.language, decimals)
+
+    def interval(self, ends: tuple[float, float] | None, decimals: int = 3) -> str:
+        """Write `[low, high]`, with a semicolon where the comma is the decimal mark; a dash for None."""
+        between = "; " if self.language == "es" else ", "
+        return NOTHING if ends is None else f"[{between.join(self.number(end, decimals) for end in ends)}]"
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._texts
+
 
 def texts_of(language: Language, section: str) -> Texts:
     """Return the texts of one section in a language."""

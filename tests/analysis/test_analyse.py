@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from analysis.analyse import analyse, analysis_to_json
+from analysis.analyse import analyse
 from analysis.bootstrap import bootstrap
-from analysis.curves import thresholds_to_json
+from analysis.curves import best_thresholds
 from analysis.errors import classify_errors
+from analysis.evaluate import format_results
 from analysis.findings import GALLERY_SIZE, gallery, size_histogram
 from analysis.matching import match
 from analysis.result import Analysis, Cost, Finding, Latency
@@ -63,11 +64,12 @@ def test_gallery_is_not_one_image_only() -> None:
 def test_size_histogram() -> None:
     boxes = [(1, "hole", A), (2, "hole", A), (3, "hole", BIG), (3, "scratch", (0, 0, 32, 32))]
     detections = [(1, "hole", A, 0.9), (2, "hole", A, 0.2)]
-    sizes = size_histogram(match(*scene(boxes, detections, crowds=[(1, "hole", BIG)])), score=0.5)
-    assert sizes.edges_px.tolist() == [0, 8, 16, 24, 32, 48, 64, 96, 128]
-    assert sizes.ground_truth.tolist() == [0, 0, 2, 0, 1, 0, 0, 1]
-    assert sizes.found.tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
-    assert size_histogram(match(*scene([], [])), score=0.5).ground_truth.sum() == 0
+    assert size_histogram(match(*scene(boxes, detections, crowds=[(1, "hole", BIG)])), score=0.5) == {
+        "edges_px": [0, 8, 16, 24, 32, 48, 64, 96, 128],
+        "ground_truth": [0, 0, 2, 0, 1, 0, 0, 1],
+        "found": [0, 0, 1, 0, 0, 0, 0, 0],
+    }
+    assert sum(size_histogram(match(*scene([], [])), score=0.5)["ground_truth"]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -79,52 +81,47 @@ def analysis() -> Analysis:
 
 def test_parts_agree(analysis: Analysis) -> None:
     truth, detections = random_case(3, num_images=20)
-    numbers, matches = coco_numbers(truth, detections), match(truth, detections)
-    assert analysis.metrics == numbers.metrics and analysis.metrics_defects == numbers.metrics_defects
-    assert (analysis.gt_hash, analysis.num_images, analysis.split) == (truth.fingerprint(), 20, "val")
+    numbers, matches, results = coco_numbers(truth, detections), match(truth, detections), analysis.results
+    assert results["metrics"] == numbers.metrics and results["metrics_defects"] == numbers.metrics_defects
+    assert tuple(results["metrics"]) == METRIC_NAMES and results["thresholds"] == best_thresholds(matches)
+    assert (results["gt_hash"], results["num_images"], results["split"]) == (truth.fingerprint(), 20, "val")
     resampled = bootstrap(matches, samples=30, seed=5)
-    assert analysis.intervals["AP75"] == resampled.ap_interval(resampled.ap75, resampled.point_ap75)
-    for label, one in enumerate(analysis.per_class):
-        row = numbers.per_class[one.name]
-        assert {**one.metrics, "num_gt": one.num_gt} == row
+    assert results["intervals"]["AP75"] == resampled.ap_interval(resampled.ap75, resampled.point_ap75)
+    for label, (name, one) in enumerate(results["per_class"].items()):
+        row = numbers.per_class[name]
+        assert {key: one[key] for key in row} == row
         point = float(resampled.point_per_class_ap50[label])
-        assert one.intervals["AP50"] == resampled.ap_interval(resampled.per_class_ap50[:, label], point)
-        if one.num_gt:
-            assert one.precision_at_recall[2].mean() == pytest.approx(row["AP"])
-            assert one.precision_at_recall[1].mean() == pytest.approx(row["AP75"])
-        owners = {
-            box["image_id"]
-            for box in truth.annotations
-            if box["category_id"] == CLASSES.category_ids[label] and not box["iscrowd"]
-        }
-        assert one.num_images == len(owners)
-    assert analysis.best is not None and analysis.confusion.score == analysis.best.score
-    assert analysis.errors.base_ap50 == pytest.approx(analysis.metrics["AP50"])
-    assert analysis.sizes.ground_truth.sum() == matches.num_gt.sum() == analysis.confusion.counts[:-1].sum()
-    assert analysis.sizes.found.sum() == analysis.confusion.counts.diagonal().sum()
+        assert one["intervals"]["AP50"] == resampled.ap_interval(resampled.per_class_ap50[:, label], point)
+        if one["num_gt"]:
+            assert analysis.precision_at_recall[label, 2].mean() == pytest.approx(row["AP"])
+            assert analysis.precision_at_recall[label, 1].mean() == pytest.approx(row["AP75"])
+        category_id = CLASSES.category_ids[label]
+        own = (box for box in truth.annotations if box["category_id"] == category_id and not box["iscrowd"])
+        assert one["num_images"] == len({box["image_id"] for box in own})
+    counts = np.array(results["confusion"]["counts"])
+    assert results["confusion"]["score"] == results["thresholds"]["overall"]["score"]
+    assert results["errors"]["base_ap50"] == pytest.approx(results["metrics"]["AP50"])
+    assert sum(results["sizes"]["ground_truth"]) == matches.num_gt.sum() == counts[:-1].sum()
+    assert sum(results["sizes"]["found"]) == counts.diagonal().sum()
 
 
-def test_json(analysis: Analysis) -> None:
-    truth, detections = random_case(3, num_images=20)
-    content = json.loads(json.dumps(analysis_to_json(analysis), allow_nan=False))
-    numbers = coco_numbers(truth, detections)
-    assert content["metrics"] == numbers.metrics and tuple(content["metrics"]) == METRIC_NAMES
-    for name, row in numbers.per_class.items():
-        assert {key: content["per_class"][name][key] for key in row} == row
-    assert content["thresholds"] == thresholds_to_json(match(truth, detections))
+def test_results_are_json(analysis: Analysis) -> None:
+    content = json.loads(json.dumps(analysis.results, allow_nan=False))
     assert content["epoch"] == 3 and content["cost"]["latencies"][0]["median_ms"] == 2.0
-    assert content["intervals"]["AP"] == list(analysis.intervals["AP"] or ())
+    assert content["intervals"]["AP"] == list(analysis.results["intervals"]["AP"])
     assert content["per_class"]["never seen"]["intervals"] == {"AP": None, "AP50": None}
     assert np.array(content["confusion"]["counts"]).shape == (6, 6)
     assert len(content["image_level"]["scores"]) == len(content["image_level"]["miss_rate"])
+
+
+def test_facts_may_not_hide_results() -> None:
     with pytest.raises(ValueError, match="already has cost, metrics"):
-        analysis_to_json(dataclasses.replace(analysis, facts={"metrics": 1, "cost": 2, "epoch": 3}))
+        analyse(*random_case(3), split="val", samples=0, facts={"metrics": 1, "cost": 2, "epoch": 3})
 
 
 def test_chosen_confusion() -> None:
-    truth, detections = random_case(3)
-    chosen = analyse(truth, detections, split="val", samples=0, confusion_iou=0.75, confusion_score=0.1)[0]
-    assert (chosen.confusion.iou, chosen.confusion.score) == (0.75, 0.1)
+    chosen = analyse(*random_case(3), split="val", samples=0, confusion_iou=0.75, confusion_score=0.1)[0]
+    assert [chosen.results["confusion"][key] for key in ("iou", "score")] == [0.75, 0.1]
 
 
 def test_false_alarms_in_a_crowd_region_count_nowhere() -> None:
@@ -136,12 +133,12 @@ def test_false_alarms_in_a_crowd_region_count_nowhere() -> None:
     truth, found = scene(boxes, good + in_crowd, crowds=crowds)
     without = analyse(truth, scene(boxes, good)[1], split="val", samples=0)[0]
     analysis = analyse(truth, found, split="val", samples=0)[0]
-    assert list(analysis.metrics.values()) == pytest.approx(reference_stats(truth, found.to_coco()))
-    assert analysis.metrics["AP"] == analysis.per_class[0].metrics["AP"] == 1
-    ours, expected = analysis_to_json(analysis), analysis_to_json(without)
+    ours, expected = analysis.results, without.results
+    assert list(ours["metrics"].values()) == pytest.approx(reference_stats(truth, found.to_coco()))
+    assert ours["metrics"]["AP"] == ours["per_class"]["hole"]["AP"] == 1
     for part in ("metrics", "per_class", "thresholds", "confusion", "errors"):
         assert ours[part] == expected[part], part
-    assert [one for one in analysis.gallery if one.kind == "false_alarm"] == []
+    assert [one for one in analysis.findings if one.kind == "false_alarm"] == []
 
 
 def test_corner_cases_give_json_without_nan() -> None:
@@ -158,6 +155,27 @@ def test_corner_cases_give_json_without_nan() -> None:
         (same_names, detections),
         (nothing, Detections.empty()),
     ):
-        content = analysis_to_json(analyse(case, found, split="val", samples=10)[0])
+        content = analyse(case, found, split="val", samples=10)[0].results
         text = json.dumps(content, allow_nan=False)
         assert len(json.loads(text)["per_class"]) == 5
+
+
+def test_the_printed_table_shows_every_number(analysis: Analysis) -> None:
+    results = analysis.results
+    text = format_results(results)
+    for name in METRIC_NAMES:
+        assert sum(line.startswith(f"{name} ") for line in text.splitlines()) == 1
+    assert f"{results['metrics']['AP']:.4f}" in text and f"{results['metrics_defects']['AP']:.4f}" in text
+    assert next(line for line in text.splitlines() if line.startswith("never seen")).split()[2:] == [
+        *"--",
+        "-",
+        "0",
+        *"--",
+    ]
+    low, high = results["intervals"]["AP50"]
+    assert "defects" in text and f"{low:.4f} to {high:.4f}" in text
+    assert f"Best score threshold {results['thresholds']['overall']['score']:.4f}: F1" in text
+    assert "defects" not in format_results({**results, "metrics_defects": results["metrics"]})
+    truth = dataclasses.replace(random_case(3)[0], annotations=[])
+    nothing = format_results(analyse(truth, Detections.empty(), split="val", samples=0)[0].results)
+    assert "there is no best score threshold" in nothing and "95 % interval" not in nothing and " -" in nothing

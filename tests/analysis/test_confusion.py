@@ -16,7 +16,7 @@ FAR: Box = (200, 200, 20, 20)
 
 def matrix(boxes, detections, *, iou=0.5, score=0.3, **options):  # type: ignore[no-untyped-def]
     truth, found = scene(boxes, detections, **options)
-    return confusion(match(truth, found), iou=iou, score=score).counts.tolist()
+    return confusion(match(truth, found), iou=iou, score=score).tolist()
 
 
 def test_each_cell_by_hand() -> None:
@@ -58,7 +58,7 @@ def test_nothing_at_all() -> None:
 def test_sums(seed: int, iou: float, score: float) -> None:
     matches = match(*random_case(seed, crowds=0.2))
     found = matches.found
-    counts = confusion(matches, iou=iou, score=score).counts
+    counts = confusion(matches, iou=iou, score=score)
     assert (counts >= 0).all() and counts[-1, -1] == 0
     assert counts[:-1].sum(axis=1).tolist() == matches.num_gt.tolist()
     predicted = np.bincount(found.labels[found.scores >= score], minlength=len(CLASSES))
@@ -70,6 +70,6 @@ def test_sums(seed: int, iou: float, score: float) -> None:
         assert counts.diagonal()[:-1].tolist() == hits.tolist()
         assert counts[:, :-1].sum() <= (kept & (outcomes != IGNORED)).sum()
     matches = match(*random_case(seed, crowds=0.0))
-    counts = confusion(matches, iou=iou, score=score).counts
+    counts = confusion(matches, iou=iou, score=score)
     judged = (matches.found.scores >= score) & (matches.found.areas >= 0)
     assert counts[:, :-1].sum(axis=0).tolist() == np.bincount(matches.found.labels[judged], minlength=5).tolist()

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from analysis.curves import (
     best_threshold,
+    best_thresholds,
     interpolated_precision,
     precision_at_recall,
     score_counts,
     score_curves,
-    thresholds_to_json,
 )
 from analysis.matching import IGNORED, TRUE_POSITIVE, match
 from engine.coco_metrics import Detections, GroundTruth
@@ -40,14 +40,14 @@ def test_a_threshold_is_as_if_lower_scores_had_never_been_there(seed: int, label
     truth, detections = random_case(seed)
     matches = match(truth, detections)
     counts = score_counts(matches, label)
-    curves = score_curves(counts, THRESHOLDS)
+    precision, recall, f1 = score_curves(counts, THRESHOLDS)
     num_gt = int(matches.num_gt.sum() if label is None else matches.num_gt[label])
     for index, threshold in enumerate(THRESHOLDS):
         hits, counted = count(truth, above(detections, threshold), label)
-        assert curves.precision[index] == pytest.approx(hits / counted if counted else np.nan, nan_ok=True)
-        assert curves.recall[index] == pytest.approx(hits / num_gt if num_gt else np.nan, nan_ok=True)
+        assert precision[index] == pytest.approx(hits / counted if counted else np.nan, nan_ok=True)
+        assert recall[index] == pytest.approx(hits / num_gt if num_gt else np.nan, nan_ok=True)
         expected = 2 * hits / (counted + num_gt) if num_gt else np.nan
-        assert curves.f1[index] == pytest.approx(expected, nan_ok=True)
+        assert f1[index] == pytest.approx(expected, nan_ok=True)
 
 
 @settings(max_examples=15)
@@ -66,8 +66,8 @@ def test_the_best_threshold_beats_every_score(seed: int, label: int | None) -> N
         assert max(trials, default=(0.0,))[0] == 0
         return
     f1, _, precision, recall = max(trials)
-    assert (best.f1, best.precision, best.recall) == pytest.approx((f1, precision, recall))
-    assert best.score in detections.scores
+    assert [best[key] for key in ("f1", "precision", "recall")] == pytest.approx([f1, precision, recall])
+    assert best["score"] in detections.scores
 
 
 def test_precision_at_recall_is_coco_s() -> None:
@@ -94,8 +94,8 @@ def test_interpolated_precision() -> None:
 def test_nothing_hit_means_no_threshold() -> None:
     truth, detections = random_case(8)
     nothing = match(truth, Detections.empty())
-    assert thresholds_to_json(nothing) == {"overall": None, "per_class": dict.fromkeys(CLASSES.names)}
-    found = thresholds_to_json(match(truth, detections))
+    assert best_thresholds(nothing) == {"overall": None, "per_class": dict.fromkeys(CLASSES.names)}
+    found = best_thresholds(match(truth, detections))
     assert found["per_class"]["never seen"] is None
     assert found["overall"]["f1"] == pytest.approx(
         2 * found["overall"]["precision"] * found["overall"]["recall"]

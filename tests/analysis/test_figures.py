@@ -17,12 +17,12 @@ from PIL import Image
 
 from analysis import figures as drawing
 from analysis.figures import DRAWERS, DrawnFigure, write_figures
-from analysis.labels import labels_of
-from analysis.result import Analysis, Interval
+from analysis.result import ERROR_KINDS, Analysis, Interval
 from analysis.style import DPI, FAINT, WIDTH_CM, class_line, figure_style, new_figure, save_figure, tidy
 from data.errors import UserError
 from engine.pictures import CLASS_COLOURS
-from tests.support.analysis_factory import NAMES, make_analysis, without_ground_truth
+from tests.support.analysis_factory import NAMES, changed, empty_class, make_analysis, without_ground_truth
+from texts import Language, texts_of
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +33,9 @@ def warnings_are_errors() -> Iterator[None]:
         yield
 
 
-def drawn(name: str, analysis: Analysis, lang: str = "en", *, render: bool = False) -> DrawnFigure:
+def drawn(name: str, analysis: Analysis, lang: Language = "en", *, render: bool = False) -> DrawnFigure:
     with figure_style():
-        figure = DRAWERS[name](analysis, labels_of(lang))
+        figure = DRAWERS[name](analysis, texts_of(lang, "figures"))
         if render:
             # Laying out and pixels are slow; the figures of the fixture `written` have both.
             figure.figure.set_layout_engine("none")
@@ -47,24 +47,27 @@ def words(figure: DrawnFigure) -> list[str]:
     return [text.get_text() for text in figure.figure.findobj(Text) if text.get_text()]
 
 
-def one_detection_less(analysis: Analysis) -> Analysis:
+def without_detections(analysis: Analysis) -> Analysis:
     """No detections at all, but ground truth: precision undefined, nothing found."""
-    nothing = np.full_like(analysis.curves.f1, np.nan)
-    zeros = np.zeros_like(nothing)
-    curves = replace(analysis.curves, precision=nothing, recall=zeros, f1=zeros)
-    classes = [replace(c, curves=curves, best=None, precision_at_recall=np.zeros((3, 101))) for c in analysis.per_class]
-    return replace(analysis, per_class=classes, curves=curves, best=None)
+    curves = np.zeros_like(analysis.curves)
+    curves[:, 0] = np.nan
+    nothing = {"overall": None, "per_class": dict.fromkeys(analysis.results["per_class"])}
+    empty = changed(analysis, thresholds=nothing)
+    return replace(empty, curves=curves, precision_at_recall=np.zeros_like(analysis.precision_at_recall))
 
 
 def partly_measured(analysis: Analysis) -> Analysis:
-    first = analysis.per_class[0]
-    empty = without_ground_truth(analysis).per_class[1]
-    return replace(analysis, per_class=[first, empty, *analysis.per_class[2:]])
+    """The second class has no ground truth."""
+    name = list(analysis.results["per_class"])[1]
+    curves, precision = analysis.curves.copy(), analysis.precision_at_recall.copy()
+    curves[1], precision[1] = np.nan, np.nan
+    partly = changed(analysis, per_class={name: empty_class(analysis.results["per_class"][name])})
+    return replace(partly, curves=curves, precision_at_recall=precision)
 
 
 ODD: dict[str, Any] = {
     "no ground truth": lambda: without_ground_truth(make_analysis()),
-    "no detections": lambda: one_detection_less(make_analysis()),
+    "no detections": lambda: without_detections(make_analysis()),
     "one class": lambda: make_analysis(["x"]),
     "one class, no ground truth": lambda: without_ground_truth(make_analysis(["x"])),
     "a class without ground truth": lambda: partly_measured(make_analysis()),
@@ -110,14 +113,14 @@ def test_pdf_text_is_text_in_an_embedded_truetype_font_and_has_no_date(written: 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path: Path, written: Any) -> None:
     with figure_style():
-        again = DRAWERS["errors"](make_analysis(), labels_of("es"))
+        again = DRAWERS["errors"](make_analysis(), texts_of("es", "figures"))
         for path in save_figure(again.figure, tmp_path, "errors"):
             assert path.read_bytes() == (written[0] / path.name).read_bytes()
 
 
 def test_axes_group_digits_as_the_numbers_beside_them() -> None:
     analysis = make_analysis()
-    many = replace(analysis, errors=replace(analysis.errors, counts=dict.fromkeys(analysis.errors.counts, 42_567)))
+    many = changed(analysis, errors={"counts": dict.fromkeys(ERROR_KINDS, 42_567)})
     seen = words(drawn("errors", many, "es", render=True))
     assert "42\u202f567" in seen and "15000" not in seen and "15\u202f000" in seen
 
@@ -140,13 +143,13 @@ def test_precision_recall_shows_each_class_and_the_mean_at_three_ious() -> None:
     axes = drawn("precision_recall", analysis).figure.axes
     for row in range(3):
         lines = [line.get_ydata() for line in axes[row].lines]
-        expected = np.stack([c.precision_at_recall[row] for c in analysis.per_class])
+        expected = analysis.precision_at_recall[:, row]
         assert np.allclose(lines[:-1], expected) and np.allclose(lines[-1], expected.mean(axis=0))
 
 
 def test_the_mean_leaves_classes_without_ground_truth_out() -> None:
     analysis = partly_measured(make_analysis())
-    measured = [c.precision_at_recall[0] for c in analysis.per_class if c.num_gt]
+    measured = np.delete(analysis.precision_at_recall[:, 0], 1, axis=0)
     line = drawn("precision_recall", analysis).figure.axes[0].lines[-1]
     assert len(measured) == len(NAMES) - 1 and np.allclose(line.get_ydata(), np.mean(measured, axis=0))
 
@@ -168,24 +171,24 @@ def test_many_classes_share_one_line_of_the_legend() -> None:
 
 
 def test_a_class_that_begins_with_an_underscore_is_in_the_legend() -> None:
-    legend = drawn("precision_recall", make_analysis(["_x", "_x"]), render=True).figure.axes[3].get_legend()
+    legend = drawn("precision_recall", make_analysis(["_x", "_x\n"]), render=True).figure.axes[3].get_legend()
     assert legend is not None
     assert [text.get_text().strip("\u200b") for text in legend.get_texts()][:2] == ["_x", "_x (1)"]
 
 
 def test_the_best_threshold_is_marked() -> None:
     analysis = make_analysis()
-    assert analysis.best is not None
+    best = analysis.results["thresholds"]["overall"]
     figure = drawn("f1", analysis).figure
     star = figure.axes[1].lines[3]
-    assert (star.get_xdata()[0], star.get_ydata()[0]) == (analysis.best.score, analysis.best.f1)
-    best = f"best F1 {analysis.best.f1:.2f} at confidence {analysis.best.score:.2f}"
-    assert figure.axes[1].get_title() == f"All classes together\n{best}"
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (best["score"], best["f1"])
+    said = f"best F1 {best['f1']:.2f} at confidence {best['score']:.2f}"
+    assert figure.axes[1].get_title() == f"All classes together\n{said}"
 
 
 def test_confusion_shares_are_of_rows_and_counts_are_counts() -> None:
     analysis = make_analysis()
-    counts = analysis.confusion.counts
+    counts = np.array(analysis.results["confusion"]["counts"])
     shares = drawn("confusion", analysis).figure.axes[0].collections[0].get_array()
     assert np.allclose(np.asarray(shares).reshape(counts.shape), counts / counts.sum(axis=1, keepdims=True))
     shown = drawn("confusion_counts", analysis).figure.axes[0].collections[0].get_array()
@@ -195,9 +198,10 @@ def test_confusion_shares_are_of_rows_and_counts_are_counts() -> None:
 
 def test_error_bars_have_the_values_and_a_hatch_each() -> None:
     analysis = make_analysis()
+    errors = analysis.results["errors"]
     left, right = drawn("errors", analysis).figure.axes
-    assert [bar.get_width() for bar in left.patches] == pytest.approx(list(analysis.errors.ap50_cost.values()))
-    assert [bar.get_width() for bar in right.patches] == list(analysis.errors.counts.values())
+    assert [bar.get_width() for bar in left.patches] == pytest.approx(list(errors["ap50_cost"].values()))
+    assert [bar.get_width() for bar in right.patches] == list(errors["counts"].values())
     assert len({bar.get_hatch() for bar in left.patches}) == 6
 
 
@@ -206,37 +210,33 @@ def test_image_level_names_auroc_and_draws_both_curves() -> None:
     figure = drawn("image_level", analysis, "es")
     assert "AUROC 0,943 [0,910; 0,970]" in figure.title
     left, right = figure.figure.axes
-    assert np.array_equal(left.lines[0].get_ydata(), analysis.image_level.false_alarms_per_clean_image)
-    assert np.array_equal(right.lines[0].get_ydata(), analysis.image_level.miss_rate)
+    level = analysis.results["image_level"]
+    assert np.array_equal(left.lines[0].get_ydata(), level["false_alarms_per_clean_image"])
+    assert np.array_equal(right.lines[0].get_ydata(), level["miss_rate"])
 
 
 def test_sizes_show_both_histograms() -> None:
     analysis = make_analysis()
     top = drawn("sizes", analysis).figure.axes[0]
     heights = [bar.get_height() for bar in top.patches]
-    assert heights == [*analysis.sizes.ground_truth.tolist(), *analysis.sizes.found.tolist()]
-
-
-def test_an_open_last_size_bin() -> None:
-    analysis = make_analysis()
-    edges = analysis.sizes.edges_px.copy()
-    edges[-1] = np.inf
-    open_ended = replace(analysis, sizes=replace(analysis.sizes, edges_px=edges))
-    assert "∞" in words(drawn("sizes", open_ended, render=True))
+    assert heights == [*analysis.results["sizes"]["ground_truth"], *analysis.results["sizes"]["found"]]
 
 
 def test_class_ap_draws_intervals_even_where_the_estimate_lies_outside() -> None:
     analysis = make_analysis()
-    odd = replace(analysis.per_class[0], metrics={"AP": 0.9, "AP50": None}, intervals={"AP": Interval(0.1, 0.2)})
-    axis = drawn("class_ap", replace(analysis, per_class=[odd]), render=True).figure.axes[0]
-    (segment,) = axis.collections[0].get_segments()
+    name, one = next(iter(analysis.results["per_class"].items()))
+    odd = {**one, "AP": 0.9, "AP50": None, "intervals": {"AP": Interval(0.1, 0.2), "AP50": None}}
+    axis = drawn("class_ap", changed(analysis, per_class={name: odd}), render=True).figure.axes[0]
+    segment = axis.collections[0].get_segments()[0]
     assert segment[:, 0].tolist() == [0.1, 0.2]
 
 
 def test_long_names_leave_room_for_the_matrix() -> None:
     """matplotlib warns, and so the test fails, where labels take all the space."""
     with figure_style():
-        figure = DRAWERS["confusion"](make_analysis([f"{k} {'long name ' * 5}" for k in range(20)]), labels_of("es"))
+        figure = DRAWERS["confusion"](
+            make_analysis([f"{k} {'long name ' * 5}" for k in range(20)]), texts_of("es", "figures")
+        )
         figure.figure.draw_without_rendering()
     assert figure.figure.axes[0].get_position().width > 0.4
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import re
+import tempfile
 import tomllib
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from analysis.gallery import GalleryFiles
-from analysis.labels import Language, labels_of
 from analysis.report import write_report
-from analysis.report_sections import HtmlTable, build_sections
 from analysis.result import Analysis
 from analysis.style import FigureFiles
 from data.errors import UserError
 from engine.coco_metrics import METRIC_NAMES
-from tests.support.analysis_factory import make_analysis, without_ground_truth
+from tests.support.analysis_factory import changed, make_analysis, without_ground_truth
+from texts import Language
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = (
@@ -75,10 +75,24 @@ def write(folder: Path, analysis: Analysis, lang: Language = "en", **options: An
     return write_report(analysis, folder, lang=lang, **options).read_text(encoding="utf-8")
 
 
-def table(analysis: Analysis, title: str, lang: Language = "en") -> HtmlTable:
-    sections = build_sections(analysis, [], None, labels_of(lang))
-    (found,) = [t for section in sections for t in section.tables if t.title == title]
-    return found
+class Cell(NamedTuple):
+    text: str
+    value: float | None
+
+
+def table(analysis: Analysis, title: str, lang: Language = "en") -> list[list[Cell]]:
+    """Heading and rows of the page's table of this title."""
+    with tempfile.TemporaryDirectory() as folder:
+        content = write(Path(folder), analysis, lang)
+    tables = re.findall(r"<caption>(.*?)</caption>(.*?)</table>", content, re.DOTALL)
+    (inside,) = (rows for caption, rows in tables if html.unescape(caption) == title)
+    rows = [re.findall(r"<t[hd]([^>]*)>(.*?)</t[hd]>", row, re.DOTALL) for row in inside.split("<tr>")[1:]]
+
+    def cell(attributes: str, content: str) -> Cell:
+        value = re.search(r'data-value="(.*?)"', attributes)
+        return Cell(html.unescape(re.sub(r"<.*?>|\n", "", content)), float(value[1]) if value else None)
+
+    return [[cell(*one) for one in row] for row in rows]
 
 
 @pytest.mark.parametrize("lang", ["es", "en"])
@@ -98,7 +112,7 @@ def test_the_page_has_every_section_once_and_links_to_it(tmp_path: Path, lang: L
 def test_names_from_data_are_text_and_nothing_else(tmp_path: Path) -> None:
     facts = {"checkpoint": HOSTILE[0], HOSTILE[1]: HOSTILE[2], "nested": {HOSTILE[2]: [HOSTILE[0]]}}
     gallery = GalleryFiles((one_figure(tmp_path, "gallery_missed", HOSTILE[2]),), (HOSTILE[0],))
-    analysis = make_analysis(HOSTILE, split=HOSTILE[1], facts=facts)
+    analysis = changed(make_analysis(HOSTILE, facts=facts), split=HOSTILE[1])
     content = write(tmp_path, analysis, figures=[one_figure(tmp_path, text=HOSTILE[1])], gallery=gallery)
     page = Page(content)
     assert len(page.all("script")) == 1 and len(page.all("img")) == 2
@@ -130,39 +144,37 @@ def test_the_policy_allows_this_style_and_this_script_only(tmp_path: Path) -> No
 
 def test_summary_has_the_twelve_numbers_with_intervals_and_the_threshold() -> None:
     analysis = make_analysis()
-    numbers = table(analysis, "COCO's twelve numbers")
-    assert [row[0].text for row in numbers.rows] == list(METRIC_NAMES)
-    assert (
-        numbers.rows[0][1].text == f"{analysis.metrics['AP']:.3f}"
-        and numbers.rows[0][1].value == analysis.metrics["AP"]
-    )
-    low, high = analysis.intervals["AP"] or (0, 0)
-    assert numbers.rows[0][2].text == f"[{low:.3f}, {high:.3f}]"
-    assert (numbers.rows[3][1].text, numbers.rows[3][1].value) == ("–", None)
-    assert len(numbers.columns) == 5, "with and without NORMAL"
-    assert len(table(replace(analysis, metrics_defects=analysis.metrics), "COCO's twelve numbers").columns) == 4
-    assert analysis.best is not None
-    threshold = table(analysis, labels_of("en").report_thresholds).rows[0]
-    assert [cell.value for cell in threshold[1:]] == list(analysis.best)
+    results = analysis.results
+    head, *rows = table(analysis, "COCO's twelve numbers")
+    assert [row[0].text for row in rows] == list(METRIC_NAMES) and len(head) == 5, "with and without NORMAL"
+    assert rows[0][1] == (f"{results['metrics']['AP']:.3f}", results["metrics"]["AP"])
+    low, high = results["intervals"]["AP"]
+    assert rows[0][2] == (f"[{low:.3f}, {high:.3f}]", pytest.approx(high - low))
+    assert rows[3][1] == ("–", None)
+    same = changed(analysis, metrics_defects=results["metrics"])
+    assert len(table(same, "COCO's twelve numbers")[0]) == 4
+    _, threshold = table(analysis, "Confidence threshold with the best F1 (IoU 0.5)")
+    best = results["thresholds"]["overall"]
+    assert [cell.value for cell in threshold[1:]] == [best[key] for key in ("score", "f1", "precision", "recall")]
 
 
 def test_the_class_table_has_every_class_and_its_numbers() -> None:
     analysis = make_analysis()
-    classes = table(analysis, "Clases", "es")
-    assert classes.sortable and [row[0].text for row in classes.rows] == [c.name for c in analysis.per_class]
-    by_title = dict(zip([column.title for column in classes.columns], classes.rows[1], strict=True))
-    one = analysis.per_class[1]
-    assert by_title["Cajas"].value == one.num_gt and by_title["AP75"].value == one.metrics["AP75"]
-    assert one.best is not None and by_title["Umbral"].value == one.best.score
-    assert by_title["AP"].text == f"{one.metrics['AP']:.3f}".replace(".", ",")
+    head, *rows = table(analysis, "Clases", "es")
+    classes = analysis.results["per_class"]
+    assert [row[0].text for row in rows] == list(classes)
+    by_title = dict(zip([column.text for column in head], rows[1], strict=True))
+    name, one = list(classes.items())[1]
+    assert by_title["Cajas"].value == one["num_gt"] and by_title["AP75"].value == one["AP75"]
+    assert by_title["Umbral"].value == analysis.results["thresholds"]["per_class"][name]["score"]
+    assert by_title["AP"].text == f"{one['AP']:.3f}".replace(".", ",")
     assert "; " in by_title["AP, IC 95\u00a0%"].text
 
 
 def test_confusions_are_listed_most_frequent_first() -> None:
-    counts = np.array([[9, 4, 1], [0, 9, 3], [2, 0, 0]], dtype=np.int64)
-    analysis = make_analysis(["a", "b"])
-    listed = table(replace(analysis, confusion=replace(analysis.confusion, counts=counts)), "Most frequent confusions")
-    assert [[cell.text for cell in row] for row in listed.rows] == [
+    counts = {"counts": [[9, 4, 1], [0, 9, 3], [2, 0, 0]]}
+    _, *rows = table(changed(make_analysis(["a", "b"]), confusion=counts), "Most frequent confusions")
+    assert [[cell.text for cell in row] for row in rows] == [
         ["a", "b", "4", "28.6\u00a0%"],
         ["b", "missed", "3", "25.0\u00a0%"],
         ["background", "a", "2", "100.0\u00a0%"],
@@ -171,15 +183,13 @@ def test_confusions_are_listed_most_frequent_first() -> None:
 
 
 def test_operating_points_ring_least_for_the_misses_they_allow() -> None:
-    analysis = make_analysis()
-    level = replace(
-        analysis.image_level,
-        scores=np.array([0.0, 0.25, 0.5, 1.0]),
-        false_alarms_per_clean_image=np.array([9.0, 3.0, 1.0, 0.0]),
-        miss_rate=np.array([0.0, 0.0, 0.05, 0.8]),
-    )
-    points = table(replace(analysis, image_level=level, best=None), "Operating points")
-    values = [[cell.value for cell in row[1:]] for row in points.rows]
+    level = {
+        "scores": [0.0, 0.25, 0.5, 1.0],
+        "false_alarms_per_clean_image": [9.0, 3.0, 1.0, 0.0],
+        "miss_rate": [0.0, 0.0, 0.05, 0.8],
+    }
+    _, *rows = table(changed(make_analysis(), image_level=level, thresholds={"overall": None}), "Operating points")
+    values = [[cell.value for cell in row[1:]] for row in rows]
     assert values == [[None] * 3, [0.25, 3.0, 0.0], [0.25, 3.0, 0.0], [0.5, 1.0, 0.05], [0.5, 1.0, 0.05]]
 
 
@@ -192,19 +202,19 @@ def test_facts_are_flattened_named_and_written_in_the_language() -> None:
         "versions": {"torch": "2.9"},
         "own": [1, 2],
     }
-    rows = {row[0].text: row[1].text for row in table(make_analysis(facts=facts), "Ejecución", "es").rows}
+    rows = {row[0].text: row[1].text for row in table(make_analysis(facts=facts), "Ejecución", "es")}
     assert rows["Época"] == "3" and rows["Precisión mixta"] == "sí" and rows["Tiempo de entrenamiento (s)"] == "5400,5"
     assert rows["Semilla"] == "–" and rows["Versiones torch"] == "2.9" and rows["own"] == "1; 2"
     assert rows["Hash de imágenes y anotaciones"] == "0123456789abcdef" * 4
 
 
 def test_versions_are_added_where_the_run_says_none() -> None:
-    rows = {row[0].text for row in table(make_analysis(facts={}), "Run").rows}
+    rows = {row[0].text for row in table(make_analysis(facts={}), "Run")}
     assert {"Versions python", "Versions torch", "Versions faster-coco-eval"} <= rows
 
 
 def test_an_analysis_of_nothing_is_a_page_too(tmp_path: Path) -> None:
-    page = Page(write(tmp_path, without_ground_truth(make_analysis(facts={}, bootstrap_samples=0)), "es"))
+    page = Page(write(tmp_path, without_ground_truth(changed(make_analysis(facts={}), bootstrap_samples=0)), "es"))
     assert "No se ha medido." in page.text and "Ninguna." in page.text and "nan" not in page.text.lower()
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import html
 import json
 import re
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from analysis.figures import DRAWERS
-from analysis.labels import labels_of
 from analysis.report import write_report
 from analysis.style import FigureFiles, figure_style, save_figure
-from tests.support.analysis_factory import make_analysis
+from tests.support.analysis_factory import changed, make_analysis
 from tests.support.chromium import find_chromium, visit
+from texts import number, texts_of
 
 pytestmark = [
     pytest.mark.browser,
@@ -84,15 +83,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the harness saw, and the console."""
     folder = tmp_path_factory.mktemp("browser")
     analysis = make_analysis(NAMES, facts={"checkpoint": NAMES[0], "versions": {"torch": "x" * 200}})
-    first = analysis.per_class[0]
-    classes = [replace(first, metrics={**first.metrics, "AP_small": 0.5}), *analysis.per_class[1:]]
-    analysis = replace(analysis, per_class=classes)
+    first = analysis.results["per_class"][NAMES[0]]
+    analysis = changed(analysis, per_class={NAMES[0]: {**first, "AP_small": 0.5}})
     with figure_style():
-        drawn = DRAWERS["errors"](analysis, labels_of("es"))
-        png, pdf = save_figure(drawn.figure, folder, drawn.name)
-    write_report(
-        analysis, folder, lang="es", figures=[FigureFiles(drawn.name, drawn.title, drawn.description, png, pdf)]
-    )
+        drawn = DRAWERS["errors"](analysis, texts_of("es", "figures"))
+        png, pdf = save_figure(drawn.figure, folder, "errors")
+    write_report(analysis, folder, lang="es", figures=[FigureFiles("errors", drawn.title, drawn.description, png, pdf)])
     (folder / "faulty.html").write_text(FAULTY, encoding="utf-8")
     (folder / "harness.html").write_text(HARNESS, encoding="utf-8")
     visited = visit(folder / "harness.html", folder / "profile")
@@ -125,7 +121,7 @@ def test_the_harness_sees_overflow(seen: Any) -> None:
 def test_headings_sort_by_number_by_text_and_keep_gaps_last(seen: Any) -> None:
     analysis, result, _ = seen
     down, up, gaps, names = result["steps"]
-    values = [labels_of("es").number(c.metrics["AP"]) for c in analysis.per_class]
+    values = [number(one["AP"], 3, "es") for one in analysis.results["per_class"].values()]
     assert (down["order"], down["values"]) == ("descending", sorted(values, reverse=True))
     assert (up["order"], up["values"]) == ("ascending", sorted(values))
     assert gaps["values"] == ["0,500", *["–"] * 5]

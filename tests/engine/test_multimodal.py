@@ -29,7 +29,7 @@ from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import alone, assert_same_state, checkpoint, train_here
 
 TEXT_DIM, PROMPTS = 10, 2
-METRICS_ONLY = AnalysisOptions(samples=0, report=False, cost=False)
+METRICS_ONLY = AnalysisOptions(bootstrap=0, report=False, cost=False)
 FUSION = """
 MultimodalFusion: {proj_dim: 8, lr: 0.01}
 texts:

@@ -9,9 +9,9 @@ import pytest
 from analysis.analyse import analyse
 from analysis.matching import MatchTables
 from data.errors import UserError
-from engine.coco_metrics import METRIC_NAMES, Detections, coco_numbers
+from engine.coco_metrics import METRIC_NAMES, coco_numbers
 from engine.evaluate import EvalResult
-from engine.results import format_results, write_results
+from engine.results import write_results
 from tests.support.coco_reference import random_case
 
 TRUTH, DETECTIONS = random_case(3)
@@ -71,20 +71,7 @@ def test_folder_that_cannot_be_written(result: EvalResult, tmp_path: Path) -> No
         write_results(tmp_path / "file", result, TABLES)
 
 
-def test_table_shows_every_number(result: EvalResult) -> None:
-    text = format_results(result)
-    for name in METRIC_NAMES:
-        assert sum(line.startswith(f"{name} ") for line in text.splitlines()) == 1
-    ap, defects = result.metrics["AP"], result.metrics_defects["AP"]
-    assert ap is not None and defects is not None
-    assert f"{ap:.4f}" in text and f"{defects:.4f}" in text and "defects" in text
-    last = text.splitlines()[-1].split()
-    assert last == ["never", "seen", "-", "-", "0"]
-    without_normal = dataclasses.replace(result, metrics_defects=result.metrics)
-    assert "defects" not in format_results(without_normal)
-
-
-def test_an_analysis_adds_to_the_files_and_the_table(result: EvalResult, tmp_path: Path) -> None:
+def test_an_analysis_adds_to_the_files(result: EvalResult, tmp_path: Path) -> None:
     analysis = analyse(TRUTH, DETECTIONS, split="val", samples=20, facts={"epoch": 7})[0]
     write_results(tmp_path, result, TABLES, analysis=analysis)
     text = (tmp_path / "results.json").read_text(encoding="utf-8")
@@ -97,17 +84,3 @@ def test_an_analysis_adds_to_the_files_and_the_table(result: EvalResult, tmp_pat
         assert {key: content["per_class"][name][key] for key in row} == row
     assert content["epoch"] == 7 and content["bootstrap_samples"] == 20
     assert max(len(line) for line in text.splitlines()) > 200, "a curve stands on one line"
-    table = format_results(result, analysis)
-    low, high = content["intervals"]["AP50"]
-    assert f"{low:.4f} to {high:.4f}" in table and "95 % interval" in table
-    assert f"Best score threshold {content['thresholds']['overall']['score']:.4f}: F1" in table
-    assert "95 % interval" not in format_results(result, analyse(TRUTH, DETECTIONS, split="val", samples=0)[0])
-    nothing = analyse(TRUTH, Detections.empty(), split="val", samples=0)[0]
-    assert "there is no best score threshold" in format_results(result, nothing)
-
-
-def test_table_without_detections_or_truth(result: EvalResult) -> None:
-    truth, _ = random_case(3)
-    numbers = coco_numbers(dataclasses.replace(truth, annotations=[]), Detections.empty())
-    empty = dataclasses.replace(result, metrics=numbers.metrics, per_class=numbers.per_class)
-    assert " -" in format_results(empty)

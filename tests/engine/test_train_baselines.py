@@ -80,7 +80,7 @@ def test_evaluation_needs_no_config_and_no_backbone_weights(finished: tuple[Path
     state = checkpoint(folder / "best.pth")
     state["config"]["Baseline"] |= {"weights": "nowhere/resnet18.pth", "norm": "batch"}
     torch.save(state, tmp_path / "best.pth")
-    evaluate_checkpoint(tmp_path / "best.pth", alone(), options=AnalysisOptions(samples=0, report=False, cost=False))
+    evaluate_checkpoint(tmp_path / "best.pth", alone(), options=AnalysisOptions(bootstrap=0, report=False, cost=False))
     evaluated = json.loads((tmp_path / "eval_val_best" / "results.json").read_text(encoding="utf-8"))
     trained = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert evaluated["metrics"] == trained["metrics"]

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from analysis.result import (
-    ERROR_KINDS,
-    Analysis,
-    ClassAnalysis,
-    Confusion,
-    Cost,
-    ErrorBreakdown,
-    Finding,
-    ImageLevel,
-    Interval,
-    Latency,
-    ScoreCurves,
-    SizeHistogram,
-    Threshold,
-)
+from analysis.curves import SCORE_THRESHOLDS
+from analysis.result import ERROR_KINDS, Analysis, Cost, Finding, Interval, Latency
+from data.types import FloatArray
 from engine.coco_metrics import METRIC_NAMES
 
 NAMES = ("PERFORACIÓN", "RAYÓN", "ROTURA", "PLIEGUE", "MANCHA", "NORMAL")
@@ -32,102 +20,102 @@ CLASS_METRICS = (
 )
 
 
-def make_curves(rng: np.random.Generator, points: int = 101) -> ScoreCurves:
-    """Precision rises and recall falls with the threshold."""
-    scores = np.linspace(0, 1, points)
-    recall = np.clip(rng.uniform(0.7, 0.99) * (1 - scores ** rng.uniform(1, 4)), 0, 1)
-    precision = np.clip(rng.uniform(0.1, 0.4) + 0.8 * scores ** rng.uniform(0.2, 0.8), 0, 1)
-    return ScoreCurves(scores, precision, recall, 2 * precision * recall / np.maximum(precision + recall, 1e-9))
+def make_curves(rng: np.random.Generator) -> FloatArray:
+    """Precision, which rises with the threshold, recall, which falls, and F1."""
+    recall = np.clip(rng.uniform(0.7, 0.99) * (1 - SCORE_THRESHOLDS ** rng.uniform(1, 4)), 0, 1)
+    precision = np.clip(rng.uniform(0.1, 0.4) + 0.8 * SCORE_THRESHOLDS ** rng.uniform(0.2, 0.8), 0, 1)
+    return np.stack([precision, recall, 2 * precision * recall / np.maximum(precision + recall, 1e-9)])
 
 
-def best_of(curves: ScoreCurves) -> Threshold:
+def best_of(curves: FloatArray) -> dict[str, float]:
     """The highest F1."""
-    k = int(np.nanargmax(curves.f1))
-    return Threshold(*(float(values[k]) for values in (curves.scores, curves.f1, curves.precision, curves.recall)))
+    k = int(np.nanargmax(curves[2]))
+    precision, recall, f1 = curves[:, k].tolist()
+    return {"score": float(SCORE_THRESHOLDS[k]), "f1": f1, "precision": precision, "recall": recall}
 
 
-def make_class(rng: np.random.Generator, name: str, label: int) -> ClassAnalysis:
-    """A class with plausible numbers."""
+def make_class(rng: np.random.Generator) -> dict[str, Any]:
+    """Plausible numbers of a class."""
     ap = float(rng.uniform(0.2, 0.7))
-    recall = np.linspace(0, 1, 101)
-    steps = [np.clip(1 - (recall / limit) ** 3, 0, 1) for limit in rng.uniform(0.7, 1) * np.array([1, 0.8, 0.6])]
-    curves = make_curves(rng)
-    metrics: dict[str, float | None] = {key: float(np.clip(ap + rng.uniform(-0.2, 0.3), 0, 1)) for key in CLASS_METRICS}
-    metrics |= {"AP": ap, "AP_small": None}
-    ap50 = metrics["AP50"] or 0.0
-    return ClassAnalysis(
-        name=name,
-        label=label,
-        num_gt=int(rng.integers(5, 2000)),
-        num_images=int(rng.integers(5, 500)),
-        metrics=metrics,
-        intervals={"AP": Interval(ap - 0.05, ap + 0.04), "AP50": Interval(ap50 - 0.03, min(ap50 + 0.06, 1))},
-        precision_at_recall=np.stack(steps),
-        curves=curves,
-        best=best_of(curves),
-    )
+    metrics: dict[str, Any] = {key: float(np.clip(ap + rng.uniform(-0.2, 0.3), 0, 1)) for key in CLASS_METRICS}
+    ap50 = metrics["AP50"]
+    intervals = {"AP": Interval(ap - 0.05, ap + 0.04), "AP50": Interval(ap50 - 0.03, min(ap50 + 0.06, 1))}
+    counts = {"num_gt": int(rng.integers(5, 2000)), "num_images": int(rng.integers(5, 500)), "intervals": intervals}
+    return {**metrics, "AP": ap, "AP_small": None, **counts}
 
 
-def make_analysis(names: Sequence[str] = NAMES, *, seed: int = 0, **changes: Any) -> Analysis:
-    """Plausible numbers for classes of these names; `changes` replaces fields."""
-    rng = np.random.default_rng(seed)
-    classes = [make_class(rng, name, label) for label, name in enumerate(names)]
-    curves = make_curves(rng)
+def make_analysis(
+    names: Sequence[str] = NAMES,
+    *,
+    findings: Sequence[Finding] = (),
+    facts: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Analysis:
+    """Plausible numbers for classes of these names; `changes` replaces parts of the results."""
+    rng = np.random.default_rng(0)
+    if facts is None:
+        facts = {"checkpoint": "best.pth", "epoch": 37, "epochs": 132, "seed": 0, "use_amp": False}
     count = len(names)
+    curves = np.stack([make_curves(rng) for _ in range(count + 1)])
     counts = rng.integers(0, 6, (count + 1, count + 1)) + np.diag([*rng.integers(20, 90, count), 0])
     counts[-1, -1] = 0
     ground_truth = rng.integers(20, 100, 10)
-    thresholds = np.linspace(0, 1, 101)
-    metrics: dict[str, float | None] = {name: float(rng.uniform(0.3, 0.8)) for name in METRIC_NAMES}
-    metrics["AP_small"] = None
-    analysis = Analysis(
-        split="val",
-        gt_hash="0123456789abcdef" * 4,
-        num_images=360,
-        metrics=metrics,
-        metrics_defects={name: None if value is None else value - 0.01 for name, value in metrics.items()},
-        intervals={
-            key: Interval((metrics[key] or 0) - 0.03, (metrics[key] or 0) + 0.04) for key in ("AP", "AP50", "AP75")
-        },
-        bootstrap_samples=1000,
-        per_class=classes,
-        curves=curves,
-        best=best_of(curves),
-        confusion=Confusion(list(names), 0.5, 0.43, counts.astype(np.int64)),
-        errors=ErrorBreakdown(
-            base_ap50=0.62,
-            ap50_cost={kind: float(rng.uniform(0, 0.1)) for kind in ERROR_KINDS},
-            counts={kind: int(rng.integers(0, 3000)) for kind in ERROR_KINDS},
-        ),
-        image_level=ImageLevel(
-            auroc=0.943,
-            auroc_interval=Interval(0.91, 0.97),
-            num_clean=60,
-            num_defective=300,
-            scores=thresholds,
-            false_alarms_per_clean_image=90 * np.exp(-9 * thresholds) * (thresholds < 0.9),
-            miss_rate=thresholds**3,
-        ),
-        sizes=SizeHistogram(
-            np.array([0, 8, 16, 24, 32, 48, 64, 96, 128, 256, 1024], dtype=np.float64),
-            ground_truth.astype(np.int64),
-            (ground_truth * rng.uniform(0.2, 1, 10)).astype(np.int64),
-        ),
-        gallery=(),
-        cost=Cost(
-            parameters=9_876_543,
-            gflops=25.4,
-            image_size_hw=(640, 640),
-            latencies=[Latency(1, 21.5, 25.1, 46.5), Latency(32, 410.0, 440.5, 78.0)],
-            inference_memory_mb=310.5,
-            training_memory_mb=None,
-            device="NVIDIA H100",
-            dtype="float32",
-            threads=8,
-        ),
-        facts={"checkpoint": "best.pth", "epoch": 37, "epochs": 132, "seed": 0, "use_amp": False},
+    scores = np.linspace(0, 1, 101)
+    metrics: dict[str, Any] = {name: float(rng.uniform(0.3, 0.8)) for name in METRIC_NAMES}
+    cost = Cost(
+        parameters=9_876_543,
+        gflops=25.4,
+        image_size_hw=(640, 640),
+        latencies=[Latency(1, 21.5, 25.1, 46.5), Latency(32, 410.0, 440.5, 78.0)],
+        inference_memory_mb=310.5,
+        training_memory_mb=None,
+        device="NVIDIA H100",
+        dtype="float32",
+        threads=8,
     )
-    return replace(analysis, **changes)
+    results = {
+        "split": "val",
+        "gt_hash": "0123456789abcdef" * 4,
+        "num_images": 360,
+        "metrics": metrics | {"AP_small": None},
+        "metrics_defects": {name: value - 0.01 for name, value in metrics.items()} | {"AP_small": None},
+        "intervals": {key: Interval(metrics[key] - 0.03, metrics[key] + 0.04) for key in ("AP", "AP50", "AP75")},
+        "bootstrap_samples": 1000,
+        "per_class": {name: make_class(rng) for name in names},
+        "thresholds": {
+            "overall": best_of(curves[-1]),
+            "per_class": dict(zip(names, map(best_of, curves), strict=False)),
+        },
+        "confusion": {"names": list(names), "iou": 0.5, "score": 0.43, "counts": counts.tolist()},
+        "errors": {
+            "base_ap50": 0.62,
+            "ap50_cost": {kind: float(rng.uniform(0, 0.1)) for kind in ERROR_KINDS},
+            "counts": {kind: int(rng.integers(0, 3000)) for kind in ERROR_KINDS},
+        },
+        "image_level": {
+            "auroc": 0.943,
+            "auroc_interval": Interval(0.91, 0.97),
+            "num_clean": 60,
+            "num_defective": 300,
+            "scores": scores.tolist(),
+            "false_alarms_per_clean_image": (90 * np.exp(-9 * scores) * (scores < 0.9)).tolist(),
+            "miss_rate": (scores**3).tolist(),
+        },
+        "sizes": {
+            "edges_px": [0.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0, 1024.0],
+            "ground_truth": ground_truth.tolist(),
+            "found": (ground_truth * rng.uniform(0.2, 1, 10)).astype(int).tolist(),
+        },
+        "cost": asdict(cost),
+    }
+    steps = 1 - (np.linspace(0, 1, 101) / (rng.uniform(0.7, 1, (count, 1, 1)) * np.array([[[1], [0.8], [0.6]]]))) ** 3
+    return Analysis({**results, **facts}, facts, curves, np.clip(steps, 0, 1), findings)
+
+
+def changed(analysis: Analysis, **changes: Any) -> Analysis:
+    """The same with other parts of the results; dictionaries are merged."""
+    merged = {k: {**analysis.results[k], **v} if isinstance(v, dict) else v for k, v in changes.items()}
+    return replace(analysis, results={**analysis.results, **merged})
 
 
 def make_findings(image_ids: Sequence[int], *, size: float = 12.0, score: float = 0.8) -> list[Finding]:
@@ -139,46 +127,37 @@ def make_findings(image_ids: Sequence[int], *, size: float = 12.0, score: float 
     ]  # type: ignore[misc]
 
 
+def empty_class(one: dict[str, Any]) -> dict[str, Any]:
+    """A class without ground truth."""
+    return {**dict.fromkeys(one), "num_gt": 0, "num_images": 0, "intervals": {"AP": None, "AP50": None}}
+
+
 def without_ground_truth(analysis: Analysis) -> Analysis:
-    """The same where nothing is annotated: None and NaN wherever the contract allows them."""
-    nothing = np.full_like(analysis.curves.f1, np.nan)
-    curves = replace(analysis.curves, precision=nothing, recall=nothing, f1=nothing)
-    level = analysis.image_level
+    """The same where nothing is annotated: None and NaN wherever they may be."""
+    results = analysis.results
+    nothing = [None] * len(results["image_level"]["scores"])
+    zeros = [0] * len(results["sizes"]["found"])
     return replace(
-        analysis,
-        metrics=dict.fromkeys(analysis.metrics),
-        metrics_defects=dict.fromkeys(analysis.metrics),
-        intervals=dict.fromkeys(analysis.intervals),
-        per_class=[
-            replace(
-                one,
-                num_gt=0,
-                num_images=0,
-                metrics=dict.fromkeys(one.metrics),
-                intervals=dict.fromkeys(one.intervals),
-                precision_at_recall=np.full((3, 101), np.nan),
-                curves=curves,
-                best=None,
-            )
-            for one in analysis.per_class
-        ],
-        curves=curves,
-        best=None,
-        confusion=replace(analysis.confusion, counts=np.zeros_like(analysis.confusion.counts)),
-        errors=ErrorBreakdown(None, dict.fromkeys(ERROR_KINDS, 0.0), dict.fromkeys(ERROR_KINDS, 0)),
-        image_level=replace(
-            level,
-            auroc=None,
-            auroc_interval=None,
-            num_clean=0,
-            num_defective=0,
-            false_alarms_per_clean_image=np.full_like(level.scores, np.nan),
-            miss_rate=np.full_like(level.scores, np.nan),
+        changed(
+            analysis,
+            metrics=dict.fromkeys(METRIC_NAMES),
+            metrics_defects=dict.fromkeys(METRIC_NAMES),
+            intervals=dict.fromkeys(results["intervals"]),
+            per_class={name: empty_class(one) for name, one in results["per_class"].items()},
+            thresholds={"overall": None, "per_class": dict.fromkeys(results["per_class"])},
+            confusion={"counts": np.zeros_like(results["confusion"]["counts"]).tolist()},
+            errors={
+                "base_ap50": None,
+                "ap50_cost": dict.fromkeys(ERROR_KINDS, 0.0),
+                "counts": dict.fromkeys(ERROR_KINDS, 0),
+            },
+            image_level={
+                **{"auroc": None, "auroc_interval": None, "num_clean": 0, "num_defective": 0},
+                **{"false_alarms_per_clean_image": nothing, "miss_rate": nothing},
+            },
+            sizes={"ground_truth": zeros, "found": zeros},
+            cost=None,
         ),
-        sizes=replace(
-            analysis.sizes,
-            ground_truth=np.zeros_like(analysis.sizes.ground_truth),
-            found=np.zeros_like(analysis.sizes.found),
-        ),
-        cost=None,
+        curves=np.full_like(analysis.curves, np.nan),
+        precision_at_recall=np.full_like(analysis.precision_at_recall, np.nan),
     )

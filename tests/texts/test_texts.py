@@ -1,9 +1,12 @@
 """Both languages say the same things, and every text can be filled."""
 
+import re
 from string import Formatter
 
 import pytest
 
+from analysis.result import ERROR_KINDS
+from engine.coco_metrics import METRIC_NAMES
 from texts import Language, catalogue, number, percent, texts_of
 
 
@@ -44,6 +47,28 @@ def test_numbers(value: float | None, decimals: int, english: str, spanish: str)
 def test_signs_and_percentages() -> None:
     assert number(0.25, 2, "es", signed=True) == "+0,25" and number(0.0, 2, "en", signed=True) == "0.00"
     assert percent(0.125, "es") == "12,5\u00a0%" and percent(None, "en") == "–"
+
+
+def test_intervals() -> None:
+    assert texts_of("es", "common").interval((0.25, 0.75), 2) == "[0,25; 0,75]"
+    assert texts_of("en", "common").interval((0.25, 0.75), 2) == "[0.25, 0.75]"
+    assert texts_of("en", "common").interval(None) == "–"
+
+
+def test_spanish_has_its_accents_and_decimal_comma() -> None:
+    everything = " ".join(
+        text for part in catalogue("es").values() for key, text in part.items() if "columns" not in key
+    )
+    assert not re.search(r"(?<![\w.])\d+\.\d+(?![\w.])", everything)
+    assert not re.search(r"[Cc]ion\b|[Ii]magenes|[Oo]mision\b|[Gg]aleria|[Uu]mbráles", everything)
+
+
+@pytest.mark.parametrize(
+    ("section", "keys"),
+    [("metric_meanings", METRIC_NAMES), ("error_kinds", ERROR_KINDS), ("error_meanings", ERROR_KINDS)],
+)
+def test_every_name_of_a_result_has_its_text(section: str, keys: tuple[str, ...]) -> None:
+    assert set(catalogue("en")[section]) == set(keys)
 
 
 def test_a_section() -> None:
