@@ -89,7 +89,7 @@ class ParamGroupConfig(Section):
     lr: NonNegativeFloat | None = None
     """Learning rate; scaled with the batch unless stated."""
     weight_decay: NonNegativeFloat | None = None
-    """Weight decay."""
+    """Decoupled weight decay."""
 
 
 class OptimizerConfig(Section):

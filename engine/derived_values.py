@@ -94,7 +94,7 @@ def _show(value: Any) -> str:
 
 
 def at_load(
-    values: dict[str, Any], rank: Rank, missing: Collection[str], name: str, epochs_before: int | None
+    values: dict[str, Any], rank: Rank, missing: Collection[str], name: str, epochs_before: object
 ) -> list[Note]:
     """Derive, in place, what follows from the config alone: epochs, image sizes, learning rates, output folder.
 
@@ -103,10 +103,10 @@ def at_load(
         rank: See `Rank`.
         missing: Keys that no file gives.
         name: The config file's name without its ending.
-        epochs_before: `epoches` of the files, before `-u`; None where they have none.
+        epochs_before: What the files say of `epoches`, before `-u` and unchecked; None where nothing.
     """
     notes = []
-    if epochs_before and rank("epoches") == OVERRIDE:
+    if isinstance(epochs_before, int) and epochs_before > 0 and rank("epoches") == OVERRIDE:
         notes += apply(values, rescaled_epochs(values, rank, epochs_before), rank, missing)
     notes += apply(values, run_epochs(values, rank, missing), rank, missing)
     notes += apply(values, input_sizes(values, rank), rank)

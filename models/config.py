@@ -26,7 +26,9 @@ from data.config import (
 
 Factor = Annotated[float, Field(gt=0, le=1000)]
 RegMax = Annotated[int, Field(ge=4, le=1024, multiple_of=2, description="Distribution bins of a side, less one.")]
+Heads = Annotated[PositiveInt, Field(description="Attention heads.")]
 Triple = tuple[PositiveInt, PositiveInt, PositiveInt]
+Strides = Annotated[Triple, Field(description="Strides of the maps, pixels.")]
 LossName = Literal["loss_mal", "loss_bbox", "loss_giou", "loss_fgl", "loss_ddf"]
 CostName = Literal["cost_class", "cost_bbox", "cost_giou"]
 FusionHead = Literal["cosine", "concat", "cross_attention"]
@@ -145,12 +147,10 @@ class EncoderConfig(_Transformer):
 
     in_channels: Triple
     """Channels of the backbone's maps, strides 8, 16, 32."""
-    feat_strides: Triple = STRIDES
-    """Strides of the maps, pixels."""
+    feat_strides: Strides = STRIDES
     hidden_dim: PositiveInt = 256
     """Channels of the maps inside and after the encoder."""
-    nhead: PositiveInt = 8
-    """Attention heads."""
+    nhead: Heads = 8
     dim_feedforward: PositiveInt = 1024
     """Hidden width of the self-attention's MLP."""
     dropout: NoDropout = 0.0
@@ -189,13 +189,11 @@ class DecoderConfig(_Transformer):
     """Queries, the most detections of an image."""
     feat_channels: Triple
     """Channels of the encoder's maps, strides 8, 16, 32."""
-    feat_strides: Triple = STRIDES
-    """Strides of the maps, pixels."""
+    feat_strides: Strides = STRIDES
     num_levels: Literal[3] = 3
     num_points: Triple = (3, 6, 3)
     """Sampling points per head on each level."""
-    nhead: PositiveInt = 8
-    """Attention heads."""
+    nhead: Heads = 8
     num_layers: PositiveInt = 6
     """Decoder layers."""
     dim_feedforward: Annotated[int, Field(ge=2, le=1_000_000, multiple_of=2)] = 1024

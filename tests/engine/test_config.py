@@ -165,6 +165,12 @@ def test_overrides_win_over_files() -> None:
     assert (config.optimizer.lr, config.seed) == (1e-4, 7)
 
 
+@pytest.mark.parametrize("nonsense", ["many", "-3", "0", "2.5", "[1]", "{a: 1}", "~"])
+def test_an_override_replaces_whatever_a_file_says(tmp_path: Path, nonsense: str) -> None:
+    path = write(tmp_path, "a.yml", f"__include__: ['{INDUSTRIAL.as_posix()}']\nepoches: {nonsense}")
+    assert load_config(path, ["epoches=50"]).epoches == 50
+
+
 @pytest.mark.parametrize("override", ["epochs=60", "epoches=60"])
 def test_both_spellings_of_epochs(override: str) -> None:
     assert load_config(INDUSTRIAL, [override]).epoches == 60
