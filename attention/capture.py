@@ -1,33 +1,34 @@
-"""What passes through a detector on its way to the boxes, taken by hooks that are gone afterwards.
+"""What a detector predicts, and what passes through it on the way, taken by hooks that are gone afterwards.
 
 Legend: B images, N = P + Hp*Wp tokens (P prefix tokens: class, registers), M heads, d head width, D width,
-Q queries, S sampling points of a head over all levels, C classes, n = `reg_max`.
+Q queries, S sampling points of a head over all levels, L decoder layers, C classes, n = `reg_max`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.errors import UserError
-from models.boxes import inverse_sigmoid
+from models.boxes import cxcywh_to_xyxy, inverse_sigmoid, paired_iou
 from models.decoder import DecoderLayer
-from models.deformable_attention import DeformableAttention
 from models.detector import DEIM
 from models.distribution import distance_to_box, weighting_function
-from models.layers import SelfAttention
-from models.vit import PATCH_SIZE, Attention, Block, rotate
+from models.vit import PATCH_SIZE, Block, rotate
+
+_SAME_PLACE_IOU = 0.7
+"""Two predictions of one class that overlap so much show the same thing."""
 
 
 def require_deim(model: nn.Module, what: str) -> DEIM:
-    """`model` as DEIMv2, for maps that a CNN baseline does not have.
+    """Return `model` as DEIMv2, for maps that a CNN baseline does not have.
 
     Raises:
         UserError: It is a baseline.
@@ -40,30 +41,24 @@ def require_deim(model: nn.Module, what: str) -> DEIM:
     )
 
 
-@dataclass(frozen=True)
-class SelfAttentionMaps:
-    """One layer's queries, keys and values as its fused kernel read them; weights are computed on demand."""
+class SelfAttentionMaps(NamedTuple):
+    """One layer's queries and keys [B, M, N, d] as its fused kernel read them; weights are computed on demand."""
 
     q: Tensor
-    """[B, M, N, d], after the rotation where there is one."""
     k: Tensor
-    """[B, M, N, d], likewise."""
-    v: Tensor
-    """[B, M, N, d]."""
 
     @property
     def num_heads(self) -> int:
         return self.q.shape[1]
 
     def rows(self, image: int, head: int, tokens: slice | Sequence[int] | Tensor = slice(None)) -> Tensor:
-        """How much the chosen tokens attend to every token: float32 [len(tokens), N], each row sums to 1."""
+        """Compute how much the chosen tokens attend to every token: float32 [len(tokens), N], each row sums to 1."""
         scale = self.q.shape[-1] ** -0.5
         scores: Tensor = (self.q[image, head, tokens].float() @ self.k[image, head].float().T) * scale
         return scores.softmax(dim=-1)
 
 
-@dataclass(frozen=True)
-class CrossAttentionMaps:
+class CrossAttentionMaps(NamedTuple):
     """Where one decoder layer read."""
 
     locations: Tensor
@@ -72,14 +67,8 @@ class CrossAttentionMaps:
     """float32 [B, Q, M, S], each head's sum to 1."""
     references: Tensor
     """float32 [B, Q, 4] cxcywh, the box that the layer started from."""
-    points_per_level: tuple[int, ...]
-    """Of each head, fine to coarse; their sum is S."""
-
-    @property
-    def level_of_point(self) -> Tensor:
-        """int64 [S]."""
-        counts = torch.tensor(self.points_per_level)
-        return torch.arange(len(counts)).repeat_interleave(counts)
+    level_of_point: Tensor
+    """int64 [S], 0 is the finest map."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +88,13 @@ class Captured:
     features: tuple[Tensor, ...]
     """Patch tokens of `returned_blocks`: [B, D, Hp, Wp] each."""
     cross_attention: tuple[CrossAttentionMaps, ...]
-    """Per decoder layer."""
+    """[L]"""
     query_attention: tuple[SelfAttentionMaps, ...]
-    """Per decoder layer, tokens are queries: N = Q."""
+    """[L], tokens are queries: N = Q."""
     layer_boxes: tuple[Tensor, ...]
-    """float32 [B, Q, 4] cxcywh each: the encoder's proposal, then the outcome of every decoder layer."""
+    """[1 + L], float32 [B, Q, 4] cxcywh each: the encoder's proposal, then the outcome of every decoder layer."""
     distributions: tuple[Tensor, ...]
-    """Per decoder layer, float32 [B, Q, 4, n + 1]: probabilities of the bins, sides left, top, right, bottom."""
+    """[L], float32 [B, Q, 4, n + 1]: probabilities of the bins, sides left, top, right, bottom."""
     bin_values: Tensor
     """float32 [n + 1]: distance of a bin, in units of the reference's width (height) / `reg_scale`."""
     edge_references: Tensor
@@ -134,38 +123,54 @@ def capture(model: nn.Module, images: Tensor) -> Captured:
         raise ValueError("the model must be in evaluation mode")
     with _listening(deim) as heard:
         outputs = deim(images)
-    return _assemble(deim, images, outputs, heard)
-
-
-@dataclass
-class _Heard:
-    """What the hooks kept, by layer."""
-
-    features: list[Tensor] = field(default_factory=list)
-    vit: dict[int, SelfAttentionMaps] = field(default_factory=dict)
-    cross: dict[int, CrossAttentionMaps] = field(default_factory=dict)
-    queries: dict[int, SelfAttentionMaps] = field(default_factory=dict)
-    corners: dict[int, Tensor] = field(default_factory=dict)
-    pre_boxes: list[Tensor] = field(default_factory=list)
+    vit, decoder = deim.backbone.vit, deim.decoder
+    cross: list[CrossAttentionMaps] = heard["cross"]
+    proposals = cross[0].references
+    references = (heard["pre_boxes"][0].float() + inverse_sigmoid(proposals)).sigmoid()
+    bins = weighting_function(heard["corners"][0].shape[-1] // 4 - 1, decoder.up, decoder.reg_scale)
+    corners = torch.zeros((), device=images.device)
+    boxes, distributions = [proposals], []
+    for of_layer in heard["corners"]:
+        corners = of_layer.float() + corners
+        distributions.append(corners.view(*corners.shape[:2], 4, -1).softmax(dim=-1))
+        boxes.append(distance_to_box(references, (distributions[-1] * bins).sum(dim=-1), decoder.reg_scale))
+    return Captured(
+        image_size_hw=(images.shape[-2], images.shape[-1]),
+        outputs=outputs,
+        vit_layers=tuple(heard["vit"]),
+        num_prefix=vit.num_prefix,
+        returned_blocks=vit.returned_blocks,
+        features=tuple(heard["features"][0]),
+        cross_attention=tuple(cross),
+        query_attention=tuple(heard["queries"]),
+        layer_boxes=tuple(boxes),
+        distributions=tuple(distributions),
+        bin_values=bins,
+        edge_references=references,
+        reg_scale=float(decoder.reg_scale.abs()),
+    )
 
 
 @contextmanager
-def _listening(model: DEIM) -> Iterator[_Heard]:
-    """Hooks inside, none afterwards."""
-    heard = _Heard()
+def _listening(model: DEIM) -> Iterator[dict[str, list[Any]]]:
+    """Hooks inside, none afterwards; each kind's list is in the order of the layers, since that is how they run."""
+    heard: dict[str, list[Any]] = defaultdict(list)
+    handles = []
+
+    def keep(kind: str, module: nn.Module, read: Callable[[Any, Any, Any], object]) -> None:
+        handles.append(module.register_forward_hook(lambda *call: heard[kind].append(read(*call))))
+
     vit, decoder = model.backbone.vit, model.decoder
-    handles = [
-        vit.register_forward_hook(lambda _module, _inputs, maps: heard.features.extend(maps)),
-        decoder.pre_bbox_head.register_forward_hook(lambda _module, _inputs, out: heard.pre_boxes.append(out)),
-    ]
-    for index, block in enumerate(vit.blocks):
+    keep("features", vit, _output)
+    keep("pre_boxes", decoder.pre_bbox_head, _output)
+    for block in vit.blocks:
         assert isinstance(block, Block)
-        handles.append(block.attn.register_forward_hook(partial(_keep_vit, heard.vit, index)))
+        keep("vit", block.attn, _vit_attention)
     for index, layer in enumerate(decoder.decoder.layers):
         assert isinstance(layer, DecoderLayer)
-        handles.append(layer.cross_attn.register_forward_hook(partial(_keep_cross, heard.cross, index)))
-        handles.append(layer.self_attn.register_forward_hook(partial(_keep_queries, heard.queries, index)))
-        handles.append(decoder.dec_bbox_head[index].register_forward_hook(partial(_keep_output, heard.corners, index)))
+        keep("cross", layer.cross_attn, _cross_attention)
+        keep("queries", layer.self_attn, _query_attention)
+        keep("corners", decoder.dec_bbox_head[index], _output)
     try:
         yield heard
     finally:
@@ -173,69 +178,107 @@ def _listening(model: DEIM) -> Iterator[_Heard]:
             handle.remove()
 
 
-def _keep_output(kept: dict[int, Tensor], index: int, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-    kept[index] = output
+def _output(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+    return output
 
 
-def _keep_vit(kept: dict[int, SelfAttentionMaps], index: int, module: Attention, inputs: Any, _output: Any) -> None:
+def _vit_attention(module: Any, inputs: Any, _output: Any) -> SelfAttentionMaps:
     x, rotation = inputs
     batch, tokens, width = x.shape
-    heads = module.num_heads
-    qkv = module.qkv(x).view(batch, tokens, 3, heads, width // heads)
+    qkv = module.qkv(x).view(batch, tokens, 3, module.num_heads, width // module.num_heads)
     q, k = rotate(qkv[:, :, :2], rotation).permute(2, 0, 3, 1, 4)
-    kept[index] = SelfAttentionMaps(q, k, qkv[:, :, 2].transpose(1, 2))
+    return SelfAttentionMaps(q, k)
 
 
-def _keep_queries(
-    kept: dict[int, SelfAttentionMaps], index: int, module: SelfAttention, inputs: Any, _output: Any
-) -> None:
+def _query_attention(module: Any, inputs: Any, _output: Any) -> SelfAttentionMaps:
     x, position, _allowed = inputs  # in evaluation every query may see every other
     batch, tokens, width = x.shape
     rows, heads = 2 * width, module.num_heads
     qk = F.linear(x + position, module.in_proj_weight[:rows], module.in_proj_bias[:rows])
-    v = F.linear(x, module.in_proj_weight[rows:], module.in_proj_bias[rows:])
     q, k = qk.view(batch, tokens, -1, width // heads).transpose(1, 2).chunk(2, dim=1)
-    kept[index] = SelfAttentionMaps(q, k, v.view(batch, tokens, heads, -1).transpose(1, 2))
+    return SelfAttentionMaps(q, k)
 
 
-def _keep_cross(
-    kept: dict[int, CrossAttentionMaps], index: int, module: DeformableAttention, inputs: Any, _output: Any
-) -> None:
+def _cross_attention(module: Any, inputs: Any, _output: Any) -> CrossAttentionMaps:
     query, boxes, _values = inputs
     per_head = (*query.shape[:2], module.num_heads, -1)
     weights = module.attention_weights(query).view(per_head).float().softmax(dim=-1)
     offsets = module.sampling_offsets(query).float().view(*per_head, 2)
     centre, size = boxes[:, :, None, None, :2], boxes[:, :, None, None, 2:]
     locations = centre + 0.5 * offsets * module.num_points_scale[:, None] * size
-    kept[index] = CrossAttentionMaps(locations, weights, boxes, module.points_per_level)
+    counts = torch.tensor(module.points_per_level)
+    return CrossAttentionMaps(locations, weights, boxes, torch.arange(len(counts)).repeat_interleave(counts))
 
 
-def _assemble(model: DEIM, images: Tensor, outputs: dict[str, Tensor], heard: _Heard) -> Captured:
-    decoder = model.decoder
-    count = len(heard.cross)
-    num_bins = heard.corners[0].shape[-1] // 4
-    bins = weighting_function(num_bins - 1, decoder.up, decoder.reg_scale)
-    proposals = heard.cross[0].references
-    references = (heard.pre_boxes[0].float() + inverse_sigmoid(proposals)).sigmoid()
-    corners = torch.zeros((), device=images.device)
-    boxes, distributions = [proposals], []
-    for index in range(count):
-        corners = heard.corners[index].float() + corners
-        distributions.append(corners.view(*corners.shape[:2], 4, -1).softmax(dim=-1))
-        boxes.append(distance_to_box(references, (distributions[-1] * bins).sum(dim=-1), decoder.reg_scale))
-    vit = model.backbone.vit
-    return Captured(
-        image_size_hw=(images.shape[-2], images.shape[-1]),
-        outputs=outputs,
-        vit_layers=tuple(heard.vit[index] for index in sorted(heard.vit)),
-        num_prefix=vit.num_prefix,
-        returned_blocks=vit.returned_blocks,
-        features=tuple(heard.features),
-        cross_attention=tuple(heard.cross[index] for index in range(count)),
-        query_attention=tuple(heard.queries[index] for index in range(count)),
-        layer_boxes=tuple(boxes),
-        distributions=tuple(distributions),
-        bin_values=bins,
-        edge_references=references,
-        reg_scale=float(decoder.reg_scale.abs()),
-    )
+class Predictions(NamedTuple):
+    """What a detector says of one image; row k is query k (DEIMv2) or detection k (baseline). K rows, on the CPU."""
+
+    boxes: Tensor
+    """float32 [K, 4], xyxy in [0, 1]; they may leave the image."""
+    scores: Tensor
+    """float32 [K, C] in [0, 1]; a baseline's detections score 0 for all classes but their own."""
+
+
+def predictions_of(outputs: Any, num_classes: int) -> list[Predictions]:
+    """Read the outputs of a detector of any kind in evaluation mode; one entry an image."""
+    if isinstance(outputs, Mapping):
+        boxes = cxcywh_to_xyxy(outputs["pred_boxes"].float()).cpu()
+        return [Predictions(*one) for one in zip(boxes, outputs["pred_logits"].float().sigmoid().cpu(), strict=True)]
+    predictions = []
+    for one in outputs:
+        scores = torch.zeros(len(one["scores"]), num_classes)
+        scores.scatter_(1, one["labels"].cpu()[:, None], one["scores"].float().cpu()[:, None])
+        predictions.append(Predictions(one["boxes"].float().cpu(), scores))
+    return predictions
+
+
+class PredictedObject(NamedTuple):
+    """One query (DEIMv2) or detection (baseline) with its best class."""
+
+    query: int
+    """Row of the detector's output."""
+    label: int
+    score: float
+    box_xyxy: tuple[float, float, float, float]
+    """0..1 over the image; it may leave it a little."""
+
+
+def all_objects(predictions: Predictions) -> list[PredictedObject]:
+    """Return every query or detection with its best class, best score first; ties by row."""
+    scores, labels = predictions.scores.max(dim=-1)
+    return [
+        PredictedObject(row, int(labels[row]), float(scores[row]), tuple(predictions.boxes[row].tolist()))
+        for row in torch.sort(scores, descending=True, stable=True).indices.tolist()
+        if bool(torch.isfinite(predictions.boxes[row]).all()) and bool(torch.isfinite(scores[row]))
+    ]
+
+
+def choose_objects(
+    objects: Sequence[PredictedObject], *, queries: Sequence[int] = (), top: int = 3, min_score: float = 0.3
+) -> list[PredictedObject]:
+    """Choose what to draw: the given queries in their order, or else the `top` best of at least `min_score`.
+
+    Of several predictions of a class in one place the best stands for all: the detector suppresses none, and a second
+    figure of the same would hide another object's. Where nothing reaches `min_score` nothing was detected.
+
+    Raises:
+        UserError: There is no such query.
+    """
+    if queries:
+        by_query = {one.query: one for one in objects}
+        unknown = [str(query) for query in queries if query not in by_query]
+        if unknown:
+            last = max(by_query, default=-1)
+            has = f"they go from 0 to {last}" if by_query else "the detector found nothing in this image"
+            raise UserError(f"--query {' '.join(unknown)}: no such query; {has}.")
+        return [by_query[query] for query in dict.fromkeys(queries)]
+    chosen: list[PredictedObject] = []
+    for one in objects:
+        if one.score >= min_score and len(chosen) < top and not any(_show_the_same(one, other) for other in chosen):
+            chosen.append(one)
+    return chosen
+
+
+def _show_the_same(one: PredictedObject, other: PredictedObject) -> bool:
+    iou = paired_iou(torch.tensor(one.box_xyxy), torch.tensor(other.box_xyxy))
+    return one.label == other.label and float(iou) >= _SAME_PLACE_IOU

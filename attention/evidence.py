@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +30,8 @@ EVIDENCE_METHODS: tuple[EvidenceMethod, ...] = get_args(EvidenceMethod)
 _LOGIT_EPS = 1e-7
 
 
-@dataclass(frozen=True)
-class EvidenceLayer:
-    """A place in a detector whose output is one or several maps; `resolve_layer` makes it."""
+class EvidenceLayer(NamedTuple):
+    """A place in a detector whose output is one or several maps."""
 
     name: str
     """As the user writes it, e.g. `encoder`, `encoder.1`, `vit.5`."""
@@ -45,7 +43,7 @@ class EvidenceLayer:
 
 
 def layer_names(model: nn.Module) -> tuple[str, ...]:
-    """Every name that `resolve_layer` knows for this model, the default first.
+    """Return every name that `resolve_layer` knows for this model, the default first.
 
     Raises:
         UserError: The model is neither DEIMv2 nor a baseline.
@@ -64,7 +62,7 @@ def layer_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def resolve_layer(model: nn.Module, name: str | None = None) -> EvidenceLayer:
-    """The place that a name stands for.
+    """Return the place that a name stands for.
 
     DEIMv2: `encoder` (default) and `backbone` are the maps of strides 8, 16 and 32 together, with `.0`, `.1`, `.2` one
     of them; `vit.K` the patch tokens after block K. Baselines: `fpn` (default) and `body`, likewise by level.
@@ -95,7 +93,7 @@ def evidence_map(
     method: EvidenceMethod = "grad_cam",
     layer: str | None = None,
 ) -> Tensor:
-    """What the score of `label` at `query` rests on.
+    """Map what the score of `label` at `query` rests on.
 
     `grad_cam` weighs channels by their mean gradient; `hires_cam` multiplies gradient and activation cell by cell,
     which keeps the place and therefore tells one object of a class from the next; `eigen_cam` is the strongest
@@ -148,7 +146,7 @@ def hires_cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 
 def class_logit(outputs: Any, query: int, label: int) -> Tensor:
-    """The score of a class as a logit, scalar, with its graph.
+    """Return the score of a class as a logit, scalar, with its graph.
 
     Args:
         outputs: Of `model(image)` in evaluation: DEIMv2's dict or a baseline's list, one image.
@@ -172,7 +170,7 @@ def class_logit(outputs: Any, query: int, label: int) -> Tensor:
 
 
 def enlarge(evidence: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """A map [h, w] -> float32 [H, W] by bilinear interpolation: what is laid over the image."""
+    """Interpolate a map [h, w] bilinearly to float32 [H, W]."""
     batch = evidence[None, None].float()
     out: Tensor = F.interpolate(batch, size=size_hw, mode="bilinear", align_corners=False)[0, 0]
     return out

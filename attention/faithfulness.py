@@ -18,7 +18,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,13 +30,14 @@ from torch import Tensor, nn
 
 from analysis.bootstrap import BootstrapResult, draw_weights
 from analysis.result import Interval
+from attention.capture import Predictions, predictions_of
 from attention.evidence import enlarge
 from data.errors import UserError
 from data.progress import progress_bar
 from data.types import FloatArray, IntArray
 from engine.options import Options
 from models.baselines import TorchvisionDetector
-from models.boxes import cxcywh_to_xyxy, paired_iou
+from models.boxes import paired_iou
 from models.config import ModelConfig
 from models.detector import DEIM, build_detector
 from models.text_fusion import PREFIX
@@ -75,30 +76,6 @@ class ScoreOptions(Options):
     """Bootstrap resamples of the images."""
     seed: int = Field(0, ge=0, title="--seed", description="0 or more")
     """Of the choice of images, the random map, ties, new weights and the bootstrap."""
-
-
-class Predictions(NamedTuple):
-    """What a detector says of one image; row k is query k (DEIMv2) or detection k (baseline)."""
-
-    boxes: Tensor
-    """float32 [K, 4], xyxy in [0, 1]; they may leave the image."""
-    scores: Tensor
-    """float32 [K, C] in [0, 1]; a baseline's detections score 0 for all classes but their own."""
-
-
-@torch.no_grad()
-def predict(model: nn.Module, images: Tensor, num_classes: int) -> list[Predictions]:
-    """Run a detector of any kind on normalised images; one entry an image, on the CPU."""
-    outputs: Any = model(images)
-    if isinstance(outputs, Mapping):
-        boxes = cxcywh_to_xyxy(outputs["pred_boxes"].float()).cpu()
-        return [Predictions(*one) for one in zip(boxes, outputs["pred_logits"].float().sigmoid().cpu(), strict=True)]
-    predictions = []
-    for one in outputs:
-        scores = torch.zeros(len(one["scores"]), num_classes)
-        scores.scatter_(1, one["labels"].cpu()[:, None], one["scores"].float().cpu()[:, None])
-        predictions.append(Predictions(one["boxes"].float().cpu(), scores))
-    return predictions
 
 
 class ScoreImage(NamedTuple):
@@ -245,6 +222,12 @@ def score_maps(
         )
     judged = np.concatenate(values, axis=1)
     return Scores(tuple(methods), tuple(objects), tuple(randomised), judged, tuple(image_ids), num_truths, options)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, num_classes: int) -> list[Predictions]:
+    """Run a detector of any kind on normalised images; one entry an image."""
+    return predictions_of(model(images), num_classes)
 
 
 def match_objects(predictions: Predictions, truth: ScoreImage, options: ScoreOptions) -> list[MatchedObject]:

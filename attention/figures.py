@@ -2,59 +2,34 @@
 
 Blocks and heads of the ViT count from 0, as in the config; decoder layers from 1, because 0 is the encoder's proposal.
 
-Legend: M heads of the ViT, L decoder layers, Q queries, C classes.
+Legend: M heads of the ViT, Q queries, h x w cells of a map (Hp x Wp patches).
 """
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
+from torch import Tensor
 
 from analysis.style import MAX_HEIGHT_CM, WIDTH_CM, AxisNumbers, new_figure
 from analysis.tables import Table
-from attention.backbone_maps import CLASS_TOKEN, HeadMaps, PatchColours, head_maps, rollout, similarity
-from attention.capture import Captured
-from attention.decoder_maps import (
-    SamplingPoints,
-    box_steps,
-    edge_distributions,
-    object_attention,
-    query_attention,
-    sampling_points,
-)
-from attention.objects import PredictedObject
-from attention.panels import (
-    COLOUR_MAP,
-    Scene,
-    bare,
-    draw_edge,
-    draw_focus,
-    draw_query_graph,
-    draw_refinement,
-    draw_sampling,
-    draw_truth_and_objects,
-    level_handles,
-    outline_objects,
-    say_no_object,
-    show_colours,
-    show_image,
-    show_map,
-    window_of,
-    zoom,
-)
-from attention.wording import Wording
+from attention import maps, panels
+from attention.capture import Captured, PredictedObject
+from attention.evidence import EVIDENCE_METHODS, evidence_map
+from attention.maps import CLASS_TOKEN, EDGES, MapArray, PatchColours, SamplingPoints
+from attention.panels import Scene
+from data.types import FloatArray
+from engine.detector import Detector
 from models.boxes import paired_iou
-
-FloatArray = NDArray[np.float32]
+from texts import Texts, texts_of
 
 OVERVIEW_ROWS = 5
 _BACKGROUND_GREY = 0.6
@@ -63,405 +38,359 @@ _BAR_CM, _BAR_THICK_CM = 1.1, 0.22
 _CAPTION_CM = 1.8
 _SCALE_PERCENTILE = 99.5
 """Of all values of a figure: a few patches that soak up attention must not turn all the others black."""
-_MATRIX_QUERIES = 8
 _SAME_OBJECT_IOU = 0.5
 
 
-@dataclass(frozen=True)
-class Focus:
-    """The patches whose attention and similarity are shown."""
-
-    patches: tuple[int, ...]
-    """Row by row, without prefix tokens."""
-    centre_xy: tuple[float, float]
-    """0..1 over the image."""
-    text: str
-    """As captions say it."""
-
-
-@dataclass(frozen=True)
-class View:
-    """One image and what DEIMv2 did with it."""
-
-    scene: Scene
-    captured: Captured
-    everything: Sequence[PredictedObject]
-    """All queries, best first."""
-    objects: Sequence[PredictedObject]
-    """Those to draw."""
-    focus: Focus
-    layers: Sequence[int]
-    """ViT blocks to draw."""
-
-
-@dataclass(frozen=True)
-class DrawnView:
+class Drawn(NamedTuple):
     """A figure in memory."""
 
-    name: str
-    """End of the file name."""
     figure: Figure
     caption: str
     facts: Mapping[str, Any]
-    """What was drawn, for the sidecar: layers, tokens, queries."""
+    """What was drawn, for its JSON file: layers, tokens, queries."""
+    suffix: str = ""
+    """Of its name, where there are several of a kind."""
     table: Table | None = None
     """Numbers that belong to it: a CSV and a LaTeX file of the same name."""
 
 
-@dataclass(frozen=True)
-class OverviewRow:
+class Row(NamedTuple):
     """What the overview keeps of an image."""
 
+    name: str
     scene: Scene
     objects: Sequence[PredictedObject]
-    maps: HeadMaps | None
-    """Of the last read block; None for a baseline."""
-    points: Sequence[SamplingPoints]
-    """Of the last decoder layer, per object."""
-    evidence: FloatArray | None
-    """Of the best detection; None without one, and for DEIMv2."""
+    heat: MapArray | None
+    """[M, Hp, Wp] attention of the focus in the last block read; of a baseline [1, h, w], the evidence of its best
+    detection, relative to the maximum; None without one."""
+    points: Sequence[SamplingPoints] | None
+    """Of the last decoder layer, per object; None for a baseline."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One image and what a detector did with it."""
+
+    detector: Detector
     name: str
+    scene: Scene
+    image: Tensor
+    """float32 [1, 3, H, W], the network's input."""
+    objects: Sequence[PredictedObject]
+    """Those to draw."""
+    evidence_layer: str
+    captured: Captured | None = None
+    """None: a CNN baseline. Then what follows means nothing."""
+    layers: Sequence[int] = ()
+    """ViT blocks to draw."""
+    focus: Sequence[int] = ()
+    """The patches whose attention and similarity are shown, row by row, without prefix tokens."""
+    focus_xy: tuple[float, float] = (0.5, 0.5)
+    """Their centre, 0..1 over the image."""
+    focus_text: str = ""
+    """As captions say it."""
+    colours: PatchColours | None = None
+
+    @property
+    def attention(self) -> Captured:
+        """What DEIMv2 did with the image."""
+        assert self.captured is not None
+        return self.captured
+
+    @cached_property
+    def evidence(self) -> list[dict[str, MapArray]]:
+        """Of each object, method -> class evidence [h, w], relative to the map's own maximum."""
+        return [{method: self._evidence(one, method) for method in EVIDENCE_METHODS} for one in self.objects]
+
+    def _evidence(self, one: PredictedObject, method: Any) -> MapArray:
+        model = self.detector.model
+        drawn: MapArray = evidence_map(model, self.image, one.query, one.label, method, self.evidence_layer).numpy()
+        return drawn / max(float(drawn.max()), 1e-12)
+
+    def focus_maps(self, layer: int) -> tuple[MapArray, MapArray]:
+        """Return `head_maps` of the focus in a ViT block."""
+        captured = self.attention
+        return maps.head_maps(captured, layer, [captured.num_prefix + patch for patch in self.focus])
+
+    @cached_property
+    def row(self) -> Row:
+        """For the overview and the top of the image's main figure."""
+        if self.captured is None:
+            heat = self.evidence[0]["grad_cam"][None] if self.objects else None
+            return Row(self.name, self.scene, self.objects, heat, None)
+        layer = len(self.captured.cross_attention) - 1
+        points = [maps.sampling_points(self.captured, layer, one.query) for one in self.objects]
+        return Row(self.name, self.scene, self.objects, self.focus_maps(self.captured.returned_blocks[-1])[0], points)
+
+    @property
+    def focus_facts(self) -> dict[str, Any]:
+        """The focus for a figure's JSON file."""
+        patches, grid = list(self.focus), list(self.attention.grid_hw)
+        return {"focus": self.focus_text, "focus_patches": patches, "grid_hw": grid}
 
 
-def overview_row(view: View, name: str) -> OverviewRow:
-    """The light part of a view."""
-    layer = len(view.captured.cross_attention) - 1
-    points = [sampling_points(view.captured, layer, one.query) for one in view.objects]
-    return OverviewRow(view.scene, view.objects, _focus_maps(view, _last_read(view)), points, None, name)
-
-
-def draw_main(view: View) -> DrawnView:
-    """Image | truth and predictions | mean of the heads | sampling points, and below every head."""
-    wording, row = view.scene.wording, overview_row(view, "")
-    assert row.maps is not None
-    heads = len(row.maps.maps)
-    aspect = _aspect(view.scene)
+def draw_main(view: View) -> Iterator[Drawn]:
+    """Draw image | truth and predictions | mean of the heads | sampling points, and below every head."""
+    if view.captured is None:
+        yield draw_overview([view.row], view.scene.texts)._replace(facts={})
+        return
+    texts, row, scene = view.scene.texts, view.row, view.scene
+    assert row.heat is not None
+    heads, aspect = len(row.heat), _aspect(scene)
     top_cm, heads_cm = WIDTH_CM / 4 * aspect + 0.5, WIDTH_CM / max(heads, 4) * aspect + 0.5
     figure = new_figure(min(top_cm + heads_cm + _BAR_CM + _CAPTION_CM, MAX_HEIGHT_CM))
     # One grid, in which both four panels and the heads fit: nested ones leave no room for the bars' numbers.
     cells = figure.add_gridspec(3, 4 * heads, height_ratios=(top_cm, heads_cm, _BAR_THICK_CM))
     axes = [figure.add_subplot(cells[0, k * heads : (k + 1) * heads]) for k in range(4)]
-    high = _high([row.maps.maps])
-    heaviest = max((float(points.weights.max()) for points in row.points), default=1.0)
-    heat, dots = _draw_row(axes, row, high, heaviest)
-    block, layer = _last_read(view), len(view.captured.cross_attention)
-    titles = (
-        wording.image,
-        wording.truth_and_predictions if view.scene.truth is not None else wording.predictions,
-        wording.mean_of_heads.format(block=block),
-        wording.sampling.format(layer=layer),
-    )
+    high = _high([row.heat])
+    heat, dots = _draw_row(axes, row, high, _heaviest(row.points or ()))
+    block, layer = view.captured.returned_blocks[-1], len(view.captured.cross_attention)
+    titles = texts["image"], _predicted(row), texts("mean_of_heads", block=block), texts("sampling", layer=layer)
     for one, title in zip(axes, titles, strict=True):
         one.set_title(title, fontsize=6)
-    for head in range(heads):
+    for head, cells_of_head in enumerate(row.heat):
         one = figure.add_subplot(cells[1, 4 * head : 4 * head + 4])
-        heat = show_map(one, view.scene, row.maps.maps[head], 0, high)
-        outline_objects(one, view.scene, view.objects)
-        one.set_title(wording.head.format(head=head), fontsize=6)
-    _bar_in(figure, cells[2, : 3 * heads], heat, wording.attention_share, wording, extend="max")
+        heat = panels.show_map(one, scene, cells_of_head, 0, high)
+        panels.outline_objects(one, scene, view.objects)
+        one.set_title(texts("head", head=head), fontsize=6)
+    _bar(figure, heat, texts, "attention_share", cell=cells[2, : 3 * heads], extend="max")
     if dots is not None:
-        _bar_in(figure, cells[2, 3 * heads :], dots, wording.sampling_weight, wording)
-    caption = _caption(figure, wording.main_caption.format(focus=view.focus.text, block=block, layer=layer))
-    return DrawnView("main", figure, caption, {"vit_block": block, "decoder_layer": layer, **_focus_facts(view)})
+        _bar(figure, dots, texts, "sampling_weight", cell=cells[2, 3 * heads :])
+    caption = add_caption(figure, texts("main_caption", focus=view.focus_text, block=block, layer=layer))
+    yield Drawn(figure, caption, {"vit_block": block, "decoder_layer": layer, **view.focus_facts})
 
 
-def draw_overview(rows: Sequence[OverviewRow], page: int, wording: Wording) -> DrawnView:
-    """One row an image, as the top of `draw_main`; a baseline's shows evidence in place of attention."""
-    has_points, method = rows[0].maps is not None, wording.evidence["grad_cam"]
+def draw_overview(rows: Sequence[Row], texts: Texts) -> Drawn:
+    """Draw one row an image, as the top of `draw_main`; a baseline's shows evidence in place of attention."""
+    has_points, method = rows[0].points is not None, texts_of(texts.language, "attention_methods")["grad_cam"]
     columns = 4 if has_points else 3
     rows_cm = [WIDTH_CM / columns * min(_aspect(row.scene), 1.3) for row in rows]
     figure = new_figure(min(sum(rows_cm) + _BAR_CM + _CAPTION_CM, MAX_HEIGHT_CM))
     heights = (*rows_cm, _BAR_THICK_CM)
     cells = figure.add_gridspec(len(heights), columns, height_ratios=heights)
-    high = _high([row.maps.maps for row in rows if row.maps is not None]) if has_points else 1.0
-    heaviest = max((float(points.weights.max()) for row in rows for points in row.points), default=1.0)
+    high = _high([row.heat for row in rows if row.heat is not None]) if has_points else 1.0
+    heaviest = _heaviest([points for row in rows for points in row.points or ()])
     heat = dots = None
     for place, row in enumerate(rows):
         axes = [figure.add_subplot(cells[place, column]) for column in range(columns)]
         mapped, drawn = _draw_row(axes, row, high, heaviest)
         heat, dots = mapped or heat, drawn or dots
         if place == 0:
-            predicted = wording.predictions if row.scene.truth is None else wording.truth_and_predictions
-            shown = (wording.attention, wording.sampling_points) if has_points else (method,)
-            for one, title in zip(axes, (wording.image, predicted, *shown), strict=True):
+            shown = (texts["attention"], texts["sampling_points"]) if has_points else (method,)
+            for one, title in zip(axes, (texts["image"], _predicted(row), *shown), strict=True):
                 one.set_title(title, fontsize=6)
     if has_points:
-        _bar_in(figure, cells[-1, 2], heat, wording.attention_share, wording, extend="max")
+        _bar(figure, heat, texts, "attention_share", cell=cells[-1, 2], extend="max")
     elif heat is not None:
-        _bar_in(figure, cells[-1, 2], heat, wording.relative_evidence, wording)
+        _bar(figure, heat, texts, "relative_evidence", cell=cells[-1, 2])
     if dots is not None:
-        _bar_in(figure, cells[-1, 3], dots, wording.sampling_weight, wording)
-    text = wording.overview_caption if has_points else wording.baseline_caption.format(method=method)
-    name = "overview" if page == 0 else f"overview_{page + 1}"
-    return DrawnView(name, figure, _caption(figure, text), {"images": [row.name for row in rows]})
+        _bar(figure, dots, texts, "sampling_weight", cell=cells[-1, 3])
+    text = texts["overview_caption"] if has_points else texts("baseline_caption", method=method)
+    return Drawn(figure, add_caption(figure, text), {"images": [row.name for row in rows]})
 
 
-def _draw_row(axes: Sequence[Any], row: OverviewRow, high: float, heaviest: float) -> tuple[Any, Any]:
-    """Four panels (three for a baseline); what the colour bars of attention and weights need."""
-    show_image(axes[0], row.scene)
-    show_image(axes[1], row.scene)
-    draw_truth_and_objects(axes[1], row.scene, row.objects)
-    if row.maps is None:
-        if row.evidence is None:
-            show_image(axes[2], row.scene, dimmed=True)
-            say_no_object(axes[2], row.scene)
-            return None, None
-        heat = show_map(axes[2], row.scene, row.evidence, 0, 1)
-        outline_objects(axes[2], row.scene, row.objects[:1])
+def _draw_row(axes: Sequence[Any], row: Row, high: float, heaviest: float) -> tuple[Any, Any]:
+    """Four panels (three for a baseline); what the colour bars of maps and weights need."""
+    scene = row.scene
+    panels.show_image(axes[0], scene)
+    panels.show_image(axes[1], scene)
+    panels.draw_truth_and_objects(axes[1], scene, row.objects)
+    if row.heat is None:
+        panels.show_image(axes[2], scene, dimmed=True)
+        panels.say_no_object(axes[2], scene)
+        return None, None
+    heat = panels.show_map(axes[2], scene, row.heat.mean(axis=0), 0, high)
+    # A baseline's map is of its best detection alone.
+    panels.outline_objects(axes[2], scene, row.objects[:1] if row.points is None else row.objects)
+    if row.points is None:
         return heat, None
-    heat = show_map(axes[2], row.scene, row.maps.maps.mean(axis=0), 0, high)
-    outline_objects(axes[2], row.scene, row.objects)
-    show_image(axes[3], row.scene, dimmed=True)
-    dots = None
+    panels.show_image(axes[3], scene, dimmed=True)
     if not row.objects:
-        say_no_object(axes[3], row.scene)
+        panels.say_no_object(axes[3], scene)
+    dots = None
     for one, points in zip(row.objects, row.points, strict=True):
-        dots = draw_sampling(axes[3], row.scene, points, one.box_xyxy, heaviest)
+        dots = panels.draw_sampling(axes[3], scene, points, one.box_xyxy, heaviest)
     return heat, dots
 
 
-def draw_baseline(row: OverviewRow) -> DrawnView:
-    """Image | truth and predictions | evidence of the best detection, for a CNN."""
-    drawn = draw_overview([row], 0, row.scene.wording)
-    return DrawnView("main", drawn.figure, drawn.caption, {})
-
-
-def draw_heads(view: View, *, from_class_token: bool) -> list[DrawnView]:
-    """Attention of the class token, or of the focus, by block (rows) and head (columns); several pages if need be."""
-    wording = view.scene.wording
-    maps = [
-        head_maps(view.captured, layer, [CLASS_TOKEN]) if from_class_token else _focus_maps(view, layer)
+def draw_heads(view: View, *, from_class_token: bool) -> Iterator[Drawn]:
+    """Draw attention of the class token, or of the focus, by block (rows) and head (columns), on pages."""
+    texts, captured, scene = view.scene.texts, view.attention, view.scene
+    blocks = [
+        (layer, *(maps.head_maps(captured, layer, [CLASS_TOKEN]) if from_class_token else view.focus_maps(layer)))
         for layer in view.layers
     ]
-    high = _high([one.maps for one in maps])
-    heads = maps[0].maps.shape[0]
-    row_cm = min(WIDTH_CM / heads, 5.0) * _aspect(view.scene) + 0.5
+    high, num_heads = _high([of_heads for _, of_heads, _ in blocks]), len(blocks[0][1])
+    row_cm = min(WIDTH_CM / num_heads, 5.0) * _aspect(scene) + 0.5
     per_page = max(int((MAX_HEIGHT_CM - 2.5) / row_cm), 1)
-    name = "heads_cls" if from_class_token else "heads_patch"
-    text = wording.class_caption if from_class_token else wording.patch_caption.format(focus=view.focus.text)
-    pages = []
-    for page in range(math.ceil(len(maps) / per_page)):
-        rows = slice(page * per_page, (page + 1) * per_page)
-        figure = _head_page(view, view.layers[rows], maps[rows], high, row_cm, from_class_token)
-        caption = _caption(figure, text + wording.prefix_note)
-        facts = {"vit_blocks": list(view.layers[rows]), "token": "cls" if from_class_token else "patches"}
-        focus = {} if from_class_token else _focus_facts(view)
-        pages.append(DrawnView(name if page == 0 else f"{name}_{page + 1}", figure, caption, facts | focus))
-    return pages
+    text = texts["class_caption"] if from_class_token else texts("patch_caption", focus=view.focus_text)
+    focus = {"token": "cls"} if from_class_token else {"token": "patches", **view.focus_facts}
+    for page, first in enumerate(range(0, len(blocks), per_page), 1):
+        on_page = blocks[first : first + per_page]
+        figure = new_figure(min(len(on_page) * row_cm + 2.8, MAX_HEIGHT_CM))
+        axes = figure.subplots(len(on_page), num_heads, squeeze=False)
+        heat = None
+        for (layer, of_heads, to_prefix), row in zip(on_page, axes, strict=True):
+            block = texts("block_read" if layer in captured.returned_blocks else "block", block=layer)
+            for head, (axis, cells, share) in enumerate(zip(row, of_heads, to_prefix, strict=True)):
+                heat = panels.show_map(axis, scene, cells, 0, high)
+                panels.outline_objects(axis, scene, view.objects)
+                if not from_class_token:
+                    panels.draw_focus(axis, scene, view.focus_xy)
+                title = f"{texts('head', head=head)} [{texts.percent(float(share), 0)}]"
+                axis.set_title(title if head else f"{block} · {title}", fontsize=5.5)
+        _bar(figure, heat, texts, "attention_share", axes=axes.ravel().tolist(), extend="max")
+        caption = add_caption(figure, f"{text} {texts['prefix_note']}")
+        facts = {"vit_blocks": [layer for layer, *_ in on_page]} | focus
+        yield Drawn(figure, caption, facts, f"_{page}" if page > 1 else "")
 
 
-def _head_page(
-    view: View, layers: Sequence[int], maps: Sequence[HeadMaps], high: float, row_cm: float, from_class_token: bool
-) -> Figure:
-    wording = view.scene.wording
-    figure = new_figure(min(len(layers) * row_cm + 2.8, MAX_HEIGHT_CM))
-    axes = figure.subplots(len(layers), maps[0].maps.shape[0], squeeze=False)
-    heat = None
-    for layer, of_layer, row in zip(layers, maps, axes, strict=True):
-        read = layer in view.captured.returned_blocks
-        title = (wording.block_read if read else wording.block).format(block=layer)
-        for head, one in enumerate(row):
-            heat = show_map(one, view.scene, of_layer.maps[head], 0, high)
-            outline_objects(one, view.scene, view.objects)
-            if not from_class_token:
-                draw_focus(one, view.scene, view.focus.centre_xy)
-            share = wording.labels.percent(float(of_layer.to_prefix[head]), 0)
-            place = f"{title} · " if head == 0 else ""
-            one.set_title(f"{place}{wording.head.format(head=head)} [{share}]", fontsize=5.5)
-    _colour_bar(figure, heat, axes.ravel().tolist(), wording.attention_share, wording, extend="max")
-    return figure
-
-
-def draw_features(view: View, colours: PatchColours, num_images: int) -> DrawnView:
-    """Rollout, patch features as colours, and patches like the focus."""
-    wording, captured, scene = view.scene.wording, view.captured, view.scene
+def draw_features(view: View) -> Iterator[Drawn]:
+    """Draw rollout, patch features as colours, and patches like the focus."""
+    texts, captured, scene, colours = view.scene.texts, view.attention, view.scene, view.colours
+    if colours is None:
+        return
     row_cm = WIDTH_CM / 3 * _aspect(scene) + 0.4
     figure = new_figure(min(2 * (row_cm + _BAR_CM) + _CAPTION_CM, MAX_HEIGHT_CM))
     cells = figure.add_gridspec(4, 3, height_ratios=(row_cm, _BAR_THICK_CM, row_cm, _BAR_THICK_CM))
-    axes = [[figure.add_subplot(cells[row, column]) for column in range(3)] for row in (0, 2)]
-    focus = [captured.num_prefix + patch for patch in view.focus.patches]
-    rollouts = rollout(captured, [CLASS_TOKEN]), rollout(captured, focus)
-    high = _high(rollouts)
-    heat = None
-    for one, values, title in zip(axes[0], rollouts, (wording.rollout_class, wording.rollout_focus), strict=False):
-        heat = show_map(one, scene, values, 0, high)
-        outline_objects(one, scene, view.objects)
-        one.set_title(title, fontsize=6)
-    _bar_in(figure, cells[1, :2], heat, wording.attention_share, wording, extend="max")
-    last = captured.returned_blocks[-1]
-    show_colours(axes[0][2], scene, colour_map(captured, colours))
-    axes[0][2].set_title(wording.features_pca.format(block=last), fontsize=6)
-    for one in axes[1]:
-        bare(one)
-    for one, features, block in zip(axes[1], captured.features, captured.returned_blocks, strict=False):
-        heat = show_map(one, scene, similarity(features[0], view.focus.patches), -1, 1)
-        draw_focus(one, scene, view.focus.centre_xy)
-        one.set_title(wording.similarity_block.format(block=block), fontsize=6)
-    _bar_in(figure, cells[3, :], heat, wording.similarity, wording)
-    explained = wording.labels.percent(sum(colours.explained), 0)
-    text = wording.features_caption.format(
-        blocks=len(captured.vit_layers), focus=view.focus.text, count=num_images, explained=explained
+    above, below = ([figure.add_subplot(cells[row, column]) for column in range(3)] for row in (0, 2))
+    rollouts = (
+        maps.rollout(captured, [CLASS_TOKEN]),
+        maps.rollout(captured, [captured.num_prefix + p for p in view.focus]),
     )
-    facts = {"vit_block": last, "pca_images": num_images, "pca_explained": list(colours.explained)}
-    return DrawnView("features", figure, _caption(figure, text), facts | _focus_facts(view))
-
-
-def colour_map(captured: Captured, colours: PatchColours) -> FloatArray:
-    """Patch features of the last read block as colours, background grey: [Hp, Wp, 3]."""
+    heat, high = None, _high(rollouts)
+    for one, values, title in zip(above, rollouts, ("rollout_class", "rollout_focus"), strict=False):
+        heat = panels.show_map(one, scene, values, 0, high)
+        panels.outline_objects(one, scene, view.objects)
+        one.set_title(texts[title], fontsize=6)
+    _bar(figure, heat, texts, "attention_share", cell=cells[1, :2], extend="max")
+    last = captured.returned_blocks[-1]
     features = captured.features[-1][0].flatten(1).T.float().cpu().numpy()
     shown, foreground = colours.colours(features)
     shown[~foreground] = _BACKGROUND_GREY
-    return shown.reshape(*captured.grid_hw, 3)
+    panels.show_map(above[2], scene, shown.reshape(*captured.grid_hw, 3))
+    above[2].set_title(texts("features_pca", block=last), fontsize=6)
+    for one in below:
+        one.axis("off")
+    for one, of_block, block in zip(below, captured.features, captured.returned_blocks, strict=False):
+        heat = panels.show_map(one, scene, maps.similarity(of_block[0], view.focus), -1, 1)
+        panels.draw_focus(one, scene, view.focus_xy)
+        one.set_title(texts("similarity_block", block=block), fontsize=6)
+    _bar(figure, heat, texts, "similarity", cell=cells[3, :])
+    text = texts(
+        "features_caption",
+        blocks=len(captured.vit_layers),
+        focus=view.focus_text,
+        count=colours.num_images,
+        explained=texts.percent(sum(colours.explained), 0),
+    )
+    facts = {"vit_block": last, "pca_images": colours.num_images, "pca_explained": list(colours.explained)}
+    yield Drawn(figure, add_caption(figure, text), facts | view.focus_facts)
 
 
-def draw_object(view: View, one: PredictedObject) -> DrawnView:
-    """Sampling points by layer; below the box by layer, the queries it attends to, and its edges' distributions."""
-    wording, captured, scene = view.scene.wording, view.captured, view.scene
-    points = [sampling_points(captured, layer, one.query) for layer in range(len(captured.cross_attention))]
-    window = window_of(points, one.box_xyxy)
-    figure = new_figure(min(WIDTH_CM / len(points) * _aspect(scene, window) + 9.2, MAX_HEIGHT_CM))
-    halves = figure.add_gridspec(2, 1)
-    layers = halves[0].subgridspec(1, len(points))
-    axes = [figure.add_subplot(layers[0, k]) for k in range(len(points))]
-    heaviest = max(float(of_layer.weights.max()) for of_layer in points)
-    dots = None
-    for layer, (axis, of_layer) in enumerate(zip(axes, points, strict=True)):
-        show_image(axis, scene, dimmed=True)
-        dots = draw_sampling(axis, scene, of_layer, one.box_xyxy, heaviest)
-        zoom(axis, scene, window)
-        axis.set_title(wording.sampling_layer.format(layer=layer + 1), fontsize=6)
-    _colour_bar(figure, dots, axes, wording.sampling_weight, wording)
-    _draw_decision(figure, halves[1], view, one, window)
-    figure.legend(*level_handles(scene), loc="outside upper center", ncols=4, fontsize=5.5)
-    name = scene.name(one.label)
-    caption = wording.object_caption.format(query=one.query, name=name, score=scene.score(one.score))
-    return DrawnView(f"object_q{one.query}", figure, _caption(figure, caption), _object_facts(captured, one))
-
-
-def _object_facts(captured: Captured, one: PredictedObject) -> dict[str, Any]:
-    edges = {
-        edge.edge: {"expected": edge.expected, "start": edge.start, "spread": edge.spread}
-        for edge in edge_distributions(captured, one.query)
-    }
-    return {
-        "query": one.query,
-        "label": one.label,
-        "score": one.score,
-        "box_xyxy": list(one.box_xyxy),
-        "decoder_layers": list(range(1, len(captured.cross_attention) + 1)),
-        "edges": edges,
-    }
+def draw_objects(view: View) -> Iterator[Drawn]:
+    """Draw for each object its sampling points by layer; below the box by layer, the queries it attends to, and its
+    edges' distributions."""
+    texts, captured, scene = view.scene.texts, view.attention, view.scene
+    for one in view.objects:
+        points = [maps.sampling_points(captured, layer, one.query) for layer in range(len(captured.cross_attention))]
+        window, heaviest = panels.window_of(points, one.box_xyxy), _heaviest(points)
+        figure = new_figure(min(WIDTH_CM / len(points) * _aspect(scene, window) + 9.2, MAX_HEIGHT_CM))
+        halves = figure.add_gridspec(2, 1)
+        layers = halves[0].subgridspec(1, len(points))
+        axes = [figure.add_subplot(layers[0, k]) for k in range(len(points))]
+        dots = None
+        for layer, (axis, of_layer) in enumerate(zip(axes, points, strict=True), 1):
+            panels.show_image(axis, scene, dimmed=True)
+            dots = panels.draw_sampling(axis, scene, of_layer, one.box_xyxy, heaviest)
+            panels.zoom(axis, scene, window)
+            axis.set_title(texts("layer", layer=layer), fontsize=6)
+        _bar(figure, dots, texts, "sampling_weight", axes=axes)
+        _draw_decision(figure, halves[1], view, one, window)
+        figure.legend(*panels.level_handles(texts), loc="outside upper center", ncols=4, fontsize=5.5)
+        name, score = scene.name(one.label), scene.score(one.score)
+        caption = add_caption(figure, texts("object_caption", query=one.query, name=name, score=score))
+        edges = {
+            side: {"expected": edge.expected, "start": edge.start, "spread": edge.spread}
+            for side, edge in maps.edge_distributions(captured, one.query).items()
+        }
+        facts = one._asdict() | {"decoder_layers": list(range(1, len(points) + 1)), "edges": edges}
+        yield Drawn(figure, caption, facts, str(one.query))
 
 
 def _draw_decision(figure: Figure, cell: Any, view: View, one: PredictedObject, window: Sequence[float]) -> None:
     """Refinement | self-attention | four edges."""
-    wording, captured, scene = view.scene.wording, view.captured, view.scene
+    texts, captured, scene = view.scene.texts, view.attention, view.scene
     grid = cell.subgridspec(2, 4, width_ratios=(1.15, 1.15, 1, 1))
     refined, graph = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[:, 1])
-    show_image(refined, scene, dimmed=True)
-    draw_refinement(refined, scene, box_steps(captured, one.query))
-    zoom(refined, scene, window)
-    refined.set_title(wording.refinement, fontsize=6)
+    panels.show_image(refined, scene, dimmed=True)
+    panels.draw_refinement(refined, scene, *maps.box_steps(captured, one.query))
+    panels.zoom(refined, scene, window)
+    refined.set_title(texts["refinement"], fontsize=6)
     layer = len(captured.query_attention) - 1
-    shares = query_attention(captured, layer, one.query)
-    show_image(graph, scene, dimmed=True)
-    lines = draw_query_graph(graph, scene, one.query, shares, captured.outputs["pred_boxes"][0, :, :2].cpu().numpy())
-    own = wording.self_attention_to_itself.format(share=wording.labels.percent(float(shares[one.query]), 0))
-    graph.set_title(f"{wording.self_attention.format(layer=layer + 1)}\n({own})", fontsize=6)
-    _colour_bar(figure, lines, [graph], wording.attention_share, wording)
-    truth = _matching_truth(scene, one)
-    for place, edge in enumerate(edge_distributions(captured, one.query)):
+    shares = maps.query_attention(captured, layer, one.query)
+    panels.show_image(graph, scene, dimmed=True)
+    lines = panels.draw_query_graph(
+        graph, scene, one.query, shares, captured.outputs["pred_boxes"][0, :, :2].cpu().numpy()
+    )
+    own = texts("self_attention_to_itself", share=texts.percent(float(shares[one.query]), 0))
+    graph.set_title(f"{texts('self_attention', layer=layer + 1)}\n({own})", fontsize=6)
+    _bar(figure, lines, texts, "attention_share", axes=[graph])
+    truth, edges = _matching_truth(scene, one), maps.edge_distributions(captured, one.query)
+    for place, side in enumerate(EDGES):
         axes = figure.add_subplot(grid[place // 2, 2 + place % 2])
-        draw_edge(axes, scene, edge, None if truth is None else float(truth[place]))
+        panels.draw_edge(axes, scene, side, edges[side], None if truth is None else float(truth[place]))
         if place % 2 == 0:
-            axes.set_ylabel(wording.probability, fontsize=6)
+            axes.set_ylabel(texts["probability"], fontsize=6)
 
 
-def _matching_truth(scene: Scene, one: PredictedObject) -> NDArray[np.float64] | None:
+def _matching_truth(scene: Scene, one: PredictedObject) -> FloatArray | None:
     """The annotated box that overlaps most with an object (IoU 0.5 at least), in pixels."""
-    if scene.truth is None or not len(scene.truth.boxes_xyxy):
+    if not scene.truth:
         return None
-    boxes = scene.truth.boxes_xyxy.astype(np.float64)
+    boxes = np.stack([box for box, _ in scene.truth]).astype(np.float64)
     overlap = paired_iou(torch.from_numpy(boxes), torch.from_numpy(scene.in_pixels(one.box_xyxy)))
     best = int(overlap.argmax())
     return boxes[best] if overlap[best] >= _SAME_OBJECT_IOU else None
 
 
-def draw_queries(view: View) -> DrawnView:
-    """Who attends to whom among the best queries, one matrix a decoder layer."""
-    wording = view.scene.wording
-    chosen = dict.fromkeys(one.query for one in (*view.objects, *view.everything[:_MATRIX_QUERIES]))
-    queries = list(chosen)[: max(_MATRIX_QUERIES, len(view.objects))]
-    by_query = {one.query: one for one in view.everything}
-    matrices = object_attention(view.captured, queries)
-    figure = new_figure(min(WIDTH_CM * 0.85 / max(len(matrices), 3) + 3.2, MAX_HEIGHT_CM))
-    axes = figure.subplots(1, len(matrices), squeeze=False)[0]
-    high, drawn = float(matrices.max()), None
-    names = [
-        f"{query} {view.scene.name(by_query[query].label)} {view.scene.score(by_query[query].score)}"
-        for query in queries
-    ]
-    for layer, (axis, matrix) in enumerate(zip(axes, matrices, strict=True)):
-        drawn = axis.imshow(matrix, cmap=COLOUR_MAP, vmin=0, vmax=high)
-        axis.grid(False)
-        axis.set_title(wording.self_attention_layer.format(layer=layer + 1), fontsize=6)
-        axis.set_xticks(range(len(queries)), [str(query) for query in queries], fontsize=5, rotation=90)
-        axis.set_yticks(range(len(queries)), names if layer == 0 else [""] * len(names), fontsize=5)
-    _colour_bar(figure, drawn, axes.tolist(), wording.attention_share, wording)
-    return DrawnView("queries", figure, _caption(figure, wording.queries_caption), {"queries": queries})
-
-
-@dataclass(frozen=True)
-class ObjectEvidence:
-    """What the class score of one object rests on."""
-
-    object: PredictedObject
-    maps: Mapping[str, FloatArray]
-    """Method -> [h, w], >= 0."""
-
-
-def draw_evidence(scene: Scene, evidence: Sequence[ObjectEvidence], layer: str, title: str) -> DrawnView:
-    """One row an object: where it is, and a map a method, all taken at one layer of the detector.
-
-    `title` is the wording's `query` or, for a baseline, `detection`.
-    """
-    wording = scene.wording
-    methods = list(evidence[0].maps)
-    columns = 1 + len(methods)
+def draw_evidence(view: View) -> Iterator[Drawn]:
+    """Draw one row an object: where it is, and a map a method, all taken at one layer of the detector."""
+    if not view.objects:
+        return
+    scene, texts, names = view.scene, view.scene.texts, texts_of(view.scene.texts.language, "attention_methods")
+    columns = 1 + len(EVIDENCE_METHODS)
     row_cm = WIDTH_CM / columns * min(_aspect(scene), 1.3) + 0.5
-    figure = new_figure(min(len(evidence) * row_cm + _BAR_CM + _CAPTION_CM, MAX_HEIGHT_CM))
-    heights = (*[row_cm] * len(evidence), _BAR_THICK_CM)
+    figure = new_figure(min(len(view.objects) * row_cm + _BAR_CM + _CAPTION_CM, MAX_HEIGHT_CM))
+    heights = (*[row_cm] * len(view.objects), _BAR_THICK_CM)
     cells = figure.add_gridspec(len(heights), columns, height_ratios=heights)
     heat = None
-    for place, one in enumerate(evidence):
-        row = [figure.add_subplot(cells[place, column]) for column in range(columns)]
-        show_image(row[0], scene)
-        draw_truth_and_objects(row[0], scene, [one.object])
-        row[0].set_title(title.format(query=one.object.query), fontsize=6)
-        for method, axis in zip(methods, row[1:], strict=True):
-            heat = show_map(axis, scene, one.maps[method] / max(float(one.maps[method].max()), 1e-12), 0, 1)
-            outline_objects(axis, scene, [one.object])
-            axis.set_title(wording.evidence[method], fontsize=6)
-    _bar_in(figure, cells[-1, 1:], heat, wording.relative_evidence, wording)
-    facts = {"queries": [one.object.query for one in evidence], "methods": methods, "layer": layer}
-    return DrawnView("evidence", figure, _caption(figure, wording.evidence_caption.format(layer=layer)), facts)
+    for place, (one, by_method) in enumerate(zip(view.objects, view.evidence, strict=True)):
+        first, *row = [figure.add_subplot(cells[place, column]) for column in range(columns)]
+        panels.show_image(first, scene)
+        panels.draw_truth_and_objects(first, scene, [one])
+        first.set_title(texts("query" if view.captured else "detection", query=one.query), fontsize=6)
+        for (method, drawn), axis in zip(by_method.items(), row, strict=True):
+            heat = panels.show_map(axis, scene, drawn)
+            panels.outline_objects(axis, scene, [one])
+            axis.set_title(names[method], fontsize=6)
+    _bar(figure, heat, texts, "relative_evidence", cell=cells[-1, 1:])
+    layer, queries = view.evidence_layer, [one.query for one in view.objects]
+    facts = {"queries": queries, "methods": list(EVIDENCE_METHODS), "layer": layer}
+    yield Drawn(figure, add_caption(figure, texts("evidence_caption", layer=layer)), facts)
 
 
-def _last_read(view: View) -> int:
-    return view.captured.returned_blocks[-1]
+def _predicted(row: Row) -> str:
+    return row.scene.texts["predictions" if row.scene.truth is None else "truth_and_predictions"]
 
 
-def _focus_maps(view: View, layer: int) -> HeadMaps:
-    return head_maps(view.captured, layer, [view.captured.num_prefix + patch for patch in view.focus.patches])
+def _heaviest(points: Sequence[SamplingPoints]) -> float:
+    return max((float(one.weights.max()) for one in points), default=1.0)
 
 
-def _focus_facts(view: View) -> dict[str, Any]:
-    return {"focus": view.focus.text, "focus_patches": list(view.focus.patches), "grid_hw": list(view.captured.grid_hw)}
-
-
-def _high(maps: Sequence[FloatArray]) -> float:
+def _high(values: Sequence[MapArray]) -> float:
     """The bright end of a shared scale."""
-    return float(np.percentile(np.concatenate([np.ravel(one) for one in maps]), _SCALE_PERCENTILE))
+    return float(np.percentile(np.concatenate([np.ravel(one) for one in values]), _SCALE_PERCENTILE))
 
 
 def _aspect(scene: Scene, window: Sequence[float] = (0, 0, 1, 1)) -> float:
@@ -470,30 +399,32 @@ def _aspect(scene: Scene, window: Sequence[float] = (0, 0, 1, 1)) -> float:
     return float(np.clip((bottom - top) / max(right - left, 1), 0.3, 1.6))
 
 
-def _colour_bar(
-    figure: Figure, drawn: Any, axes: Sequence[Any], text: str, wording: Wording, extend: str = "neither"
+def _bar(
+    figure: Figure,
+    drawn: Any,
+    texts: Texts,
+    label: str,
+    *,
+    cell: Any = None,
+    axes: Sequence[Any] = (),
+    extend: str = "neither",
 ) -> None:
-    """Below panels that all make room for it."""
-    bar = figure.colorbar(drawn, ax=list(axes), location="bottom", aspect=40, pad=0.02, fraction=0.05, extend=extend)
-    _finish_bar(bar, text, wording)
-
-
-def _bar_in(figure: Figure, cell: Any, drawn: Any, text: str, wording: Wording, extend: str = "neither") -> None:
-    """In a cell of its own, so that panels beside each other stay level."""
-    axes = figure.add_subplot(cell)
-    _finish_bar(figure.colorbar(drawn, cax=axes, orientation="horizontal", extend=extend), text, wording)
-
-
-def _finish_bar(bar: Any, text: str, wording: Wording) -> None:
-    bar.set_label(text, fontsize=6)
+    """A colour bar in a cell of its own, so that panels beside each other stay level, or below `axes`, which all make
+    room for it."""
+    if cell is None:
+        bar = figure.colorbar(drawn, ax=axes, location="bottom", aspect=40, pad=0.02, fraction=0.05, extend=extend)
+    else:
+        bar = figure.colorbar(drawn, cax=figure.add_subplot(cell), orientation="horizontal", extend=extend)
+    bar.set_label(texts[label], fontsize=6)
     bar.ax.tick_params(labelsize=5.5)
     bar.ax.grid(False)
-    bar.formatter = AxisNumbers(wording.labels)
+    bar.formatter = AxisNumbers(texts)
     bar.locator = MaxNLocator(4)
     bar.update_ticks()
     bar.outline.set_linewidth(0.4)
 
 
-def _caption(figure: Figure, text: str) -> str:
+def add_caption(figure: Figure, text: str) -> str:
+    """Write the caption below a figure and return it."""
     figure.supxlabel(textwrap.fill(text, 132), x=0.01, ha="left", fontsize=6)
     return text

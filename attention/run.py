@@ -1,116 +1,289 @@
-"""From a checkpoint and images to figures on disk. What `visualize_attention.py` does.
-
-Legend: C classes.
-"""
+"""From a checkpoint and images to figures on disk: what `visualize_attention.py` does."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import matplotlib
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
-from analysis.labels import Language
 from analysis.style import figure_style, save_figure
 from analysis.tables import write_table
-from attention.backbone_maps import PatchColours, fit_patch_colours, patches_in_box, token_at
-from attention.capture import Captured, capture, require_deim
-from attention.evidence import EVIDENCE_METHODS, evidence_map, resolve_layer
-from attention.figures import (
-    OVERVIEW_ROWS,
-    DrawnView,
-    Focus,
-    ObjectEvidence,
-    OverviewRow,
-    View,
-    draw_baseline,
-    draw_evidence,
-    draw_features,
-    draw_heads,
-    draw_main,
-    draw_object,
-    draw_overview,
-    draw_queries,
-    overview_row,
-)
-from attention.objects import PredictedObject, all_objects, choose_objects
-from attention.panels import Scene, make_scene
-from attention.sources import OpenedImage, SourceImage, open_image
-from attention.text_evidence import has_text, text_evidence, text_view
-from attention.wording import wording_of
+from attention import figures
+from attention.capture import all_objects, capture, choose_objects, predictions_of, require_deim
+from attention.evidence import resolve_layer
+from attention.figures import OVERVIEW_ROWS, Drawn, Row, View
+from attention.maps import PatchColours, fit_patch_colours, patches_in_box, token_at
+from attention.panels import Scene, shrunk
+from attention.text_share import draw_text_share
 from data.errors import UserError
 from data.files import file_sha256, write_json
+from data.images import IMAGE_SUFFIXES, decode_image
 from data.progress import progress_bar
+from data.splits import build_datasets
+from data.types import FloatArray, PixelArray
 from engine.cli import require_output_folder
 from engine.detector import Detector
+from engine.options import Options
 from models.detector import DEIM
-
-log = logging.getLogger(__name__)
+from models.vit import PATCH_SIZE
+from texts import Language, texts_of
 
 Part = Literal["backbone", "decoder", "evidence"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
+FIGURES: tuple[tuple[str, Part | None, Callable[[View], Iterator[Drawn]]], ...] = (
+    ("main", None, figures.draw_main),
+    ("heads_cls", "backbone", partial(figures.draw_heads, from_class_token=True)),
+    ("heads_patch", "backbone", partial(figures.draw_heads, from_class_token=False)),
+    ("features", "backbone", figures.draw_features),
+    ("object_q", "decoder", figures.draw_objects),
+    ("evidence", "evidence", figures.draw_evidence),
+    ("text", "evidence", draw_text_share),
+)
+"""Every figure of an image: how its name begins, the part it belongs to (None: always there), and what draws it."""
+
 _PCA_PATCHES = 60_000
 _OVERVIEW_PX = 360
+_TAKEN = frozenset({"score", "overview"})
+"""Names in the output folder that are not an image's."""
 
 
-@dataclass(frozen=True)
-class ViewOptions:
-    """What to draw of every image.
-
-    Raises:
-        UserError: A number is out of its range; all of them at once.
-    """
+class ViewOptions(Options):
+    """What to draw of every image."""
 
     what: tuple[Part, ...] = PARTS
-    layers: tuple[int, ...] = ()
-    """ViT blocks, from 0; none: those that the detector reads."""
+    layers: tuple[NonNegativeInt, ...] = Field((), description="numbers of ViT blocks from 0, or all")
+    """None: those that the detector reads."""
     all_layers: bool = False
     """Every ViT block, whatever `layers` says."""
-    queries: tuple[int, ...] = ()
-    """Queries to draw; none: the best objects."""
-    top: int = 3
+    queries: tuple[NonNegativeInt, ...] = Field((), title="--query", description="0 or more")
+    """None: the best objects."""
+    top: int = Field(3, ge=1, description="1 or more")
     """So many objects, where `queries` names none."""
-    min_score: float = 0.3
+    min_score: float = Field(0.3, ge=0, le=1, description="0 to 1, e.g. 0.3")
     """Least score of these objects."""
     evidence_layer: str | None = None
     """Where class evidence is taken, see `attention.evidence.resolve_layer`; None: the default."""
-    point: tuple[float, float] | None = None
-    """x and y in pixels of the original image: the patch whose attention is shown; None: those of the best object."""
+    point: tuple[NonNegativeFloat, NonNegativeFloat] | None = Field(None, description="pixels of the image, 0 or more")
+    """x and y in the original image: the patch whose attention is shown; None: those of the best object."""
     lang: Language = "en"
 
-    def __post_init__(self) -> None:
-        problems = []
-        if self.top < 1:
-            problems.append(f"--top {self.top}: expected 1 or more")
-        if not 0 <= self.min_score <= 1:
-            problems.append(f"--min-score {self.min_score:g}: expected 0 to 1, e.g. 0.3")
-        if self.point is not None and not all(np.isfinite(value) and value >= 0 for value in self.point):
-            problems.append(f"--point {self.point[0]:g} {self.point[1]:g}: expected pixels of the image, 0 or more")
-        problems += [f"--query {query}: expected 0 or more" for query in self.queries if query < 0]
-        if problems:
-            raise UserError("Options out of range:", problems)
+    @model_validator(mode="before")
+    @classmethod
+    def _named_all(cls, values: dict[str, Any]) -> dict[str, Any]:
+        what, layers = values.get("what", ["all"]), values.get("layers", ())
+        return values | {
+            "what": PARTS if "all" in what else [part for part in PARTS if part in what],
+            "layers": [layer for layer in layers if layer != "all"],
+            "all_layers": "all" in layers,
+        }
 
 
-@dataclass(frozen=True)
+class SourceImage(NamedTuple):
+    """An image that has not been opened yet."""
+
+    path: Path
+    name: str
+    """Unique among the images of a run, fit for a file name."""
+    truth: Sequence[tuple[FloatArray, int]] | None = None
+    """Annotated boxes, xyxy in pixels, and labels; None: not known, as for a file that the user names."""
+
+
+def find_images(images: Sequence[Path], from_val: int, detector: Detector) -> list[SourceImage]:
+    """Return the images to look at, in a fixed order.
+
+    Args:
+        images: Files, and folders, of which every image file below is taken.
+        from_val: So many images of the validation split, spread evenly over it.
+        detector: For the config of the data and the classes.
+
+    Raises:
+        UserError: Nothing was asked for, a path does not exist, a folder holds no image, or the validation split
+            cannot be read.
+    """
+    if not images and not from_val:
+        raise UserError("No images: give --images PATH_OR_FOLDER, or --from-val N for images of the validation split.")
+    if from_val < 0:
+        raise UserError(f"--from-val {from_val}: expected the number of images, 1 or more.")
+    paths: list[Path] = []
+    problems: list[str] = []
+    for path in images:
+        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file())
+        paths += [path] if path.is_file() else inside
+        if path.is_dir() and not inside:
+            problems.append(f"{path}: no image file in this folder or below it (looked for .png, .jpg, .bmp, ...)")
+        elif not path.exists():
+            problems.append(f"{path}: there is no such file or folder")
+    if problems:
+        raise UserError("--images: nothing to look at there.", problems)
+    paths = list(dict.fromkeys(paths))
+    names = _unique_names(paths, _TAKEN)
+    sources = [SourceImage(path, name) for path, name in zip(paths, names, strict=True)]
+    return sources + (_from_validation(from_val, detector, taken={*_TAKEN, *names}) if from_val else [])
+
+
+def _unique_names(paths: Sequence[Path], taken: Collection[str]) -> list[str]:
+    """Stems; where two are the same (ignoring case, as Windows does), the later ones get a number."""
+    used = {name.casefold() for name in taken}
+    names = []
+    for path in paths:
+        name, number = path.stem, 2
+        while name.casefold() in used:
+            name, number = f"{path.stem}_{number}", number + 1
+        used.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _from_validation(count: int, detector: Detector, taken: Collection[str]) -> list[SourceImage]:
+    classes = detector.classes if detector.names_classes else None
+    split = build_datasets(detector.config, splits=("val",), classes=classes).splits["val"]
+    chosen = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)).tolist()
+    images = [split.images[index] for index in chosen]
+    names = _unique_names([image.path for image in images], taken)
+    sources = []
+    for image, name in zip(images, names, strict=True):
+        rows = split.training_rows(image)
+        truth = list(zip(split.boxes_xyxy[rows], split.labels[rows].tolist(), strict=True))
+        sources.append(SourceImage(image.path, name, truth))
+    return sources
+
+
+def open_image(path: Path, detector: Detector) -> tuple[PixelArray, torch.Tensor]:
+    """Read one image of any size and mode: its pixels, and the network's input float32 [1, 3, H, W].
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        pixels = decode_image(path)
+    except MemoryError as error:
+        raise UserError(f"{path}: not enough memory to read it.") from error
+    return pixels, detector.normalize(detector.prepare(pixels)[None])
+
+
+@dataclass
 class Visualisation:
-    """Outcome of `visualize`."""
+    """What `visualize` draws; grows while it runs."""
 
+    detector: Detector
     folder: Path
-    num_images: int
+    options: ViewOptions
+    command: Sequence[str]
+    layers: Sequence[int]
+    """ViT blocks to draw."""
+    evidence_layer: str
+    colours: PatchColours | None = None
+    num_images: int = 0
     """Drawn."""
-    num_figures: int
-    left_out: tuple[str, ...]
+    num_figures: int = 0
+    left_out: list[str] = field(default_factory=list)
     """One sentence an image that could not be drawn."""
-    without_object: tuple[str, ...]
+    without_object: list[str] = field(default_factory=list)
     """Subfolders of the images in which nothing reaches `ViewOptions.min_score`."""
+
+    def summary(self) -> str:
+        """Say what was done, in lines."""
+        lines = [f"{self.num_figures} figures of {self.num_images} images written to {self.folder}"]
+        count = len(self.without_object)
+        if count:
+            named = ", ".join(self.without_object[:10]) + (", ..." if count > 10 else "")
+            least = f"{self.options.min_score:g} or more (--min-score)"
+            lines.append(f"No object with a score of {least} in {count} of them: {named}")
+        if self.left_out:
+            lines += [f"{len(self.left_out)} images left out:", *(f"  - {line}" for line in self.left_out)]
+        return "\n".join(lines)
+
+    def draw(self, images: Sequence[SourceImage], progress: bool) -> Iterator[Row]:
+        """Draw and write every image's figures; yield its row of the overview."""
+        for source in progress_bar(images, "attention", show=progress):
+            try:
+                with _memory_named():
+                    view, row = self._look(source)
+                    # All before the first is written: none of an earlier call's may stay beside them.
+                    drawn_figures = list(_figures(view, self.options.what))
+            except UserError as error:
+                named = str(source.path) in str(error)
+                self.left_out.append(str(error) if named else f"{source.path}: {error}")
+                continue
+            sha256, size = file_sha256(source.path), list(view.scene.size_wh)
+            _remove_figures(self.folder / source.name)
+            for name, drawn in drawn_figures:
+                self.write(name, drawn, {"image": {"path": str(source.path), "sha256": sha256, "size_wh": size}})
+            self.without_object += [] if view.objects else [source.name]
+            self.num_images += 1
+            yield row
+
+    def _look(self, source: SourceImage) -> tuple[View, Row]:
+        detector, options, texts = self.detector, self.options, texts_of(self.options.lang, "attention")
+        pixels, image = open_image(source.path, detector)
+        size_wh = (pixels.shape[1], pixels.shape[0])
+        scene = Scene(shrunk(pixels), size_wh, source.truth, detector.classes.names, texts)
+        captured = capture(detector.model, image) if isinstance(detector.model, DEIM) else None
+        with torch.no_grad():
+            outputs = captured.outputs if captured else detector.model(image)
+        everything = all_objects(predictions_of(outputs, len(scene.names))[0])
+        objects = choose_objects(everything, queries=options.queries, top=options.top, min_score=options.min_score)
+        view = View(detector, source.name, scene, image, objects, self.evidence_layer, captured)
+        if captured is not None:
+            patches, place, text = self._focus(scene, objects, captured.grid_hw)
+            view = replace(
+                view, layers=self.layers, focus=patches, focus_xy=place, focus_text=text, colours=self.colours
+            )
+        return view, view.row._replace(scene=replace(scene, picture=shrunk(pixels, _OVERVIEW_PX)))
+
+    def _focus(
+        self, scene: Scene, objects: Sequence[Any], grid_hw: tuple[int, int]
+    ) -> tuple[Sequence[int], tuple[float, float], str]:
+        """Whose attention is shown: the given point's patch, else the best object's patches, else the middle.
+
+        Raises:
+            UserError: The point lies outside the image.
+        """
+        texts = scene.texts
+        if self.options.point is not None:
+            (x, y), (width, height) = self.options.point, scene.size_wh
+            if x >= width or y >= height:
+                raise UserError(f"--point {x:g} {y:g} lies outside the image, which has {width} x {height} pixels.")
+            place = (x / width, y / height)
+            text = texts("focus_point", x=texts.number(x, 0), y=texts.number(y, 0))
+            return [token_at(place, grid_hw)], place, text
+        if objects:
+            best = objects[0]
+            left, top, right, bottom = best.box_xyxy
+            name, score = scene.name(best.label), scene.score(best.score)
+            text = texts("focus_object", query=best.query, name=name, score=score)
+            return patches_in_box(best.box_xyxy, grid_hw), ((left + right) / 2, (top + bottom) / 2), text
+        return [token_at((0.5, 0.5), grid_hw)], (0.5, 0.5), texts["focus_centre"]
+
+    def write(self, name: str, drawn: Drawn, facts: dict[str, Any]) -> None:
+        """Write a figure as `name`.png, .pdf and .json, and its table."""
+        path = self.folder / name
+        save_figure(drawn.figure, path.parent, path.name)
+        if drawn.table is not None:
+            write_table(drawn.table, path, self.options.lang)
+        self.write_json(name, {"figure": path.name, "caption": drawn.caption, **facts, "drawn": dict(drawn.facts)})
+        self.num_figures += 1
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write `name`.json: `content` and all that is needed to make it again."""
+        made_from = {
+            "checkpoint": {"path": str(self.detector.path), "sha256": self.detector.sha256},
+            "network_input_hw": list(self.detector.input_size_hw),
+            "settings": self.options.model_dump(),
+            "command": list(self.command),
+            "versions": {"torch": torch.__version__, "matplotlib": matplotlib.__version__},
+        }
+        write_json(self.folder / f"{name}.json", content | made_from, what="figure's settings", indent=2)
 
 
 def visualize(
@@ -140,59 +313,31 @@ def visualize(
     """
     require_output_folder(folder)
     layers, evidence_layer = _chosen_layers(detector, options), resolve_layer(detector.model, options.evidence_layer)
-    drawer = _Drawer(detector, folder, options, tuple(command), layers, evidence_layer.name)
+    run = Visualisation(detector, folder, options, command, layers, evidence_layer.name)
     if "backbone" in options.what and isinstance(detector.model, DEIM):
-        drawer = replace(drawer, colours=_fit_colours(detector, images, progress), num_images=len(images))
-    rows: list[OverviewRow] = []
-    left_out: list[str] = []
-    without_object: list[str] = []
-    figures = drawn = 0
+        run.colours = _fit_colours(detector, images, progress)
+    texts = texts_of(options.lang, "attention")
     with figure_style():
-        for source in progress_bar(images, "attention", show=progress):
-            try:
-                with _out_of_memory_named():
-                    row, count = drawer.draw(source)
-            except UserError as error:
-                if isinstance(error, _CannotWrite):
-                    raise
-                named = str(source.path) in str(error)
-                left_out.append(str(error) if named else f"{source.path}: {error}")
-                continue
-            rows.append(row)
-            without_object += [] if row.objects else [row.name]
-            drawn, figures = drawn + 1, figures + count
-            if len(rows) == OVERVIEW_ROWS:
-                figures += drawer.write_overview(rows, (drawn - 1) // OVERVIEW_ROWS)
-                rows.clear()
-        if not drawn:
-            raise UserError(f"None of the {len(images)} images could be drawn:", left_out[:10])
-        if rows:
-            figures += drawer.write_overview(rows, (drawn - 1) // OVERVIEW_ROWS)
-    drawer.write_json(
-        "run",
-        {
-            "images": [str(image.path) for image in images],
-            "left_out": left_out,
-            "without_object": without_object,
-        },
-    )
-    return Visualisation(folder, drawn, figures, tuple(left_out), tuple(without_object))
+        rows = run.draw(images, progress)
+        for page, on_page in enumerate(iter(lambda: list(islice(rows, OVERVIEW_ROWS)), []), 1):
+            run.write("overview" if page == 1 else f"overview_{page}", figures.draw_overview(on_page, texts), {})
+    if not run.num_images:
+        raise UserError(f"None of the {len(images)} images could be drawn:", run.left_out[:10])
+    named = [str(image.path) for image in images]
+    run.write_json("run", {"images": named, "left_out": run.left_out, "without_object": run.without_object})
+    return run
 
 
-class _CannotWrite(UserError):
-    """The folder is full or not writable: no other image will fare better."""
+def _figures(view: View, what: Sequence[Part]) -> Iterator[tuple[str, Drawn]]:
+    """Every figure asked for with its path below the output folder; a baseline has evidence alone."""
+    for name, part, draw in FIGURES:
+        if part is None or (part in what and (part == "evidence" or view.captured is not None)):
+            for drawn in draw(view):
+                yield f"{view.name}/{name}{drawn.suffix}", drawn
 
 
 @contextmanager
-def _writing() -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise _CannotWrite(str(error)) from error
-
-
-@contextmanager
-def _out_of_memory_named() -> Iterator[None]:
+def _memory_named() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -216,7 +361,7 @@ def _chosen_layers(detector: Detector, options: ViewOptions) -> tuple[int, ...]:
     returned = model.backbone.vit.returned_blocks
     if options.all_layers:
         return tuple(range(returned[-1] + 1))
-    unknown = [str(layer) for layer in options.layers if not 0 <= layer <= returned[-1]]
+    unknown = [str(layer) for layer in options.layers if layer > returned[-1]]
     if unknown:
         raise UserError(
             f"--layers {' '.join(unknown)}: the ViT runs blocks 0 to {returned[-1]}; the detector reads "
@@ -229,13 +374,13 @@ def _chosen_layers(detector: Detector, options: ViewOptions) -> tuple[int, ...]:
 def _fit_colours(detector: Detector, images: Sequence[SourceImage], progress: bool) -> PatchColours | None:
     """One analysis over evenly spaced patches of all images; None where no image can be read."""
     vit = require_deim(detector.model, "PCA").backbone.vit
-    height, width = (side // 16 for side in detector.input_size_hw)
+    height, width = (side // PATCH_SIZE for side in detector.input_size_hw)
     step = max(-(-height * width * len(images) // _PCA_PATCHES), 1)
-    parts: list[NDArray[np.float32]] = []
+    parts = []
     for source in progress_bar(images, "features", show=progress and len(images) > 1):
         try:
-            with _out_of_memory_named():
-                features = vit(open_image(source, detector).network_input)[-1][0]
+            with _memory_named():
+                features = vit(open_image(source.path, detector)[1])[-1][0]
         except UserError:  # named when its turn to be drawn comes
             continue
         parts.append(features.flatten(1).T[::step].float().cpu().numpy())
@@ -248,138 +393,3 @@ def _remove_figures(folder: Path) -> None:
         if picture.with_suffix(".pdf").exists() and picture.with_suffix(".json").exists():
             for path in folder.glob(f"{picture.stem}.*"):
                 path.unlink()
-
-
-@dataclass(frozen=True)
-class _Drawer:
-    """What is the same for all images."""
-
-    detector: Detector
-    folder: Path
-    options: ViewOptions
-    command: tuple[str, ...]
-    layers: tuple[int, ...]
-    evidence_layer: str
-    colours: PatchColours | None = None
-    num_images: int = 0
-
-    def draw(self, source: SourceImage) -> tuple[OverviewRow, int]:
-        """All figures of one image; its row of the overview and how many there were."""
-        opened = open_image(source, self.detector)
-        scene = make_scene(opened.pixels, source.truth, self.detector.classes.names, wording_of(self.options.lang))
-        facts = {"path": str(source.path), "sha256": file_sha256(source.path), "size_wh": list(opened.size_wh)}
-        count = 0
-        row, views = self._views(opened, scene)
-        _remove_figures(self.folder / source.name)
-        for view in views:
-            self._write(view, self.folder / source.name, {"image": facts})
-            count += 1
-        small = make_scene(opened.pixels, source.truth, scene.names, scene.wording, longest_px=_OVERVIEW_PX)
-        return replace(row, scene=small), count
-
-    def _views(self, opened: OpenedImage, scene: Scene) -> tuple[OverviewRow, Iterator[DrawnView]]:
-        """The row of the overview, and the figures one after the other."""
-        model, image, options = self.detector.model, opened.network_input, self.options
-        if not isinstance(model, DEIM):
-            with torch.no_grad():
-                found = all_objects(model(image))
-            objects = self._choose(found)
-            evidence = self._evidence(image, objects)
-            best = evidence[0].maps["grad_cam"] if evidence else None
-            best = None if best is None else best / max(float(best.max()), 1e-12)
-            row = OverviewRow(scene, objects, None, (), best, opened.source.name)
-            return row, self._baseline_views(row, evidence)
-        captured = capture(model, image)
-        found = all_objects(captured.outputs)
-        objects = self._choose(found)
-        focus = self._focus(opened, objects, captured, scene)
-        view = View(scene, captured, found, objects, focus, self.layers)
-        return overview_row(view, opened.source.name), self._deim_views(view, image, options.what)
-
-    def _choose(self, found: Sequence[PredictedObject]) -> list[PredictedObject]:
-        options = self.options
-        return choose_objects(found, queries=options.queries, top=options.top, min_score=options.min_score)
-
-    def _deim_views(self, view: View, image: torch.Tensor, what: Sequence[Part]) -> Iterator[DrawnView]:
-        yield draw_main(view)
-        if "backbone" in what:
-            yield from draw_heads(view, from_class_token=True)
-            yield from draw_heads(view, from_class_token=False)
-            if self.colours is not None:
-                yield draw_features(view, self.colours, self.num_images)
-        if "decoder" in what and view.objects:
-            yield draw_queries(view)
-            for one in view.objects:
-                yield draw_object(view, one)
-        if "evidence" in what and view.objects:
-            evidence, scene = self._evidence(image, view.objects), view.scene
-            yield draw_evidence(scene, evidence, self.evidence_layer, scene.wording.query)
-            if has_text(self.detector.model):
-                parts = text_evidence(self.detector.model, image, view.objects)
-                yield text_view(parts, self.detector.classes.names, self.options.lang)
-
-    def _baseline_views(self, row: OverviewRow, evidence: Sequence[ObjectEvidence]) -> Iterator[DrawnView]:
-        yield draw_baseline(row)
-        if evidence:
-            yield draw_evidence(row.scene, evidence, self.evidence_layer, row.scene.wording.detection)
-
-    def _evidence(self, image: torch.Tensor, objects: Sequence[PredictedObject]) -> list[ObjectEvidence]:
-        model, layer = self.detector.model, self.evidence_layer
-        made = []
-        for one in objects:
-            maps: dict[str, NDArray[np.float32]] = {
-                method: evidence_map(model, image, one.query, one.label, method, layer).numpy()
-                for method in EVIDENCE_METHODS
-            }
-            made.append(ObjectEvidence(one, maps))
-        return made
-
-    def _focus(
-        self, opened: OpenedImage, objects: Sequence[PredictedObject], captured: Captured, scene: Scene
-    ) -> Focus:
-        """Whose attention is shown: the given point's patch, else the best object's patches, else the middle.
-
-        Raises:
-            UserError: The point lies outside the image.
-        """
-        wording, grid = scene.wording, captured.grid_hw
-        if self.options.point is not None:
-            (x, y), (width, height) = self.options.point, opened.size_wh
-            if x >= width or y >= height:
-                raise UserError(f"--point {x:g} {y:g} lies outside the image, which has {width} x {height} pixels.")
-            place = (x / width, y / height)
-            text = wording.focus_point.format(x=wording.labels.number(x, 0), y=wording.labels.number(y, 0))
-            return Focus((token_at(place, grid),), place, text)
-        if objects:
-            best = objects[0]
-            left, top, right, bottom = best.box_xyxy
-            name, score = scene.name(best.label), scene.score(best.score)
-            text = wording.focus_object.format(query=best.query, name=name, score=score)
-            return Focus(tuple(patches_in_box(best.box_xyxy, grid)), ((left + right) / 2, (top + bottom) / 2), text)
-        return Focus((token_at((0.5, 0.5), grid),), (0.5, 0.5), wording.focus_centre)
-
-    def write_overview(self, rows: Sequence[OverviewRow], page: int) -> int:
-        """One page; returns the number of figures."""
-        self._write(draw_overview(rows, page, wording_of(self.options.lang)), self.folder, {})
-        return 1
-
-    def _write(self, view: DrawnView, folder: Path, facts: dict[str, Any]) -> None:
-        with _writing():
-            save_figure(view.figure, folder, view.name)
-            if view.table is not None:
-                write_table(view.table, folder / view.name, self.options.lang)
-        content = {"figure": view.name, "caption": view.caption, **facts, "drawn": dict(view.facts)}
-        self.write_json(str((folder / view.name).relative_to(self.folder)), content)
-
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """`name`.json: `content` and all that is needed to make it again."""
-        detector = self.detector
-        made_from = {
-            "checkpoint": {"path": str(detector.path), "sha256": detector.sha256},
-            "network_input_hw": list(detector.input_size_hw),
-            "settings": asdict(self.options),
-            "command": list(self.command),
-            "versions": {"torch": torch.__version__, "matplotlib": matplotlib.__version__},
-        }
-        with _writing():
-            write_json(self.folder / f"{name}.json", content | made_from, what="figure's settings", indent=2)

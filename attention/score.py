@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.tables import Cell, Number, Table, escape_markdown, format_number, write_tables
-from attention.backbone_maps import CLASS_TOKEN, head_maps, rollout
 from attention.capture import Captured, capture
-from attention.decoder_maps import sampling_points
 from attention.evidence import EVIDENCE_METHODS, enlarge, evidence_map, resolve_layer
 from attention.faithfulness import (
     CENTRE,
@@ -30,7 +28,9 @@ from attention.faithfulness import (
     randomise,
     score_maps,
 )
-from attention.sources import SourceImage, open_image
+from attention.maps import CLASS_TOKEN, head_maps, rollout, sampling_points
+from attention.panels import STRIDES
+from attention.run import open_image
 from data.coco import CocoSplit
 from data.errors import UserError
 from data.splits import build_datasets
@@ -40,7 +40,6 @@ from models.detector import DEIM
 from texts import Language, texts_of
 
 FILE_NAME = "attention_score"
-_STRIDES = (8, 16, 32)
 
 
 def score(
@@ -118,7 +117,7 @@ def map_methods(model: nn.Module, layer: str | None) -> dict[str, DrawMap]:
 def _cls_attention(model: nn.Module, image: Tensor, _query: int, _label: int) -> Tensor:
     """Mean over heads of the last block that runs."""
     captured = capture(model, image)
-    return torch.from_numpy(head_maps(captured, len(captured.vit_layers) - 1, [CLASS_TOKEN]).maps).mean(dim=0)
+    return torch.from_numpy(head_maps(captured, len(captured.vit_layers) - 1, [CLASS_TOKEN])[0]).mean(dim=0)
 
 
 def _rollout(model: nn.Module, image: Tensor, _query: int, _label: int) -> Tensor:
@@ -136,7 +135,7 @@ def sampling_density(captured: Captured, query: int) -> Tensor:
     coarser levels are then spread over the finer ones. Points outside the image read nothing and count for nothing.
     """
     height, width = captured.image_size_hw
-    levels = [np.zeros((height // stride, width // stride), dtype=np.float32) for stride in _STRIDES]
+    levels = [np.zeros((height // stride, width // stride), dtype=np.float32) for stride in STRIDES]
     for layer in range(len(captured.cross_attention)):
         points = sampling_points(captured, layer, query)
         for level, cells in enumerate(levels):
@@ -164,10 +163,10 @@ def _images(detector: Detector, split: CocoSplit, rows: list[int]) -> Iterator[S
     for row in rows:
         record = split.images[row]
         boxes = split.training_rows(record)
-        opened = open_image(SourceImage(record.path, record.path.stem, None), detector)
-        size = np.array(opened.size_wh * 2, dtype=np.float32)
+        pixels, image = open_image(record.path, detector)
+        size = np.array([pixels.shape[1], pixels.shape[0]] * 2, dtype=np.float32)
         truth, labels = torch.from_numpy(split.boxes_xyxy[boxes] / size), torch.from_numpy(split.labels[boxes])
-        yield ScoreImage(record.id, opened.network_input, truth, labels)
+        yield ScoreImage(record.id, image, truth, labels)
 
 
 def score_tables(scores: Scores, lang: Language) -> dict[str, Table]:

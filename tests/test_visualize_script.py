@@ -91,7 +91,7 @@ def test_everything_of_a_validation_image(tiny: Path, unpainted: dict[str, Figur
     folder = tiny / "run" / "attention_tiny"
     names = {path.stem for path in (folder / "0").glob("*.png")}
     query = next(name for name in names if name.startswith("object_q"))
-    assert names == {"main", "heads_cls", "heads_patch", "features", "queries", "evidence", query}
+    assert names == {"main", "heads_cls", "heads_patch", "features", "evidence", query}
     for name in names:
         assert (folder / "0" / f"{name}.pdf").is_file()
         sidecar = read(folder / "0" / f"{name}.json")
@@ -199,19 +199,8 @@ def test_scoring_gets_what_was_asked_for(tiny: Path, monkeypatch: pytest.MonkeyP
         return "the table"
 
     monkeypatch.setattr("attention.score.score", record)
-    chosen = [
-        "--score",
-        "7",
-        "--min-score",
-        "0.2",
-        "--score-steps",
-        "5",
-        "--score-baseline",
-        "mean",
-        "--bootstrap",
-        "9",
-    ]
-    more = ["--evidence-layer", "vit.1", "--seed", "3", "--lang", "es", "--output-dir", "judged"]
+    chosen = ["--score", "7", "--min-score", "0.2", "--score-steps", "5", "--score-baseline", "mean"]
+    more = ["--bootstrap", "9", "--evidence-layer", "vit.1", "--seed", "3", "--lang", "es", "--output-dir", "judged"]
     done = run_here("-r", "run/tiny.pth", *chosen, *more, cwd=tiny)
     assert done.code == 0, done.err
     assert "the table" in done.out and not (tiny / "judged").exists(), "no figures unless images are named"

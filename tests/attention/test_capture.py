@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.capture import Captured, capture
+from attention.capture import Captured, PredictedObject, all_objects, capture, choose_objects, predictions_of
 from data.errors import UserError
 from models.deformable_attention import split_heads
 from models.detector import DEIM
@@ -82,14 +82,21 @@ def test_vit_weights_give_the_layers_own_output(model: DEIM, captured: Captured)
     assert len(captured.vit_layers) == model.backbone.vit.returned_blocks[-1] + 1
     for maps, block in zip(captured.vit_layers, blocks, strict=False):
         for image in range(2):
-            heads = [maps.rows(image, head) @ maps.v[image, head] for head in range(maps.num_heads)]
+            x = heard(block.attn, model, "input")[0]
+            values = block.attn.qkv(x).view(*x.shape[:2], 3, maps.num_heads, -1)[image, :, 2]
+            heads = [maps.rows(image, head) @ values[:, head] for head in range(maps.num_heads)]
             ours = block.attn.proj(torch.cat(heads, dim=-1))
             torch.testing.assert_close(ours, heard(block.attn, model, "output")[image], rtol=0, atol=1e-5)
 
 
 def test_query_weights_give_the_layers_own_output(model: DEIM, captured: Captured) -> None:
     for maps, layer in zip(captured.query_attention, model.decoder.decoder.layers, strict=True):
-        heads = [maps.rows(0, head) @ maps.v[0, head] for head in range(maps.num_heads)]
+        module, x = layer.self_attn, heard(layer.self_attn, model, "input")[0]
+        rows = 2 * x.shape[-1]
+        values = F.linear(x, module.in_proj_weight[rows:], module.in_proj_bias[rows:]).view(
+            *x.shape[:2], maps.num_heads, -1
+        )
+        heads = [maps.rows(0, head) @ values[0, :, head] for head in range(maps.num_heads)]
         ours = layer.self_attn.out_proj(torch.cat(heads, dim=-1))
         torch.testing.assert_close(ours, heard(layer.self_attn, model, "output")[0], rtol=0, atol=1e-5)
 
@@ -133,3 +140,31 @@ def test_refuses_training_mode_and_baselines() -> None:
         capture(tiny_model(), IMAGES)
     with pytest.raises(UserError, match="not defined for a CNN baseline"):
         capture(small_baseline("fcos_resnet18").eval(), IMAGES)
+
+
+def test_objects_come_best_first(captured: Captured) -> None:
+    found = all_objects(predictions_of(captured.outputs, 6)[0])
+    assert len(found) == 20 and [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    assert choose_objects(found, min_score=1.0) == [], "what was not detected is not drawn"
+    assert [one.query for one in choose_objects(found, queries=[9, 2, 9])] == [9, 2]
+    assert len(choose_objects(found, top=2, min_score=0)) == 2
+    with pytest.raises(UserError, match="--query 20 31: no such query; they go from 0 to 19"):
+        choose_objects(found, queries=[20, 3, 31])
+
+
+def test_predictions_of_the_same_thing_are_drawn_once() -> None:
+    best = PredictedObject(3, 0, 0.9, (0.1, 0.1, 0.5, 0.5))
+    again = PredictedObject(7, 0, 0.8, (0.1, 0.1, 0.52, 0.5))
+    other_class = PredictedObject(1, 1, 0.7, best.box_xyxy)
+    elsewhere = PredictedObject(2, 0, 0.6, (0.3, 0.1, 0.7, 0.5))
+    found = [best, again, other_class, elsewhere]
+    assert choose_objects(found) == [best, other_class, elsewhere]
+    assert choose_objects(found, top=2) == [best, other_class]
+    assert choose_objects(found, queries=[3, 7]) == [best, again], "who names a query gets it"
+
+
+def test_objects_of_a_baseline() -> None:
+    outputs = [{"scores": torch.tensor([0.2, 0.9]), "labels": torch.tensor([1, 0]), "boxes": torch.rand(2, 4)}]
+    assert [(one.query, one.label) for one in all_objects(predictions_of(outputs, 2)[0])] == [(1, 0), (0, 1)]
+    nothing = [{"scores": torch.empty(0), "labels": torch.empty(0, dtype=torch.int64), "boxes": torch.empty(0, 4)}]
+    assert choose_objects(all_objects(predictions_of(nothing, 2)[0])) == []

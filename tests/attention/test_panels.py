@@ -6,11 +6,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.style import figure_style
-from attention.decoder_maps import SamplingPoints
-from attention.objects import PredictedObject
-from attention.panels import draw_truth_and_objects, make_scene, show_image, window_of
-from attention.sources import Truth
-from attention.wording import wording_of
+from attention.capture import PredictedObject
+from attention.maps import SamplingPoints
+from attention.panels import Scene, draw_truth_and_objects, show_image, window_of
+from texts import texts_of
 
 PANEL_INCHES = 1.35
 """Of four panels in a row on 16 cm."""
@@ -21,8 +20,9 @@ def test_names_lie_in_the_picture_and_not_on_each_other(size_hw: tuple[int, int]
     height, width = size_hw
     corners = np.array([[0, 0, 0.9, 1], [0.02, 0.01, 0.9, 1], [0.5, 0, 1, 0.1]], np.float32)
     boxes = corners * np.array([width, height, width, height], np.float32)
-    truth = Truth(boxes, (0, 0, 1))
-    scene = make_scene(np.zeros((height, width, 3), np.uint8), truth, ("DEFORMACIONES", "scratches"), wording_of("es"))
+    truth, names = list(zip(boxes, (0, 0, 1), strict=True)), ("DEFORMACIONES", "scratches")
+    picture = np.zeros((height, width, 3), np.uint8)
+    scene = Scene(picture, (width, height), truth, names, texts_of("es", "attention"))
     objects = [
         PredictedObject(0, 0, 0.9, (0.0, 0.0, 0.9, 1.0)),
         PredictedObject(1, 1, 0.8, (0.0, 0.01, 0.9, 1.0)),
@@ -56,5 +56,5 @@ def test_the_window_holds_the_box_with_some_surroundings(
     box: tuple[float, float, float, float], expected: tuple[float, ...]
 ) -> None:
     inside = np.array([[0.5 * (box[0] + box[2]), 0.5 * (box[1] + box[3])]], np.float32)
-    points = SamplingPoints(inside, np.ones(1, np.float32), np.zeros(1, np.int64), np.zeros(4, np.float32))
+    points = SamplingPoints(inside, np.ones(1, np.float32), np.zeros(1, np.int64), np.zeros(2, np.float32))
     assert window_of([points], box) == pytest.approx(expected)

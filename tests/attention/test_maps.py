@@ -1,4 +1,4 @@
-"""Maps of the ViT against their definitions."""
+"""Maps of the ViT and the decoder against their definitions and the pass they were taken from."""
 
 import numpy as np
 import pytest
@@ -6,36 +6,45 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention.backbone_maps import (
+from attention.capture import Captured, capture
+from attention.maps import (
     CLASS_TOKEN,
+    box_steps,
+    edge_distributions,
     fit_patch_colours,
     head_maps,
     otsu_threshold,
     patches_in_box,
+    query_attention,
     rollout,
+    sampling_points,
     similarity,
     token_at,
 )
-from attention.capture import Captured, capture
+from models.boxes import cxcywh_to_xyxy
 from tests.support.models import tiny_model
 
 
 @pytest.fixture(scope="module")
 def captured() -> Captured:
     model = tiny_model().eval()
-    with torch.no_grad():  # a random ViT attends nearly evenly
-        for block in model.backbone.vit.blocks:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for block in model.backbone.vit.blocks:  # a random ViT attends nearly evenly
             block.attn.qkv.weight.mul_(20)
-    return capture(model, torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(2)))
+        for parameter in model.decoder.parameters():
+            if parameter.is_floating_point() and not parameter.any():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return capture(model, torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(2)))
 
 
 def test_head_maps_and_prefix_share_sum_to_one(captured: Captured) -> None:
     for tokens in ([CLASS_TOKEN], [1, 5, 7]):
-        found = head_maps(captured, 1, tokens, image=1)
-        assert found.maps.shape == (2, 4, 6)
-        np.testing.assert_allclose(found.maps.sum((1, 2)) + found.to_prefix, 1, atol=1e-6)
-    expected = captured.vit_layers[1].rows(1, 0)[[1, 5, 7]].mean(0)[1:].view(4, 6)
-    np.testing.assert_allclose(found.maps[0], expected, atol=1e-6)
+        maps, to_prefix = head_maps(captured, 1, tokens)
+        assert maps.shape == (2, 4, 6)
+        np.testing.assert_allclose(maps.sum((1, 2)) + to_prefix, 1, atol=1e-6)
+    expected = captured.vit_layers[1].rows(0, 0)[[1, 5, 7]].mean(0)[1:].view(4, 6)
+    np.testing.assert_allclose(maps[0], expected, atol=1e-6)
 
 
 def test_rollout_is_the_product_of_all_layers(captured: Captured) -> None:
@@ -105,3 +114,36 @@ def test_otsu_finds_the_best_cut(values: list[int]) -> None:
 
     best = min(within(cut) for cut in x)
     assert within(otsu_threshold(x)) == pytest.approx(best, abs=1e-6)
+
+
+def test_edges_expect_the_final_box(captured: Captured) -> None:
+    final = cxcywh_to_xyxy(captured.outputs["pred_boxes"][0])
+    for query in (0, 7, 19):
+        edges = edge_distributions(captured, query)
+        assert list(edges) == ["left", "top", "right", "bottom"]
+        np.testing.assert_allclose([edge.expected for edge in edges.values()], final[query], atol=1e-5)
+        for edge in edges.values():
+            assert edge.probabilities.sum() == pytest.approx(1, abs=1e-5) and edge.spread > 0
+        left, _, right, _ = edges.values()
+        assert left.positions[0] > left.positions[-1] and right.positions[0] < right.positions[-1], "outward"
+
+
+def test_box_steps_end_at_the_final_box(captured: Captured) -> None:
+    boxes, ious = box_steps(captured, 5)
+    assert boxes.shape == (len(captured.cross_attention) + 1, 4)
+    np.testing.assert_allclose(boxes[-1], cxcywh_to_xyxy(captured.outputs["pred_boxes"][0, 5]), atol=1e-6)
+    assert ious[-1] == pytest.approx(1, abs=1e-6)
+    assert ((ious >= 0) & (ious <= 1.0001)).all()
+
+
+def test_sampling_weights_sum_to_one(captured: Captured) -> None:
+    points = sampling_points(captured, 0, 3)
+    assert points.weights.sum() == pytest.approx(1, abs=1e-5)
+    assert points.points_xy.shape == (len(points.weights), 2) and set(points.levels) == {0, 1, 2}
+    first = captured.cross_attention[0].locations[0, 3, 1, 0].numpy()
+    np.testing.assert_array_equal(points.points_xy[len(points.weights) // 4 * 0 + 12], first)
+
+
+def test_query_attention(captured: Captured) -> None:
+    row = query_attention(captured, 1, 4)
+    assert row.shape == (20,) and row.sum() == pytest.approx(1, abs=1e-5)
