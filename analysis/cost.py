@@ -13,7 +13,8 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -43,20 +44,9 @@ _MAX_REPEATS = 100
 _MIN_REPEATS = 3
 _WARM_UP_RUNS = 5
 _BOXES_PER_IMAGE = 8
-_PROBE_BATCH = 2
-_TRAINING_SHARE = 0.5
-"""Of the budget that a training step may take whatever was spent before: the slower a machine, the more was."""
-_CPU_TRAINING_LIMIT_BYTES = 4 * 2**30
-"""A step that might need more is not tried on a CPU: running out of memory would kill the evaluation itself."""
 
 
-def measure_cost(
-    detector: Detector,
-    *,
-    eval_batch: int,
-    training_step: bool = True,
-    budget_seconds: float = BUDGET_SECONDS,
-) -> Cost:
+def measure_cost(detector: Detector, *, eval_batch: int, budget_seconds: float = BUDGET_SECONDS) -> Cost:
     """Measure one detector on images of noise of `eval_spatial_size`.
 
     - GFLOPs: one image through the network, counted by torch.utils.flop_counter (a multiply-add is two). It knows
@@ -66,88 +56,66 @@ def measure_cost(
     - Latency: from uint8 images on the device to detections (normalisation, network, post-processing), the device
       synchronised before and after each run, after warm-up. As many runs as the budget allows, 3 to 100;
       `Latency.repeats` says how many. The evaluation batch is left out where not even three fit.
-    - Memory: the highest sum of what torch's allocator has handed out, weights included; whatever else lies on the
-      device is not in it. Read from torch.cuda's statistics, on a CPU from the allocations in torch's profiler.
-    - Training step: forward, losses, backward, AdamW step, EMA, on one process's micro-batch with
-      `_BOXES_PER_IMAGE` boxes an image. None if it does not fit into memory or, on a CPU, might need more than 4 GiB,
-      or more time than is left and than half of the budget.
+    - Memory of inference: the highest sum of what torch's allocator has handed out, weights included; whatever else
+      lies on the device is not in it. Read from torch.cuda's statistics, on a CPU from torch's profiler.
+    - Memory of a training step, on a GPU alone: forward, losses, backward, AdamW step, EMA, on one process's
+      micro-batch with `_BOXES_PER_IMAGE` boxes an image, in the precision of the config. None if it does not fit.
 
     Args:
-        detector: Any. Of its config image size, training batch, optimiser, EMA and losses are read; the training step
-            follows `use_amp` there.
+        detector: Its config says image size, training batch, optimiser, EMA and losses.
         eval_batch: Images per batch of the second latency.
-        training_step: Measure it too.
         budget_seconds: Upper bound of the time, kept as far as single runs allow.
     """
     deadline = time.perf_counter() + budget_seconds
     model, config, device = detector.model, detector.config, detector.device
-    subject = _Subject(replace(detector, model=copy.deepcopy(model).eval()))
-    cuda_devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda_devices):
+    subject = replace(detector, model=copy.deepcopy(model).eval())
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         gflops = _gflops(subject)
         latencies = _latencies(subject, eval_batch, deadline)
-        inference_bytes = _peak_bytes(lambda: subject.detect(subject.images(1)), device)
+        one_image = _noise(config, 1, device)
+        inference_bytes = _peak_bytes(lambda: _detect(subject, one_image), device)
         if inference_bytes is not None:
-            inference_bytes += _weight_bytes(subject.detector.model)
-        left_seconds = max(deadline - time.perf_counter(), _TRAINING_SHARE * budget_seconds)
-        training_bytes = _training_bytes(model, config, subject, left_seconds) if training_step else None
+            inference_bytes += _weight_bytes(subject.model)
+        training_bytes = _training_bytes(model, config, device) if device.type == "cuda" else None
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         gflops=gflops,
         image_size_hw=config.eval_spatial_size,
         latencies=latencies,
-        inference_memory_mb=_megabytes(inference_bytes),
-        training_memory_mb=_megabytes(training_bytes),
+        inference_memory_mb=None if inference_bytes is None else inference_bytes / 2**20,
+        training_memory_mb=None if training_bytes is None else training_bytes / 2**20,
         device=_device_name(device),
         dtype=str(detector.amp_dtype or torch.float32).removeprefix("torch."),
         threads=torch.get_num_threads(),
     )
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """The copy that is measured."""
-
-    detector: Detector
-
-    def images(self, count: int) -> Tensor:
-        """uint8 [count, 3, H, W]: noise, the same every time."""
-        generator = torch.Generator().manual_seed(0)
-        size = (count, 3, *self.detector.config.eval_spatial_size)
-        return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8).to(self.detector.device)
-
-    def detect(self, images: Tensor) -> None:
-        """Images to detections."""
-        height, width = self.detector.config.eval_spatial_size
-        self.detector.detect(images, [(width, height)] * len(images))
-
-    def timed(self, images: Tensor) -> float:
-        """Seconds of one `detect`."""
-        self._wait()
-        started = time.perf_counter()
-        self.detect(images)
-        self._wait()
-        return time.perf_counter() - started
-
-    def _wait(self) -> None:
-        if self.detector.device.type == "cuda":
-            torch.cuda.synchronize(self.detector.device)
+def _noise(config: ExperimentConfig, count: int, device: torch.device) -> Tensor:
+    """uint8 [count, 3, H, W], the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    size = (count, 3, *config.eval_spatial_size)
+    return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8).to(device)
 
 
-def _gflops(subject: _Subject) -> float:
+def _detect(subject: Detector, images: Tensor) -> None:
+    height, width = subject.config.eval_spatial_size
+    subject.detect(images, [(width, height)] * len(images))
+
+
+def _gflops(subject: Detector) -> float:
     """Of one image. Fused attention is written out, so that every device counts the same operations."""
-    images = subject.images(1)
+    images = _noise(subject.config, 1, subject.device)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation that the counter does not know
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            subject.detector.outputs(images)
+            subject.outputs(images)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     return float(counter.get_total_flops()) / 1e9
 
 
-def _latencies(subject: _Subject, eval_batch: int, deadline: float) -> list[Latency]:
+def _latencies(subject: Detector, eval_batch: int, deadline: float) -> list[Latency]:
     """Batch 1, and the evaluation batch where it is another one and fits into the time."""
     single = _latency(subject, 1, (deadline - time.perf_counter()) / 4)
     if eval_batch == 1:
@@ -165,43 +133,41 @@ def _latencies(subject: _Subject, eval_batch: int, deadline: float) -> list[Late
     return [single, _latency(subject, eval_batch, seconds_left)]
 
 
-def _latency(subject: _Subject, batch_size: int, seconds: float) -> Latency:
+def _latency(subject: Detector, batch_size: int, seconds: float) -> Latency:
     """Warm up, then time until the seconds are over, 3 times at least and 100 times at most."""
-    images = subject.images(batch_size)
+    images = _noise(subject.config, batch_size, subject.device)
+
+    def timed() -> float:
+        _synchronize(subject.device)
+        started = time.perf_counter()
+        _detect(subject, images)
+        _synchronize(subject.device)
+        return time.perf_counter() - started
+
     until = time.perf_counter() + seconds
-    first = subject.timed(images)
+    first = timed()
     for _ in range(_WARM_UP_RUNS - 1):
         if first * (_WARM_UP_RUNS + _MIN_REPEATS) < seconds:
-            subject.timed(images)
+            timed()
     times: list[float] = []
     while len(times) < _MIN_REPEATS or (len(times) < _MAX_REPEATS and time.perf_counter() < until):
-        times.append(subject.timed(images))
+        times.append(timed())
     median = float(np.median(times))
-    return Latency(
-        batch_size=batch_size,
-        median_ms=1e3 * median,
-        p95_ms=1e3 * float(np.percentile(times, 95)),
-        images_per_s=batch_size / median,
-        repeats=len(times),
-    )
+    p95 = float(np.percentile(times, 95))
+    return Latency(batch_size, 1e3 * median, 1e3 * p95, batch_size / median, repeats=len(times))
 
 
-def _training_bytes(model: nn.Module, config: ExperimentConfig, subject: _Subject, limit_seconds: float) -> int | None:
-    """Peak of one step; on a CPU a step on two images tells first whether the whole one can be afforded."""
-    device, batch_size = subject.detector.device, _micro_batch(config)
-    if device.type == "cpu" and batch_size > _PROBE_BATCH:
-        started = time.perf_counter()
-        probe = _peak_bytes(lambda: _train_once(model, config, subject.images(_PROBE_BATCH)), device)
-        seconds = (time.perf_counter() - started) * batch_size / _PROBE_BATCH
-        # Upper bounds: weights and optimiser do not grow with the batch.
-        if probe is None or probe * batch_size / _PROBE_BATCH > _CPU_TRAINING_LIMIT_BYTES:
-            log.info("memory of a training step not measured: %d images might not fit into this machine", batch_size)
-            return None
-        if seconds > limit_seconds:
-            log.info("memory of a training step not measured: %d images would take %.0f s", batch_size, seconds)
-            return None
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _training_bytes(model: nn.Module, config: ExperimentConfig, device: torch.device) -> int | None:
+    """Peak of one step on a single process's micro-batch."""
+    loader = config.train_dataloader
+    batch_size = loader.batch_size or max(1, (loader.total_batch_size or 1) // config.accumulation_steps)
     try:
-        return _peak_bytes(lambda: _train_once(model, config, subject.images(batch_size)), device)
+        return _peak_bytes(lambda: _train_once(model, config, _noise(config, batch_size, device)), device)
     except torch.OutOfMemoryError as error:
         log.warning("memory of a training step not measured: %s", str(error).splitlines()[0])
     torch.cuda.empty_cache()
@@ -213,11 +179,14 @@ def _train_once(model: nn.Module, config: ExperimentConfig, images: Tensor) -> N
     device = images.device
     trained = copy.deepcopy(model).train()
     if not any(parameter.requires_grad for parameter in trained.parameters()):
-        _thaw(trained, config)
+        # An EMA's weights do not learn: take from a new model which of them do in training.
+        learns = {name for name, parameter in build_detector(config).named_parameters() if parameter.requires_grad}
+        for name, parameter in trained.named_parameters():
+            parameter.requires_grad_(name in learns)
     ema = ModelEma(trained, decay=config.ema.decay, warmups=config.ema.warmups) if config.use_ema else None
     optimizer = build_optimizer(trained, config.optimizer)
     criterion = build_criterion(config).to(device)
-    targets = _targets(len(images), config.num_classes, config.eval_spatial_size, device)
+    targets = _targets(len(images), config, device)
     amp_dtype = choose_amp_dtype(config.use_amp, device)
     with torch.enable_grad():
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
@@ -229,31 +198,18 @@ def _train_once(model: nn.Module, config: ExperimentConfig, images: Tensor) -> N
         ema.update(trained)
 
 
-def _thaw(frozen: nn.Module, config: ExperimentConfig) -> None:
-    """An EMA's weights do not learn: take from a new model which of them do in training."""
-    learns = {name for name, parameter in build_detector(config).named_parameters() if parameter.requires_grad}
-    for name, parameter in frozen.named_parameters():
-        parameter.requires_grad_(name in learns)
-
-
-def _targets(count: int, num_classes: int, size_hw: tuple[int, int], device: torch.device) -> list[Target]:
+def _targets(count: int, config: ExperimentConfig, device: torch.device) -> list[Target]:
     """Random boxes, the same every time."""
     generator = torch.Generator().manual_seed(0)
     targets = []
     for _ in range(count):
         centre = 0.3 + 0.4 * torch.rand(_BOXES_PER_IMAGE, 2, generator=generator)
         size = 0.1 + 0.3 * torch.rand(_BOXES_PER_IMAGE, 2, generator=generator)
-        labels = torch.randint(0, num_classes, (_BOXES_PER_IMAGE,), generator=generator)
-        area = size.prod(dim=1) * size_hw[0] * size_hw[1]
+        labels = torch.randint(0, config.num_classes, (_BOXES_PER_IMAGE,), generator=generator)
+        area = size.prod(dim=1) * config.eval_spatial_size[0] * config.eval_spatial_size[1]
         boxes = torch.cat([centre, size], dim=1)
         targets.append(Target(labels=labels.to(device), boxes=boxes.to(device), area=area.to(device)))
     return targets
-
-
-def _micro_batch(config: ExperimentConfig) -> int:
-    """Images per micro-batch of a single process."""
-    loader = config.train_dataloader
-    return loader.batch_size or max(1, (loader.total_batch_size or 1) // config.accumulation_steps)
 
 
 def _peak_bytes(action: Callable[[], None], device: torch.device) -> int | None:
@@ -290,17 +246,8 @@ def _quiet_kineto() -> Iterator[None]:
 
 def _weight_bytes(model: nn.Module) -> int:
     """Parameters and buffers, each once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(model)}
-    return sum(storages.values())
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
-
-
-def _megabytes(count: int | None) -> float | None:
-    return None if count is None else count / 2**20
+    storages = (tensor.untyped_storage() for tensor in chain(model.parameters(), model.buffers()))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _device_name(device: torch.device) -> str:

@@ -25,6 +25,7 @@ from tests.support.baselines import write_tiny_baseline
 from tests.support.models import NUM_CLASSES, tiny_config, tiny_model
 
 CLASSES = ClassMap((1,), ("a",))
+CPU = torch.device("cpu")
 MEGABYTE = 2**20
 SIDE_PX = 64
 
@@ -55,12 +56,16 @@ class Hand(nn.Module):
 
 
 def measure(
-    model: nn.Module, config: ExperimentConfig | None = None, *, eval_batch: int = 1, **options: object
+    model: nn.Module, config: ExperimentConfig | None = None, *, eval_batch: int = 1, seconds: float = 1.0
 ) -> Cost:
-    chosen = {"training_step": False, "budget_seconds": 1.0, **options}
-    config = config or tiny_config()
-    detector = Detector(model, config, CLASSES)
-    return measure_cost(detector, eval_batch=eval_batch, **chosen)  # type: ignore[arg-type]
+    detector = Detector(model, config or tiny_config(), CLASSES)
+    return measure_cost(detector, eval_batch=eval_batch, budget_seconds=seconds)
+
+
+def training_mb(model: nn.Module, config: ExperimentConfig) -> float:
+    held = cost_module._training_bytes(model, config, CPU)
+    assert held is not None
+    return held / MEGABYTE
 
 
 def small_batch(**sections: object) -> ExperimentConfig:
@@ -106,15 +111,14 @@ def test_training_memory_holds_weights_gradients_moments_and_ema() -> None:
     frozen = copy.deepcopy(model).requires_grad_(False)  # as an EMA's weights are
     weights_mb = sum(p.numel() for p in model.parameters()) * 4 / MEGABYTE
     plain, of_frozen, with_ema = (
-        measure(one, small_batch(use_ema=use_ema), training_step=True, budget_seconds=30.0).training_memory_mb
+        training_mb(one, small_batch(use_ema=use_ema))
         for one, use_ema in ((model, False), (frozen, False), (model, True))
     )
-    assert plain is not None and with_ema is not None
     assert plain > 4 * weights_mb
     assert with_ema - plain == pytest.approx(weights_mb, rel=0.25)
     assert of_frozen == pytest.approx(plain, rel=0.02), "measured as it was trained"
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
-    assert measure(Hand()).training_memory_mb is None, "not asked for"
+    assert measure(model).training_memory_mb is None, "on a CPU it is not tried"
 
 
 def test_nothing_is_different_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +131,9 @@ def test_nothing_is_different_afterwards(monkeypatch: pytest.MonkeyPatch) -> Non
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    measure(model, small_batch(), eval_batch=2, training_step=True, budget_seconds=30.0)
+    measure(model, small_batch(), eval_batch=2)
+    with torch.random.fork_rng():
+        training_mb(model, small_batch())
     assert torch.equal(torch.rand(3), expected), "the caller's random numbers"
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -153,25 +159,11 @@ def test_a_slow_model_stays_within_the_budget(caplog: pytest.LogCaptureFixture) 
     slow = Hand(lambda images: time.sleep(0.03 * len(images)))
     started = time.perf_counter()
     with caplog.at_level(logging.WARNING):
-        cost = measure(slow, eval_batch=500, budget_seconds=0.4)
+        cost = measure(slow, eval_batch=500, seconds=0.4)
     assert time.perf_counter() - started < 5
     assert [latency.batch_size for latency in cost.latencies] == [1]
     assert cost.latencies[0].repeats >= 3
     assert "latency of batches of 500 not measured" in caplog.text
-
-
-def test_a_training_step_that_a_cpu_cannot_afford_is_not_tried(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    tried: list[int] = []
-    monkeypatch.setattr(cost_module, "_train_once", lambda model, config, images: tried.append(len(images)))
-    config = tiny_config(train_dataloader__total_batch_size=64)
-    assert measure(tiny_model(), config, training_step=True, budget_seconds=-1.0).training_memory_mb is None
-    assert tried == [2] and "64 images would take" in caplog.text
-    monkeypatch.setattr(cost_module, "_CPU_TRAINING_LIMIT_BYTES", -1)
-    assert measure(tiny_model(), config, training_step=True, budget_seconds=60.0).training_memory_mb is None
-    assert tried == [2, 2] and "might not fit" in caplog.text
 
 
 def test_running_out_of_memory_costs_one_number_only(
@@ -181,8 +173,7 @@ def test_running_out_of_memory_costs_one_number_only(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nand more")
 
     monkeypatch.setattr(cost_module, "_train_once", refuse)
-    cost = measure(tiny_model(), small_batch(), training_step=True)
-    assert cost.training_memory_mb is None and cost.inference_memory_mb is not None
+    assert cost_module._training_bytes(tiny_model(), small_batch(), CPU) is None
     assert "Tried to allocate 9 GiB." in caplog.text and "and more" not in caplog.text
 
 
@@ -190,20 +181,20 @@ def test_the_micro_batch_is_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> 
     tried: list[int] = []
     monkeypatch.setattr(cost_module, "_train_once", lambda model, config, images: tried.append(len(images)))
     config = tiny_config(train_dataloader__total_batch_size=16, accumulation_steps=4)
-    measure(tiny_model(), config, training_step=True, budget_seconds=30.0)
-    assert tried == [2, 4], "the probe, then the micro-batch"
+    cost_module._training_bytes(tiny_model(), config, CPU)
+    assert tried == [4]
 
 
 @pytest.mark.parametrize("name", ["fasterrcnn_resnet18", "fcos_resnet18"])
 def test_baselines_are_measured_alike(name: str, tmp_path: Path) -> None:
     config = load_config(write_tiny_baseline(tmp_path, name), ["train_dataloader.total_batch_size=2"])
     model = build_detector(config)
-    cost = measure(model, config, eval_batch=2, training_step=True, budget_seconds=60.0)
+    cost = measure(model, config, eval_batch=2, seconds=60.0)
     assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert cost.gflops > 0 and [latency.batch_size for latency in cost.latencies] == [1, 2]
-    assert cost.inference_memory_mb is not None and cost.training_memory_mb is not None
     weights_mb = cost.parameters * 4 / MEGABYTE
-    assert weights_mb < cost.inference_memory_mb and 4 * weights_mb < cost.training_memory_mb
+    assert cost.inference_memory_mb is not None and weights_mb < cost.inference_memory_mb
+    assert 4 * weights_mb < training_mb(model, config)
 
 
 @pytest.mark.gpu
