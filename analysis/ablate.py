@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from analysis.ablation_report import MODES, Task, TextFacts, answer, write_answer
 from analysis.compare import config_differences, training_config
-from analysis.matching import FILE_NAME as TABLES_NAME
 from analysis.zero_shot import zero_shot
 from data.errors import UserError
 from data.files import file_sha256, write_json
@@ -32,6 +31,7 @@ from engine.config import ExperimentConfig, config_to_dict, load_config
 from engine.distributed import Distributed
 from engine.multimodal import choose_start
 from engine.options import Options
+from engine.results import PREDICTIONS_NAME
 from engine.text_embeddings import class_text_embeddings
 from engine.train import train
 from models.text_encoder import TextEmbeddings, has_image_tower
@@ -40,7 +40,7 @@ from texts import Language
 log = logging.getLogger(__name__)
 
 MANIFEST_NAME = "ablation_runs.json"
-_RESULTS = ("results.json", "best.pth", TABLES_NAME)
+_RESULTS = ("results.json", "best.pth", PREDICTIONS_NAME)
 _MOST_KEYS = 5
 _DECIDED = {
     "MultimodalFusion.mode": "--modes",

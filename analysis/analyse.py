@@ -13,9 +13,9 @@ from analysis.curves import best_thresholds, precision_at_recall, score_counts, 
 from analysis.errors import classify_errors, confusion, error_breakdown
 from analysis.findings import gallery, size_histogram
 from analysis.image_level import image_level
-from analysis.matching import MatchTables
+from analysis.matching import Matches, match
 from analysis.result import Analysis, Cost
-from engine.coco_metrics import CocoNumbers, Detections, GroundTruth, coco_numbers
+from engine.metrics import CocoNumbers, GroundTruth, Predictions, coco_numbers
 
 DEFAULT_SCORE = 0.5
 """Where nothing is hit, so that no threshold is the best."""
@@ -23,7 +23,7 @@ DEFAULT_SCORE = 0.5
 
 def analyse(
     truth: GroundTruth,
-    detections: Detections,
+    detections: Predictions,
     *,
     split: str,
     samples: int = 1000,
@@ -33,7 +33,7 @@ def analyse(
     cost: Cost | None = None,
     facts: Mapping[str, Any] | None = None,
     numbers: CocoNumbers | None = None,
-) -> tuple[Analysis, MatchTables]:
+) -> tuple[Analysis, Matches]:
     """Analyse the detections of a split; the matches too, which are made on the way.
 
     Args:
@@ -52,7 +52,7 @@ def analyse(
         ValueError: A fact has the name of a result.
     """
     numbers = numbers or coco_numbers(truth, detections)
-    matches = MatchTables.of(truth, detections)
+    matches = match(truth, detections)
     drawn = bootstrap(matches, samples=samples, seed=seed)
     thresholds = best_thresholds(matches)
     best_score = DEFAULT_SCORE if thresholds["overall"] is None else thresholds["overall"]["score"]

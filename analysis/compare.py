@@ -16,13 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from analysis.bootstrap import BootstrapResult, bootstrap
 from analysis.differences import Difference, Estimate, Resampled, estimate, holm, paired_difference, without_class
-from analysis.matching import FILE_NAME, MatchTables
+from analysis.matching import Matches, match
 from analysis.result import Cost
 from analysis.style import tidy
 from data.classes import ClassMap
 from data.errors import UserError
 from data.progress import progress_bar
 from engine.options import Options
+from engine.results import read_evaluation
 from engine.yaml_dialect import read_yaml, require_few_values
 
 T = TypeVar("T")
@@ -92,7 +93,7 @@ class EvaluatedRun:
     folder: Path
     """As the user gave it."""
     results: Results
-    tables: MatchTables
+    tables: Matches
     config: Mapping[str, Any] | None
     """The resolved config it was trained with; None where it cannot be found."""
 
@@ -218,7 +219,7 @@ def _read_run(folder: Path, problems: list[str]) -> EvaluatedRun | None:
         return None
     known = len(problems)
     results = _read_results(folder / "results.json", problems)
-    tables = _unless_faulty(lambda: MatchTables.load(folder / FILE_NAME), problems)
+    tables = _unless_faulty(lambda: match(*read_evaluation(folder)), problems)
     config = _unless_faulty(lambda: _find_config(folder, results) if results else None, problems)
     if results is None or tables is None:
         return None
@@ -228,7 +229,9 @@ def _read_run(folder: Path, problems: list[str]) -> EvaluatedRun | None:
     elif results.num_images != len(tables.image_ids):
         found = f"{results.num_images} and {len(tables.image_ids)} images"
     if found:
-        problems.append(f"{folder}: results.json and {FILE_NAME} are of different evaluations ({found}); {_EVALUATE}")
+        problems.append(
+            f"{folder}: results.json and predictions.json are of different evaluations ({found}); {_EVALUATE}"
+        )
     return None if len(problems) > known else EvaluatedRun(folder, results, tables, config)
 
 
@@ -401,7 +404,9 @@ def resample(runs: Sequence[EvaluatedRun], *, samples: int, seed: int, progress:
     for run in runs:
         stated, point = run.results.metrics.get("AP"), bootstrap(run.tables, samples=0).point_ap
         if (np.nan_to_num(point) if stated is None else abs(point - stated)) > _SAME_AP:
-            problems.append(f"{run.folder}: results.json says AP {stated}, {FILE_NAME} gives {point:.4f}; {_EVALUATE}")
+            problems.append(
+                f"{run.folder}: results.json says AP {stated}, predictions.json gives {point:.4f}; {_EVALUATE}"
+            )
     if problems:
         raise UserError("These results and match tables are of different evaluations:", problems)
     names, normal = runs[0].tables.names, None

@@ -12,6 +12,7 @@ import numpy as np
 from analysis.bootstrap import RECALL_POINTS
 from analysis.matching import IGNORED, TRUE_POSITIVE, Matches
 from data.types import BoolArray, FloatArray, IntArray
+from engine.metrics import best_threshold
 
 SCORE_THRESHOLDS: FloatArray = np.linspace(0.0, 1.0, 201)
 _T50, _T75 = 0, 5
@@ -31,16 +32,19 @@ class ScoreCounts(NamedTuple):
 
 def score_counts(matches: Matches, label: int | None) -> ScoreCounts:
     """Count for one class, or for all classes together (None)."""
+    scores, hits, num_gt = _counted(matches, label)
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # of each group of equal scores
+    return ScoreCounts(scores[order][last], np.cumsum(hits[order], dtype=np.int64)[last], last + 1, num_gt)
+
+
+def _counted(matches: Matches, label: int | None) -> tuple[FloatArray, BoolArray, int]:
+    """Scores of the detections that count at IoU 0.5, which of them are true positives, and the number of boxes."""
     rows = slice(None) if label is None else matches.rows(label)
     outcomes, scores = matches.outcomes[0, _T50, rows], matches.found.scores[rows]
     kept = outcomes != IGNORED
-    outcomes, scores = outcomes[kept], scores[kept]
-    order = np.argsort(-scores, kind="stable")
-    scores = scores[order]
-    last = np.flatnonzero(np.diff(scores, append=-np.inf))  # of each group of equal scores
-    hits = np.cumsum(outcomes[order] == TRUE_POSITIVE)
     num_gt = matches.num_gt.sum() if label is None else matches.num_gt[label]
-    return ScoreCounts(scores[last], hits[last], last + 1, int(num_gt))
+    return scores[kept], outcomes[kept] == TRUE_POSITIVE, int(num_gt)
 
 
 def score_curves(counts: ScoreCounts, thresholds: FloatArray = SCORE_THRESHOLDS) -> FloatArray:
@@ -56,25 +60,11 @@ def score_curves(counts: ScoreCounts, thresholds: FloatArray = SCORE_THRESHOLDS)
     return curves
 
 
-def best_threshold(counts: ScoreCounts) -> dict[str, float] | None:
-    """Find the score with the best F1, the highest of several; None where nothing is hit."""
-    if counts.num_gt == 0 or not len(counts.hits) or counts.hits[-1] == 0:
-        return None
-    f1 = 2 * counts.hits / (counts.counted + counts.num_gt)
-    best = int(np.argmax(f1))
-    return {
-        "score": float(counts.scores[best]),
-        "f1": float(f1[best]),
-        "precision": float(counts.hits[best] / counts.counted[best]),
-        "recall": float(counts.hits[best] / counts.num_gt),
-    }
-
-
 def best_thresholds(matches: Matches) -> dict[str, Any]:
-    """Find the best thresholds as results.json keeps them, where prediction finds them."""
+    """Find the best thresholds, as `engine.metrics.best_thresholds` without matching again."""
     return {
-        "overall": best_threshold(score_counts(matches, None)),
-        "per_class": {name: best_threshold(score_counts(matches, label)) for label, name in enumerate(matches.names)},
+        "overall": best_threshold(*_counted(matches, None)),
+        "per_class": {name: best_threshold(*_counted(matches, label)) for label, name in enumerate(matches.names)},
     }
 
 

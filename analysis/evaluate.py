@@ -25,12 +25,12 @@ from data.splits import build_datasets
 from data.synthetic import ensure_dataset
 from engine.checkpoint import checkpoint_config
 from engine.cli import require_output_folder
-from engine.coco_metrics import CocoNumbers, GroundTruth
 from engine.config import ExperimentConfig, config_to_dict
 from engine.detector import Detector, load_detector
 from engine.distributed import Distributed
 from engine.evaluate import EvalResult, evaluate
 from engine.hub import output_parent
+from engine.metrics import CocoNumbers, GroundTruth
 from engine.options import Options
 from engine.results import RESULTS_NAME, read_results, write_results
 from texts import Language
@@ -93,7 +93,7 @@ def evaluate_checkpoint(
     use_amp: bool = False,
     options: AnalysisOptions | None = None,
 ) -> Evaluation:
-    """Judge the EMA weights of a checkpoint on one split; write results.json, predictions.json, match_tables.npz and,
+    """Judge the EMA weights of a checkpoint on one split; write results.json, predictions.json, ground_truth.json and,
     if wanted, figures, gallery and report.html.
 
     Args:
@@ -141,7 +141,7 @@ def evaluate_checkpoint(
     result = evaluate(detector, loader, data.splits[split], nms_iou=options.nms)
     if not dist.is_main:
         return Evaluation(result, folder, None, None)
-    analysis, tables = analyse(
+    analysis, _ = analyse(
         truth,
         result.detections,
         split=split,
@@ -153,7 +153,7 @@ def evaluate_checkpoint(
         numbers=CocoNumbers(result.metrics, result.metrics_defects, result.per_class),
     )
     replaces = (folder / RESULTS_NAME).exists()
-    write_results(folder, result, tables, analysis=analysis, extra=extra)
+    write_results(folder, truth, result.detections, result.to_json() | analysis.results | extra)
     if replaces:  # of the evaluation before: all that is in a folder is of one evaluation
         shutil.rmtree(folder / "figures", ignore_errors=True)
         shutil.rmtree(folder / "gallery", ignore_errors=True)

@@ -21,7 +21,7 @@ from data.coco import CocoSplit
 from data.errors import UserError
 from data.images import decode_image
 from data.types import PixelArray
-from engine.coco_metrics import Prediction
+from engine.metrics import Prediction
 from texts import Language, Texts, texts_of
 
 log = logging.getLogger(__name__)

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +19,9 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data.errors import UserError
 from data.types import BoolArray, FloatArray, IntArray
-from engine.checkpoint import write_atomically
-from engine.coco_metrics import Detections, GroundTruth, unique_names
-from models.weight_files import parse_json
+from engine.metrics import GroundTruth, Predictions, unique_names
 
-FILE_NAME = "match_tables.npz"
-_VERSION = 1
 IOU_THRESHOLDS: FloatArray = np.linspace(0.5, 0.95, 10)
 AREA_RANGES_PX2 = {
     "all": (0.0, 1e5**2),
@@ -104,7 +95,7 @@ class Matches:
         return counts
 
 
-def match(truth: GroundTruth, detections: Detections) -> Matches:
+def match(truth: GroundTruth, detections: Predictions) -> Matches:
     """Match the detections of a split to its ground truth as COCO does: within a class, best detection first."""
     image_ids = np.array(sorted(truth.images), dtype=np.int64)
     category_ids = np.array(truth.classes.category_ids, dtype=np.int64)
@@ -246,126 +237,3 @@ def overlapping(matches: Matches) -> tuple[IntArray, IntArray, FloatArray]:
             boxes.append(truths[column])
             ious.append(overlap[row, column])
     return np.concatenate(detections), np.concatenate(boxes), np.concatenate(ious)
-
-
-class MatchTables(Matches):
-    """Matches in a file of their own; goes as soon as predictions.json and ground_truth.json are what is read."""
-
-    @classmethod
-    def of(cls, truth: GroundTruth, detections: Detections) -> MatchTables:
-        """Match `detections` as COCO does."""
-        return cls(**vars(match(truth, detections)))
-
-    def _arrays(self) -> dict[str, Any]:
-        starts = np.searchsorted(self.found.labels, np.arange(len(self.names) + 1)).astype(np.int64)
-        return {
-            "image_ids": self.image_ids,
-            "class_starts": starts,
-            "scores": self.found.scores,
-            "images": self.found.images.astype(np.int32),
-            "outcomes": self.outcomes,
-            "gt_counts": self.gt_counts,
-        }
-
-    def save(self, path: Path) -> None:
-        """Write an .npz file without pickled objects, atomically.
-
-        Raises:
-            UserError: It cannot be written.
-        """
-        head = json.dumps({"version": _VERSION, "names": self.names, "gt_hash": self.gt_hash})
-        arrays = self._arrays()
-
-        def write(file: BinaryIO) -> None:
-            np.savez_compressed(file, head=np.frombuffer(head.encode("utf-8"), dtype=np.uint8), **arrays)
-
-        write_atomically(path, write, what="match tables")
-
-    @classmethod
-    def load(cls, path: Path) -> MatchTables:
-        """Read what `save` wrote; nothing in the file is executed.
-
-        Raises:
-            UserError: It is missing, damaged, or not such a file.
-        """
-        if not path.is_file():
-            raise UserError(
-                f"Match tables {path}: no such file. Evaluate the checkpoint again with evaluate_deimv2.py, which "
-                "writes it beside results.json."
-            )
-        try:
-            _require_modest(path)
-            with np.load(path, allow_pickle=False) as file:
-                head = parse_json(bytes(file["head"]))
-                if head["version"] != _VERSION:
-                    raise ValueError(f"version {head['version']}, expected {_VERSION}")
-                arrays = {name: file[name] for name in _ARRAYS}
-            _require_sound(head["names"], arrays)
-            found = Boxes(
-                arrays["images"].astype(np.int64),
-                np.repeat(np.arange(len(head["names"])), np.diff(arrays["class_starts"])),
-                np.zeros((len(arrays["scores"]), 4)),
-                np.zeros(len(arrays["scores"])),
-                arrays["scores"],
-                np.zeros(len(arrays["scores"]), dtype=bool),
-            )
-            tables = cls(
-                names=tuple(head["names"]),
-                gt_hash=str(head["gt_hash"]),
-                image_ids=arrays["image_ids"],
-                truth=found.at(np.zeros(0, dtype=np.int64)),
-                found=found,
-                outcomes=arrays["outcomes"],
-                truth_of=np.full(len(found.scores), NO_BOX),
-                gt_counts=arrays["gt_counts"],
-            )
-        except _DAMAGE as error:
-            raise UserError(
-                f"Match tables {path}: damaged, cut short or of another version ({str(error)[:160]}). Evaluate the "
-                "checkpoint again with evaluate_deimv2.py."
-            ) from error
-        return tables
-
-
-# TypeError and AttributeError: a plain .npy file gives an array instead of an archive, other JSON other types.
-# MemoryError: a header may claim any shape. RuntimeError: an archive may be encrypted.
-_DAMAGE = (
-    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, MemoryError, RuntimeError),
-    *(zlib.error, zipfile.BadZipFile),
-)
-_MOST_BYTES, _MOST_PER_BYTE = 128 * 2**20, 64
-_ARRAYS = ("image_ids", "class_starts", "scores", "images", "outcomes", "gt_counts")
-
-
-def _require_modest(path: Path) -> None:
-    """Raise a ValueError if an archive unpacks to far more than match tables of its size do."""
-    size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        claimed = sum(record.file_size for record in archive.infolist())
-    if claimed > max(_MOST_BYTES, _MOST_PER_BYTE * size):
-        raise ValueError(f"a file of {size:,} bytes that unpacks to {claimed:,}")
-
-
-def _require_sound(names: Any, arrays: dict[str, Any]) -> None:
-    """Raise a ValueError if arrays from a file do not fit together."""
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError("names are not all text")
-    num_images, num_classes, num_rows = len(arrays["image_ids"]), len(names), len(arrays["scores"])
-    shapes: dict[str, tuple[Any, ...]] = {
-        "image_ids": (num_images,),
-        "class_starts": (num_classes + 1,),
-        "scores": (num_rows,),
-        "images": (num_rows,),
-        "outcomes": (len(AREA_RANGES_PX2), len(IOU_THRESHOLDS), num_rows),
-        "gt_counts": (len(AREA_RANGES_PX2), num_images, num_classes),
-    }
-    kinds = {"scores": "f"}
-    for name, shape in shapes.items():
-        array = arrays[name]
-        if array.shape != shape or array.dtype.kind != kinds.get(name, "i"):
-            raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, expected shape {list(shape)}")
-    starts = arrays["class_starts"]
-    if starts[0] != 0 or starts[-1] != num_rows or (np.diff(starts) < 0).any():
-        raise ValueError("class_starts do not divide the detections")
-    if num_rows and not (int(arrays["images"].min()) >= 0 and int(arrays["images"].max()) < num_images):
-        raise ValueError("images point outside image_ids")

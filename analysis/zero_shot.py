@@ -16,7 +16,7 @@ from data.coco import CocoSplit
 from data.images import decode_image
 from data.progress import progress_bar
 from data.types import BoolArray, IntArray, PixelArray
-from engine.coco_metrics import unique_names
+from engine.metrics import unique_names
 from models.config import TextEncoderConfig
 from models.text_encoder import TextEmbeddings, encode_images
 

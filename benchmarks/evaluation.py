@@ -5,7 +5,7 @@
 Simulated boxes: 0 to 7 defects an image, most of them found about three times over with scores and places that err,
 the rest of the detections anywhere. 6 classes (this repository's data sets; `--classes 80` for COCO's). Timed is
 what `evaluate_deimv2.py` does after inference: COCO's numbers, the analysis with 1,000 bootstrap resamples, and
-results.json, predictions.json and match_tables.npz on the disk. Reading images, the gallery and report.html are not
+results.json, predictions.json and ground_truth.json on the disk. Reading images, the gallery and report.html are not
 in it; figures are timed beside it. Wall-clock time counts for the target, CPU time tells what a busy machine hides.
 """
 
@@ -24,21 +24,20 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script: the repository is not on the path
 
-from analysis.analyse import analyse  # noqa: E402
+from analysis.analyse import analyse, analysis_to_json  # noqa: E402
 from analysis.bootstrap import bootstrap  # noqa: E402
 from analysis.figures import write_figures  # noqa: E402
 from analysis.image_level import image_level  # noqa: E402
 from analysis.matching import match, overlapping  # noqa: E402
 from data.classes import ClassMap  # noqa: E402
-from engine.coco_metrics import Detections, GroundTruth, coco_numbers  # noqa: E402
-from engine.evaluate import EvalResult  # noqa: E402
+from engine.metrics import GroundTruth, Predictions, coco_numbers  # noqa: E402
 from engine.results import write_results  # noqa: E402
 
 Result = TypeVar("Result")
 TARGET_SECONDS = 60.0
 
 
-def simulate(num_images: int, num_detections: int, num_classes: int, seed: int = 0) -> tuple[GroundTruth, Detections]:
+def simulate(num_images: int, num_detections: int, num_classes: int, seed: int = 0) -> tuple[GroundTruth, Predictions]:
     """Ground truth and detections of a middling detector."""
     rng = np.random.default_rng(seed)
     num_boxes = rng.integers(0, 8, num_images)
@@ -64,7 +63,7 @@ def simulate(num_images: int, num_detections: int, num_classes: int, seed: int =
     found_labels[near] = np.where(rng.random(len(source)) < 0.8, labels[source], found_labels[near])
     scores = np.where(near, rng.beta(3, 2, len(images)), rng.beta(1, 12, len(images)))
     corners = np.concatenate([found[:, :2], found[:, :2] + np.abs(found[:, 2:])], axis=1)
-    return truth, Detections.from_xyxy(images + 1, found_labels + 1, scores, corners)
+    return truth, Predictions.from_xyxy(images + 1, found_labels + 1, scores, corners)
 
 
 class Clock:
@@ -83,24 +82,14 @@ class Clock:
         return sum(wall for wall, _ in self.parts.values()), sum(cpu for _, cpu in self.parts.values())
 
 
-def evaluation(truth: GroundTruth, detections: Detections, samples: int, folder: Path) -> tuple[Clock, Clock]:
+def evaluation(truth: GroundTruth, detections: Predictions, samples: int, folder: Path) -> tuple[Clock, Clock]:
     """What an evaluation does, and what its analysis is made of."""
     clock, details = Clock(), Clock()
     numbers = clock.time("COCO's numbers", lambda: coco_numbers(truth, detections))
-    analysis, tables = clock.time(
+    analysis, _ = clock.time(
         "analysis", lambda: analyse(truth, detections, split="val", samples=samples, numbers=numbers)
     )
-    result = EvalResult(
-        metrics=numbers.metrics,
-        metrics_defects=numbers.metrics_defects,
-        per_class=numbers.per_class,
-        gt_hash=analysis.gt_hash,
-        split="val",
-        num_images=len(truth.images),
-        seconds_per_image=0.0,
-        detections=detections,
-    )
-    clock.time("files", lambda: write_results(folder, result, tables, analysis=analysis))
+    clock.time("files", lambda: write_results(folder, truth, detections, analysis_to_json(analysis)))
     matches = details.time("matching", lambda: match(truth, detections))
     details.time("pairs", lambda: overlapping(matches))
     details.time("bootstrap", lambda: bootstrap(matches, samples=samples))

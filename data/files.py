@@ -68,14 +68,14 @@ def write_text(path: Path, text: str, *, what: str, durable: bool = True) -> Non
 
 
 def write_json(path: Path, content: object, *, what: str, indent: int | None = None, durable: bool = True) -> None:
-    """Write JSON, compact or indented with a list of numbers on one line: a curve does not fill hundreds of lines.
+    """Write JSON: compact, in ASCII whatever is in it, or indented for people, with a list of numbers on one line.
 
     Raises:
         ValueError: `content` holds a number that is not finite, which JSON does not know.
         UserError: See `write_atomically`.
     """
     separators = (",", ":") if indent is None else None
-    text = json.dumps(content, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(content, indent=indent, separators=separators, ensure_ascii=indent is None, allow_nan=False)
     if indent is not None:
         rows = r"\[\n((?:null|[\s\d.,eE+-])+)\n\s*\]"  # a line break is in no JSON string
         text = re.sub(rows, lambda row: f"[{' '.join(row[1].split())}]", text)

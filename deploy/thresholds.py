@@ -12,8 +12,8 @@ import numpy as np
 
 from data.errors import UserError
 from data.types import FloatArray
-from engine.coco_metrics import unique_names
 from engine.detector import Detector
+from engine.metrics import unique_names
 from engine.results import evaluation_of
 
 DEFAULT_SCORE = 0.5

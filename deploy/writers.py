@@ -21,7 +21,7 @@ from data.files import GrowingFile, write_json, write_text
 from data.types import PixelArray
 from deploy.sources import ImageSource, safe_name
 from deploy.video import ELSEWHERE
-from engine.coco_metrics import Detections as SplitDetections
+from engine.metrics import Predictions
 from engine.pictures import draw_boxes, save_picture
 from models.detections import Detections
 from texts import Language, texts_of
@@ -77,7 +77,7 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         image_id = len(self._images) + 1
         height, width = pixels.shape[:2]
         self._images.append({"id": image_id, "file_name": source.name, "width": width, "height": height})
-        detections = SplitDetections.from_xyxy(
+        detections = Predictions.from_xyxy(
             np.full(len(found), image_id),
             np.array(self._classes.category_ids, dtype=np.int64)[found.labels],
             found.scores,

@@ -15,9 +15,8 @@ from torch import nn
 from data.batch import Batch
 from data.coco import CocoSplit
 from data.progress import progress_bar
-from engine.coco_metrics import ClassResult, GroundTruth, Prediction, coco_numbers
-from engine.coco_metrics import Detections as SplitDetections
 from engine.detector import Detector
+from engine.metrics import GroundTruth, Metrics, Prediction, Predictions, coco_numbers
 from models.detections import Detections
 
 
@@ -25,11 +24,11 @@ from models.detections import Detections
 class EvalResult:
     """Outcome of `evaluate`; equal on every process but for the detections, which only rank 0 has."""
 
-    metrics: dict[str, float | None]
+    metrics: Metrics
     """COCO's twelve numbers, fractions in [0, 1]; None without ground truth."""
-    metrics_defects: dict[str, float | None]
+    metrics_defects: Metrics
     """The same without the category NORMAL."""
-    per_class: dict[str, ClassResult]
+    per_class: dict[str, dict[str, Any]]
     gt_hash: str
     """`GroundTruth.fingerprint()` of what was judged."""
     split: str
@@ -37,7 +36,7 @@ class EvalResult:
     seconds_per_image: float
     """Wall-clock seconds of the pass over the data (reading, network, post-processing) per image, on the slowest
     process; the metrics themselves are not in it."""
-    detections: SplitDetections
+    detections: Predictions
 
     @property
     def predictions(self) -> list[Prediction]:
@@ -97,7 +96,7 @@ def evaluate(
     return _share(result)
 
 
-def _to_split(detections: Mapping[int, Detections], split: CocoSplit) -> SplitDetections:
+def _to_split(detections: Mapping[int, Detections], split: CocoSplit) -> Predictions:
     """Put all of a split into one table, in ascending order of image ids.
 
     Raises:
@@ -110,7 +109,7 @@ def _to_split(detections: Mapping[int, Detections], split: CocoSplit) -> SplitDe
     image_ids = np.repeat(np.array(ordered, dtype=np.int64), [len(detections[image_id]) for image_id in ordered])
     whole = Detections.joined([detections[image_id] for image_id in ordered])
     category_ids = split.classes.ids.numpy()[whole.labels]
-    return SplitDetections.from_xyxy(image_ids, category_ids, whole.scores, whole.boxes_xyxy)
+    return Predictions.from_xyxy(image_ids, category_ids, whole.scores, whole.boxes_xyxy)
 
 
 @contextmanager
@@ -143,14 +142,14 @@ def _share(result: EvalResult | None) -> EvalResult:
     if not _is_distributed():
         assert result is not None
         return result
-    light = [None if result is None else replace(result, detections=SplitDetections.empty())]
+    light = [None if result is None else replace(result, detections=Predictions.empty())]
     dist.broadcast_object_list(light, src=0)
     shared = light[0] if result is None else result
     assert shared is not None
     return shared
 
 
-def _judge(truth: GroundTruth, detections: SplitDetections, split: str, seconds: float) -> EvalResult:
+def _judge(truth: GroundTruth, detections: Predictions, split: str, seconds: float) -> EvalResult:
     numbers = coco_numbers(truth, detections)
     return EvalResult(
         metrics=numbers.metrics,

@@ -28,7 +28,7 @@ from data.errors import printable
 from data.files import write_atomically
 from data.images import decode_image
 from data.types import PixelArray
-from engine.coco_metrics import Prediction
+from engine.metrics import Prediction
 from models.boxes import cxcywh_to_xyxy
 
 Picture = PixelArray

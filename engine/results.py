@@ -1,56 +1,90 @@
-"""What an evaluation leaves behind: results.json, predictions.json, match_tables.npz, a table for the eye."""
+"""What an evaluation leaves behind: results.json, predictions.json, ground_truth.json."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from analysis.curves import best_thresholds
-from analysis.matching import FILE_NAME as TABLES_NAME
-from analysis.matching import MatchTables
-from analysis.result import Analysis
+from pydantic import FiniteFloat, TypeAdapter
+from typing_extensions import TypedDict
+
+from data.errors import UserError
 from data.files import file_sha256, write_json
-from engine.evaluate import EvalResult
 from engine.hub import hub_weights, output_parent
+from engine.metrics import Box, GroundTruth, Id, Prediction, Predictions
 
 log = logging.getLogger(__name__)
 
-RESULTS_NAME = "results.json"
+T = TypeVar("T")
+RESULTS_NAME, PREDICTIONS_NAME, GROUND_TRUTH_NAME = "results.json", "predictions.json", "ground_truth.json"
 
 
-def write_results(
-    folder: Path,
-    result: EvalResult,
-    tables: MatchTables,
-    *,
-    analysis: Analysis | None = None,
-    extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Write predictions.json, match_tables.npz, then results.json, each atomically: where results.json is, the others
-    are too.
+def write_results(folder: Path, truth: GroundTruth, predictions: Predictions, content: Mapping[str, Any]) -> None:
+    """Write ground_truth.json, predictions.json, then results.json, each whole: where results.json is, the others are.
 
     Args:
         folder: Created if need be.
-        result: From `evaluate` on rank 0, the only process that has the detections.
-        tables: Of the same detections.
-        analysis: Of the same detections; without it results.json holds the metrics and the best thresholds alone.
-        extra: Further JSON values for results.json, such as checkpoint and epoch; they may not hide a metric.
+        truth: What was judged on.
+        predictions: On rank 0, the only process that has them.
+        content: Of results.json.
 
     Raises:
         UserError: The folder cannot be written.
     """
-    content = result.to_json()
-    content.update({"thresholds": best_thresholds(tables)} if analysis is None else analysis.results)
-    taken = sorted(set(content) & set(extra or {}))
-    if taken:
-        raise ValueError(f"results.json already has {', '.join(taken)}")
-    content.update(extra or {})
-    write_json(folder / "predictions.json", result.predictions, what="predictions")
-    tables.save(folder / TABLES_NAME)
+    write_json(folder / GROUND_TRUTH_NAME, truth.to_coco(), what="ground truth")
+    write_json(folder / PREDICTIONS_NAME, predictions.to_coco(), what="predictions")
     write_json(folder / RESULTS_NAME, content, what="results", indent=2)
+
+
+class _Image(TypedDict):
+    id: Id
+    file_name: Any
+
+
+class _Box(TypedDict):
+    image_id: Id
+    category_id: Id
+    bbox: Box
+    area: FiniteFloat
+    iscrowd: Literal[0, 1]
+
+
+class _Category(TypedDict):
+    id: Id
+    name: str
+
+
+class _Truth(TypedDict):
+    images: list[_Image]
+    annotations: list[_Box]
+    categories: list[_Category]
+
+
+def read_evaluation(folder: Path) -> tuple[GroundTruth, Predictions]:
+    """Read what was judged on and what was predicted, from the files beside a results.json.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+    return (
+        _read(folder / GROUND_TRUTH_NAME, _Truth, GroundTruth.from_coco),
+        _read(folder / PREDICTIONS_NAME, list[Prediction], Predictions.from_coco),
+    )
+
+
+def _read(path: Path, kind: Any, parse: Callable[[Any], T]) -> T:
+    again = "Evaluate the checkpoint again with evaluate_deimv2.py"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. {again}, which writes it beside results.json.")
+    try:
+        content = json.loads(path.read_bytes())
+        return parse(TypeAdapter(kind).validate_python(content))
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path}: damaged, cut short or of another version ({reason}). {again}.") from error
 
 
 def evaluation_of(

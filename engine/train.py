@@ -15,16 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from analysis.matching import MatchTables
 from data.batch import Batch
 from data.errors import UserError
 from data.schedule import stage_starts
 from engine.checkpoint import load_checkpoint
-from engine.coco_metrics import GroundTruth
 from engine.config import ExperimentConfig
 from engine.distributed import Distributed
 from engine.evaluate import evaluate
 from engine.interrupt import StopSignal
+from engine.metrics import GroundTruth, best_thresholds
 from engine.nonfinite import keep_step
 from engine.optim import set_learning_rates
 from engine.pictures import prediction_pictures, write_prediction_sheets
@@ -292,8 +291,9 @@ def judge_epoch(run: Run, epoch: int) -> None:
     if decision.write_best:
         save(run, "best.pth", finished_epoch=epoch)
         if run.dist.is_main:
-            tables = MatchTables.of(GroundTruth.of(run.data.splits["val"]), result.detections)
-            write_results(run.folder, result, tables, extra=run_facts(run, epoch))
+            truth = GroundTruth.of(run.data.splits["val"])
+            content = result.to_json() | {"thresholds": best_thresholds(truth, result.detections)}
+            write_results(run.folder, truth, result.detections, content | run_facts(run, epoch))
     if run.dist.is_main and (decision.write_best or epoch + 1 == run.config.epoches):
         pictures = prediction_pictures(run.data.splits["val"], result.predictions, run.data.classes, count=8)
         run.monitor.prediction_images(pictures, step=run.position.step)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from analysis.matching import FILE_NAME
+from engine.results import PREDICTIONS_NAME
 from tests.support.comparison import WITH_NORMAL, change_results, make_cost, make_truth, write_run
 from tests.support.latex import LINE_PT, tabular_widths_pt
 from tests.support.scripts import start_script
@@ -195,15 +195,15 @@ def prepare_bad_runs(root: Path) -> None:
         write_run(root / name)
     write_run(root / "twice", config=CONFIG)
     (root / "twice" / "config.yaml").write_text("{: [", encoding="utf-8")
-    (root / "twice" / FILE_NAME).unlink()
+    (root / "twice" / PREDICTIONS_NAME).unlink()
     for name, text in BAD_YAML.items():
         (root / name / "config.yaml").write_text(text, encoding="utf-8")
     (root / "torn" / "results.json").write_text('{"metrics": {', encoding="utf-8")
     (root / "list" / "results.json").write_text("[1]", encoding="utf-8")
     change_results(root / "keys", gt_hash=..., num_images="many")
-    (root / "no_tables" / FILE_NAME).unlink()
-    whole = (root / "torn_tables" / FILE_NAME).read_bytes()
-    (root / "torn_tables" / FILE_NAME).write_bytes(whole[: len(whole) // 2])
+    (root / "no_tables" / PREDICTIONS_NAME).unlink()
+    whole = (root / "torn_tables" / PREDICTIONS_NAME).read_bytes()
+    (root / "torn_tables" / PREDICTIONS_NAME).write_bytes(whole[: len(whole) // 2])
     change_results(root / "mixed", gt_hash="f" * 64)
     change_results(root / "other_ap", metrics={"AP": 0.99}, metrics_defects={"AP": 0.99})
 
@@ -212,14 +212,14 @@ BAD_INPUTS: list[tuple[list[str], list[str]]] = [
     (["good"], ["one run alone cannot be compared; give two or more"]),
     (["good", "gone"], ["gone: no such folder; expected a run folder or an evaluation folder"]),
     (["good", "a_file"], ["a_file: a file; expected a run folder"]),
-    (["good", "empty"], ["results.json: no such file", "match_tables.npz: no such file"]),
+    (["good", "empty"], ["results.json: no such file", "ground_truth.json: no such file"]),
     (["good", "torn"], ["results.json: damaged or cut short"]),
     (["good", "list"], ["results.json: not as expected"]),
     (["good", "keys"], ["gt_hash: Field required; num_images: Input should be a valid integer"]),
-    (["good", "no_tables"], ["match_tables.npz: no such file. Evaluate the checkpoint again"]),
-    (["good", "torn_tables"], ["match_tables.npz: damaged, cut short or of another version"]),
-    (["good", "mixed"], ["mixed: results.json and match_tables.npz are of different evaluations"]),
-    (["good", "other_ap"], ["other_ap: results.json says AP 0.99, match_tables.npz gives 0."]),
+    (["good", "no_tables"], ["predictions.json: no such file. Evaluate the checkpoint again"]),
+    (["good", "torn_tables"], ["predictions.json: damaged, cut short or of another version"]),
+    (["good", "mixed"], ["mixed: results.json and predictions.json are of different evaluations"]),
+    (["good", "other_ap"], ["other_ap: results.json says AP 0.99, predictions.json gives 0."]),
     (["good", "bomb", "circular", "deep"], [f"{name}/config.yaml" for name in BAD_YAML]),
     (["good", "twice"], ["twice/config.yaml", "Evaluate the checkpoint again"]),
     (["good", "good"], ["good: given twice; leave one out"]),

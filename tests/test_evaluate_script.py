@@ -14,7 +14,7 @@ import torch
 
 from analysis.bootstrap import bootstrap
 from analysis.compare import read_runs
-from analysis.matching import MatchTables
+from analysis.matching import match
 from analysis.result import Analysis
 from data.classes import ClassMap
 from data.loader import build_eval_loader
@@ -23,6 +23,7 @@ from engine.checkpoint import save_checkpoint
 from engine.config import config_to_dict, load_config
 from engine.detector import Detector
 from engine.evaluate import evaluate
+from engine.results import read_evaluation
 from models.detections import Detections
 from models.detector import DEIM, build_detector
 from tests.support.scripts import Outcome, start_script
@@ -77,7 +78,7 @@ def test_a_checkpoint_is_all_it_needs(tiny: Path) -> None:
     outcome = run_here("-r", "run/best.pth", "-d", "cpu", cwd=tiny)
     assert outcome.code == 0, outcome.err
     folder = tiny / "run" / "eval_val_best"
-    files = ["figures", "gallery", "match_tables.npz", "predictions.json", "report.html", "results.json"]
+    files = ["figures", "gallery", "ground_truth.json", "predictions.json", "report.html", "results.json"]
     assert sorted(path.name for path in folder.iterdir()) == files
     assert (tiny / "run" / "best.pth").read_bytes() == before, "a checkpoint is never rewritten"
     results = read(folder / "results.json")
@@ -94,7 +95,7 @@ def test_a_checkpoint_is_all_it_needs(tiny: Path) -> None:
     assert results["bootstrap_samples"] == 1000 and len(results["intervals"]["AP50"]) == 2
     assert results["cost"]["parameters"] == results["parameters"] and results["cost"]["latencies"]
     assert set(results["thresholds"]["per_class"]) == set(CLASS_NAMES)
-    tables = MatchTables.load(folder / "match_tables.npz")
+    tables = match(*read_evaluation(folder))
     assert tables.gt_hash == results["gt_hash"] and len(tables.found.scores) == len(predictions)
     assert bootstrap(tables, samples=0).point_ap == pytest.approx(results["metrics"]["AP"], abs=1e-9)
 
@@ -178,11 +179,11 @@ def test_a_folder_answers_one_question(tiny: Path) -> None:
     assert len({first, *folders}) == 1 + len(folders), folders
     for folder in folders:
         names = sorted(path.name for path in folder.iterdir())
-        assert names == ["match_tables.npz", "predictions.json", "results.json"]
+        assert names == ["ground_truth.json", "predictions.json", "results.json"]
     assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
     save_checkpoint(tiny / "asked.pth", content)
     assert evaluated("--no-report") == first
-    assert sorted(path.name for path in first.iterdir()) == ["match_tables.npz", "predictions.json", "results.json"]
+    assert sorted(path.name for path in first.iterdir()) == ["ground_truth.json", "predictions.json", "results.json"]
     assert [read(path / "results.json")["own_val_data"] for path in (first, folders[0])] == [True, False]
 
 

@@ -32,8 +32,6 @@ def source_files() -> list[Path]:
 def test_imports_run_one_way(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     tops = {name.split(".")[0] for name in imported_modules(path)}
-    if path.name in {"results.py", "train.py"} and package == "engine":
-        tops -= {"analysis"}  # until training leaves predictions only
     assert not tops & (FORBIDDEN[package] | SCRIPTS | {"tests"})
 
 

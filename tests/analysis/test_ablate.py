@@ -181,7 +181,7 @@ class Trainer:
         (task.folder / "last.pth").touch()
         if task.folder.name == self._interrupted_in:
             raise self._how
-        for name in ("best.pth", "results.json", "match_tables.npz"):
+        for name in ("best.pth", "results.json", "predictions.json"):
             (task.folder / name).touch()
 
 

@@ -15,7 +15,7 @@ from analysis.findings import GALLERY_SIZE, gallery, size_histogram
 from analysis.matching import match
 from analysis.result import Analysis, Cost, Finding, Latency
 from data.classes import ClassMap
-from engine.coco_metrics import METRIC_NAMES, Detections, GroundTruth, coco_numbers
+from engine.metrics import METRIC_NAMES, GroundTruth, Predictions, coco_numbers
 from tests.support.coco_reference import CLASSES, random_case, reference_stats
 from tests.support.scenes import Box, scene
 
@@ -148,12 +148,12 @@ def test_corner_cases_give_json_without_nan() -> None:
     same_names = dataclasses.replace(truth, classes=ClassMap(CLASSES.category_ids, ("a", "a", "b", "b", "NORMAL")))
     nothing = GroundTruth({}, [], CLASSES)
     for case, found in (
-        (truth, Detections.empty()),
+        (truth, Predictions.empty()),
         (no_boxes, detections),
-        (no_boxes, Detections.empty()),
+        (no_boxes, Predictions.empty()),
         (crowds, detections),
         (same_names, detections),
-        (nothing, Detections.empty()),
+        (nothing, Predictions.empty()),
     ):
         content = analyse(case, found, split="val", samples=10)[0].results
         text = json.dumps(content, allow_nan=False)
@@ -177,5 +177,5 @@ def test_the_printed_table_shows_every_number(analysis: Analysis) -> None:
     assert f"Best score threshold {results['thresholds']['overall']['score']:.4f}: F1" in text
     assert "defects" not in format_results({**results, "metrics_defects": results["metrics"]})
     truth = dataclasses.replace(random_case(3)[0], annotations=[])
-    nothing = format_results(analyse(truth, Detections.empty(), split="val", samples=0)[0].results)
+    nothing = format_results(analyse(truth, Predictions.empty(), split="val", samples=0)[0].results)
     assert "there is no best score threshold" in nothing and "95 % interval" not in nothing and " -" in nothing

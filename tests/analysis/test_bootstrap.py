@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from analysis.bootstrap import BootstrapResult, bootstrap, draw_weights
 from analysis.matching import match
-from engine.coco_metrics import CocoNumbers, Detections, GroundTruth, coco_numbers
+from engine.metrics import CocoNumbers, GroundTruth, Predictions, coco_numbers
 from tests.support.coco_reference import CLASSES, TOLERANCE, random_case, reference_stats
 from tests.support.simulated_matches import simulate
 
@@ -45,14 +45,14 @@ def test_point_where_recall_falls_on_coco_s_points(num_boxes: int) -> None:
     truth = GroundTruth(images, [{"image_id": number, **box} for number in images], CLASSES)
     rng = np.random.default_rng(num_boxes)
     corners = np.where(rng.random(num_boxes)[:, None] < 0.7, [[0.0, 0, 10, 10]], [[50.0, 0, 60, 10]])
-    detections = Detections.from_xyxy(
+    detections = Predictions.from_xyxy(
         np.arange(num_boxes), np.full(num_boxes, 3), np.linspace(1, 0, num_boxes), corners
     )
     result = bootstrap(match(truth, detections), samples=0)
     assert close(result.point_ap, reference_stats(truth, [dict(one) for one in detections.to_coco()])[0])
 
 
-def drawn_data_set(truth: GroundTruth, detections: Detections, weights: Any) -> CocoNumbers:
+def drawn_data_set(truth: GroundTruth, detections: Predictions, weights: Any) -> CocoNumbers:
     """COCO on a data set that really holds the drawn images several times."""
     images: dict[int, str] = {}
     annotations: list[Mapping[str, Any]] = []
@@ -65,7 +65,7 @@ def drawn_data_set(truth: GroundTruth, detections: Detections, weights: Any) -> 
             rows = np.flatnonzero(detections.image_ids == image_id)
             parts.append((np.full(len(rows), new_id), rows))
     rows = np.concatenate([rows for _, rows in parts])
-    copies = Detections(
+    copies = Predictions(
         np.concatenate([ids for ids, _ in parts]),
         detections.category_ids[rows],
         detections.scores[rows],
@@ -124,7 +124,7 @@ def test_nothing_to_judge() -> None:
     truth, detections = random_case(1)
     result = bootstrap(match(dataclasses.replace(truth, annotations=[]), detections), samples=5)
     assert np.isnan(result.point_ap) and np.isnan(result.ap).all() and BootstrapResult.interval(result.ap) is None
-    found_nothing = bootstrap(match(truth, Detections.empty()), samples=5)
+    found_nothing = bootstrap(match(truth, Predictions.empty()), samples=5)
     assert found_nothing.point_ap == 0 and (found_nothing.ap == 0).all()
     no_images = bootstrap(match(GroundTruth({}, [], CLASSES), detections), samples=5)
     assert np.isnan(no_images.point_ap) and len(no_images.ap) == 0

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.curves import (
-    best_threshold,
     best_thresholds,
     interpolated_precision,
     precision_at_recall,
@@ -16,18 +15,18 @@ from analysis.curves import (
     score_curves,
 )
 from analysis.matching import IGNORED, TRUE_POSITIVE, match
-from engine.coco_metrics import Detections, GroundTruth
+from engine.metrics import GroundTruth, Predictions
 from tests.support.coco_reference import CLASSES, random_case, reference_evaluator
 
 THRESHOLDS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
 
 
-def above(detections: Detections, score: float) -> Detections:
+def above(detections: Predictions, score: float) -> Predictions:
     kept = detections.scores >= score
-    return Detections(*(getattr(detections, field.name)[kept] for field in dataclasses.fields(Detections)))
+    return Predictions(*(getattr(detections, field.name)[kept] for field in dataclasses.fields(Predictions)))
 
 
-def count(truth: GroundTruth, detections: Detections, label: int | None) -> tuple[int, int]:
+def count(truth: GroundTruth, detections: Predictions, label: int | None) -> tuple[int, int]:
     """True positives, and detections that count, at IoU 0.5."""
     matches = match(truth, detections)
     outcomes = matches.outcomes[0, 0, slice(None) if label is None else matches.rows(label)]
@@ -56,7 +55,8 @@ def test_the_best_threshold_beats_every_score(seed: int, label: int | None) -> N
     truth, detections = random_case(seed, num_images=5)
     matches = match(truth, detections)
     num_gt = int(matches.num_gt.sum() if label is None else matches.num_gt[label])
-    best = best_threshold(score_counts(matches, label))
+    found = best_thresholds(matches)
+    best = found["overall"] if label is None else found["per_class"][CLASSES.names[label]]
     trials = []
     for score in np.unique(detections.scores):
         hits, counted = count(truth, above(detections, score), label)
@@ -93,7 +93,7 @@ def test_interpolated_precision() -> None:
 
 def test_nothing_hit_means_no_threshold() -> None:
     truth, detections = random_case(8)
-    nothing = match(truth, Detections.empty())
+    nothing = match(truth, Predictions.empty())
     assert best_thresholds(nothing) == {"overall": None, "per_class": dict.fromkeys(CLASSES.names)}
     found = best_thresholds(match(truth, detections))
     assert found["per_class"]["never seen"] is None

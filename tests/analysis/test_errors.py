@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from analysis.errors import classify_errors, error_breakdown
 from analysis.matching import match
 from analysis.result import ERROR_KINDS
-from engine.coco_metrics import Detections, coco_numbers
+from engine.metrics import Predictions, coco_numbers
 from tests.support.coco_reference import random_case
 from tests.support.scenes import Box, scene
 from tests.support.tide_oracle import tide
@@ -85,7 +85,7 @@ def test_equal_to_the_oracle(seed: int, num_images: int) -> None:
     if not truth.annotations:
         return
     possible = detections.boxes_xywh[:, 2:].min(axis=1) >= 0
-    detections = Detections(*(getattr(detections, field.name)[possible] for field in dataclasses.fields(Detections)))
+    detections = Predictions(*(getattr(detections, field.name)[possible] for field in dataclasses.fields(Predictions)))
     # Unequal scores: which of two equals comes first is not the paper's matter.
     order = np.argsort(np.argsort(detections.scores, kind="stable"))
     detections = dataclasses.replace(detections, scores=(order + 1) / (len(order) + 1))

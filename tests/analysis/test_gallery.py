@@ -17,7 +17,7 @@ from analysis.gallery import write_gallery
 from analysis.result import Finding
 from analysis.style import new_figure
 from data.coco import CocoSplit, read_split
-from engine.coco_metrics import Prediction
+from engine.metrics import Prediction
 from tests.support.analysis_factory import changed, make_analysis, make_findings
 from tests.support.coco_files import CocoFiles
 from texts import texts_of

@@ -21,7 +21,7 @@ from analysis.report import write_report
 from analysis.result import Analysis
 from analysis.style import FigureFiles
 from data.errors import UserError
-from engine.coco_metrics import METRIC_NAMES
+from engine.metrics import METRIC_NAMES
 from tests.support.analysis_factory import changed, make_analysis, without_ground_truth
 from texts import Language
 

@@ -13,9 +13,9 @@ import torch
 import torch.multiprocessing as mp
 
 from data.coco import CocoSplit
-from engine.coco_metrics import GroundTruth
 from engine.detector import Detector
 from engine.evaluate import evaluate
+from engine.metrics import GroundTruth
 from models.postprocess import PostProcessor
 from tests.support.coco_reference import CLASSES, assert_equal, reference_stats
 from tests.support.evaluation import (

@@ -12,7 +12,7 @@ from PIL import Image
 from data.coco import CocoSplit
 from data.errors import UserError
 from data.splits import read_splits
-from engine.coco_metrics import Prediction
+from engine.metrics import Prediction
 from engine.pictures import (
     CLASS_COLOURS,
     class_colour,

@@ -2,20 +2,20 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pycocotools.coco import COCO
 
-from analysis.analyse import analyse
-from analysis.matching import MatchTables
+from data.classes import ClassMap
 from data.errors import UserError
-from engine.coco_metrics import METRIC_NAMES, coco_numbers
 from engine.evaluate import EvalResult
-from engine.results import write_results
-from tests.support.coco_reference import random_case
+from engine.metrics import METRIC_NAMES, coco_numbers
+from engine.results import read_evaluation, write_results
+from tests.support.coco_reference import CLASSES, random_case
 
 TRUTH, DETECTIONS = random_case(3)
-TABLES = MatchTables.of(TRUTH, DETECTIONS)
 
 
 @pytest.fixture
@@ -34,53 +34,48 @@ def result() -> EvalResult:
     )
 
 
-def test_files_hold_the_result(result: EvalResult, tmp_path: Path) -> None:
+def test_what_is_written_is_what_was_judged(result: EvalResult, tmp_path: Path) -> None:
+    classes = ClassMap(CLASSES.category_ids, ("CONTAMINACIÓN 划痕", *CLASSES.names[1:]))
+    truth = dataclasses.replace(TRUTH, images={**TRUTH.images, 1000: "a\udcff.png"}, classes=classes)
     folder = tmp_path / "run" / "eval_val_best"
-    write_results(folder, result, TABLES, extra={"checkpoint": "best.pth", "epoch": 3})
-    assert sorted(path.name for path in folder.iterdir()) == ["match_tables.npz", "predictions.json", "results.json"]
-    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    thresholds = content.pop("thresholds")
-    assert content == {**result.to_json(), "checkpoint": "best.pth", "epoch": 3}
-    assert list(thresholds["per_class"]) == list(result.per_class) and thresholds["per_class"]["never seen"] is None
-    assert set(thresholds["overall"]) == set(thresholds["per_class"]["hole"]) == {"score", "f1", "precision", "recall"}
-    assert (MatchTables.load(folder / "match_tables.npz").found.scores == TABLES.found.scores).all()
-    assert tuple(content["metrics"]) == tuple(content["metrics_defects"]) == METRIC_NAMES
-    assert content["per_class"]["never seen"]["AP"] is None
-    predictions = (folder / "predictions.json").read_text(encoding="utf-8")
-    assert json.loads(predictions) == result.predictions
-    assert ", " not in predictions and predictions.endswith("]\n"), "compact"
-    write_results(folder, result, TABLES)
-    assert "epoch" not in json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    write_results(folder, truth, DETECTIONS, result.to_json() | {"note": "CONTAMINACIÓN", "curve": [0.5] * 99})
+    assert {path.name for path in folder.iterdir()} == {"ground_truth.json", "predictions.json", "results.json"}
+    text = (folder / "results.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {**result.to_json(), "note": "CONTAMINACIÓN", "curve": [0.5] * 99}
+    assert "CONTAMINACIÓN" in text and max(map(len, text.splitlines())) > 99, "a curve stands on one line"
+    assert tuple(json.loads(text)["metrics"]) == METRIC_NAMES
+    there, found = read_evaluation(folder)
+    assert there.fingerprint() == truth.fingerprint() and there.classes == classes
+    assert found.to_coco() == DETECTIONS.to_coco()
+    coco = COCO(folder / "ground_truth.json")
+    assert coco.loadRes(str(folder / "predictions.json")).getAnnIds(), "COCO's own form"
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"Could not write ground truth .*ground_truth\.json"):
+        write_results(tmp_path / "file", truth, DETECTIONS, {})
 
 
-def test_names_of_any_language_survive(result: EvalResult, tmp_path: Path) -> None:
-    named = dataclasses.replace(result, per_class={"CONTAMINACIÓN 划痕": result.per_class["hole"]})
-    write_results(tmp_path, named, TABLES)
-    assert "CONTAMINACIÓN 划痕" in (tmp_path / "results.json").read_text(encoding="utf-8")
-
-
-def test_extra_facts_cannot_hide_a_metric(result: EvalResult, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="results.json already has metrics, split"):
-        write_results(tmp_path, result, TABLES, extra={"split": "x", "metrics": {}})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_folder_that_cannot_be_written(result: EvalResult, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match=r"Could not write predictions .*predictions\.json"):
-        write_results(tmp_path / "file", result, TABLES)
-
-
-def test_an_analysis_adds_to_the_files(result: EvalResult, tmp_path: Path) -> None:
-    analysis = analyse(TRUTH, DETECTIONS, split="val", samples=20, facts={"epoch": 7})[0]
-    write_results(tmp_path, result, TABLES, analysis=analysis)
-    text = (tmp_path / "results.json").read_text(encoding="utf-8")
-    content = json.loads(text)
-    before = result.to_json()
-    assert {key: content[key] for key in before if key != "per_class"} == {
-        key: value for key, value in before.items() if key != "per_class"
-    }
-    for name, row in before["per_class"].items():
-        assert {key: content["per_class"][name][key] for key in row} == row
-    assert content["epoch"] == 7 and content["bootstrap_samples"] == 20
-    assert max(len(line) for line in text.splitlines()) > 200, "a curve stands on one line"
+@pytest.mark.parametrize("name", ["ground_truth.json", "predictions.json"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: "[" * 100_000,
+        lambda text: "{}",
+        lambda text: '["a"]',
+        lambda text: text.replace('"bbox":[', '"bbox":[1,'),
+        lambda text: text.replace('"bbox":[', '"bbox":[NaN,'),
+        lambda text: text.replace('"image_id":', '"image_id":1e3'),
+        lambda text: text.replace('"image_id":', '"image_id":9' + 30 * "0"),
+        lambda text: text.replace('"category_id":', '"category":'),
+    ],
+)
+def test_damaged_files_are_refused(name: str, spoil: Callable[[str], str], tmp_path: Path) -> None:
+    write_results(tmp_path, TRUTH, DETECTIONS, {})
+    path = tmp_path / name
+    path.write_text(spoil(path.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(UserError, match=f"{name}: damaged, cut short or of another version .* Evaluate the checkpoint"):
+        read_evaluation(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{name}: no such file. Evaluate the checkpoint again"):
+        read_evaluation(tmp_path)

@@ -49,7 +49,8 @@ def test_a_run_leaves_its_folder_complete(finished: tuple[Path, Path]) -> None:
         "best_stg1.pth",
         "best.pth",
         "results.json",
-        "match_tables.npz",
+        "predictions.json",
+        "ground_truth.json",
         "tensorboard",
     }
     assert expected <= names

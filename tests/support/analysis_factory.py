@@ -11,7 +11,7 @@ import numpy as np
 from analysis.curves import SCORE_THRESHOLDS
 from analysis.result import ERROR_KINDS, Analysis, Cost, Finding, Interval, Latency
 from data.types import FloatArray
-from engine.coco_metrics import METRIC_NAMES
+from engine.metrics import METRIC_NAMES
 
 NAMES = ("PERFORACIÓN", "RAYÓN", "ROTURA", "PLIEGUE", "MANCHA", "NORMAL")
 CLASS_METRICS = (

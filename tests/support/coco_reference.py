@@ -10,13 +10,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data.classes import ClassMap
-from engine.coco_metrics import METRIC_NAMES, Detections, GroundTruth
+from engine.metrics import METRIC_NAMES, GroundTruth, Predictions
 
 CLASSES = ClassMap((0, 3, 4, 9, 20), ("hole", "NORMAL", "scratch", "dent", "never seen"))
 TOLERANCE = 1e-9
 
 
-def random_case(seed: int, *, num_images: int = 12, crowds: float = 0.2) -> tuple[GroundTruth, Detections]:
+def random_case(seed: int, *, num_images: int = 12, crowds: float = 0.2) -> tuple[GroundTruth, Predictions]:
     """Boxes of all sizes, some crowds; detections near them and anywhere, with ties in score; some images are
     without boxes, some without detections; the last class has no ground truth but detections."""
     rng = np.random.default_rng(seed)
@@ -46,7 +46,7 @@ def random_case(seed: int, *, num_images: int = 12, crowds: float = 0.2) -> tupl
     table = np.array(rows).reshape(-1, 7)
     rng.shuffle(table)
     scores, corners = table[:, 2].astype(np.float32), table[:, 3:].astype(np.float32)
-    detections = Detections.from_xyxy(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), scores, corners)
+    detections = Predictions.from_xyxy(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), scores, corners)
     return GroundTruth(images, boxes, CLASSES), detections
 
 

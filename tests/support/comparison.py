@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from analysis.matching import FILE_NAME, MatchTables
+from analysis.matching import Matches, match
 from analysis.result import Cost, Latency
 from data.classes import ClassMap
-from engine.coco_metrics import Detections, GroundTruth, coco_numbers
+from engine.metrics import GroundTruth, Predictions, coco_numbers
+from engine.results import write_results
 
 CLASSES = ClassMap((1, 2), ("scratch", "dent & hole"))
 WITH_NORMAL = ClassMap((1, 2), ("scratch", "NORMAL"))
@@ -37,7 +38,7 @@ def make_truth(num_images: int = 60, classes: ClassMap = CLASSES, seed: int = 0)
     return GroundTruth({image: f"{image}.png" for image in range(num_images)}, annotations, classes)
 
 
-def detect(truth: GroundTruth, *, quality: float, seed: int) -> Detections:
+def detect(truth: GroundTruth, *, quality: float, seed: int) -> Predictions:
     """Boxes found the more often the better the model and the easier the image, and false alarms.
 
     The difficulty of an image is the same for every model.
@@ -55,11 +56,11 @@ def detect(truth: GroundTruth, *, quality: float, seed: int) -> Detections:
         category = int(rng.choice(truth.classes.category_ids))
         found.append((image, category, float(rng.uniform(0, 0.7)), [200.0, 200.0, 230.0, 230.0]))
     images, categories, scores, boxes = (np.asarray(column) for column in zip(*found, strict=True))
-    return Detections.from_xyxy(images, categories, scores, boxes)
+    return Predictions.from_xyxy(images, categories, scores, boxes)
 
 
-def make_tables(truth: GroundTruth, *, quality: float, seed: int) -> MatchTables:
-    return MatchTables.of(truth, detect(truth, quality=quality, seed=seed))
+def make_tables(truth: GroundTruth, *, quality: float, seed: int) -> Matches:
+    return match(truth, detect(truth, quality=quality, seed=seed))
 
 
 def make_cost(parameters: int = 1_500_000, latency_ms: float = 12.5, **changes: Any) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def write_run(
     detections_seed: int | None = None,
     **facts: Any,
 ) -> Path:
-    """A run folder with results.json, match_tables.npz and config.yaml; `seed` is that of training."""
+    """A run folder with results.json, what it was computed from and config.yaml; `seed` is that of training."""
     truth = truth or make_truth()
     detections = detect(truth, quality=quality, seed=seed + 1 if detections_seed is None else detections_seed)
     numbers = coco_numbers(truth, detections)
@@ -109,8 +110,7 @@ def write_run(
         **facts,
     }
     folder.mkdir(parents=True)
-    write_json(folder / "results.json", results)
-    MatchTables.of(truth, detections).save(folder / FILE_NAME)
+    write_results(folder, truth, detections, results)
     if config is not None:
         content = {"seed": seed, "output_dir": folder.as_posix(), **config}
         (folder / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.classes import ClassMap
-from engine.coco_metrics import Detections, GroundTruth
+from engine.metrics import GroundTruth, Predictions
 
 Box = tuple[float, float, float, float]
 CLASSES = ClassMap((1, 2, 5), ("hole", "scratch", "NORMAL"))
@@ -17,7 +17,7 @@ def scene(
     *,
     crowds: Sequence[tuple[int, str, Box]] = (),
     num_images: int = 3,
-) -> tuple[GroundTruth, Detections]:
+) -> tuple[GroundTruth, Predictions]:
     """Images 1, 2, ... of classes hole, scratch and NORMAL."""
     ids = dict(zip(CLASSES.names, CLASSES.category_ids, strict=True))
     annotations = [
@@ -27,7 +27,7 @@ def scene(
     ]
     corners = np.array([box for _, _, box, _ in detections], dtype=float).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
-    found = Detections.from_xyxy(
+    found = Predictions.from_xyxy(
         np.array([image for image, *_ in detections], dtype=np.int64),
         np.array([ids[name] for _, name, *_ in detections], dtype=np.int64),
         np.array([score for *_, score in detections], dtype=float),

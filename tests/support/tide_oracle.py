@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from engine.coco_metrics import Detections, GroundTruth
+from engine.metrics import GroundTruth, Predictions
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background")
 
 
-def tide(truth: GroundTruth, detections: Detections) -> tuple[float, dict[str, float], dict[str, int]]:
+def tide(truth: GroundTruth, detections: Predictions) -> tuple[float, dict[str, float], dict[str, int]]:
     """AP50, what each kind of error costs, and how often it occurs. There may be no crowd boxes."""
     gts = [
         {"image": box["image_id"], "class": box["category_id"], "box": box["bbox"], "by": None}

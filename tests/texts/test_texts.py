@@ -6,7 +6,7 @@ from string import Formatter
 import pytest
 
 from analysis.result import ERROR_KINDS
-from engine.coco_metrics import METRIC_NAMES
+from engine.metrics import METRIC_NAMES
 from texts import Language, catalogue, number, percent, texts_of
 
 

@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis import curves
+from analysis.matching import match
 from data.classes import ClassMap
-from engine.coco_metrics import METRIC_NAMES, Detections, GroundTruth, coco_numbers
-from tests.support.coco_reference import CLASSES, TOLERANCE, assert_equal, random_case, reference_stats
+from engine.metrics import METRIC_NAMES, GroundTruth, Predictions, best_threshold, best_thresholds, coco_numbers
+from tests.support.coco_reference import (
+    CLASSES,
+    TOLERANCE,
+    assert_equal,
+    random_case,
+    reference_stats,
+)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -47,7 +55,7 @@ def test_more_than_a_hundred_detections_of_an_image() -> None:
     rng = np.random.default_rng(1)
     image_ids = np.repeat(np.array(list(truth.images)), 300)
     corners = np.sort(rng.uniform(0, 300, (900, 2, 2)), axis=1).reshape(900, 4)
-    detections = Detections.from_xyxy(image_ids, np.full(900, 4), rng.random(900), corners)
+    detections = Predictions.from_xyxy(image_ids, np.full(900, 4), rng.random(900), corners)
     numbers = coco_numbers(truth, detections)
     assert_equal(numbers.metrics, reference_stats(truth, [dict(one) for one in detections.to_coco()]))
 
@@ -66,7 +74,7 @@ def test_rounding_for_the_file_does_not_change_the_numbers() -> None:
             detections.image_ids, detections.category_ids, corners.astype(np.float64), scores, strict=True
         )
     ]
-    rounded = Detections.from_xyxy(detections.image_ids, detections.category_ids, scores, corners)
+    rounded = Predictions.from_xyxy(detections.image_ids, detections.category_ids, scores, corners)
     assert_equal(coco_numbers(truth, rounded).metrics, reference_stats(truth, exact))
     read_back = json.loads(json.dumps(rounded.to_coco()))
     assert coco_numbers(truth, rounded).metrics == dict(
@@ -80,7 +88,7 @@ def test_rounding_for_the_file_does_not_change_the_numbers() -> None:
 
 def test_no_detections_and_no_ground_truth() -> None:
     truth, detections = random_case(1, crowds=0.0)
-    nothing_found = coco_numbers(truth, Detections.empty())
+    nothing_found = coco_numbers(truth, Predictions.empty())
     assert nothing_found.metrics["AP"] == 0.0 and nothing_found.metrics["AR_100"] == 0.0
     nothing_there = coco_numbers(dataclasses.replace(truth, annotations=[]), detections)
     assert set(nothing_there.metrics.values()) == {None}
@@ -91,7 +99,7 @@ def test_no_detections_and_no_ground_truth() -> None:
 def test_ids_from_0_count_like_any_other() -> None:
     box = {"id": 0, "image_id": 0, "category_id": 0, "bbox": [0, 0, 50, 50], "area": 2500, "iscrowd": 0}
     truth = GroundTruth({0: "a.png"}, [box], ClassMap((0, 1), ("hole", "scratch")))
-    numbers = coco_numbers(truth, Detections.from_xyxy(*_one(0, 0, 0.5, [0, 0, 50, 50])))
+    numbers = coco_numbers(truth, Predictions.from_xyxy(*_one(0, 0, 0.5, [0, 0, 50, 50])))
     assert numbers.metrics["AP"] == numbers.per_class["hole"]["AP"] == numbers.metrics["AR_100"] == 1.0
 
 
@@ -101,7 +109,7 @@ def test_normal_alone_leaves_no_defects_to_judge() -> None:
         [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 50, 50], "area": 2500, "iscrowd": 0}],
         ClassMap((3,), ("Normal",)),
     )
-    numbers = coco_numbers(truth, Detections.from_xyxy(*_one(1, 3, 0.5, [0, 0, 50, 50])))
+    numbers = coco_numbers(truth, Predictions.from_xyxy(*_one(1, 3, 0.5, [0, 0, 50, 50])))
     assert numbers.metrics["AP"] == 1.0
     assert set(numbers.metrics_defects.values()) == {None}
 
@@ -113,7 +121,7 @@ def test_without_normal_both_tables_agree() -> None:
         [{"image_id": 1, "category_id": 2, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}],
         classes,
     )
-    numbers = coco_numbers(truth, Detections.from_xyxy(*_one(1, 2, 0.5, [0, 0, 9, 9])))
+    numbers = coco_numbers(truth, Predictions.from_xyxy(*_one(1, 2, 0.5, [0, 0, 9, 9])))
     assert numbers.metrics == numbers.metrics_defects
     assert list(numbers.per_class) == ["hole (id 1)", "hole (id 2)"], "classes of one name are kept apart"
 
@@ -123,11 +131,11 @@ def _one(image_id: int, category_id: int, score: float, corners: list[float]) ->
 
 
 def test_result_format() -> None:
-    detections = Detections.from_xyxy(*_one(7, 3, 0.123456789123, [10.00004, 20, 30.00006, 45.5]))
+    detections = Predictions.from_xyxy(*_one(7, 3, 0.123456789123, [10.00004, 20, 30.00006, 45.5]))
     assert detections.to_coco() == [
         {"image_id": 7, "category_id": 3, "bbox": [10.0, 20.0, 20.0, 25.5], "score": 0.123456789}
     ]
-    assert len(Detections.empty()) == 0 and Detections.empty().to_coco() == []
+    assert len(Predictions.empty()) == 0 and Predictions.empty().to_coco() == []
 
 
 def test_fingerprint_follows_content_not_order() -> None:
@@ -149,3 +157,26 @@ def test_fingerprint_follows_content_not_order() -> None:
         dataclasses.replace(truth, classes=ClassMap(CLASSES.category_ids, ("a", "b", "c", "d", "e"))),
     ]
     assert len({truth.fingerprint(), *(variant.fingerprint() for variant in variants)}) == 6
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("crowds", [0.0, 0.4])
+def test_thresholds_of_training_are_those_of_the_full_evaluation(seed: int, crowds: float) -> None:
+    """Which are compared with every other score in tests/analysis/test_curves.py."""
+    truth, predictions = random_case(seed, crowds=crowds)
+    assert best_thresholds(truth, predictions) == curves.best_thresholds(match(truth, predictions))
+
+
+def test_thresholds_without_hits_or_truth() -> None:
+    truth, predictions = random_case(1)
+    nothing = {"overall": None, "per_class": dict.fromkeys(CLASSES.names)}
+    assert best_thresholds(truth, Predictions.empty()) == nothing
+    assert best_thresholds(dataclasses.replace(truth, annotations=[]), predictions) == nothing
+
+
+def test_the_highest_of_several_best_scores() -> None:
+    scores, hits = np.array([0.9, 0.4, 0.6, 0.4]), np.array([True, True, False, False])
+    best = best_threshold(scores, hits, 3)
+    assert best == pytest.approx({"score": 0.4, "f1": 4 / 7, "precision": 0.5, "recall": 2 / 3})
+    best = best_threshold(scores, hits, 2)
+    assert best == pytest.approx({"score": 0.9, "f1": 2 / 3, "precision": 1, "recall": 0.5}), "0.4 gives the same F1"
