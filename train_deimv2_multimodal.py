@@ -11,8 +11,7 @@ from data.signals import leaving_quietly
 
 with leaving_quietly():
     from engine.cli import run_script
-    from engine.multimodal import choose_start
     from train_deimv2 import main
 
 if __name__ == "__main__":
-    sys.exit(run_script(partial(main, __doc__, choose_start)))
+    sys.exit(run_script(partial(main, __doc__, phase=2)))

@@ -29,7 +29,7 @@ from engine.checkpoint import check_classes, load_checkpoint
 from engine.cli import require_output_folder
 from engine.config import ExperimentConfig, config_to_dict, load_config
 from engine.distributed import Distributed
-from engine.multimodal import choose_start
+from engine.multimodal import start_of_phase_2
 from engine.options import Options
 from engine.results import PREDICTIONS_NAME
 from engine.text_embeddings import class_text_embeddings
@@ -178,7 +178,7 @@ def plan(options: Mapping[str, Any]) -> tuple[AblationOptions, list[Task]]:
         problems.append(str(error))
     try:
         base = load_config(options["config"], options.get("update", ()))
-        if choose_start(base, phase_1).resume is not None:
+        if start_of_phase_2(base, phase_1).resume is not None:
             problems.append(
                 f"-r {phase_1}: is of phase 2 (it has text fusion); all modes must start from the same "
                 "checkpoint of phase 1, such as best.pth of a run of train_deimv2.py"
@@ -202,7 +202,7 @@ def _trainer(asked: AblationOptions, dist: Distributed) -> Runner:
     """Trains as `train_deimv2_multimodal.py` does, the texts' vectors shared by all runs."""
 
     def run(task: Task, checkpoint: Path | None) -> None:
-        start = choose_start(task.config, checkpoint or asked.resume)
+        start = start_of_phase_2(task.config, checkpoint or asked.resume)
         train(task.config, dist, task.folder, resume=start.resume, tuning=start.tuning, text_cache=asked.output_dir)
         gc.collect()  # the run's model and optimiser hang in cycles; a GPU needs their room for the next run
         if dist.device.type == "cuda":

@@ -143,6 +143,45 @@ def add_amp_argument(parser: argparse.ArgumentParser, help_text: str) -> None:
     parser.add_argument("--use-amp", action=argparse.BooleanOptionalAction, default=None, help=help_text)
 
 
+def training_arguments(description: str | None) -> argparse.Namespace:
+    """Parse the command line of the two training scripts."""
+    parser = argparse.ArgumentParser(description=description)
+    add_config_argument(parser, required=False, help_text="YAML config, e.g. configs/neu_det.yml")
+    add_overrides_argument(parser)
+    add_device_argument(parser)
+    add_amp_argument(parser, "mixed precision on a GPU (default: the config's use_amp)")
+    parser.add_argument("--seed", type=int, help="seed of weights, order and augmentation (default: the config's, 0)")
+    parser.add_argument("-r", "--resume", type=Path, metavar="CKPT", help="go on exactly from this checkpoint")
+    parser.add_argument("-t", "--tuning", type=Path, metavar="CKPT", help="start a new run from these weights")
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="run folder (default: the config's; of -r: the checkpoint's)"
+    )
+    parser.add_argument("--test-only", action="store_true", help="evaluate -r CKPT on the validation split and stop")
+    parser.add_argument(
+        "--replay", type=Path, metavar="FILE", help="repeat a run's nonfinite_step.pt, say where it begins, and stop"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--explain", metavar="KEY", help="say what a key means, its value and who stated it, and stop")
+    arguments = parser.parse_args()
+    if not arguments.config and not arguments.replay:
+        parser.error("the following arguments are required: -c/--config")
+    if arguments.resume and arguments.tuning:
+        parser.error("-r resumes a run, -t starts a new one from weights: give one of them")
+    if arguments.test_only and not arguments.resume:
+        parser.error("--test-only needs the checkpoint to evaluate: -r CKPT")
+    return arguments
+
+
+def training_overrides(arguments: argparse.Namespace) -> list[str]:
+    """Return `-u`'s overrides and those that other options of `training_arguments` stand for."""
+    from engine.yaml_dialect import as_override
+
+    options = {"use_amp": arguments.use_amp, "seed": arguments.seed}
+    overrides = [*arguments.update, *(f"{key}={value}" for key, value in options.items() if value is not None)]
+    paths = {"output_dir": arguments.output_dir, "tuning": arguments.tuning}
+    return overrides + [as_override(key, path.as_posix()) for key, path in paths.items() if path is not None]
+
+
 def resolve_device(name: str | None = None) -> torch.device:
     """The device to compute on.
 

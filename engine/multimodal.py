@@ -39,7 +39,12 @@ class Start:
     tuning: Path | None = None
 
 
-def choose_start(config: ExperimentConfig, path: Path | None) -> Start:
+def start_of_phase_1(config: ExperimentConfig, path: Path | None) -> Start:
+    """Go on from the checkpoint at `path`, or start from `tuning` where there is none."""
+    return Start(tuning=config.tuning) if path is None else Start(resume=path)
+
+
+def start_of_phase_2(config: ExperimentConfig, path: Path | None) -> Start:
     """Resume a checkpoint with text, start phase 2 from one without, or from `tuning` where no `path` is given.
 
     Raises:

@@ -20,7 +20,7 @@ from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.config import load_config
 from engine.evaluate import EvalResult, evaluate
 from engine.interrupt import StopSignal
-from engine.multimodal import Start, choose_start
+from engine.multimodal import Start, start_of_phase_2
 from engine.run import Run, build_run
 from models.text_encoder import TextEmbeddings
 from models.text_fusion import PREFIX
@@ -153,7 +153,7 @@ def test_a_stopped_run_resumes_exactly_without_the_encoder(
         with pytest.raises(SystemExit):
             train_here(tiny / "fused.yml", tmp_path / "run", tuning=tiny / "phase_1" / "best.pth")
     monkeypatch.setattr(multimodal, "class_text_embeddings", no_encoder)
-    start = choose_start(load_config(tiny / "fused.yml"), tmp_path / "run" / "last.pth")
+    start = start_of_phase_2(load_config(tiny / "fused.yml"), tmp_path / "run" / "last.pth")
     train_here(tiny / "fused.yml", tmp_path / "run", resume=start.resume)
     assert_same_state(tiny / "phase_2" / "last.pth", tmp_path / "run" / "last.pth")
 
@@ -190,7 +190,7 @@ def test_none_trains_without_new_parts_and_resumes(tiny: Path, tmp_path: Path, m
     folder = train_here(tiny / "fused.yml", tmp_path / "none", none, tuning=phase_1)
     assert checkpoint(folder / "last.pth")["model"].keys() == checkpoint(phase_1)["model"].keys()
     config = load_config(tiny / "fused.yml", none)
-    assert choose_start(config, folder / "last.pth") == Start(resume=folder / "last.pth")
+    assert start_of_phase_2(config, folder / "last.pth") == Start(resume=folder / "last.pth")
     before = (folder / "last.pth").read_bytes()
     train_here(tiny / "fused.yml", folder, none, resume=folder / "last.pth")
     assert (folder / "last.pth").read_bytes() == before
@@ -209,12 +209,12 @@ def test_tuning_from_phase_2_keeps_the_fusion_but_takes_the_new_texts(tiny: Path
 def test_the_start_follows_from_the_checkpoint(tiny: Path, tmp_path: Path) -> None:
     config = load_config(tiny / "fused.yml")
     phase_1, phase_2 = tiny / "phase_1" / "best.pth", tiny / "phase_2" / "last.pth"
-    assert choose_start(config, phase_1) == Start(tuning=phase_1)
-    assert choose_start(config, phase_2) == Start(resume=phase_2)
-    assert choose_start(config, None) == Start()
+    assert start_of_phase_2(config, phase_1) == Start(tuning=phase_1)
+    assert start_of_phase_2(config, phase_2) == Start(resume=phase_2)
+    assert start_of_phase_2(config, None) == Start()
     bare = tmp_path / "published.pth"  # an official file has no config
     save_checkpoint(bare, {"model": checkpoint(phase_1)["model"]})
-    assert choose_start(config, bare) == Start(tuning=bare)
+    assert start_of_phase_2(config, bare) == Start(tuning=bare)
 
 
 def changed_checkpoint(source: Path, target: Path, **changes: Any) -> Path:
@@ -227,12 +227,12 @@ def test_a_baseline_cannot_start_phase_2(tiny: Path, tmp_path: Path) -> None:
         tiny / "phase_1" / "best.pth", tmp_path / "b.pth", config={"Baseline": {"name": "fcos_resnet18"}}
     )
     with pytest.raises(UserError, match="b.pth: is a checkpoint of the baseline fcos_resnet18; text fusion starts"):
-        choose_start(load_config(tiny / "fused.yml"), path)
+        start_of_phase_2(load_config(tiny / "fused.yml"), path)
 
 
 def test_a_config_without_text_is_refused(tiny: Path) -> None:
     with pytest.raises(UserError, match="no section MultimodalFusion"):
-        choose_start(load_config(tiny / "tiny.yml"), tiny / "phase_1" / "best.pth")
+        start_of_phase_2(load_config(tiny / "tiny.yml"), tiny / "phase_1" / "best.pth")
 
 
 def test_phase_2_needs_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
