@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 import cv2
@@ -251,8 +252,8 @@ class _Loader:
         while True:
             try:
                 item = next(iterator, None)
-            except RuntimeError as error:
-                explained = explain_worker_error(error)
+            except (RuntimeError, OSError, EOFError) as error:  # the last two: a batch whose worker is gone
+                explained = explain_worker_error(error, getattr(iterator, "_workers", ()))
                 if explained is None:
                     raise
                 raise explained from error
@@ -442,9 +443,12 @@ def _leave_at_once() -> None:
     os._exit(0)
 
 
-def explain_worker_error(error: RuntimeError) -> UserError | None:
+def explain_worker_error(error: Exception, workers: Sequence[BaseProcess] = ()) -> UserError | None:
     """The DataLoader's own complaints in the user's words; None for other errors."""
     text = str(error)
+    gone = [worker.pid for worker in workers if not worker.is_alive()]
+    if gone and not isinstance(error, RuntimeError):
+        text = f"DataLoader worker (pid(s) {', '.join(map(str, gone))}) exited unexpectedly"
     if "DataLoader timed out" in text:
         return UserError(
             f"No batch arrived for {_STALLED_AFTER_SECONDS} s: a data worker hangs, perhaps on a network drive. Copy "

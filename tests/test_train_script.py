@@ -195,6 +195,10 @@ def test_a_run_goes_on_where_its_checkpoint_is_unless_told_otherwise(tiny: Path)
     assert (tiny / "a" / "last.pth").read_bytes() != before, "the date in it tells that it was written again"
 
 
+def children_of(pid: int | str) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the worker in /proc")
 def test_a_second_training_is_refused_and_a_killed_worker_explained(tmp_path: Path) -> None:
     write_tiny_data(tmp_path, num_train=32)
@@ -206,8 +210,8 @@ def test_a_second_training_is_refused_and_a_killed_worker_explained(tmp_path: Pa
     wait_for_step(tmp_path / "run" / "log.jsonl", 10, process)
     second = run_here(*arguments, cwd=tmp_path)
     assert second.code == 2 and f"another training is running in it (process {process.pid} on " in second.err
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
-    worker = next(pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    helper = next(pid for pid in children_of(process.pid) if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    (worker,) = children_of(helper)
     os.kill(int(worker), signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2, error.decode()[-2000:]
