@@ -33,10 +33,6 @@ def main() -> int:
     setup_logging()
     with leaving_quietly():
         from deploy.export import export_checkpoint
-<<<<<<< HEAD
-=======
-
->>>>>>> 7120b20 (A killed worker is explained where its batch was on the way, too)
     written = export_checkpoint(
         arguments.resume,
         arguments.formats,
