@@ -41,8 +41,9 @@ def main() -> int:
     add("--no-cost", dest="cost", action="store_false", help="do not measure FLOPs, time and memory")
     arguments = parser.parse_args()
     setup_logging()
-    from analysis.evaluate import AnalysisOptions, evaluate_checkpoint, format_results
-    from engine.distributed import cleanup, init_distributed
+    with leaving_quietly():
+        from analysis.evaluate import AnalysisOptions, evaluate_checkpoint, format_results
+        from engine.distributed import cleanup, init_distributed
 
     options = AnalysisOptions(**vars(arguments))
     dist = init_distributed(arguments.device)

@@ -160,8 +160,8 @@ def training_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--replay", type=Path, metavar="FILE", help="repeat a run's nonfinite_step.pt, say where it begins, and stop"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
     parser.add_argument("--explain", metavar="KEY", help="say what a key means, its value and who stated it, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
     arguments = parser.parse_args()
     if not arguments.config and not arguments.replay:
         parser.error("the following arguments are required: -c/--config")

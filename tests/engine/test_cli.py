@@ -71,7 +71,7 @@ ARGUMENTS = {
     "visualize_attention": ["-r", "x.pth", "--images", "x.png"],
     "ablate_text": ["-c", "x.yml", "-r", "x.pth", "--modes", "none"],
 }
-LIGHT = ("check_data", "export_deimv2", "predict_deimv2", "train_deimv2", "train_deimv2_multimodal")
+LIGHT = ("check_data", "evaluate_deimv2", "export_deimv2", "predict_deimv2", "train_deimv2", "train_deimv2_multimodal")
 HEAVY = {"torch", "torchvision", "numpy", "cv2", "pydantic", "transformers", "matplotlib", "pandas", "faster_coco_eval"}
 
 
