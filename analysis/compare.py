@@ -93,7 +93,7 @@ class EvaluatedRun:
     folder: Path
     """As the user gave it."""
     results: Results
-    tables: Matches
+    matches: Matches
     config: Mapping[str, Any] | None
     """The resolved config it was trained with; None where it cannot be found."""
 
@@ -219,20 +219,20 @@ def _read_run(folder: Path, problems: list[str]) -> EvaluatedRun | None:
         return None
     known = len(problems)
     results = _read_results(folder / "results.json", problems)
-    tables = _unless_faulty(lambda: match(*read_evaluation(folder)), problems)
+    matches = _unless_faulty(lambda: match(*read_evaluation(folder)), problems)
     config = _unless_faulty(lambda: _find_config(folder, results) if results else None, problems)
-    if results is None or tables is None:
+    if results is None or matches is None:
         return None
     found = ""
-    if results.gt_hash != tables.gt_hash:
-        found = f"ground truth {results.gt_hash[:12]} and {tables.gt_hash[:12]}"
-    elif results.num_images != len(tables.image_ids):
-        found = f"{results.num_images} and {len(tables.image_ids)} images"
+    if results.gt_hash != matches.gt_hash:
+        found = f"ground truth {results.gt_hash[:12]} and {matches.gt_hash[:12]}"
+    elif results.num_images != len(matches.image_ids):
+        found = f"{results.num_images} and {len(matches.image_ids)} images"
     if found:
         problems.append(
             f"{folder}: results.json and predictions.json are of different evaluations ({found}); {_EVALUATE}"
         )
-    return None if len(problems) > known else EvaluatedRun(folder, results, tables, config)
+    return None if len(problems) > known else EvaluatedRun(folder, results, matches, config)
 
 
 def _unless_faulty(read: Callable[[], T], problems: list[str]) -> T | None:
@@ -398,22 +398,22 @@ def resample(runs: Sequence[EvaluatedRun], *, samples: int, seed: int, progress:
     """Draw the same images for every run: the same seed draws them, run by run, so that the bar can show how far.
 
     Raises:
-        UserError: AP from the match tables is not the AP in results.json; naming all folders.
+        UserError: AP of the predictions is not the AP in results.json; naming all folders.
     """
     problems = []
     for run in runs:
-        stated, point = run.results.metrics.get("AP"), bootstrap(run.tables, samples=0).point_ap
+        stated, point = run.results.metrics.get("AP"), bootstrap(run.matches, samples=0).point_ap
         if (np.nan_to_num(point) if stated is None else abs(point - stated)) > _SAME_AP:
             problems.append(
                 f"{run.folder}: results.json says AP {stated}, predictions.json gives {point:.4f}; {_EVALUATE}"
             )
     if problems:
-        raise UserError("These results and match tables are of different evaluations:", problems)
-    names, normal = runs[0].tables.names, None
+        raise UserError("These results and predictions are of different evaluations:", problems)
+    names, normal = runs[0].matches.names, None
     if any(run.results.metrics != run.results.metrics_defects for run in runs):  # NORMAL has boxes, which are easy AP
         normal = ClassMap(tuple(range(len(names))), names).normal_label
     bar = progress_bar(runs, "bootstrap", unit="run", show=progress)
-    return [_run_samples(bootstrap(run.tables, samples=samples, seed=seed), normal) for run in bar]
+    return [_run_samples(bootstrap(run.matches, samples=samples, seed=seed), normal) for run in bar]
 
 
 def _run_samples(drawn: BootstrapResult, normal: int | None) -> RunSamples:
