@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from analysis.bootstrap import bootstrap
-from analysis.curves import best_thresholds, precision_at_recall, score_counts, score_curves
+from analysis.curves import best_thresholds, precision_at_recall, ranked_hits, score_curves
 from analysis.errors import classify_errors, confusion, error_breakdown
 from analysis.findings import gallery, size_histogram
 from analysis.image_level import image_level
-from analysis.matching import Matches, match
+from analysis.matching import match
 from analysis.result import Analysis, Cost
 from engine.metrics import CocoNumbers, GroundTruth, Predictions, coco_numbers
 
@@ -33,8 +33,8 @@ def analyse(
     cost: Cost | None = None,
     facts: Mapping[str, Any] | None = None,
     numbers: CocoNumbers | None = None,
-) -> tuple[Analysis, Matches]:
-    """Analyse the detections of a split; the matches too, which are made on the way.
+) -> Analysis:
+    """Analyse the detections of a split.
 
     Args:
         truth: Ground truth.
@@ -97,11 +97,10 @@ def analyse(
     taken = sorted(set(results) & set(facts or {}))
     if taken:
         raise ValueError(f"results.json already has {', '.join(taken)}")
-    analysis = Analysis(
+    return Analysis(
         results={**results, **(facts or {})},
         facts=facts or {},
-        curves=np.stack([score_curves(score_counts(matches, label)) for label in (*labels, None)]),
+        curves=np.stack([score_curves(*ranked_hits(matches, label)) for label in (*labels, None)]),
         precision_at_recall=np.stack([precision_at_recall(matches, label) for label in labels]),
         findings=gallery(matches, errors, truth.classes.normal_label, score=best_score),
     )
-    return analysis, matches

@@ -141,7 +141,7 @@ def evaluate_checkpoint(
     result = evaluate(detector, loader, data.splits[split], nms_iou=options.nms)
     if not dist.is_main:
         return Evaluation(result, folder, None, None)
-    analysis, _ = analyse(
+    analysis = analyse(
         truth,
         result.detections,
         split=split,

@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script: the repository is not on the path
 
-from analysis.analyse import analyse, analysis_to_json  # noqa: E402
+from analysis.analyse import analyse  # noqa: E402
 from analysis.bootstrap import bootstrap  # noqa: E402
 from analysis.figures import write_figures  # noqa: E402
 from analysis.image_level import image_level  # noqa: E402
@@ -86,10 +86,8 @@ def evaluation(truth: GroundTruth, detections: Predictions, samples: int, folder
     """What an evaluation does, and what its analysis is made of."""
     clock, details = Clock(), Clock()
     numbers = clock.time("COCO's numbers", lambda: coco_numbers(truth, detections))
-    analysis, _ = clock.time(
-        "analysis", lambda: analyse(truth, detections, split="val", samples=samples, numbers=numbers)
-    )
-    clock.time("files", lambda: write_results(folder, truth, detections, analysis_to_json(analysis)))
+    analysis = clock.time("analysis", lambda: analyse(truth, detections, split="val", samples=samples, numbers=numbers))
+    clock.time("files", lambda: write_results(folder, truth, detections, analysis.results))
     matches = details.time("matching", lambda: match(truth, detections))
     details.time("pairs", lambda: overlapping(matches))
     details.time("bootstrap", lambda: bootstrap(matches, samples=samples))

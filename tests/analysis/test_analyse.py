@@ -76,7 +76,7 @@ def test_size_histogram() -> None:
 def analysis() -> Analysis:
     cost = Cost(5, 0.5, (64, 64), [Latency(1, 2.0, 3.0, 500.0)], None, 7.5, "cpu", "float32", 1)
     truth, detections = random_case(3, num_images=20)
-    return analyse(truth, detections, split="val", samples=30, seed=5, cost=cost, facts={"epoch": 3})[0]
+    return analyse(truth, detections, split="val", samples=30, seed=5, cost=cost, facts={"epoch": 3})
 
 
 def test_parts_agree(analysis: Analysis) -> None:
@@ -120,7 +120,7 @@ def test_facts_may_not_hide_results() -> None:
 
 
 def test_chosen_confusion() -> None:
-    chosen = analyse(*random_case(3), split="val", samples=0, confusion_iou=0.75, confusion_score=0.1)[0]
+    chosen = analyse(*random_case(3), split="val", samples=0, confusion_iou=0.75, confusion_score=0.1)
     assert [chosen.results["confusion"][key] for key in ("iou", "score")] == [0.75, 0.1]
 
 
@@ -131,8 +131,8 @@ def test_false_alarms_in_a_crowd_region_count_nowhere() -> None:
     in_crowd = [(3, "hole", (60, 60, 20, 20), 0.9), (3, "hole", (90, 90, 30, 30), 0.8)]
     crowds = [(3, "hole", BIG)]
     truth, found = scene(boxes, good + in_crowd, crowds=crowds)
-    without = analyse(truth, scene(boxes, good)[1], split="val", samples=0)[0]
-    analysis = analyse(truth, found, split="val", samples=0)[0]
+    without = analyse(truth, scene(boxes, good)[1], split="val", samples=0)
+    analysis = analyse(truth, found, split="val", samples=0)
     ours, expected = analysis.results, without.results
     assert list(ours["metrics"].values()) == pytest.approx(reference_stats(truth, found.to_coco()))
     assert ours["metrics"]["AP"] == ours["per_class"]["hole"]["AP"] == 1
@@ -155,7 +155,7 @@ def test_corner_cases_give_json_without_nan() -> None:
         (same_names, detections),
         (nothing, Predictions.empty()),
     ):
-        content = analyse(case, found, split="val", samples=10)[0].results
+        content = analyse(case, found, split="val", samples=10).results
         text = json.dumps(content, allow_nan=False)
         assert len(json.loads(text)["per_class"]) == 5
 
@@ -177,5 +177,5 @@ def test_the_printed_table_shows_every_number(analysis: Analysis) -> None:
     assert f"Best score threshold {results['thresholds']['overall']['score']:.4f}: F1" in text
     assert "defects" not in format_results({**results, "metrics_defects": results["metrics"]})
     truth = dataclasses.replace(random_case(3)[0], annotations=[])
-    nothing = format_results(analyse(truth, Predictions.empty(), split="val", samples=0)[0].results)
+    nothing = format_results(analyse(truth, Predictions.empty(), split="val", samples=0).results)
     assert "there is no best score threshold" in nothing and "95 % interval" not in nothing and " -" in nothing

@@ -11,7 +11,7 @@ from analysis.curves import (
     best_thresholds,
     interpolated_precision,
     precision_at_recall,
-    score_counts,
+    ranked_hits,
     score_curves,
 )
 from analysis.matching import IGNORED, TRUE_POSITIVE, match
@@ -38,8 +38,7 @@ def count(truth: GroundTruth, detections: Predictions, label: int | None) -> tup
 def test_a_threshold_is_as_if_lower_scores_had_never_been_there(seed: int, label: int | None) -> None:
     truth, detections = random_case(seed)
     matches = match(truth, detections)
-    counts = score_counts(matches, label)
-    precision, recall, f1 = score_curves(counts, THRESHOLDS)
+    precision, recall, f1 = score_curves(*ranked_hits(matches, label), THRESHOLDS)
     num_gt = int(matches.num_gt.sum() if label is None else matches.num_gt[label])
     for index, threshold in enumerate(THRESHOLDS):
         hits, counted = count(truth, above(detections, threshold), label)
