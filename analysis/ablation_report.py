@@ -19,7 +19,6 @@ from torch import Tensor
 from analysis.compare import EvaluatedRun, Results, class_estimates, estimates, read_runs, resample
 from analysis.compare_report import HASH_SHOWN, estimates_to_json, metric_name
 from analysis.differences import LEAST_SEEDS, Effect, Estimate, Verdict, effect, verdict
-from analysis.labels import labels_of
 from analysis.style import INK, AxisNumbers, figure_style, new_figure, save_figure, tidy
 from analysis.tables import Cell, Number, Table, escape_markdown, format_cell, format_number, write_tables
 from analysis.zero_shot import Accuracy, ZeroShot
@@ -425,7 +424,7 @@ def _write_similarity_figure(values: np.ndarray[Any, Any], names: Sequence[str],
         axis = figure.subplots()
         mesh = axis.pcolormesh(values, cmap="Blues", vmin=lowest, vmax=1.0, edgecolors="#cccccc", linewidth=0.3)
         title = texts_of(lang, "ablation")["figure_axis"]
-        figure.colorbar(mesh, ax=axis, label=title, format=AxisNumbers(labels_of(lang)), shrink=0.8)
+        figure.colorbar(mesh, ax=axis, label=title, format=AxisNumbers(lang), shrink=0.8)
         places, shown = np.arange(count) + 0.5, [tidy(name, _NAME_CHARACTERS) for name in names]
         axis.set_xticks(places, shown, fontsize=size, rotation=45, rotation_mode="anchor", ha="right")
         axis.set_yticks(places, shown, fontsize=size)

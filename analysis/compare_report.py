@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from analysis.compare import DEFECTS, Comparison, GroupResult, identity
 from analysis.differences import Estimate
-from analysis.labels import labels_of
 from analysis.style import AxisNumbers, class_line, figure_style, new_figure, save_figure, tidy
 from analysis.tables import Cell, Number, PValue, Table, escape_markdown, format_number, write_tables
 from texts import Language, Texts, texts_of
@@ -246,7 +245,7 @@ def _plot(points: Sequence[tuple[int, GroupResult, float]], title: str, texts: T
     axes.set_ylabel(texts["axis_ap"])
     axes.set_xlim(0, max(right, 1.05 * max(places)))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(AxisNumbers(labels_of(lang)))
+        axis.set_major_formatter(AxisNumbers(lang))
     legend = figure.legend(handles, ["-"] * len(handles), loc="outside lower center", ncols=2)
     # Set afterwards: matplotlib would hide a name that begins with an underscore.
     for text, (_, result, _) in zip(legend.get_texts(), points, strict=True):

@@ -19,7 +19,7 @@ from matplotlib.ticker import ScalarFormatter
 
 from engine.checkpoint import write_atomically
 from engine.pictures import class_colour
-from texts import Language, Texts, number
+from texts import Language, number
 
 WIDTH_CM = 16.0
 """Text width of an A4 thesis."""
@@ -141,10 +141,10 @@ def decimal_mark(text: str, language: Language) -> str:
 class AxisNumbers(ScalarFormatter):
     """Matplotlib's own choice of digits with the language's decimal mark and groups of digits."""
 
-    def __init__(self, language: Language | Texts) -> None:
+    def __init__(self, language: Language) -> None:
         super().__init__(useOffset=False, useLocale=False)
         self.set_scientific(False)
-        self._language: Language = language.language if isinstance(language, Texts) else language
+        self._language: Language = language
 
     def __call__(self, value: float, pos: int | None = None) -> str:
         if abs(value) >= 1000 and value == round(value):

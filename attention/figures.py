@@ -418,7 +418,7 @@ def _bar(
     bar.set_label(texts[label], fontsize=6)
     bar.ax.tick_params(labelsize=5.5)
     bar.ax.grid(False)
-    bar.formatter = AxisNumbers(texts)
+    bar.formatter = AxisNumbers(texts.language)
     bar.locator = MaxNLocator(4)
     bar.update_ticks()
     bar.outline.set_linewidth(0.4)

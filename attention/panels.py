@@ -284,6 +284,6 @@ def draw_edge(axes: Any, scene: Scene, side: str, edge: EdgeDistribution, truth_
     value, spread = texts.number(expected, 1), texts.number(edge.spread * length, 1)
     axes.set_title(texts("edge_title", edge=texts[side], value=value, spread=spread), fontsize=6.5)
     for one in (axes.xaxis, axes.yaxis):
-        one.set_major_formatter(AxisNumbers(texts))
+        one.set_major_formatter(AxisNumbers(texts.language))
     axes.locator_params(nbins=4)
     axes.tick_params(labelsize=5.5)

@@ -88,7 +88,7 @@ def draw_text_share(view: View) -> Iterator[Drawn]:
         by_layer.set_xticks(range(len(one.visual)), [str(k + 1) for k in range(len(one.visual))])
         by_layer.set_title(texts("by_layer", name=name))
         for axis in (by_class, by_layer):
-            axis.yaxis.set_major_formatter(AxisNumbers(texts))
+            axis.yaxis.set_major_formatter(AxisNumbers(texts.language))
             axis.axhline(0, color=INK, linewidth=0.8)
     axes[-1, 1].set_xlabel(texts["layer"])
     figure.legend(handles=handles, loc="outside upper center", ncols=3)
