@@ -29,10 +29,10 @@ from engine.config import ExperimentConfig, config_to_dict
 from engine.detector import Detector, load_detector
 from engine.distributed import Distributed
 from engine.evaluate import EvalResult, evaluate
-from engine.hub import output_parent
 from engine.metrics import CocoNumbers, GroundTruth
 from engine.options import Options
 from engine.results import RESULTS_NAME, read_results, write_results
+from models.hub import output_parent
 from texts import Language
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import ScalarFormatter
 
-from engine.checkpoint import write_atomically
+from data.files import write_atomically
 from engine.pictures import class_colour
 from texts import Language, number
 

@@ -12,8 +12,8 @@ from deploy import graph
 from deploy.weights_out import write_hub_folder, write_official, write_safetensors
 from engine.cli import require_output_folder
 from engine.detector import Detector, load_detector
-from engine.hub import output_parent
 from models.deploy import DeployedDetector
+from models.hub import output_parent
 
 Format = Literal["official", "safetensors", "hub", "torch_export", "onnx", "openvino"]
 TOLERANCE = 1e-3

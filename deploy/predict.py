@@ -28,9 +28,9 @@ from deploy.video import Recording, UnreadableVideo, VideoFile
 from deploy.writers import FORMS, Form, ImageWriter, Table, drawn, table_cells
 from engine.cli import require_output_folder
 from engine.detector import Detector, load_detector
-from engine.hub import output_parent
 from engine.metrics import unique_names
 from engine.options import Options
+from models.hub import output_parent
 from texts import Language, texts_of
 
 log = logging.getLogger(__name__)

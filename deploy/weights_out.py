@@ -16,8 +16,8 @@ from deploy.model_card import model_card
 from engine.checkpoint import save_checkpoint
 from engine.config import ExperimentConfig, config_to_dict
 from engine.detector import Detector
-from engine.hub import CONFIG_NAME, WEIGHTS_NAME
 from models.detector import DEIM
+from models.hub import CONFIG_NAME, WEIGHTS_NAME
 
 log = logging.getLogger(__name__)
 

@@ -1,35 +1,55 @@
-"""Checkpoints on disk: written atomically, read without running any code in them.
+"""Checkpoints: written whole, read without running any code in them, started from (`-t`) and resumed (`-r`).
 
 A checkpoint is a dict of plain containers, numbers, strings and tensors with at least `model`; ours also hold `ema`,
-`config`, `classes` and the state of the loop (spec 2.4).
+`config`, `classes` and the state of the loop (docs/deimv2.md, "Checkpoint files").
 """
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
 
 from data.classes import ClassMap
+from data.coco_names import COCO_CLASSES
 from data.errors import UserError
-from data.files import file_sha256 as file_sha256
-from data.files import write_atomically as write_atomically
+from data.files import write_atomically
+from data.loader import TrainLoader
+from data.names import composed
 from engine.config import ExperimentConfig, config_from_dict
-from engine.hub import class_labels, how_to_fetch, hub_weights, is_hub_name, read_hub_config
-from models.weight_files import is_state_dict, parse_json, read_metadata, read_weight_file
-from models.weights import is_vit
+from engine.ema import ModelEma
+from engine.selection import Selection
+from models.hub import CONFIG_NAME, how_to_fetch, hub_overrides, hub_weights, is_hub_name, read_hub_config
+from models.weights import (
+    completed,
+    cut,
+    has_fusion,
+    is_state_dict,
+    is_vit,
+    load_for_tuning,
+    load_phase_1,
+    load_vit,
+    num_classes_of,
+    parse_json,
+    read_metadata,
+    read_weight_file,
+    weight_problems,
+)
 
 log = logging.getLogger(__name__)
 
 METADATA_KEYS = ("config", "classes")
 """What our safetensors files carry as JSON in their metadata."""
-_SCALARS = (str, int, float, bool, type(None))
+_SHOWN_NAMES = 12
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -49,7 +69,7 @@ def _plain(value: Any, where: str) -> Any:
         tensor = value.detach()
         # torch.save writes whole storages: a slice would drag along the tensor it was cut from.
         return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
-    if type(value) in _SCALARS:
+    if type(value) in (str, int, float, bool, type(None)):
         return value
     if type(value) in (dict, OrderedDict):
         for key in value:
@@ -65,8 +85,8 @@ def load_checkpoint(path: Path, *, allow_backbone: bool = False) -> dict[str, An
     """Read a checkpoint onto the CPU: ours, an official one, or a bare detector's weights (as `model`).
 
     Args:
-        path: A file, a folder with the hub's layout, or a name on the hub (`engine.hub`). What stands in a
-            safetensors file's metadata or in `config.json` beside it comes along (`config`, `classes`, `hub_config`).
+        path: A file, a folder with the hub's layout, or a name on the hub (`models.hub`). What stands in a safetensors
+            file's metadata or in `config.json` beside it comes along (`config`, `classes`, `hub_config`).
         allow_backbone: Return the weights of a bare ViT too, as `backbone`.
 
     Raises:
@@ -77,14 +97,12 @@ def load_checkpoint(path: Path, *, allow_backbone: bool = False) -> dict[str, An
     if not file.is_file():
         raise UserError(_missing_message(path))
     content = read_weight_file(file, what="Checkpoint")
-    if isinstance(content, dict) and is_state_dict(content):
+    if is_state_dict(content):
         if is_vit(content) and allow_backbone:
             return {"backbone": content}
         if file.suffix == ".safetensors" or any(key.startswith("decoder.") for key in content):
             content = {"model": content}
-    _require_weights(path, content)
-    assert isinstance(content, dict)
-    return dict(content) | (_stored_beside(file) if file.suffix == ".safetensors" else {})
+    return _require_weights(path, content) | (_stored_beside(file) if file.suffix == ".safetensors" else {})
 
 
 def _stored_beside(file: Path) -> dict[str, Any]:
@@ -97,8 +115,19 @@ def _stored_beside(file: Path) -> dict[str, Any]:
     hub_config = read_hub_config(file)
     if hub_config is None:
         return stored
-    labels = class_labels(hub_config, file)
-    return ({} if labels is None else {"classes": labels}) | stored | {"hub_config": hub_config}
+    labels = hub_config.get("id2label")
+    if labels is not None:
+        in_order = [str(label) for label in range(len(labels))] if isinstance(labels, dict) else []
+        names = [labels.get(label) for label in in_order]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise UserError(
+                f"{file.with_name(CONFIG_NAME)}: id2label is not a name for each label 0, 1, 2, ...; correct it, or "
+                "remove it."
+            )
+        is_coco = tuple(names) == COCO_CLASSES.names
+        classes = COCO_CLASSES.to_dict() if is_coco else {"category_ids": list(range(len(names))), "names": names}
+        stored = {"classes": classes} | stored
+    return stored | {"hub_config": hub_config}
 
 
 def _missing_message(path: Path) -> str:
@@ -116,17 +145,16 @@ def _missing_message(path: Path) -> str:
     return f"Checkpoint {path}: {found}; expected a .pth file of a training run.{hint}"
 
 
-def _require_weights(path: Path, content: object) -> None:
+def _require_weights(path: Path, content: object) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"Checkpoint {path}: it holds a {type(content).__name__}; expected a dict with `model`.")
     if "model" not in content:
-        bare = bool(content) and is_state_dict(content)
-        found = (
-            "it holds bare weights; a backbone's weight file belongs into `DINOv3STAs.weights_path` of the config "
-            "(a baseline's: `Baseline.weights`), or after -t"
-            if bare
-            else f"it holds {', '.join(sorted(map(str, content))[:6]) or 'nothing'}"
-        )
+        found = f"it holds {', '.join(sorted(map(str, content))[:6]) or 'nothing'}"
+        if content and is_state_dict(content):
+            found = (
+                "it holds bare weights; a backbone's weight file belongs into `DINOv3STAs.weights_path` of the config "
+                "(a baseline's: `Baseline.weights`), or after -t"
+            )
         raise UserError(f"Checkpoint {path}: no `model` in it; {found}. Expected a checkpoint of a training run.")
     ema = content.get("ema")
     parts = {"model": content["model"]}
@@ -139,16 +167,17 @@ def _require_weights(path: Path, content: object) -> None:
         value = content.get(key, 0)
         if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
             raise UserError(f"Checkpoint {path}: `{key}` is no number; the file is not usable.")
+    return dict(content)
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights to evaluate, to publish and to tune from: the EMA's where there are any, else the raw ones."""
+    """Return the weights to evaluate, to publish and to tune from: the EMA's where there are any, else the raw ones."""
     ema = checkpoint.get("ema")
     return dict(checkpoint["model"] if ema is None else ema["module"])
 
 
 def checkpoint_config(checkpoint: Mapping[str, Any], path: Path) -> ExperimentConfig:
-    """The config that the checkpoint was trained with.
+    """Return the config that the checkpoint was trained with.
 
     Raises:
         UserError: It holds none (an official file), or one that this version cannot read.
@@ -163,7 +192,7 @@ def checkpoint_config(checkpoint: Mapping[str, Any], path: Path) -> ExperimentCo
 
 
 def checkpoint_classes(checkpoint: Mapping[str, Any], path: Path) -> ClassMap | None:
-    """Class names and category ids of the training data; None in an official file, which has none.
+    """Return class names and category ids of the training data; None in an official file, which has none.
 
     Raises:
         UserError: They are there but damaged.
@@ -180,7 +209,7 @@ def checkpoint_classes(checkpoint: Mapping[str, Any], path: Path) -> ClassMap | 
 
 
 def check_classes(checkpoint: Mapping[str, Any], data: ClassMap, path: Path) -> None:
-    """The data set's labels must mean what the weights learned: same names in the same order.
+    """Require that the data set's labels mean what the weights learned: same names in the same order.
 
     Category ids may differ (another export of the same data): results carry the data set's own. An official file
     names no classes; there the heads' shapes decide when the weights are loaded.
@@ -194,10 +223,338 @@ def check_classes(checkpoint: Mapping[str, Any], data: ClassMap, path: Path) -> 
     raise UserError(
         f"Checkpoint {path} and the data set disagree on the classes, so its labels would mean something else. "
         "Use data with the classes it was trained on, or start a new run from its weights with -t.",
-        [f"checkpoint: {len(learned)} classes: {_names(learned)}", f"data set: {len(data)} classes: {_names(data)}"],
+        [
+            f"checkpoint: {len(learned)} classes: {_names(learned.names)}",
+            f"data set: {len(data)} classes: {_names(data.names)}",
+        ],
     )
 
 
-def _names(classes: ClassMap) -> str:
-    shown: Sequence[str] = classes.names[:12]
-    return ", ".join(shown) + (", ..." if len(classes) > len(shown) else "")
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
+
+
+# --- a new run from other weights (-t) -----------------------------------------------------------------------------
+
+
+def start_from(model: nn.Module, config: ExperimentConfig, classes: ClassMap, path: Path) -> None:
+    """Load the weights that a new run starts from into `model`.
+
+    A bare ViT goes into the backbone. Phase 2 takes phase 1's weights strictly. Otherwise whatever fits is copied, what
+    belongs to single classes by their names: the same name, or the one that `tuning_class_map` gives. Weights that name
+    no classes are copied whole if the class count is the same.
+
+    Args:
+        model: From `build_detector(config)`.
+        config: Of the new run.
+        classes: Of the new run's data.
+        path: A checkpoint, official or ours, a hub folder or name, or a ViT's weight file.
+
+    Raises:
+        UserError: The file is unusable or another model's, or the class map names unknown classes.
+    """
+    checkpoint = load_checkpoint(path, allow_backbone=True)
+    if "backbone" in checkpoint:
+        if config.tuning_class_map:
+            raise UserError(f"tuning_class_map: {path} holds a backbone alone, which knows no classes; leave it out.")
+        load_vit(model, config, checkpoint["backbone"], f"-t {path}:")
+        return
+    hub_overrides(checkpoint, config)  # says in the log what the weights were made for
+    state = model_state(checkpoint)
+    if config.MultimodalFusion is not None and not has_fusion(state):
+        check_classes(checkpoint, classes, path)
+        load_phase_1(model, state, source=path)
+        log.info("phase 2 starts from the weights of %s", path)
+        return
+    rows = _rows_to_copy(config, classes, checkpoint, path)
+    load_for_tuning(model, state, rows, path)
+
+
+def _rows_to_copy(
+    config: ExperimentConfig, classes: ClassMap, checkpoint: Mapping[str, Any], path: Path
+) -> dict[int, int] | None:
+    """Label of the run -> label of the weights, said in the log; None: as they are, because nothing tells otherwise."""
+    count = num_classes_of(model_state(checkpoint))
+    stored = checkpoint_classes(checkpoint, path)
+    coco = COCO_CLASSES.names if count == len(COCO_CLASSES) else None
+    learned = coco if stored is None else stored.names
+    if stored is not None and count not in (None, len(stored)):
+        raise UserError(f"Checkpoint {path}: it names {len(stored)} classes, but its weights are for {count}.")
+    if learned is None and config.tuning_class_map:
+        raise UserError(
+            f"tuning_class_map: {path} is for {count} classes and does not say which (only COCO's {len(COCO_CLASSES)} "
+            "are known without names); leave tuning_class_map out."
+            if count is not None
+            else f"tuning_class_map: {path} is no DEIMv2's checkpoint, so it has no class heads to take from."
+        )
+    if learned is None:
+        if count == len(classes):
+            log.warning("%s does not name its classes; they are taken to be %s", path, _names(classes.names))
+        return None
+    labels = {composed(name): label for label, name in enumerate(learned)}
+    rows = {label: labels[composed(name)] for label, name in enumerate(classes.names) if composed(name) in labels}
+    rows |= class_rows(config.tuning_class_map, classes, learned, path)
+    copied = [name for label, name in enumerate(classes.names) if label in rows]
+    fresh = [name for label, name in enumerate(classes.names) if label not in rows]
+    unused = [name for label, name in enumerate(learned) if label not in rows.values()]
+    if copied:
+        log.info("%s: class heads of %s are copied, found by name", path, ", ".join(copied))
+    if fresh:
+        log.warning(
+            "%s: class heads of %s start fresh: it has no such classes. Not used of it: %s (`tuning_class_map` pairs "
+            "different names)",
+            path,
+            ", ".join(fresh),
+            _names(unused) or "none",
+        )
+    return None if len(learned) == len(classes) and rows == {label: label for label in range(len(classes))} else rows
+
+
+def class_rows(class_map: Mapping[str, str], classes: ClassMap, learned: Sequence[str], path: Path) -> dict[int, int]:
+    """Turn a map of names into label of the run -> label of the weights.
+
+    Raises:
+        UserError: A name is none of the data set's or of the weights' classes; all of them at once.
+    """
+    problems = []
+    for ours, theirs in class_map.items():
+        for name, known, where in ((ours, classes.names, "the data set"), (theirs, learned, str(path))):
+            if composed(name) not in map(composed, known):
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]}?" if near else f"; it has {_names(known)}"
+                problems.append(f"{ours}: {theirs}: {name!r} is no class of {where}{hint}")
+    if problems:
+        raise UserError("tuning_class_map (a class of the data set: a class of the weights):", problems)
+    into, out_of = ({composed(name): label for label, name in enumerate(names)} for names in (classes.names, learned))
+    return {into[composed(ours)]: out_of[composed(theirs)] for ours, theirs in class_map.items()}
+
+
+# --- the state of the training loop (-r) ---------------------------------------------------------------------------
+
+_Count = Annotated[int, Field(ge=0, le=10**12)]
+_Epoch = Annotated[int, Field(ge=-1, le=10**9)]
+_AP = Annotated[float, Field(ge=-1, le=1)]
+_GROUP_SETTINGS = ("lr", "initial_lr", "weight_decay", "eps", "betas")
+"""What a resumed parameter group takes from the checkpoint; how the step is computed is this run's affair."""
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands; all of it goes into every checkpoint."""
+
+    epoch: int = 0
+    """The epoch in training, 0-based."""
+    batch_in_epoch: int = 0
+    """Micro-batches of that epoch already trained."""
+    step: int = 0
+    """Optimiser steps done."""
+    selection: Selection = Selection()
+    nonfinite_in_a_row: int = 0
+    train_seconds: float = 0.0
+    """Time spent in training steps, evaluation left out."""
+
+
+class _State(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Selection(_State):
+    model_config = ConfigDict(extra="forbid")
+
+    best_ap: _AP | None
+    best_epoch: _Epoch
+    top_ap: _AP
+    top_epoch: _Epoch
+    restarts: _Count
+
+
+class _Ema(_State):
+    module: dict[str, Any]
+    updates: _Count
+    decay: Annotated[float, Field(ge=0, le=1)] | None = None
+    skip: _Count = 0
+
+
+class _Scaler(_State):
+    scale: Annotated[float, Field(gt=0, le=1e30)]
+    growth_factor: Annotated[float, Field(gt=1, le=1e30)]
+    backoff_factor: Annotated[float, Field(gt=0, lt=1)]
+    growth_interval: Annotated[int, Field(ge=1, le=10**12)]
+    growth_tracker: _Count = Field(alias="_growth_tracker")
+
+
+class _Loop(_State):
+    last_epoch: _Epoch
+    batch_in_epoch: _Count = 0
+    step: _Count | None = None
+    selection: _Selection | None = None
+    nonfinite_in_a_row: _Count = 0
+    train_seconds: Annotated[float, Field(ge=0)] = 0.0
+    ema: _Ema | None = None
+    scaler: _Scaler | None = None
+
+
+def restore(
+    checkpoint: Mapping[str, Any],
+    path: Path,
+    *,
+    optimizer: torch.optim.Optimizer,
+    ema: ModelEma | None,
+    scaler: torch.amp.GradScaler,
+    train_loader: TrainLoader,
+) -> Position:
+    """Optimiser, EMA and scaler from a checkpoint, and the position it was written at; everything or nothing.
+
+    An official checkpoint may lack what the reference does not store: the EMA starts from the weights then, the step
+    follows from the epoch.
+
+    Raises:
+        UserError: There is no such state (weights alone cannot be resumed), or it does not fit the run; says all of it.
+    """
+    missing = [key for key in ("optimizer", "last_epoch") if key not in checkpoint]
+    if missing:
+        raise UserError(
+            f"{path}: holds weights but no training state ({', '.join(missing)} missing), so it cannot be resumed. "
+            f"Start a new run from its weights with -t {path}."
+        )
+    loop, problems = _read_loop(checkpoint)
+    problems += _missing_of_ours(checkpoint, ema)
+    if loop is not None and loop.batch_in_epoch > len(train_loader):
+        problems.append(
+            f"batch_in_epoch: {loop.batch_in_epoch}, but an epoch has {len(train_loader)} batches; resume with the "
+            "batch size and the data the run was started with"
+        )
+    problems += [f"model: {name} holds NaN" for name in _with_nan(checkpoint["model"])]
+    averages = None if ema is None or loop is None or loop.ema is None else checkpoint["ema"]["module"]
+    if ema is not None and averages is not None:
+        own = ema.module.state_dict()
+        problems += [f"ema.module: {line}" for line in weight_problems(own, completed(averages, own)).problems()]
+        problems += [f"ema.module: {name} holds NaN" for name in _with_nan(averages)]
+    trained = loop is not None and loop.last_epoch >= 0
+    moments = _optimizer_problems(checkpoint["optimizer"], optimizer, trained=trained)
+    problems += [f"optimizer: {line}" for line in moments]
+    if problems or loop is None:
+        raise UserError(
+            f"{path}: its training state does not fit this run. Resume with the config the run was started with, or "
+            f"start a new run from its weights with -t {path}.",
+            cut(problems),
+        )
+
+    _load_optimizer(optimizer, checkpoint["optimizer"])
+    if ema is not None and loop.ema is not None and averages is not None:
+        numbers = loop.ema.model_dump(exclude={"module"}, exclude_none=True)
+        ema.load_state_dict({"module": completed(averages, ema.module.state_dict()), **numbers})
+    if scaler.is_enabled() and loop.scaler is not None:
+        scaler.load_state_dict(loop.scaler.model_dump(by_alias=True))
+    return Position(
+        epoch=loop.last_epoch + 1,
+        batch_in_epoch=loop.batch_in_epoch,
+        step=(loop.last_epoch + 1) * train_loader.steps_per_epoch if loop.step is None else loop.step,
+        selection=Selection() if loop.selection is None else Selection(**loop.selection.model_dump()),
+        nonfinite_in_a_row=loop.nonfinite_in_a_row,
+        train_seconds=loop.train_seconds,
+    )
+
+
+def _read_loop(checkpoint: Mapping[str, Any]) -> tuple[_Loop | None, list[str]]:
+    """Everything but weights and moments; None where something of it is no such value."""
+    try:
+        return _Loop.model_validate({key: checkpoint[key] for key in _Loop.model_fields if key in checkpoint}), []
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+    problems = []
+    for fault in faults:
+        found = fault["input"]
+        shown = f"found {found!r:.40}" if isinstance(found, (float, str, bool)) else f"found a {type(found).__name__}"
+        problems.append(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}; {shown}")
+    return None, problems
+
+
+def _missing_of_ours(checkpoint: Mapping[str, Any], ema: ModelEma | None) -> list[str]:
+    """Our checkpoints are complete: without the best AP so far, say, a worse epoch would replace best.pth."""
+    config = checkpoint.get("config")
+    if not isinstance(config, dict):
+        return []
+    wanted = ["step", "batch_in_epoch", "selection", *(["ema"] if ema is not None and config.get("use_ema") else [])]
+    return [f"{key}: missing" for key in wanted if checkpoint.get(key) is None]
+
+
+def _with_nan(tensors: Mapping[str, Tensor]) -> list[str]:
+    return [name for name, value in tensors.items() if bool(torch.isnan(value).any())]
+
+
+def _optimizer_problems(state: Any, optimizer: torch.optim.Optimizer, *, trained: bool) -> list[str]:
+    """What of AdamW's state does not fit this run's parameters; fused kernels believe every shape they are given."""
+    groups = state.get("param_groups") if isinstance(state, dict) else None
+    entries = state.get("state") if isinstance(state, dict) else None
+    if not isinstance(groups, list) or not isinstance(entries, dict) or not all(isinstance(g, dict) for g in groups):
+        return ["expected a dict with the dict `state` and the list `param_groups`"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    members = [group.get("params") for group in groups]
+    sizes = [len(ids) if isinstance(ids, list) else ids for ids in members]
+    expected = [len(group["params"]) for group in optimizer.param_groups]
+    if sizes != expected:
+        return [
+            f"its optimiser state does not fit optimizer.params of this config (groups of {sizes!r:.60} parameters, "
+            f"expected {expected})"
+        ]
+    problems = [] if sum(members, []) == list(range(len(parameters))) else ["param_groups: parameters are not in order"]
+    for index, group in enumerate(groups):
+        problems += [
+            f"param_groups[{index}].{key}: expected a number of at least 0" + (" and below 1" if key == "betas" else "")
+            for key in _GROUP_SETTINGS
+            if not _is_setting(key, group.get("lr") if key == "initial_lr" and key not in group else group.get(key))
+        ]
+    problems += [
+        f"state[{key!r:.20}]: there is no such parameter" for key in entries if key not in range(len(parameters))
+    ]
+    if not entries and trained:
+        problems.append("state: empty, although whole epochs were trained")
+    for index, parameter in enumerate(parameters):
+        if index in entries:
+            problems += [f"state[{index}]: {line}" for line in _moment_problems(entries[index], parameter)]
+    return problems
+
+
+def _is_setting(key: str, value: Any) -> bool:
+    numbers = value if key == "betas" else [value]
+    if not isinstance(numbers, (list, tuple)) or len(numbers) != (2 if key == "betas" else 1):
+        return False
+    limit = 1.0 if key == "betas" else 1e30
+    return all(type(number) in (int, float) and 0 <= number < limit for number in numbers)
+
+
+def _moment_problems(entry: Any, parameter: Tensor) -> list[str]:
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), Tensor) for key in ("step", *_MOMENTS)):
+        return ["expected the tensors step, exp_avg and exp_avg_sq"]
+    step, problems = entry["step"], []
+    if step.numel() != 1 or not 0 <= float(step) < 1e30:
+        problems.append("step: expected one number of at least 0")
+    for key in _MOMENTS:
+        value = entry[key]
+        if value.shape != parameter.shape or not value.is_floating_point():
+            found = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+            problems.append(f"{key}: found {found}, expected {list(parameter.shape)} as its parameter")
+        elif bool(torch.isnan(value).any()) or (key == "exp_avg_sq" and bool((value < 0).any())):
+            problems.append(f"{key}: holds NaN or negative squares")
+    return problems
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    own = optimizer.state_dict()["param_groups"]
+    configured = [group["initial_lr"] for group in own]
+    for group, stored in zip(own, state["param_groups"], strict=True):
+        group |= {key: stored[key] for key in _GROUP_SETTINGS if key in stored}
+        group["initial_lr"] = stored.get("initial_lr", stored["lr"])
+    resumed = [group["initial_lr"] for group in own]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    entries = {
+        # In memory of their own, laid out as the parameter: a stored tensor may be one number shown many times.
+        index: {key: torch.empty_like(parameters[index]).copy_(entry[key]) for key in _MOMENTS}
+        | {"step": entry["step"].reshape(()).float()}
+        for index, entry in state["state"].items()
+    }
+    optimizer.load_state_dict({"state": entries, "param_groups": own})
+    if resumed != configured:
+        log.warning("learning rates of the resumed run are kept: %s (the config says %s)", resumed, configured)

@@ -25,10 +25,10 @@ from data.types import PixelArray
 from engine.amp import choose_amp_dtype
 from engine.checkpoint import checkpoint_classes, checkpoint_config, load_checkpoint, model_state
 from engine.config import ExperimentConfig, apply_overrides, load_config
-from engine.hub import hub_overrides, hub_weights
 from engine.multimodal import with_stored_texts
 from models.detections import Detections
 from models.detector import build_detector, normalize_images
+from models.hub import hub_overrides, hub_weights
 from models.postprocess import build_postprocessor
 from models.weights import load_state_dict_strict
 

@@ -21,6 +21,7 @@ from engine.text_embeddings import class_text_embeddings
 from models.config import FusionConfig
 from models.text_encoder import TextEmbeddings
 from models.text_fusion import PREFIX, TextFusion
+from models.weights import has_fusion
 
 log = logging.getLogger(__name__)
 
@@ -189,11 +190,6 @@ def _stored_config(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """Sections of the checkpoint's own config; what is no section is left to the config's check."""
     stored = checkpoint.get("config")
     return {key: value for key, value in stored.items() if isinstance(value, dict)} if isinstance(stored, dict) else {}
-
-
-def has_fusion(state: Mapping[str, Any]) -> bool:
-    """Whether a state dict is of a detector with text."""
-    return any(key.startswith(PREFIX) for key in state)
 
 
 def optimizer_with_fusion(config: ExperimentConfig, model: nn.Module) -> OptimizerConfig:

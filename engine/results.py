@@ -13,8 +13,8 @@ from typing_extensions import TypedDict
 
 from data.errors import UserError
 from data.files import file_sha256, write_json
-from engine.hub import hub_weights, output_parent
 from engine.metrics import Box, GroundTruth, Id, Prediction, Predictions
+from models.hub import hub_weights, output_parent
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_
 from data.splits import DataBundle, build_datasets
 from data.synthetic import ensure_dataset
 from engine.amp import choose_amp_dtype
-from engine.checkpoint import check_classes, load_checkpoint, save_checkpoint
+from engine.checkpoint import Position, check_classes, load_checkpoint, restore, save_checkpoint, start_from
 from engine.config import ExperimentConfig, config_to_dict, derive_run_length
 from engine.detector import Detector
 from engine.distributed import Distributed
@@ -26,11 +26,9 @@ from engine.ema import ModelEma
 from engine.monitor import Monitor
 from engine.multimodal import finish_model, optimizer_with_fusion, prepare_texts
 from engine.optim import build_optimizer
-from engine.resume import Position, restore
 from engine.run_folder import FolderLock, prepare_run_folder, write_yaml
 from engine.schedule import FlatCosine
 from engine.text_embeddings import store_embeddings
-from engine.tuning import start_from
 from models.criterion import build_criterion
 from models.detector import build_detector
 from models.weights import load_backbone_weights, load_state_dict_strict, log_origin

@@ -21,7 +21,7 @@ from data.classes import ClassMap
 from data.errors import UserError
 from data.files import write_atomically
 from engine.config import ExperimentConfig
-from models.encoder_files import find_encoder
+from models.hub import find_encoder
 from models.text_encoder import RANDOM_WEIGHTS, TextEmbeddings, encode_texts, is_english_only
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.batch import Batch
 from data.errors import UserError
 from data.schedule import stage_starts
-from engine.checkpoint import load_checkpoint
+from engine.checkpoint import Position, load_checkpoint, restore
 from engine.config import ExperimentConfig
 from engine.distributed import Distributed
 from engine.evaluate import evaluate
@@ -28,7 +28,6 @@ from engine.nonfinite import keep_step
 from engine.optim import set_learning_rates
 from engine.pictures import prediction_pictures, write_prediction_sheets
 from engine.results import write_results
-from engine.resume import Position, restore
 from engine.run import Run, build_run, save
 from engine.schedule import step_seed
 from engine.selection import decide

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from data.errors import UserError
 from models.config import TextEncoderConfig
-from models.encoder_files import PACKAGED_NAME, EncoderFiles, find_encoder, load_problem
-from models.weight_files import parse_json
+from models.hub import PACKAGED_NAME, EncoderFiles, find_encoder, load_problem
+from models.weights import parse_json
 
 log = logging.getLogger(__name__)
 

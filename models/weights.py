@@ -1,31 +1,259 @@
-"""Every way weights come into the detector (spec section 2).
+"""Weights in: any file's tensors, checked, and put into the network that they fit (docs/deimv2.md, "State dict").
 
-Official files fit without renaming: detectors (`load_state_dict_strict`, `load_for_tuning`) and bare ViTs
-(`load_backbone_weights`). Nothing in a file is ever executed.
+Official files fit without renaming. Nothing in a file is ever executed, and nothing it claims is believed beyond its
+own size.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import pickle
 import re
+import warnings
+import zipfile
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data.errors import UserError
+from data.files import file_sha256
 from models.baselines import TorchvisionDetector, body_of
 from models.config import BaselineConfig, ModelConfig
 from models.detector import DEIM
 from models.text_fusion import PREFIX as FUSION_PREFIX
-from models.weight_files import is_state_dict, is_transformers_layout, original_names, read_weight_file
 
 log = logging.getLogger(__name__)
+
+# --- reading files ------------------------------------------------------------------------------------------------
+
+# A file may be made to crash or to fill the memory of whoever reads it. What honest files need is far below these.
+MAX_JSON_BYTES = 4 * 2**20
+_MAX_PICKLE_BYTES = 4 * 2**20
+_MAX_ITEMS = 1_000_000
+_MAX_DEPTH = 100
+
+
+class KnownFile(NamedTuple):
+    """A published weight file, as seen in one mirror (a later release may differ)."""
+
+    name: str
+    sha256: str
+    """Hexadecimal; of the DINOv3 files only the start, which their names state."""
+    size_bytes: int | None
+    what: str
+
+
+KNOWN_FILES = (
+    KnownFile(
+        "deimv2_dinov3_s_coco.pth",
+        "9491ab33b68ecfc0e34043abb3009599ab1e892fb953a1faad12ef4fca5a35c4",
+        39_537_357,
+        "official DEIMv2-S, COCO",
+    ),
+    KnownFile(
+        "vitt_distill.pt",
+        "2053b865f4e2673fba3f95f7e7e54ad5ee18143885e3ad27eaabb5b3b9919738",
+        21_996_698,
+        "official ViT-Tiny distilled from DINOv3, backbone of DEIMv2-S",
+    ),
+    KnownFile(
+        "vittplus_distill.pt",
+        "470b65d9a7704973ae105057f7ec7a4c85f853bc379a7bfbcc49ecc80a17e25b",
+        38_749_082,
+        "official ViT-Tiny+ distilled from DINOv3, backbone of DEIMv2-M",
+    ),
+    KnownFile(
+        "dinov3_vits16_pretrain_lvd1689m-08c60483.pth", "08c60483", None, "DINOv3 ViT-S/16, backbone of DEIMv2-L"
+    ),
+    KnownFile(
+        "dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth", "4057cbaa", None, "DINOv3 ViT-S+/16, backbone of DEIMv2-X"
+    ),
+)
+
+
+def identify(path: Path, known_files: Sequence[KnownFile] = KNOWN_FILES) -> KnownFile | None:
+    """Recognise a published file, byte for byte, under whatever name, and say so in the log.
+
+    A file with a published name but another content gets a warning and None: it may be a newer release, or damaged.
+    """
+    size = path.stat().st_size
+    named = next((known for known in known_files if known.name == path.name), None)
+    if named is None and size not in {known.size_bytes for known in known_files}:
+        return None
+    digest = file_sha256(path)
+    for known in known_files:
+        if known.size_bytes in (None, size) and digest.startswith(known.sha256):
+            log.info("%s: is %s (%s), sha256 %s verified", path, known.name, known.what, known.sha256[:12])
+            return known
+    if named is not None:
+        expected = "" if named.size_bytes is None else f"{named.size_bytes:,} bytes, "
+        log.warning(
+            "%s: is not the %s known here (%s): found %s bytes, sha256 %s, expected %ssha256 %s. It may be a newer "
+            "release, or damaged; loading it all the same",
+            *(path, named.name, named.what, f"{size:,}", digest[:16], expected, named.sha256[:16]),
+        )
+    return None
+
+
+def read_weight_file(path: Path, *, what: str = "Weight file") -> object:
+    """Read a .safetensors file (name -> tensor) or a .pth/.pt file (plain containers) onto the CPU.
+
+    A .pth file is not memory-mapped: Windows could not replace it while it is in use.
+
+    Args:
+        path: An existing file.
+        what: How messages call it.
+
+    Raises:
+        UserError: It cannot be read, is damaged, or holds more than data.
+    """
+    try:
+        identify(path)
+        if path.suffix == ".safetensors":
+            _check_header(path)
+            return load_file(path)
+        _check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused anyway
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
+        _check_content(content, path.stat().st_size)
+        return content
+    except PermissionError as error:
+        raise UserError(f"{what} {path}: cannot be read ({error.strerror}); check its permissions.") from error
+    except SafetensorError as error:
+        raise UserError(f"{what} {path}: damaged or not a safetensors file ({error}); copy it again.") from error
+    except Exception as error:
+        # The unpickler meets arbitrary bytes here and raises a dozen types; all mean that the file is unusable.
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            raise UserError(
+                f"{what} {path}: it holds a Python object ({refused[1]}), not only weights. Loading that could run "
+                "foreign code, so nothing was loaded. Ask its author for a file of plain tensors."
+            ) from error
+        # The unpickler's own text is long and advises to switch the protection off.
+        told = not isinstance(error, pickle.UnpicklingError)
+        detail = f" ({(str(error).splitlines() or [''])[0][:160]})" if told else ""
+        raise UserError(
+            f"{what} {path}: damaged, cut short or not a {what.lower()}{detail}. Copy or download it again, or use an "
+            "earlier one."
+        ) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the texts that a safetensors file carries beside its tensors.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    try:
+        _check_header(path)
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"Weight file {path}: damaged or not a safetensors file ({error}); copy it again.") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON of somebody else's: neither huge nor deep.
+
+    Raises:
+        ValueError: It is, or it is no JSON.
+    """
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"{len(text):,} bytes of JSON, at most {MAX_JSON_BYTES:,} are read")
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    _check_content(content, len(text))
+    return content
+
+
+def _check_header(path: Path) -> None:
+    """The length of a safetensors file's header; everything else is checked by the library."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_JSON_BYTES:
+        raise ValueError(f"a header of {length:,} bytes")
+
+
+def _check_archive(path: Path) -> None:
+    """A .pth file's records, before any is read: torch compresses none, so together they are no larger than the file.
+
+    Files of torch's format before 1.6 are no archives.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    size, claimed = path.stat().st_size, sum(record.file_size for record in records)
+    if claimed > size:
+        raise ValueError(f"a file of {size:,} bytes that unpacks to {claimed:,}")
+    pickled = max((record.file_size for record in records if record.filename.endswith("data.pkl")), default=0)
+    if pickled > _MAX_PICKLE_BYTES:
+        raise ValueError(f"{pickled:,} bytes of names and settings")
+
+
+def _check_content(content: object, file_bytes: int) -> None:
+    """Containers and tensors as they may be used: a few bytes can stand for a structure or a tensor without end.
+
+    Raises:
+        ValueError: Written out, the content would be far larger than the file.
+    """
+    items = characters = tensor_bytes = 0
+    storages: dict[int, int] = {}
+    level: list[object] = [content]
+    for _ in range(_MAX_DEPTH):
+        below: list[object] = []
+        for part in level:
+            children: Iterable[object] = ()
+            if isinstance(part, Tensor):
+                odd = part.is_quantized or part.is_nested or part.is_complex()
+                if odd or part.layout != torch.strided or part.device.type != "cpu":
+                    raise ValueError(f"a tensor that is {part.layout}, {part.dtype}, on {part.device.type}")
+                tensor_bytes += part.nbytes
+                storages[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+            elif isinstance(part, Mapping):
+                children = [*part.keys(), *part.values()]
+            elif isinstance(part, (list, tuple, set, frozenset)):
+                children = part
+            elif isinstance(part, (str, bytes, bytearray)):
+                characters += len(part)
+            items += 1
+            below.extend(children)
+            if items + len(below) > _MAX_ITEMS or characters > MAX_JSON_BYTES:
+                raise ValueError("one part used over and over: written out it would be without end")
+        level = below
+        if not level:
+            break
+    else:
+        raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+    # An alias or two is nothing unusual, but no file holds the same weights many times.
+    if sum(storages.values()) > file_bytes or tensor_bytes > 8 * file_bytes:
+        raise ValueError(f"tensors of {tensor_bytes:,} bytes in a file of {file_bytes:,}")
+
+
+def is_state_dict(part: object) -> TypeGuard[dict[str, Tensor]]:
+    """Tell whether `part` is a dict of names to tensors and nothing else."""
+    return isinstance(part, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in part.items())
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    content = read_weight_file(path)
+    if not is_state_dict(content):
+        keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path}: expected a plain state dict (key -> tensor), found {keys}")
+    return content
+
+
+# --- what fits a network -------------------------------------------------------------------------------------------
 
 _ALIASES = (("decoder.up", "decoder.decoder.up"), ("decoder.reg_scale", "decoder.decoder.reg_scale"))
 """One tensor under two names; safetensors files hold only one of them."""
@@ -46,32 +274,20 @@ _CLASS_ROWS = (
     (r"detector\.head\.classification_head\.cls_logits\.(?:weight|bias)", 1, 0),
 )
 """Tensors with rows of the classes in label order: name, rows per class, rows before the first class (background)."""
-_PARTS = (
-    ("heads", r"decoder\.((enc|dec|pre)_\w+_head|denoising_class_embed)\.|detector\.(rpn|roi_heads|head)\."),
-    ("backbone", r"backbone\.|detector\.backbone\.body\."),
-    ("encoder", r"encoder\.|detector\.backbone\.fpn\."),
-    ("decoder", r"decoder\."),
-    ("text_fusion", re.escape(FUSION_PREFIX)),
-)
+_PARTS = {
+    "heads": r"decoder\.((enc|dec|pre)_\w+_head|denoising_class_embed)\.|detector\.(rpn|roi_heads|head)\.",
+    "backbone": r"backbone\.|detector\.backbone\.body\.",
+    "encoder": r"encoder\.|detector\.backbone\.fpn\.",
+    "decoder": r"decoder\.",
+    "text_fusion": re.escape(FUSION_PREFIX),
+}
 """Parts of a detector, by the start of their tensors' names; the first that matches counts."""
 _MOST_LISTED = 20
 _LEAST_FITTING_SHARE = 0.5
 
-_SOURCES = {
-    "vit_tiny": "vitt_distill.pt: see the table of backbone checkpoints in https://github.com/Intellindust-AI-Lab/DEIMv2",
-    "vit_tinyplus": "vittplus_distill.pt: see the table of backbone checkpoints in "
-    "https://github.com/Intellindust-AI-Lab/DEIMv2",
-    "dinov3_vits16": "dinov3_vits16_pretrain_lvd1689m-08c60483.pth: part of the DINOv3 release (on request, DINOv3 "
-    "licence), https://github.com/facebookresearch/dinov3",
-    "dinov3_vits16plus": "dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth: part of the DINOv3 release (on request, "
-    "DINOv3 licence), https://github.com/facebookresearch/dinov3",
-    "vit_custom": "there is no official file for a ViT of your own size",
-}
 
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What of a file does not fit a model; `load_for_tuning` copies everything else."""
+class LoadReport(NamedTuple):
+    """What of a file does not fit a model."""
 
     missing: tuple[str, ...]
     """In the model, not in the file: fresh weights."""
@@ -79,34 +295,60 @@ class LoadReport:
     """In the file, not in the model: ignored."""
     mismatched: tuple[str, ...]
     """Another shape in the file (another class count, say): fresh weights. "key: found ..., expected ..."."""
-    fresh_classes: int = 0
-    """Classes of the model that are none of the file's: fresh rows in tensors that count as copied."""
 
     def problems(self) -> list[str]:
         """One line each; long lists are cut."""
         missing = [f"{key}: missing in the file" for key in self.missing]
         return cut([*self.mismatched, *missing, *(f"{key}: not in the model" for key in self.unexpected)])
 
-    def log(self, source: Path) -> None:
-        """Say it in the log, key by key."""
-        if not (self.missing or self.unexpected or self.mismatched):
-            but = f", but for the rows of {self.fresh_classes} classes" if self.fresh_classes else ""
-            log.info("%s: every weight of the model was loaded%s", source, but)
-            return
-        log.warning("%s: loaded all weights except these", source)
-        for text, keys in (
-            ("other shape, starts fresh", self.mismatched),
-            ("not in the file, starts fresh", self.missing),
-            ("not in the model, ignored", self.unexpected),
-        ):
-            for key in cut(keys):
-                log.warning("  %s: %s", text, key)
+
+def weight_problems(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> LoadReport:
+    """Compare the names, shapes and kinds of a file's tensors with a network's own."""
+
+    def kind(key: str) -> str:  # the shape, and the type where whole numbers stand for a weight
+        whole = own[key].is_floating_point() and not found[key].is_floating_point()
+        return f"{str(found[key].dtype).removeprefix('torch.')} " * whole + str(list(found[key].shape))
+
+    expected = {key: str(list(value.shape)) for key, value in own.items()}
+    return LoadReport(
+        missing=tuple(key for key in own if key not in found),
+        unexpected=tuple(key for key in found if key not in own),
+        mismatched=tuple(
+            f"{key}: found {kind(key)}, expected {shape}"
+            for key, shape in expected.items()
+            if key in found and kind(key) != shape
+        ),
+    )
 
 
 def cut(lines: Sequence[str]) -> list[str]:
-    """The lines, or the first ones and how many more there are."""
+    """Return the lines, or the first ones and how many more there are."""
     rest = len(lines) - _MOST_LISTED
     return list(lines) if rest <= 1 else [*lines[:_MOST_LISTED], f"... and {rest} more"]
+
+
+def completed(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy `state_dict` with the aliases filled and the size-dependent constants made to fit."""
+    tensors = dict(state_dict)
+    for first, second in _ALIASES:
+        for name, other in ((first, second), (second, first)):
+            if name not in tensors and other in tensors:
+                tensors[name] = tensors[other]
+    for name in _SIZE_DEPENDENT:
+        if name in own and (name not in tensors or tensors[name].shape != own[name].shape):
+            tensors[name] = own[name]
+    return tensors
+
+
+def num_classes_of(state_dict: Mapping[str, Tensor]) -> int | None:
+    """Return the number of classes that a detector's weights are for; None for other weights."""
+    heads = (name for name in _SCORE_HEADS if name in state_dict and state_dict[name].ndim)
+    return next((len(state_dict[name]) - _SCORE_HEADS[name] for name in heads), None)
+
+
+def has_fusion(state_dict: Mapping[str, Any]) -> bool:
+    """Tell whether these are the weights of a detector with text."""
+    return any(key.startswith(FUSION_PREFIX) for key in state_dict)
 
 
 def log_origin(model: nn.Module, loaded: Collection[str], source: object, *, fresh: Collection[str] = ()) -> None:
@@ -118,9 +360,12 @@ def log_origin(model: nn.Module, loaded: Collection[str], source: object, *, fre
         source: The file.
         fresh: Parts that are meant to start fresh; any other that does is a warning.
     """
+
+    def part_of(name: str) -> str:
+        return next((part for part, pattern in _PARTS.items() if re.match(pattern, name)), "other")
+
     names = [name for name in model.state_dict() if name not in _SIZE_DEPENDENT]
-    total = Counter(map(_part, names))
-    found = Counter(_part(name) for name in names if name in loaded)
+    total, found = Counter(map(part_of, names)), Counter(part_of(name) for name in names if name in loaded)
     if found:
         parts = (f"{part} ({found[part]} of {total[part]} tensors)" for part in total if found[part])
         log.info("from %s: %s", source, ", ".join(parts))
@@ -131,16 +376,161 @@ def log_origin(model: nn.Module, loaded: Collection[str], source: object, *, fre
         log.log(level, "stays random, being not in %s: %s", source, ", ".join(parts))
 
 
-def _part(name: str) -> str:
-    return next((part for part, pattern in _PARTS if re.match(pattern, name)), "other")
+# --- detectors -----------------------------------------------------------------------------------------------------
+
+
+def load_state_dict_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: Path | None = None) -> None:
+    """Load a detector's weights; every key and shape must fit.
+
+    Two liberties, both harmless: one of two alias names may be missing, and `decoder.anchors` and `decoder.valid_mask`
+    may be missing or of another evaluation size (the model's own are right then). Stored constants, such as the RoPE
+    periods, are taken over as they are.
+
+    Raises:
+        UserError: Keys are missing or unknown, or shapes differ (names them, and `source` if given).
+    """
+    model.load_state_dict(_fitting(model.state_dict(), state_dict, source))
+
+
+def load_phase_1(model: nn.Module, state_dict: Mapping[str, Tensor], source: Path | None = None) -> None:
+    """Load phase 1's weights into a detector with text fusion, whose own parts keep their fresh weights.
+
+    Raises:
+        UserError: As `load_state_dict_strict`, for everything else.
+    """
+    shared = {key: value for key, value in model.state_dict().items() if not key.startswith(FUSION_PREFIX)}
+    model.load_state_dict(_fitting(shared, state_dict, source), strict=False)
+    log_origin(model, shared, source, fresh=[FUSION_PREFIX.rstrip(".")])
+
+
+def _fitting(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], source: Path | None) -> dict[str, Tensor]:
+    tensors = completed(state_dict, own)
+    problems = weight_problems(own, tensors).problems()
+    if not problems:
+        return tensors
+    hint, ours, theirs = "", num_classes_of(own), num_classes_of(tensors)
+    if None not in (ours, theirs) and ours != theirs:
+        hint += (
+            f" The weights are for {theirs} classes, the config says num_classes {ours}; to train with other classes "
+            "start from them with -t."
+        )
+    if has_fusion(own) and not has_fusion(tensors):
+        hint += (
+            " The config asks for text fusion (MultimodalFusion), the weights are of phase 1, without text; "
+            "train_deimv2_multimodal.py -r starts phase 2 from them."
+        )
+    if has_fusion(tensors) and not has_fusion(own):
+        hint += " The weights have text fusion, the config has not (MultimodalFusion)."
+    raise UserError(
+        f"{source or 'state dict'}: these are not the weights of the configured model.{hint} "
+        "Use the config that the weights were trained with.",
+        problems,
+    )
+
+
+def load_for_tuning(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    class_rows: Mapping[int, int] | None = None,
+    source: object = "the file",
+) -> LoadReport:
+    """Copy what fits, by name and shape; the rest keeps its fresh weights and is told in the log, key by key.
+
+    Args:
+        model: Any detector.
+        state_dict: Weights of a detector of the same size.
+        class_rows: Label of the model -> label of the file: these classes' rows are copied, those of other labels start
+            fresh, whatever the file's class count. None: heads are copied whole where the shapes fit.
+        source: The file, for the log.
+
+    Raises:
+        UserError: Less than half of the model would be filled: these are another model's weights.
+    """
+    own = model.state_dict()
+    tensors = completed(state_dict, own)
+    if class_rows is not None:
+        tensors |= _rows_by_class(own, tensors, class_rows)
+    report = weight_problems(own, tensors)
+    strange = {line.partition(":")[0] for line in report.mismatched}
+    fitting = {key: value for key, value in tensors.items() if key in own and key not in strange}
+    filled = sum(value.numel() for value in fitting.values()) / sum(value.numel() for value in own.values())
+    if filled < _LEAST_FITTING_SHARE:
+        raise UserError(
+            f"The weights to tune from fill only {filled:.0%} of the configured model, so they belong to another one. "
+            "Use weights of the same model size (a different number of classes is fine).",
+            report.problems(),
+        )
+    model.load_state_dict(fitting, strict=False)
+    log_origin(model, fitting, source)
+    if any(report):
+        log.warning("%s: loaded all weights except these", source)
+    else:
+        fresh = 0 if class_rows is None else (num_classes_of(own) or 0) - len(class_rows)
+        but = f", but for the rows of {fresh} classes" if fresh else ""
+        log.info("%s: every weight of the model was loaded%s", source, but)
+    for text, keys in (
+        ("other shape, starts fresh", report.mismatched),
+        ("not in the file, starts fresh", report.missing),
+        ("not in the model, ignored", report.unexpected),
+    ):
+        for key in cut(keys):
+            log.warning("  %s: %s", text, key)
+    return report
+
+
+def _rows_by_class(
+    own: Mapping[str, Tensor], found: Mapping[str, Tensor], class_rows: Mapping[int, int]
+) -> dict[str, Tensor]:
+    """The model's per-class tensors with chosen classes' rows of the file's in them."""
+    mapped = {}
+    for key, value in own.items():
+        pattern = next((spec for spec in _CLASS_ROWS if re.fullmatch(spec[0], key)), None)
+        if pattern is None or key not in found or found[key].shape[1:] != value.shape[1:]:
+            continue
+        _, count, first = pattern
+        mapped[key] = value.clone()
+        mapped[key][:first] = found[key][:first].to(value)
+        for ours, theirs in class_rows.items():
+            into, out_of = (slice(first + label * count, first + (label + 1) * count) for label in (ours, theirs))
+            rows = found[key][out_of]
+            if len(rows) == count:
+                mapped[key][into] = rows.to(value)
+    return mapped
+
+
+# --- backbones -----------------------------------------------------------------------------------------------------
+
+_DEIM_TABLE = "see the table of backbone checkpoints in https://github.com/Intellindust-AI-Lab/DEIMv2"
+_DINOV3 = "part of the DINOv3 release (on request, DINOv3 licence), https://github.com/facebookresearch/dinov3"
+_SOURCES = {
+    "vit_tiny": f"vitt_distill.pt: {_DEIM_TABLE}",
+    "vit_tinyplus": f"vittplus_distill.pt: {_DEIM_TABLE}",
+    "dinov3_vits16": f"dinov3_vits16_pretrain_lvd1689m-08c60483.pth: {_DINOV3}",
+    "dinov3_vits16plus": f"dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth: {_DINOV3}",
+    "vit_custom": "there is no official file for a ViT of your own size",
+}
+
+# DINOv3 in `transformers`' layout
+_RENAMED = (
+    (r"^(?:model\.)?layer\.", "blocks."),
+    (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
+    (r"^embeddings\.register_tokens$", "storage_tokens"),
+    (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
+)
+_PLAIN_FFN = {"up_proj": "fc1", "down_proj": "fc2"}
+_GATED_FFN = {"gate_proj": "w1", "up_proj": "w2", "down_proj": "w3"}
+_QKV = re.compile(r"(.*)\.attention\.([qkv])_proj\.(weight|bias)$")
+_FFN = re.compile(r"(.*\.mlp)\.(\w+_proj)\.(weight|bias)$")
 
 
 def load_backbone_weights(model: nn.Module, config: ModelConfig) -> None:
     """Load the backbone's own weights, if the config names any; null leaves random ones.
 
     DEIMv2's ViT (`DINOv3STAs.weights_path`): the file holds a bare state dict (.pt, .pth or .safetensors); every key
-    must fit (spec 2.4). A baseline's CNN (`Baseline.weights`): torchvision's ImageNet weights, downloaded once by
-    torchvision, or a file of the same.
+    must fit. A baseline's CNN (`Baseline.weights`): torchvision's ImageNet weights, downloaded once by torchvision, or
+    a file of the same.
 
     Raises:
         UserError: The file is missing and cannot be downloaded, is damaged or hostile, or holds another network's
@@ -164,13 +554,17 @@ def load_backbone_weights(model: nn.Module, config: ModelConfig) -> None:
 
 
 def is_vit(state_dict: Mapping[str, object]) -> bool:
-    """Whether these are a bare ViT's weights, such as `vitt_distill.pt`, and no detector's."""
+    """Tell whether these are a bare ViT's weights, such as `vitt_distill.pt`, and no detector's."""
     original = "cls_token" in state_dict and "patch_embed.proj.weight" in state_dict
-    return original or is_transformers_layout(state_dict)
+    return original or _is_transformers_layout(state_dict)
+
+
+def _is_transformers_layout(tensors: Mapping[str, object]) -> bool:
+    return "embeddings.cls_token" in tensors and "embeddings.patch_embeddings.weight" in tensors
 
 
 def load_vit(model: nn.Module, config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load a bare ViT's weights into the backbone; every key must fit (spec 2.4).
+    """Load a bare ViT's weights into the backbone; every key must fit.
 
     DINOv3's may have the names of the original release or of `transformers`.
 
@@ -181,9 +575,9 @@ def load_vit(model: nn.Module, config: ModelConfig, tensors: Mapping[str, Tensor
         raise UserError(f"{source} is the backbone of a DEIMv2, the config describes a baseline (section Baseline).")
     name, vit = config.deimv2.backbone.name, model.backbone.vit
     try:
-        if is_transformers_layout(tensors):
+        if _is_transformers_layout(tensors):
             tensors = original_names(tensors, vit.state_dict())
-        problems = _differences(vit.state_dict(), tensors).problems()
+        problems = weight_problems(vit.state_dict(), tensors).problems()
     except RuntimeError as error:  # q, k and v of shapes that do not go together
         problems = [str(error)]
     if problems:
@@ -192,7 +586,34 @@ def load_vit(model: nn.Module, config: ModelConfig, tensors: Mapping[str, Tensor
         )
     vit.load_state_dict(tensors)
     prefix = next(name for name, module in model.named_modules() if module is vit)
-    log_origin(model, {f"{prefix}.{key}" for key in tensors}, source.rstrip(":"), fresh=[part for part, _ in _PARTS])
+    log_origin(model, {f"{prefix}.{key}" for key in tensors}, source.rstrip(":"), fresh=_PARTS)
+
+
+def original_names(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give DINOv3's weights of `transformers` their original names: q, k and v in one matrix, constants added.
+
+    Args:
+        tensors: As in the file. Names that are not known stay, so that the caller can refuse them.
+        own: State dict of the network they are for; gives the constants that `transformers` does not store.
+    """
+    ffn_names = _GATED_FFN if any(".gate_proj." in key for key in tensors) else _PLAIN_FFN
+    renamed: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        for pattern, replacement in _RENAMED:
+            key = re.sub(pattern, replacement, key)
+        if match := _QKV.match(key):
+            parts.setdefault(f"{match[1]}.attn.qkv.{match[3]}", {})[match[2]] = value
+        elif match := _FFN.match(key):
+            renamed[f"{match[1]}.{ffn_names.get(match[2], match[2])}.{match[3]}"] = value
+        else:
+            renamed[key] = value.reshape(own[key].shape) if key == "mask_token" and key in own else value
+    for key, by_letter in parts.items():
+        # DINOv3's keys have no bias, which the original stores as a mask over one.
+        filled = [by_letter.get(letter, torch.zeros_like(by_letter["q"])) for letter in "qkv" if "q" in by_letter]
+        renamed[key] = torch.cat(filled or list(by_letter.values()))
+    constants = {key: value for key, value in own.items() if key.endswith((".bias_mask", "rope_embed.periods"))}
+    return constants | renamed
 
 
 def _load_imagenet_weights(body: nn.Module, config: BaselineConfig) -> None:
@@ -217,7 +638,7 @@ def _load_imagenet_weights(body: nn.Module, config: BaselineConfig) -> None:
     found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     # Files from before PyTorch 0.4.1 do not count BatchNorm's batches; the count is not used.
     chosen = {key: found.get(key, own[key]) for key in own if key in found or key.endswith("num_batches_tracked")}
-    problems = _differences(own, chosen).problems()
+    problems = weight_problems(own, chosen).problems()
     if problems:
         raise UserError(
             f"Baseline.weights: {source} does not hold the weights of the backbone of `{config.name}`. Expected: "
@@ -241,180 +662,3 @@ def _download(weights: Any, target: Path) -> dict[str, Tensor]:
             f"-u Baseline.weights=PATH/{target.name}. `Baseline.weights: null` starts from random weights."
         ) from error
     return state
-
-
-def load_state_dict_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: Path | None = None) -> None:
-    """Load a detector's weights; every key and shape must fit.
-
-    Two liberties, both harmless (spec 2.1): one of two alias names may be missing, and `decoder.anchors` and
-    `decoder.valid_mask` may be missing or of another evaluation size (the model's own are right then). Stored
-    constants, such as the RoPE periods, are taken over as they are.
-
-    Raises:
-        UserError: Keys are missing or unknown, or shapes differ (names them, and `source` if given).
-    """
-    model.load_state_dict(_checked(model.state_dict(), state_dict, source))
-
-
-def _checked(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], source: Path | None) -> dict[str, Tensor]:
-    """`state_dict`, completed, if it fits `own` in every key and shape.
-
-    Raises:
-        UserError: It does not.
-    """
-    tensors = completed(state_dict, own)
-    problems = _differences(own, tensors).problems()
-    if problems:
-        hints = _class_hint(own, tensors) + _fusion_hint(own, tensors)
-        raise UserError(
-            f"{source or 'state dict'}: these are not the weights of the configured model.{hints} "
-            "Use the config that the weights were trained with.",
-            problems,
-        )
-    return tensors
-
-
-def load_phase_1(model: nn.Module, state_dict: Mapping[str, Tensor], source: Path | None = None) -> None:
-    """Load phase 1's weights into a detector with text fusion, whose own parts keep their fresh weights.
-
-    As strict as `load_state_dict_strict` for everything else.
-
-    Raises:
-        UserError: As `load_state_dict_strict`.
-    """
-    shared = {key: value for key, value in model.state_dict().items() if not key.startswith(FUSION_PREFIX)}
-    model.load_state_dict(_checked(shared, state_dict, source), strict=False)
-    log_origin(model, shared, source, fresh=[FUSION_PREFIX.rstrip(".")])
-
-
-def load_for_tuning(
-    model: nn.Module,
-    state_dict: Mapping[str, Tensor],
-    class_rows: Mapping[int, int] | None = None,
-    source: object = "the file",
-) -> LoadReport:
-    """Copy what fits, by name and shape; the rest keeps its fresh weights and is reported (spec 2.4).
-
-    Args:
-        model: Any detector.
-        state_dict: Weights of a detector of the same size.
-        class_rows: Label of the model -> label of the file: these classes' rows are copied, those of other labels start
-            fresh, whatever the file's class count. None: heads are copied whole where the shapes fit.
-        source: The file, for the log.
-
-    Raises:
-        UserError: Less than half of the model would be filled: these are another model's weights.
-    """
-    own = model.state_dict()
-    tensors = completed(state_dict, own)
-    if class_rows is not None:
-        tensors |= _rows_by_class(own, tensors, class_rows)
-    report = _differences(own, tensors)
-    strange = {line.partition(":")[0] for line in report.mismatched}
-    fitting = {key: value for key, value in tensors.items() if key in own and key not in strange}
-    filled = sum(value.numel() for value in fitting.values()) / sum(value.numel() for value in own.values())
-    if filled < _LEAST_FITTING_SHARE:
-        raise UserError(
-            f"The weights to tune from fill only {filled:.0%} of the configured model, so they belong to another one. "
-            "Use weights of the same model size (a different number of classes is fine).",
-            report.problems(),
-        )
-    model.load_state_dict(fitting, strict=False)
-    log_origin(model, fitting, source)
-    fresh_classes = 0 if class_rows is None else (num_classes_of(own) or 0) - len(class_rows)
-    return replace(report, fresh_classes=fresh_classes)
-
-
-def num_classes_of(state_dict: Mapping[str, Tensor]) -> int | None:
-    """Classes that a detector's weights are for; None for other weights."""
-    for name, background in _SCORE_HEADS.items():
-        if name in state_dict and state_dict[name].ndim:
-            return len(state_dict[name]) - background
-    return None
-
-
-def _rows_by_class(
-    own: Mapping[str, Tensor], found: Mapping[str, Tensor], class_rows: Mapping[int, int]
-) -> dict[str, Tensor]:
-    """The model's per-class tensors with chosen classes' rows of the file's in them."""
-    mapped = {}
-    for key, value in own.items():
-        pattern = next((spec for spec in _CLASS_ROWS if re.fullmatch(spec[0], key)), None)
-        if pattern is None or key not in found or found[key].shape[1:] != value.shape[1:]:
-            continue
-        _, count, first = pattern
-        mapped[key] = value.clone()
-        mapped[key][:first] = found[key][:first].to(value)
-        for ours, theirs in class_rows.items():
-            into, out_of = (slice(first + label * count, first + (label + 1) * count) for label in (ours, theirs))
-            rows = found[key][out_of]
-            if len(rows) == count:
-                mapped[key][into] = rows.to(value)
-    return mapped
-
-
-def weight_problems(module: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
-    """Why weights cannot be loaded strictly into `module`, one line each; empty where they can."""
-    return _differences(module.state_dict(), completed(state_dict, module.state_dict())).problems()
-
-
-def _differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> LoadReport:
-    return LoadReport(
-        missing=tuple(key for key in own if key not in found),
-        unexpected=tuple(key for key in found if key not in own),
-        mismatched=tuple(
-            f"{key}: found {_kind(found[key], own[key])}, expected {list(own[key].shape)}"
-            for key in own
-            if key in found and _kind(found[key], own[key]) != str(list(own[key].shape))
-        ),
-    )
-
-
-def _kind(found: Tensor, own: Tensor) -> str:
-    """The shape, and the type where whole numbers stand for a weight."""
-    whole = own.is_floating_point() and not found.is_floating_point()
-    return f"{str(found.dtype).removeprefix('torch.')} " * whole + str(list(found.shape))
-
-
-def completed(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of `state_dict` with the aliases filled and the size-dependent constants made to fit."""
-    tensors = dict(state_dict)
-    for first, second in _ALIASES:
-        for name, other in ((first, second), (second, first)):
-            if name not in tensors and other in tensors:
-                tensors[name] = tensors[other]
-    for name in _SIZE_DEPENDENT:
-        if name in own and (name not in tensors or tensors[name].shape != own[name].shape):
-            tensors[name] = own[name]
-    return tensors
-
-
-def _class_hint(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    expected, classes = num_classes_of(own), num_classes_of(found)
-    if None not in (expected, classes) and classes != expected:
-        return (
-            f" The weights are for {classes} classes, the config says num_classes {expected}; "
-            "to train with other classes start from them with -t."
-        )
-    return ""
-
-
-def _fusion_hint(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    configured, stored = (any(key.startswith(FUSION_PREFIX) for key in keys) for keys in (own, found))
-    if configured and not stored:
-        return (
-            " The config asks for text fusion (MultimodalFusion), the weights are of phase 1, without text; "
-            "train_deimv2_multimodal.py -r starts phase 2 from them."
-        )
-    if stored and not configured:
-        return " The weights have text fusion, the config has not (MultimodalFusion)."
-    return ""
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a bare state dict onto the CPU."""
-    content = read_weight_file(path)
-    if not isinstance(content, dict) or not is_state_dict(content):
-        keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path}: expected a plain state dict (key -> tensor), found {keys}")
-    return content

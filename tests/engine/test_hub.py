@@ -17,7 +17,7 @@ from data.errors import UserError
 from engine.checkpoint import checkpoint_classes, load_checkpoint, model_state
 from engine.config import config_to_dict
 from engine.detector import judged_config
-from engine.hub import hub_overrides, hub_weights, is_hub_name, output_parent, read_hub_config
+from models.hub import hub_overrides, hub_weights, is_hub_name, output_parent, read_hub_config
 from tests.support.models import tiny_config
 
 SECTIONS: dict[str, Any] = {"DINOv3STAs": {}, "HybridEncoder": {}, "DEIMTransformer": {}}

@@ -14,8 +14,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from data.classes import ClassMap
 from data.coco_names import COCO_CLASSES
 from data.errors import UserError
-from engine.checkpoint import save_checkpoint
-from engine.tuning import class_rows, start_from
+from engine.checkpoint import class_rows, save_checkpoint, start_from
 from models.detector import DEIM
 from tests.support.models import NUM_CLASSES, shake, tiny_config, tiny_model
 from tests.support.text_fusion import section

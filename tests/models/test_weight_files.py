@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from data.errors import UserError
-from models.weight_files import (
+from models.weights import (
     KNOWN_FILES,
     MAX_JSON_BYTES,
     KnownFile,

@@ -12,8 +12,7 @@ from data.errors import UserError
 from models.config import ViTShape
 from models.detector import DEIM
 from models.vit import VisionTransformer
-from models.weight_files import original_names
-from models.weights import is_vit, load_vit
+from models.weights import is_vit, load_vit, original_names
 from tests.support.models import tiny_config, tiny_model
 
 SHAPE = ViTShape(32, 2, 3, 2.0)

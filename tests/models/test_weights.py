@@ -120,11 +120,10 @@ def test_strict_cuts_long_lists() -> None:
 
 def test_tuning_takes_everything_from_the_same_model(caplog: pytest.LogCaptureFixture) -> None:
     source, model = other(), tiny_model()
-    report = load_for_tuning(model, state(source))
+    with caplog.at_level(logging.INFO):
+        report = load_for_tuning(model, state(source), source=Path("x.pth"))
     assert (report.missing, report.unexpected, report.mismatched) == ((), (), ())
     assert_same(model, state(source))
-    with caplog.at_level(logging.INFO):
-        report.log(Path("x.pth"))
     assert "x.pth: every weight of the model was loaded" in caplog.text
 
 
@@ -133,7 +132,8 @@ def test_tuning_to_other_classes_reports_what_starts_fresh(caplog: pytest.LogCap
     fresh = state(model)
     weights = state(source) | {"decoder.extra": torch.zeros(1)}
     del weights["decoder.query_pos_head.layers.0.bias"]
-    report = load_for_tuning(model, weights)
+    with caplog.at_level(logging.WARNING):
+        report = load_for_tuning(model, weights, source=Path("x.pth"))
     heads = ["decoder.enc_score_head", *(f"decoder.dec_score_head.{i}" for i in range(3))]
     names = {f"{head}.{part}" for head in heads for part in ("weight", "bias")}
     names.add("decoder.denoising_class_embed.weight")
@@ -143,8 +143,6 @@ def test_tuning_to_other_classes_reports_what_starts_fresh(caplog: pytest.LogCap
     for key, value in model.state_dict().items():
         kept = key in names or key in report.missing or key in ("decoder.anchors", "decoder.valid_mask")
         assert torch.equal(value, fresh[key] if kept else weights[key]), key
-    with caplog.at_level(logging.WARNING):
-        report.log(Path("x.pth"))
     for text in (
         "x.pth: loaded all weights except these",
         "other shape, starts fresh: decoder.enc_score_head.bias: found [2], expected [6]",

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 
 from data.errors import UserError
 from models.config import TextEncoderConfig
-from models.encoder_files import EncoderFiles, find_encoder
+from models.hub import EncoderFiles, find_encoder
 
 CLIP = "openai/clip-vit-base-patch32"
 FETCH = f"hf download {CLIP} --local-dir ckpts/clip-vit-base-patch32"
@@ -103,7 +103,7 @@ def test_a_network_that_does_not_answer_is_given_up_soon(monkeypatch: pytest.Mon
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setattr("models.encoder_files._HUB_TIMEOUT_S", 0.2)
+        monkeypatch.setattr("models.hub._TIMEOUT_S", 0.2)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         start = time.monotonic()
         with pytest.raises(UserError, match="could not be fetched .*Timeout"):
