@@ -43,22 +43,15 @@ class EvidenceLayer(NamedTuple):
 
 
 def layer_names(model: nn.Module) -> tuple[str, ...]:
-    """Return every name that `resolve_layer` knows for this model, the default first.
-
-    Raises:
-        UserError: The model is neither DEIMv2 nor a baseline.
-    """
+    """Return every name that `resolve_layer` knows for this model, the default first."""
     if isinstance(model, DEIM):
         levels = ("", *(f".{level}" for level in range(len(model.backbone.norms))))
         blocks = tuple(f"vit.{index}" for index in range(model.backbone.vit.returned_blocks[-1] + 1))
         return (*(f"encoder{level}" for level in levels), *(f"backbone{level}" for level in levels), *blocks)
-    if isinstance(model, TorchvisionDetector):
-        body: Any = model.body
-        stages = len(body.return_layers)
-        return ("fpn", *(f"fpn.{k}" for k in range(stages)), "body", *(f"body.{k}" for k in range(stages)))
-    raise UserError(
-        f"Class evidence is defined for DEIMv2 and the CNN baselines, not for a model of type {type(model).__name__}."
-    )
+    assert isinstance(model, TorchvisionDetector)
+    body: Any = model.body
+    stages = len(body.return_layers)
+    return ("fpn", *(f"fpn.{k}" for k in range(stages)), "body", *(f"body.{k}" for k in range(stages)))
 
 
 def resolve_layer(model: nn.Module, name: str | None = None) -> EvidenceLayer:
@@ -93,7 +86,7 @@ def evidence_map(
     method: EvidenceMethod = "grad_cam",
     layer: str | None = None,
 ) -> Tensor:
-    """Map what the score of `label` at `query` rests on.
+    """Map what the score of `label` at `query` (DEIMv2) or at a detection (baseline) rests on.
 
     `grad_cam` weighs channels by their mean gradient; `hires_cam` multiplies gradient and activation cell by cell,
     which keeps the place and therefore tells one object of a class from the next; `eigen_cam` is the strongest
@@ -101,16 +94,8 @@ def evidence_map(
     them through another map of the same list. Several maps are added up as shares: a coarse cell's evidence is spread
     over the finer cells that it covers.
 
-    Args:
-        model: DEIMv2 or a baseline, in evaluation mode. Nothing in it changes, no gradient is left behind.
-        image: float [1, 3, H, W], normalised.
-        query: Index of the query (DEIMv2), or of the detection (baseline).
-        label: Contiguous class label; a detection of a baseline has a score for its own only.
-        method: See above.
-        layer: See `resolve_layer`.
-
-    Returns:
-        float32 [h, w] on the CPU, >= 0, at the resolution of the finest map.
+    `image` is float [1, 3, H, W], normalised; `layer` is a name for `resolve_layer`. Returns float32 [h, w] on the CPU,
+    >= 0, at the resolution of the finest map. Nothing in the model changes, no gradient is left behind.
 
     Raises:
         UserError: The model has no such layer.
@@ -146,12 +131,7 @@ def hires_cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 
 def class_logit(outputs: Any, query: int, label: int) -> Tensor:
-    """Return the score of a class as a logit, scalar, with its graph.
-
-    Args:
-        outputs: Of `model(image)` in evaluation: DEIMv2's dict or a baseline's list, one image.
-        query: Row of `pred_logits`, or index of the detection.
-        label: Contiguous.
+    """Return the score of a class as a logit, scalar, with its graph, from a detector's outputs for one image.
 
     Raises:
         ValueError: There is no such query or detection, or the detection is of another class.

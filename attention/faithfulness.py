@@ -36,7 +36,6 @@ from data.errors import UserError
 from data.progress import progress_bar
 from data.types import FloatArray, IntArray
 from engine.options import Options
-from models.baselines import TorchvisionDetector
 from models.boxes import paired_iou
 from models.config import ModelConfig
 from models.detector import DEIM, build_detector
@@ -55,6 +54,13 @@ _BLUR_SHARE = 1 / 16
 _RANDOM_CELL_PX = 16
 _CENTRE_SIGMA = 0.25
 """Of the centre prior, as a share of the image's side."""
+_DEIM_PARTS = {"heads": ("decoder.", PREFIX), "neck": ("encoder.",), "backbone": ("backbone.",)}
+"""Starts of the state's keys, from the heads down."""
+_BASELINE_PARTS = {
+    "heads": ("detector.rpn.", "detector.roi_heads.", "detector.head."),
+    "neck": ("detector.backbone.fpn.",),
+    "backbone": ("detector.backbone.body.",),
+}
 
 
 class ScoreOptions(Options):
@@ -186,17 +192,11 @@ def score_maps(
     total: int | None = None,
     progress: bool = True,
 ) -> Scores:
-    """Judge methods on images; `random` and `centre` are added to them.
+    """Judge methods on images, read one at a time; `random` and `centre` are added to the methods.
 
     Args:
-        model: DEIMv2 or a baseline, in evaluation mode.
-        images: Read one at a time.
-        methods: By name.
-        num_classes: C.
-        options: How to judge.
         randomised: From `randomise`; None leaves the check out.
         total: How many images there are, for the time that the bar shows.
-        progress: Show a bar with the time left on stderr.
 
     Raises:
         UserError: No prediction hits any annotated object.
@@ -422,17 +422,9 @@ def randomise(model: nn.Module, config: ModelConfig, seed: int) -> dict[str, nn.
     """Copy a detector with new weights in the `heads`; in heads and `neck`; everywhere (`backbone`).
 
     New means: as before training, BatchNorm's statistics too. The class texts of phase 2 are input, not weights, and
-    stay.
-
-    Args:
-        model: From `build_detector(config)`, in evaluation mode; stays as it is.
-        config: Of the model.
-        seed: Of the new weights; the global random numbers are not touched.
-
-    Raises:
-        UserError: The model is neither DEIMv2 nor a baseline.
+    stay. The global random numbers are not touched.
     """
-    parts = _parts(model)
+    parts = _DEIM_PARTS if isinstance(model, DEIM) else _BASELINE_PARTS
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs for good
         fresh = build_detector(config).state_dict()
@@ -447,19 +439,6 @@ def randomise(model: nn.Module, config: ModelConfig, seed: int) -> dict[str, nn.
         copies[name] = copy.deepcopy(model).eval()
         copies[name].load_state_dict(state)
     return copies
-
-
-def _parts(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Starts of the state's keys, from the heads down."""
-    if isinstance(model, DEIM):
-        return {"heads": ("decoder.", PREFIX), "neck": ("encoder.",), "backbone": ("backbone.",)}
-    if isinstance(model, TorchvisionDetector):
-        heads = ("detector.rpn.", "detector.roi_heads.", "detector.head.")
-        return {"heads": heads, "neck": ("detector.backbone.fpn.",), "backbone": ("detector.backbone.body.",)}
-    raise UserError(
-        "The randomisation check is defined for DEIMv2 and the CNN baselines, not for a model of type "
-        f"{type(model).__name__}."
-    )
 
 
 def closest(predictions: Predictions, box: Tensor, label: int) -> tuple[int, int] | None:

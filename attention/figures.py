@@ -23,7 +23,7 @@ from analysis.style import MAX_HEIGHT_CM, WIDTH_CM, AxisNumbers, new_figure
 from analysis.tables import Table
 from attention import maps, panels
 from attention.capture import Captured, PredictedObject
-from attention.evidence import EVIDENCE_METHODS, evidence_map
+from attention.evidence import EVIDENCE_METHODS
 from attention.maps import CLASS_TOKEN, EDGES, MapArray, PatchColours, SamplingPoints
 from attention.panels import Scene
 from data.types import FloatArray
@@ -78,7 +78,9 @@ class View:
     """float32 [1, 3, H, W], the network's input."""
     objects: Sequence[PredictedObject]
     """Those to draw."""
-    evidence_layer: str
+    evidence: Sequence[Mapping[str, MapArray]] = ()
+    """Of each object, method -> class evidence [h, w], relative to the map's own maximum; empty if not asked for."""
+    evidence_layer: str = ""
     captured: Captured | None = None
     """None: a CNN baseline. Then what follows means nothing."""
     layers: Sequence[int] = ()
@@ -97,16 +99,6 @@ class View:
         assert self.captured is not None
         return self.captured
 
-    @cached_property
-    def evidence(self) -> list[dict[str, MapArray]]:
-        """Of each object, method -> class evidence [h, w], relative to the map's own maximum."""
-        return [{method: self._evidence(one, method) for method in EVIDENCE_METHODS} for one in self.objects]
-
-    def _evidence(self, one: PredictedObject, method: Any) -> MapArray:
-        model = self.detector.model
-        drawn: MapArray = evidence_map(model, self.image, one.query, one.label, method, self.evidence_layer).numpy()
-        return drawn / max(float(drawn.max()), 1e-12)
-
     def focus_maps(self, layer: int) -> tuple[MapArray, MapArray]:
         """Return `head_maps` of the focus in a ViT block."""
         captured = self.attention
@@ -116,7 +108,7 @@ class View:
     def row(self) -> Row:
         """For the overview and the top of the image's main figure."""
         if self.captured is None:
-            heat = self.evidence[0]["grad_cam"][None] if self.objects else None
+            heat = self.evidence[0]["grad_cam"][None] if self.evidence else None
             return Row(self.name, self.scene, self.objects, heat, None)
         layer = len(self.captured.cross_attention) - 1
         points = [maps.sampling_points(self.captured, layer, one.query) for one in self.objects]
@@ -356,7 +348,7 @@ def _matching_truth(scene: Scene, one: PredictedObject) -> FloatArray | None:
 
 def draw_evidence(view: View) -> Iterator[Drawn]:
     """Draw one row an object: where it is, and a map a method, all taken at one layer of the detector."""
-    if not view.objects:
+    if not view.evidence:
         return
     scene, texts, names = view.scene, view.scene.texts, texts_of(view.scene.texts.language, "attention_methods")
     columns = 1 + len(EVIDENCE_METHODS)

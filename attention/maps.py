@@ -55,16 +55,10 @@ def patches_in_box(box_xyxy: Sequence[float], grid_hw: tuple[int, int]) -> list[
 
 
 def head_maps(captured: Captured, layer: int, tokens: Sequence[int]) -> tuple[MapArray, MapArray]:
-    """Return attention of tokens (their mean) of a ViT block to the patches, head by head.
+    """Return attention of tokens (their mean) of a ViT block to the patches, head by head: [M, Hp, Wp].
 
-    Args:
-        captured: One pass.
-        layer: ViT block, from 0.
-        tokens: Indices among all N tokens: `CLASS_TOKEN`, or `captured.num_prefix` + patch.
-
-    Returns:
-        [M, Hp, Wp] shares, and [M] the share that goes to the class token and the registers, which have no place in
-        the image.
+    Tokens are `CLASS_TOKEN`, or `captured.num_prefix` + patch. Also returned is the share [M] that goes to the class
+    token and the registers, which have no place in the image.
     """
     attention = captured.vit_layers[layer]
     rows = torch.stack([attention.rows(0, head, list(tokens)).mean(dim=0) for head in range(attention.num_heads)])

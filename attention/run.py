@@ -18,10 +18,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 from analysis.style import figure_style, save_figure
 from analysis.tables import write_table
 from attention import figures
-from attention.capture import all_objects, capture, choose_objects, predictions_of, require_deim
-from attention.evidence import resolve_layer
+from attention.capture import PredictedObject, all_objects, capture, choose_objects, predictions_of, require_deim
+from attention.evidence import EVIDENCE_METHODS, evidence_map, resolve_layer
 from attention.figures import OVERVIEW_ROWS, Drawn, Row, View
-from attention.maps import PatchColours, fit_patch_colours, patches_in_box, token_at
+from attention.maps import MapArray, PatchColours, fit_patch_colours, patches_in_box, token_at
 from attention.panels import Scene, shrunk
 from attention.text_share import draw_text_share
 from data.errors import UserError
@@ -99,16 +99,11 @@ class SourceImage(NamedTuple):
 
 
 def find_images(images: Sequence[Path], from_val: int, detector: Detector) -> list[SourceImage]:
-    """Return the images to look at, in a fixed order.
-
-    Args:
-        images: Files, and folders, of which every image file below is taken.
-        from_val: So many images of the validation split, spread evenly over it.
-        detector: For the config of the data and the classes.
+    """Return the images to look at, in a fixed order: files, every image file below folders, and `from_val` images
+    spread evenly over the validation split.
 
     Raises:
-        UserError: Nothing was asked for, a path does not exist, a folder holds no image, or the validation split
-            cannot be read.
+        UserError: Nothing was asked for, there is nothing, or the validation split cannot be read.
     """
     if not images and not from_val:
         raise UserError("No images: give --images PATH_OR_FOLDER, or --from-val N for images of the validation split.")
@@ -209,15 +204,13 @@ class Visualisation:
             try:
                 with _memory_named():
                     view, row = self._look(source)
-                    # All before the first is written: none of an earlier call's may stay beside them.
-                    drawn_figures = list(_figures(view, self.options.what))
             except UserError as error:
                 named = str(source.path) in str(error)
                 self.left_out.append(str(error) if named else f"{source.path}: {error}")
                 continue
             sha256, size = file_sha256(source.path), list(view.scene.size_wh)
             _remove_figures(self.folder / source.name)
-            for name, drawn in drawn_figures:
+            for name, drawn in _figures(view, self.options.what):
                 self.write(name, drawn, {"image": {"path": str(source.path), "sha256": sha256, "size_wh": size}})
             self.without_object += [] if view.objects else [source.name]
             self.num_images += 1
@@ -233,7 +226,10 @@ class Visualisation:
             outputs = captured.outputs if captured else detector.model(image)
         everything = all_objects(predictions_of(outputs, len(scene.names))[0])
         objects = choose_objects(everything, queries=options.queries, top=options.top, min_score=options.min_score)
-        view = View(detector, source.name, scene, image, objects, self.evidence_layer, captured)
+        evidence = []
+        if captured is None or "evidence" in options.what:
+            evidence = [self._evidence(image, one) for one in objects]
+        view = View(detector, source.name, scene, image, objects, evidence, self.evidence_layer, captured)
         if captured is not None:
             patches, place, text = self._focus(scene, objects, captured.grid_hw)
             view = replace(
@@ -241,8 +237,16 @@ class Visualisation:
             )
         return view, view.row._replace(scene=replace(scene, picture=shrunk(pixels, _OVERVIEW_PX)))
 
+    def _evidence(self, image: torch.Tensor, one: PredictedObject) -> dict[str, MapArray]:
+        maps: dict[str, MapArray] = {}
+        for method in EVIDENCE_METHODS:
+            layer = self.evidence_layer
+            drawn: MapArray = evidence_map(self.detector.model, image, one.query, one.label, method, layer).numpy()
+            maps[method] = drawn / max(float(drawn.max()), 1e-12)
+        return maps
+
     def _focus(
-        self, scene: Scene, objects: Sequence[Any], grid_hw: tuple[int, int]
+        self, scene: Scene, objects: Sequence[PredictedObject], grid_hw: tuple[int, int]
     ) -> tuple[Sequence[int], tuple[float, float], str]:
         """Whose attention is shown: the given point's patch, else the best object's patches, else the middle.
 
@@ -297,16 +301,8 @@ def visualize(
 ) -> Visualisation:
     """Draw every image into `folder`: one subfolder an image, an overview of all, and run.json.
 
-    Each figure is a PNG, a PDF (text as text) and a JSON file that says how it was made. One image is in memory at a
-    time; one that cannot be read is left out and named in the result. An image's figures are of one call.
-
-    Args:
-        detector: From `load_detector`.
-        images: From `find_images`.
-        folder: Created if need be; files of the same name are replaced.
-        options: What to draw.
-        command: Arguments of the script that would do the same, for the JSON files.
-        progress: Show a bar with ETA on stderr.
+    Each figure is a PNG, a PDF (text as text) and a JSON file that says how it was made, with the `command` that would
+    do the same. One image is in memory at a time; one that cannot be read is left out and named in the result.
 
     Raises:
         UserError: The options do not fit the detector, the folder cannot be written, or no image could be drawn.

@@ -52,19 +52,10 @@ def score(
     layer: str | None = None,
     progress: bool = True,
 ) -> str:
-    """Judge every kind of map that the detector has on `count` images of the validation split.
+    """Judge every kind of map that the detector has on `count` images of the validation split, drawn once from those
+    that have boxes, with class evidence taken at `layer`.
 
-    Args:
-        detector: Loaded checkpoint.
-        count: Images, drawn once from those that have boxes; all of them where there are no more.
-        folder: Gets attention_score.md, .tex, .csv, .json and a CSV for each further table.
-        options: How to judge.
-        lang: Of the tables.
-        layer: Where class evidence is taken, see `attention.evidence.resolve_layer`.
-        progress: Show a bar with the time left on stderr.
-
-    Returns:
-        The Markdown that was written.
+    `folder` gets attention_score.md, .tex, .csv, .json and a CSV for each further table. Returns the Markdown.
 
     Raises:
         UserError: `count` is not positive, the split cannot be read or has no boxes, there is no such layer, or no

@@ -323,11 +323,6 @@ def test_parts_get_new_weights_one_after_the_other_and_the_texts_stay() -> None:
     assert all(torch.equal(value, again[key]) for key, value in copies["backbone"].state_dict().items())
 
 
-def test_only_detectors_have_parts() -> None:
-    with pytest.raises(UserError, match="not for a model of type Linear"):
-        randomise(nn.Linear(1, 1), tiny_config(), 0)
-
-
 def test_the_nearest_detection_is_asked_about() -> None:
     boxes = torch.tensor([[0.0, 0.0, 0.2, 0.2], [0.5, 0.5, 0.7, 0.7]])
     predictions = Predictions(boxes, torch.tensor([[0.9, 0.0], [0.2, 0.1]]))

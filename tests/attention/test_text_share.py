@@ -52,7 +52,7 @@ def test_parts_and_quality_make_the_detectors_logit(lang: Language, tmp_path: Pa
         assert ((part.share > 0) & (part.share < 1)).all()
     scene = Scene(np.zeros((8, 8, 3), np.uint8), (8, 8), None, NAMES, texts_of(lang, "attention"))
     with figure_style():
-        (drawn,) = draw_text_share(View(detector(model, tmp_path / "x.pth"), "a", scene, images(1), objects, "encoder"))
+        (drawn,) = draw_text_share(View(detector(model, tmp_path / "x.pth"), "a", scene, images(1), objects))
     assert len(drawn.figure.axes) == 4
     assert drawn.facts["objects"][0]["text"] == parts[0].text.tolist()
     shares = [text.get_text() for text in drawn.figure.axes[0].texts]
