@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from data.images import PixelArray, as_pixels
+from data.images import as_pixels
+from data.types import PixelArray
 
 _GREY = np.array([0.2989, 0.587, 0.114])
 """Weights of R, G, B in torchvision's grey."""

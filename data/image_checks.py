@@ -18,8 +18,10 @@ from tqdm import tqdm
 from data.coco import CocoSplit, overlap_problem, size_problem
 from data.coco_reader import ImageRecord
 from data.errors import UserError
-from data.images import UNREADABLE_FIX, ImageFacts, PixelArray, open_image, read_facts, read_image
+from data.images import UNREADABLE_FIX, ImageFacts, open_image, read_facts, read_image
 from data.problems import Problem
+from data.progress import progress_bar
+from data.types import PixelArray
 
 _HASH_SIDE = 16
 _HASH_BITS = _HASH_SIDE * _HASH_SIDE
@@ -72,7 +74,8 @@ def check_images(
     """
     problems, inspections = [], []
     total = sum(len(split) for split in splits)
-    with tqdm(total=total, desc="open images", unit="image", disable=None if progress else True, leave=False) as bar:
+    bar: tqdm[None] = progress_bar(None, "open images", total=total, show=None if progress else False)
+    with bar:
         for split in splits:
             found = []
             for inspection in _inspect_all(split):
@@ -96,8 +99,8 @@ def alike_groups(split: CocoSplit, *, progress: bool = True) -> tuple[npt.NDArra
     Returns:
         [I] the number of each image's group, from 0 in order of appearance; and what is wrong with the images.
     """
-    bar = tqdm(_inspect_all(split), "open images", len(split), unit="image", disable=None if progress else True)
-    found = list(bar)
+    show = None if progress else False
+    found = list(progress_bar(_inspect_all(split), "open images", total=len(split), leave=True, show=show))
     group = list(range(len(found)))
 
     def root(index: int) -> int:

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.errors import UserError
 from data.image_files import require_regular_file
-from data.types import PixelArray as PixelArray
+from data.types import PixelArray
 
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _TWELVE_BITS, _SIXTEEN_BITS = 4095, 65535

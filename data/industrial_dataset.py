@@ -18,12 +18,13 @@ from data.batch import Target
 from data.coco import CocoSplit, size_problem
 from data.config import DataConfig, LoaderConfig
 from data.errors import UserError
-from data.images import REDUCTIONS, ImageFacts, PixelArray, read_image, read_reduced, resize_antialiased
+from data.images import REDUCTIONS, ImageFacts, read_image, read_reduced, resize_antialiased
 from data.mix import mosaic, shorter_side
 from data.pixel_cache import PixelCache
 from data.scene import Scene, at_most, draw, scene_of
 from data.schedule import EpochPlan, epoch_plan
 from data.transforms import TrainTransform, output_size_hw, to_target
+from data.types import PixelArray
 
 FloatArray = npt.NDArray[np.float64]
 LabelArray = npt.NDArray[np.int64]

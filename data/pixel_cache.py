@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from data.images import PixelArray
 from data.shared_memory import shared_bytes
+from data.types import PixelArray
 
 
 class PixelCache:

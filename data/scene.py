@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data.colour import Change, apply_changes, apply_steps, needs_mean, steps_of
-from data.images import REDUCTIONS, PixelArray, as_pixels
+from data.images import REDUCTIONS, as_pixels
+from data.types import PixelArray
 
 FloatArray = npt.NDArray[np.float64]
 Matrix = FloatArray

@@ -22,10 +22,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
-from tqdm import tqdm
 
 from data.config import DefectName, SyntheticConfig, require_variables
 from data.errors import UserError
+from data.progress import progress_bar
 from data.synthetic_draw import DEFECTS, Array, clean_surface
 
 logger = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ def _write_split(config: SyntheticConfig, split: str, count: int, root: Path) ->
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     side = config.image_size
-    for index in tqdm(range(count), desc=f"drawing {split}", unit="image", leave=False, disable=None):
+    for index in progress_bar(range(count), f"drawing {split}", show=None):
         drawn = draw_image(config, split, index, normal=index in normal)
         low, high = config.jpeg_quality
         quality = int(_random_stream(config, split, index, _JPEG).integers(low, high + 1))

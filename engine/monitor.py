@@ -22,6 +22,7 @@ from tqdm import tqdm
 from data.batch import Batch
 from data.classes import ClassMap
 from data.files import GrowingFile
+from data.progress import progress_bar
 from data.types import PixelArray
 from engine.evaluate import EvalResult
 from engine.pictures import batch_pictures, grid
@@ -70,13 +71,13 @@ class Monitor:
         self._since = time.perf_counter()
         if not self.enabled:
             return
-        self._bar = tqdm(
+        self._bar = progress_bar(
+            None,
+            f"epoch {epoch + 1}/{self._total_epochs}",
+            unit="step",
             total=self._steps_per_epoch,
             initial=steps_done,
-            desc=f"epoch {epoch + 1}/{self._total_epochs}",
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            leave=True,
         )
 
     def end_epoch(self, *, epoch: int, step: int) -> None:

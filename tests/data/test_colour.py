@@ -15,7 +15,7 @@ from data.colour import (
     sample_of,
     steps_of,
 )
-from data.images import PixelArray
+from data.types import PixelArray
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (90, 110, 3), dtype=np.uint8)
 

@@ -13,7 +13,6 @@ from PIL import EpsImagePlugin, Image
 from data.errors import UserError
 from data.images import (
     IMAGE_SUFFIXES,
-    PixelArray,
     decode_image,
     has_pages,
     read_facts,
@@ -22,6 +21,7 @@ from data.images import (
     read_reduced,
     resize_antialiased,
 )
+from data.types import PixelArray
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 

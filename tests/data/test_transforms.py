@@ -13,11 +13,11 @@ from data.batch import Target
 from data.colour import Change
 from data.config import CollateConfig, MosaicOp, RandomIoUCropOp, RandomPhotometricDistortOp, TransformsConfig
 from data.errors import UserError
-from data.images import PixelArray
 from data.mix import mosaic
 from data.scene import Scene, draw, scene_of
 from data.schedule import EpochPlan, epoch_plan
 from data.transforms import TrainTransform, _build_step, _IoUCrop, to_target
+from data.types import PixelArray
 from tests.support.sources import ArraySource
 
 ALL_ON = epoch_plan(TransformsConfig(), CollateConfig(), 0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.images import PixelArray
+from data.types import PixelArray
 from deploy.pipeline import predict_frames, read_frames
 from deploy.tiling import Tiling
 from models.detections import Detections

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data.images import PixelArray
+from data.types import PixelArray
 from deploy.pipeline import make_frame, predict_frames
 from deploy.tiling import Tiling, Window, merge_tiles, windows
 from models.detections import Detections

@@ -15,7 +15,7 @@ import pytest
 
 from data.classes import ClassMap
 from data.errors import UserError
-from data.images import PixelArray
+from data.types import PixelArray
 from deploy.sources import ImageSource
 from deploy.video import VideoFile, count_frames
 from deploy.writers import FORMS, Form, ImageWriter, Table

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from data.images import PixelArray, reduced
+from data.images import reduced
 from data.scene import at_most
+from data.types import PixelArray
 
 
 @dataclass(frozen=True, eq=False)
