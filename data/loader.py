@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
@@ -58,6 +59,8 @@ __all__ = [
 ]
 
 _STALLED_AFTER_SECONDS = 600
+_CHECKED_EVERY_SECONDS = 5
+"""Whether the workers live: a fork server's children send this process no signal when they are killed."""
 _PREFETCHED_BATCHES = 2
 
 Keys = list[SampleKey]
@@ -221,7 +224,7 @@ class _Loader:
                 "persistent_workers": True,
                 "prefetch_factor": _PREFETCHED_BATCHES,
                 "worker_init_fn": _init_worker,
-                "timeout": _STALLED_AFTER_SECONDS,
+                "timeout": _CHECKED_EVERY_SECONDS,
             }
         self._batches = batches
         self._loader: DataLoader[Any] = DataLoader(
@@ -249,10 +252,13 @@ class _Loader:
             resource_tracker.ensure_running()
         with held_back():  # workers stop when the main process says so; a signal to the whole group is for that one
             iterator = iter(self._loader)
+        last_batch = time.monotonic()
         while True:
             try:
                 item = next(iterator, None)
             except (RuntimeError, OSError, EOFError) as error:  # the last two: a batch whose worker is gone
+                if "DataLoader timed out" in str(error) and time.monotonic() - last_batch < _STALLED_AFTER_SECONDS:
+                    continue  # the iterator goes on waiting for the same batch
                 explained = explain_worker_error(error, getattr(iterator, "_workers", ()))
                 if explained is None:
                     raise
@@ -262,6 +268,7 @@ class _Loader:
             if isinstance(item, UserError):
                 raise item
             yield item
+            last_batch = time.monotonic()
 
     def close(self) -> None:
         """Stop the workers now; iterating again starts new ones."""

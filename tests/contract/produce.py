@@ -58,7 +58,8 @@ class Workplace:
     def plain(self, text: str) -> str:
         """Without what belongs to this machine and this hour."""
         for path, name in ((self.folder, "<FOLDER>"), (ROOT, "<ROOT>")):
-            text = text.replace(path.as_posix(), name)
+            in_latex = path.as_posix().replace("-", "-{}").replace("_", r"\_")
+            text = text.replace(path.as_posix(), name).replace(in_latex, name)
         text = re.sub(r"\b\d+[.,]\d s\b", "<SECONDS>", text)
         text = re.sub(r"(?<![^\W_])(?<!\.)(?=\d*[a-f])[0-9a-f]{12,64}(?!\w)", "<HASH>", text)
         return re.sub(r"\d{4}-\d\d-\d\d( |T)?(\d\d:\d\d(:\d\d)?)?", "<DATE>", text)

@@ -286,6 +286,33 @@ class TestWorkers:
         assert time.monotonic() - started < 20
         assert not any(worker.is_alive() for worker in workers)
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+    def test_a_worker_killed_with_nothing_on_its_way_is_noticed_in_seconds(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("data.loader._CHECKED_EVERY_SECONDS", 1)
+        loader = _train(root, train_dataloader__num_workers=1)
+        start = loader._loader._get_iterator
+
+        def killed() -> object:
+            iterator = start()
+            os.kill(iterator._workers[0].pid, signal.SIGKILL)  # it is still importing torch
+            return iterator
+
+        loader._loader._get_iterator = killed  # type: ignore[method-assign, assignment]
+        started = time.monotonic()
+        with pytest.raises(UserError, match="A data worker was killed"):
+            next(iter(loader))
+        assert time.monotonic() - started < 20
+
+    def test_a_stalled_worker_is_waited_for(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("data.loader._CHECKED_EVERY_SECONDS", 0.01)
+        assert len(_epoch(loader := _train(root, train_dataloader__num_workers=1), 0)) > 1
+        loader.close()
+        monkeypatch.setattr("data.loader._STALLED_AFTER_SECONDS", 0.02)
+        with pytest.raises(UserError, match="No batch arrived for 0.02 s"):
+            next(iter(loader))
+
     @pytest.mark.skipif(sys.platform == "win32", reason="no signal masks")
     def test_workers_start_without_the_signals(self, root: Path) -> None:
         """A signal that comes while they start is for this process, afterwards."""
