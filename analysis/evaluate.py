@@ -66,7 +66,7 @@ class AnalysisOptions(Options):
     cost: bool = True
     """Measure FLOPs, time and memory."""
     nms: float | None = Field(None, gt=0, lt=1, description="an IoU between 0 and 1, e.g. 0.7")
-    """Of boxes of one class that overlap more, only the best is judged; None judges all, as the spec has it."""
+    """Of boxes of one class that overlap more, only the best is judged; None judges all, as DEIMv2 is."""
 
 
 class Evaluation(NamedTuple):
@@ -104,7 +104,7 @@ def evaluate_checkpoint(
         split: What to judge on.
         output_dir: Where the files go; default `eval_<split>_<checkpoint>` beside the checkpoint, with suppression
             `eval_<split>_<checkpoint>_nms`. A folder that holds another evaluation is left alone, see `_folder_for`.
-        use_amp: Mixed precision; default is float32, as the spec has it (section 9.4).
+        use_amp: Mixed precision; default is float32 (docs/deimv2.md, AMP, EMA).
         options: What to analyse and draw; None: everything.
 
     Raises:

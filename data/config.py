@@ -1,4 +1,4 @@
-"""The data's part of the config: names and defaults of DEIMv2's YAML dialect (spec sections 10 and 11); `Section`.
+"""The data's part of the config and the sections' base class, `Section` (docs/deimv2.md, Configuration dialect).
 
 Paths may start with `~` and contain environment variables, written `$NAME` or `${NAME}` on every platform (an
 addition of ours to the dialect). `engine.config.load_config` replaces those that are set and leaves the others as they
@@ -119,7 +119,7 @@ class _Op(Section):
 
 
 class MosaicOp(_Op):
-    """Puts four images on one canvas, turned and scaled (spec section 10.2)."""
+    """Puts four images on one canvas, turned and scaled (docs/deimv2.md, Mosaic)."""
 
     rising = ("scaling_range",)
     type: Literal["Mosaic"] = "Mosaic"
@@ -286,7 +286,7 @@ OpName = Literal[
 
 
 class PolicyConfig(Section):
-    """Says when the strong augmentations are on (spec section 10.3)."""
+    """Says when the strong augmentations are on (docs/deimv2.md, When is each op active)."""
 
     name: Literal["stop_epoch", "default"] = "default"
     """`stop_epoch` goes by `epoch`; `default`: always on."""
@@ -360,7 +360,7 @@ class DatasetConfig(Section):
 
 
 class CollateConfig(Section):
-    """Says what happens to a whole batch: MixUp, CopyBlend, multi-scale (spec section 10.4)."""
+    """Says what happens to a whole batch: MixUp, CopyBlend, multi-scale (docs/deimv2.md, Collate)."""
 
     rising = ("mixup_epochs", "copyblend_epochs", "expand_ratios")
     type: Literal["BatchImageCollateFunction"] = "BatchImageCollateFunction"
@@ -581,7 +581,7 @@ def loaders(config: DataConfig) -> dict[str, LoaderConfig]:
 def multiscale_sides(collate: CollateConfig) -> list[int]:
     """List the sides, in pixels, that a training batch may be resized to; empty without multi-scale.
 
-    Each in one copy, `base_size` in `base_size_repeat` copies (spec section 10.4).
+    Each in one copy, `base_size` in `base_size_repeat` copies (docs/deimv2.md, Collate).
     """
     if collate.base_size_repeat is None:
         return []

@@ -356,7 +356,7 @@ def _from_16_bit(values: npt.NDArray[np.integer], facts: ImageFacts, path: Path)
 def resize_antialiased(image: PixelArray, size_hw: tuple[int, int]) -> PixelArray:
     """uint8 [H, W, 3] -> uint8 [h, w, 3] by Pillow's bilinear filter, which is antialiased.
 
-    Exactly the resize that official checkpoints are evaluated with (spec section 10.1, Validation).
+    Exactly the resize that official checkpoints are evaluated with (docs/deimv2.md, Training ops in order: Validation).
     """
     height, width = size_hw
     if image.shape[:2] == (height, width):

@@ -94,7 +94,7 @@ def _tile_size(size_hw: tuple[int, int], side: int) -> tuple[int, int] | None:
 def pixel_mean_std(config: DataConfig) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation per channel, in units of [0, 1], that the network's input is normalised with.
 
-    Without a Normalize op (spec section 10.1, op 10) mean 0 and deviation 1.
+    Without a Normalize op (docs/deimv2.md, Training ops in order: 10) mean 0 and deviation 1.
     """
     normalize = config.train_dataloader.dataset.transforms.normalize
     if normalize is None:

@@ -1,4 +1,4 @@
-"""Which augmentations are on in an epoch: a pure function of the config and the epoch (spec sections 10.3, 10.4)."""
+"""Tell which augmentations are on in an epoch, from the config alone (docs/deimv2.md, When is each op active)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training transforms: each op of the config as a step from one scene to the next (spec section 10.1).
+"""Training transforms: each op as a step from one scene to the next (docs/deimv2.md, Training ops in order).
 
 Steps draw their random numbers and move the plan; no pixel is touched before `data.scene.draw`. Pixels stay uint8;
 scaling to [0, 1] and normalisation happen on the device.

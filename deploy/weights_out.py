@@ -25,7 +25,7 @@ _OWN_BACKBONE_KEYS = {"depth", "mlp_ratio"}
 
 
 def write_official(detector: Detector, path: Path) -> Path:
-    """Write a .pth file as the official tools read and write it (spec 2.4): `model` and `ema` hold the judged weights.
+    """Write a .pth file as the official tools do, judged weights under both keys (docs/deimv2.md, Checkpoint files).
 
     Config and classes come along under keys that the official tools do not read, so `evaluate_deimv2.py -r` needs
     no `-c`.

@@ -1,7 +1,7 @@
 """Checkpoints: written whole, read without running any code in them, started from (`-t`) and resumed (`-r`).
 
 A checkpoint is a dict of plain containers, numbers, strings and tensors with at least `model`; ours also hold `ema`,
-`config`, `classes` and the state of the loop (docs/deimv2.md, "Checkpoint files").
+`config`, `classes` and the state of the loop (docs/deimv2.md, Checkpoint files).
 """
 
 from __future__ import annotations

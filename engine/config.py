@@ -70,7 +70,7 @@ class ScalerConfig(Section):
 
 
 class EmaConfig(Section):
-    """Averages the weights: decay d = decay x (1 - exp(-u / warmups)) at update u (spec section 9.4)."""
+    """Averages the weights: decay d = decay x (1 - exp(-u / warmups)) at update u (docs/deimv2.md, AMP, EMA)."""
 
     type: Literal["ModelEMA"] = "ModelEMA"
     decay: Fraction = 0.9999

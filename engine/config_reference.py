@@ -28,7 +28,7 @@ _INTRODUCTION = """# Every key of a config
 
 Generated from the models by `python -m engine.config_reference`. `python train_deimv2.py -c CONFIG --explain KEY` says
 the same of one key, with its value in CONFIG and who stated it. Epochs, learning rates, image sizes and the output
-folder are derived where no file states them: see [configs](../guide/configs.md). "spec" is [deimv2.md](../deimv2.md).
+folder are derived where no file states them: see [configs](../guide/configs.md).
 
 Editors complete and check a file that begins with `# yaml-language-server: $schema=PATH/config.schema.json`
 (in Visual Studio Code with the extension YAML).

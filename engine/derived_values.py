@@ -2,9 +2,9 @@
 
 A value is derived unless a config file or `-u` states it; what recipes say (see `engine.yaml_dialect`) is made for
 their own length and batch. A later statement wins over an earlier one, with a warning: `-u epoches` over the other
-epochs, and `eval_spatial_size` over the sizes of the ops. Rules: spec section 9.1 and its suggestion for short runs,
-9.6, and the project's own for warm-up and EMA. If no length is stated at all and the recipe's epochs fit together, they
-all stand.
+epochs, and `eval_spatial_size` over the sizes of the ops. Rules: docs/deimv2.md, Per variant (with its suggestion for
+short runs) and Batch-size scaling, and the project's own for warm-up and EMA. If no length is stated at all and the
+recipe's epochs fit together, they all stand.
 
 Each rule is a pure function: from a config's plain values, and from who stated them, to the changes it wants.
 """
@@ -37,7 +37,7 @@ _VIT_NAMES = tuple(
 
 
 class Schedule(NamedTuple):
-    """The epochs at which a run changes (spec section 9.1)."""
+    """The epochs at which a run changes (docs/deimv2.md, Per variant)."""
 
     start: int
     """First epoch with strong augmentation."""
@@ -165,7 +165,7 @@ def run_epochs(values: Values, rank: Rank, missing: Collection[str]) -> Iterator
 
 
 def input_sizes(values: Values, rank: Rank) -> Iterator[Change]:
-    """Make `eval_spatial_size` the input size everywhere (spec section 11.7, last paragraph).
+    """Make `eval_spatial_size` the input size everywhere (docs/deimv2.md, Arguments of the built sections: end).
 
     Also where an included file states it and another included file's Resize says otherwise: a network would be
     judged at a size it was not trained at.

@@ -46,7 +46,7 @@ class Detector:
     """What the labels mean; of a checkpoint that names none: its data's, COCO's if there are 80, or "class 1", ..."""
     device: torch.device = torch.device("cpu")
     amp_dtype: torch.dtype | None = None
-    """Autocast to this type; None computes in float32, as evaluation does (section 9.4)."""
+    """Autocast to this type; None computes in float32, as evaluation does (docs/deimv2.md, AMP, EMA)."""
     path: Path = Path()
     """The checkpoint it was loaded from."""
     checkpoint: Mapping[str, Any] = field(default_factory=dict)

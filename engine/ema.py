@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights (spec 9.4; REF-BUGs 4 and 6)."""
+"""Exponential moving average of the weights (docs/deimv2.md, AMP, EMA; Known defects, 4 and 6)."""
 
 import copy
 from typing import Any
@@ -41,7 +41,7 @@ class ModelEma:
             torch._foreach_copy_(ours, theirs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The official layout: `module` and `updates` (spec 2.4); `decay` and `skip` complete an exact resume."""
+        """Return `module`, `updates` (docs/deimv2.md, Checkpoint files) and, to resume exactly, `decay` and `skip`."""
         return {
             "module": self.module.state_dict(),
             "updates": self.updates,

@@ -70,7 +70,7 @@ def evaluate(
         detector: Judged in evaluation mode; its modules' modes are restored.
         batches: Of this process; all processes together must cover the split. An image that comes twice counts once.
         split: Ground truth, with the detector's classes.
-        nms_iou: Of boxes of one class that overlap more, the best is kept; None (the spec's way) keeps all.
+        nms_iou: Of boxes of one class that overlap more, the best is kept; None keeps all, as DEIMv2 is judged.
         progress: Show a bar with ETA on stderr (rank 0 only).
 
     Raises:

@@ -1,4 +1,4 @@
-"""From what DEIMv2's YAML files may say to the one form that the config's models know (spec sections 11.3-11.5).
+"""Bring what DEIMv2's YAML files may say into the one form the models know (docs/deimv2.md, Configuration dialect).
 
 Works on plain dicts, before any field is checked, so every section may still hold anything.
 """
@@ -35,7 +35,7 @@ SHARED_KEYS = {
     "use_focal_loss": ("DEIMCriterion.matcher", "PostProcessor"),
     "remap_mscoco_category": (*(f"{loader}.dataset" for loader in LOADERS), "PostProcessor"),
 }
-"""Top-level keys and the sections that may repeat them; the top level wins (spec section 11.3)."""
+"""Top-level keys and the sections that may repeat them; the top level wins (docs/deimv2.md, Sections and objects)."""
 
 
 def to_own_form(values: dict[str, Any], rank: Callable[[str], int]) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def to_own_form(values: dict[str, Any], rank: Callable[[str], int]) -> dict[str,
                 values.setdefault(key, value)
     if "num_top_queries" in values and isinstance(values.setdefault("PostProcessor", {}), dict):
         values["PostProcessor"]["num_top_queries"] = values.pop("num_top_queries")
-    if values.get("ema") is None:  # `ema_decay` and `ema_warmups` are read where there is no section (section 11.4)
+    if values.get("ema") is None:  # `ema_decay` and `ema_warmups` are read where there is no section
         values["ema"] = {"decay": values.pop("ema_decay", 0.9999), "warmups": values.pop("ema_warmups", 2000)}
     for name in LOADERS:
         if get_path(values, f"{name}.dataset.transforms.ops", ()) is None:

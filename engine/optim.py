@@ -1,4 +1,4 @@
-"""Parameter groups and the optimiser (spec 9.2)."""
+"""Parameter groups and the optimiser (docs/deimv2.md, Parameter groups)."""
 
 import re
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FlatCosine:
-    """DEIM's schedule (spec 9.3): quadratic warm-up, flat, cosine to the floor, floor in the no-aug epochs."""
+    """Warms up quadratically, stays flat, falls as a cosine, ends at the floor (docs/deimv2.md, Learning rate)."""
 
     epochs: int
     flat_epoch: int
@@ -35,7 +35,7 @@ class FlatCosine:
 
 
 def ema_decay(update: int, decay: float, warmups: int) -> float:
-    """Decay of EMA update number `update` (first = 1): decay x (1 - exp(-update / warmups)) (spec 9.4)."""
+    """Return decay x (1 - exp(-update / warmups)), updates counted from 1 (docs/deimv2.md, AMP, EMA)."""
     return decay if warmups <= 0 else decay * (1.0 - math.exp(-update / warmups))
 
 

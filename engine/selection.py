@@ -1,4 +1,4 @@
-"""Which checkpoint is the best, and when stage 2 restarts (spec 9.5): a pure state machine."""
+"""Decide which checkpoint is the best and when stage 2 restarts (docs/deimv2.md, Epoch loop and checkpoints)."""
 
 from __future__ import annotations
 

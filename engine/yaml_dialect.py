@@ -1,4 +1,4 @@
-"""DEIMv2's YAML dialect: safe reading, `__include__`, deep merge, `a.b=c` overrides (spec sections 11.1, 11.2).
+"""DEIMv2's YAML dialect: safe reading, `__include__`, deep merge, `a.b=c` (docs/deimv2.md, Configuration dialect).
 
 Everything here works on plain dicts, knows nothing of the config's fields and returns fresh objects: reading one
 config never changes what the next one sees. Differences from the original, all on purpose: the loader is safe,

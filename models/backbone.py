@@ -1,4 +1,4 @@
-"""Backbone: a ViT for meaning, a convolutional branch for detail, fused at strides 8, 16, 32 (spec section 3).
+"""Backbone: a ViT for meaning, convolutions for detail, fused at strides 8, 16, 32 (docs/deimv2.md, Backbone).
 
 Legend: B images, D width of the output, H x W pixels (multiples of 32), Hp x Wp patches.
 """
@@ -18,7 +18,7 @@ NUM_MAPS = 3
 
 
 class TinyBackbone(nn.Module):
-    """The ViT one level deeper, where official checkpoints of the S and M sizes have it (spec 2.1)."""
+    """Holds the ViT one level deeper, where official checkpoints of S and M have it (docs/deimv2.md, State dict)."""
 
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class DINOv3STAs(nn.Module):
         return vit
 
     def train(self, mode: bool = True) -> DINOv3STAs:
-        """As `nn.Module.train`, but a frozen ViT stays in evaluation mode (REF-BUG 28)."""
+        """As `nn.Module.train`, but a frozen ViT stays in evaluation mode (docs/deimv2.md, Known defects, 28)."""
         super().train(mode)
         if not self._finetune:
             self.dinov3.eval()

@@ -71,6 +71,6 @@ def paired_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logit of x clipped to [0, 1], finite at both ends (spec, notation)."""
+    """Logit of x clipped to [0, 1], finite at both ends (docs/deimv2.md, Overview)."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))

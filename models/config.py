@@ -1,4 +1,4 @@
-"""The model's part of the config: names and defaults of DEIMv2's YAML dialect (spec sections 11.3-11.7).
+"""The model's part of the config: names and defaults of DEIMv2's YAML dialect (docs/deimv2.md, Configuration dialect).
 
 Only what this package implements can be said: an option of the original that is not built here is refused,
 never ignored. Shared values (`num_classes`, `eval_spatial_size`, ...) stand at the top level and nowhere else.
@@ -71,7 +71,7 @@ class DEIMSection(Section):
 
 
 class BackboneConfig(Section):
-    """Shapes the ViT and the convolutional detail branch (spec section 3)."""
+    """Shapes the ViT and the convolutional detail branch (docs/deimv2.md, Backbone)."""
 
     name: Literal["vit_tiny", "vit_tinyplus", "vit_custom", "dinov3_vits16", "dinov3_vits16plus"]
     """Which ViT; `vit_custom` (own addition) is a ViT-Tiny of any size."""
@@ -99,7 +99,7 @@ class BackboneConfig(Section):
 
     @property
     def vit(self) -> ViTShape:
-        """Width, heads, depth and MLP ratio that the name stands for (spec section 2.2)."""
+        """Width, heads, depth and MLP ratio that the name stands for (docs/deimv2.md, Differences for M, L, X)."""
         if self.name.startswith("dinov3"):
             return ViTShape(384, 6, 12, 4.0)
         if self.name == "vit_custom":
@@ -143,7 +143,7 @@ class _Transformer(Section):
 
 
 class EncoderConfig(_Transformer):
-    """Shapes the hybrid encoder, which joins the three maps of the backbone (spec section 4)."""
+    """Shapes the hybrid encoder, which joins the three maps of the backbone (docs/deimv2.md, Hybrid encoder)."""
 
     in_channels: Triple
     """Channels of the backbone's maps, strides 8, 16, 32."""
@@ -181,7 +181,7 @@ class EncoderConfig(_Transformer):
 
 
 class DecoderConfig(_Transformer):
-    """Shapes the decoder, its queries and its denoising (spec sections 5 and 6)."""
+    """Shapes the decoder, its queries and its denoising (docs/deimv2.md, Decoder / Contrastive denoising)."""
 
     hidden_dim: PositiveInt = 256
     """Width of the queries."""
@@ -238,7 +238,7 @@ def _missing_terms(weights: Iterable[str], terms: object) -> Iterator[str]:
 
 
 class MatcherConfig(Section):
-    """Weighs the costs by which queries and objects are matched (spec section 7.1)."""
+    """Weighs the costs by which queries and objects are matched (docs/deimv2.md, Matcher)."""
 
     type: Literal["HungarianMatcher"] = "HungarianMatcher"
     weight_dict: dict[CostName, NonNegativeFloat] = {"cost_class": 2.0, "cost_bbox": 5.0, "cost_giou": 2.0}
@@ -259,7 +259,7 @@ class MatcherConfig(Section):
 
 
 class CriterionConfig(Section):
-    """Weighs the losses (spec section 7)."""
+    """Weighs the losses (docs/deimv2.md, Matching and criterion)."""
 
     matcher: MatcherConfig = MatcherConfig()
     weight_dict: dict[LossName, NonNegativeFloat]
@@ -283,7 +283,7 @@ class CriterionConfig(Section):
 
 
 class PostProcessorConfig(Section):
-    """Chooses the detections of an image (spec section 8)."""
+    """Chooses the detections of an image (docs/deimv2.md, Post-processing)."""
 
     num_top_queries: PositiveInt = 300
     """Detections kept per image."""

@@ -1,4 +1,4 @@
-"""The training losses (spec section 7): MAL for classes, L1 and GIoU for boxes, FGL and DDF for distributions.
+"""Losses: MAL (classes), L1 and GIoU (boxes), FGL and DDF (distributions); docs/deimv2.md, Matching and criterion.
 
 Papers: DEIM (Huang et al. 2024) for MAL, D-FINE (Peng et al. 2024) for FGL, DDF and the GO union.
 
@@ -127,7 +127,7 @@ class DEIMCriterion(nn.Module):
         """Compute all losses.
 
         Args:
-            outputs: the detector's training output (spec section 1).
+            outputs: the detector's training output (docs/deimv2.md, Overview and data flow).
             targets: B mappings with `labels` int64 [N_b] and `boxes` [N_b, 4], cxcywh in [0, 1], on the
                 device of the outputs.
             epoch: selects the matcher's cost.
@@ -403,7 +403,7 @@ def _denoising_sets(outputs: Mapping[str, Any]) -> _OutputSets:
 
 
 def _denoising_pairs(meta: Mapping[str, Any], boxes: _Boxes, num_queries: int) -> _DevicePairs:
-    """The positives of each group answer for the boxes they were made from (spec 7.1): [1, P]."""
+    """The positives of each group answer for the boxes they were made from (docs/deimv2.md, Matcher): [1, P]."""
     device, groups = boxes.labels.device, int(meta["dn_num_group"])
     first_box = np.cumsum([0, *boxes.per_image])
     box = [np.tile(np.arange(n), groups) + first for n, first in zip(boxes.per_image, first_box, strict=False)]
@@ -431,7 +431,7 @@ def _to_device(pairs: Sequence[Pairs], device: torch.device) -> list[_DevicePair
 def _normalisers(
     num_boxes: int, num_pairs: int, device: torch.device, share: WindowShare | None
 ) -> tuple[Tensor | float, Tensor]:
-    """N_box and N_go (spec 7.3): counts averaged over processes, at least 1.
+    """N_box and N_go (docs/deimv2.md, Normalisers): counts averaged over processes, at least 1.
 
     One collective call in every process, whatever the counts are. In a window of micro-batches N_go is what
     the window would have if its other boxes got as many pairs as these.

@@ -1,4 +1,4 @@
-"""Query decoder with fine-grained distribution refinement (spec section 5).
+"""Query decoder with fine-grained distribution refinement (docs/deimv2.md, Decoder).
 
 Legend: B images, L memory tokens (all maps, row by row, fine to coarse), Q matching queries, G denoising queries,
 T = G + Q queries, D width, C classes, n = `reg_max`, N decoder layers.
@@ -82,7 +82,7 @@ class Gateway(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among the queries, deformable attention to the maps, gated feed-forward (spec 5.2)."""
+    """Attends among queries, then deformably to the maps, then feeds forward, gated (docs/deimv2.md, Decoder layer)."""
 
     def __init__(self, width: int, num_heads: int, ffn_hidden: int, points_per_level: Sequence[int]) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class DecoderLayer(nn.Module):
 
 
 class LocationQuality(nn.Module):
-    """Adds to all class logits a number read from the sharpness of the box distributions ("LQE", spec 5.4)."""
+    """Adds the sharpness of the box distributions to all class logits ("LQE"; docs/deimv2.md, Layer loop)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class Anchors(NamedTuple):
 
 
 def make_anchors(shapes: Shapes, eps: float) -> Anchors:
-    """Anchors of maps with sizes (h, w), fine to coarse (spec 5.1); those near the border are not valid."""
+    """Anchors of maps (h, w), fine to coarse; near the border they are not valid (docs/deimv2.md, Memory, anchors)."""
     levels = []
     for level, (height, width) in enumerate(shapes):
         y, x = torch.meshgrid(
@@ -264,7 +264,7 @@ class DEIMTransformer(nn.Module):
         targets: Sequence[Mapping[str, Tensor]] | None = None,
         text_fusion: TextFusion | None = None,
     ) -> dict[str, Any]:
-        """Encoder maps [B, feat_channels[i], h_i, w_i] -> output dict (spec section 1).
+        """Encoder maps [B, feat_channels[i], h_i, w_i] -> output dict (docs/deimv2.md, Overview and data flow).
 
         In evaluation: `pred_logits` [B, Q, C] and `pred_boxes` [B, Q, 4]. In training also what the losses need;
         the `dn_*` entries only if a target has boxes, `text_logits` [B, Q, C] (the texts' contribution to the last
@@ -292,7 +292,7 @@ class DEIMTransformer(nn.Module):
     def select_queries(
         self, memory: Tensor, anchors: Anchors, text_fusion: TextFusion | None = None
     ) -> SelectedQueries:
-        """The tokens with the best class score (spec 5.1). memory [B, L, D]."""
+        """The tokens with the best class score (docs/deimv2.md, Memory, anchors). memory [B, L, D]."""
         # All tokens are ranked, outside the graph; only the chosen ones go through the heads with gradients.
         with without_autocast(memory.device.type):
             tokens = memory.detach().float().masked_fill(~anchors.valid, 0)
@@ -356,7 +356,7 @@ class DEIMTransformer(nn.Module):
         allowed: Tensor | None,
         text_fusion: TextFusion | None,
     ) -> tuple[list[LayerOutput], BoxesAndLogits, Tensor | None]:
-        """The refinement loop (spec 5.4): outputs of all layers in training, of the evaluated one otherwise.
+        """Refine layer by layer: outputs of all in training, else of the evaluated one (docs/deimv2.md, Layer loop).
 
         The last is the texts' contribution of the last layer, before the gate, where there are texts.
         """
@@ -449,7 +449,7 @@ def _encoder_scores(head: nn.Module, tokens: Tensor, text_fusion: TextFusion | N
 
 
 def _clones(module: nn.Module, count: int) -> nn.ModuleList:
-    """Modules that start with equal weights (spec 5.6)."""
+    """Modules that start with equal weights (docs/deimv2.md, Initialisation)."""
     return nn.ModuleList(copy.deepcopy(module) for _ in range(count))
 
 

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention without value and output projections (spec section 5.3).
+"""Multi-scale deformable attention without value and output projections (docs/deimv2.md, Deformable attention).
 
 Legend: B images, Q queries, D width, M heads, d = D/M head width, P sampling points per head over all levels.
 """
@@ -31,7 +31,7 @@ class DeformableAttention(nn.Module):
         self.num_heads = num_heads
         self.points_per_level = tuple(points_per_level)
         points = sum(self.points_per_level)
-        # Persistent: official files carry this constant, and their stored value is the one to use (spec 2.1).
+        # Persistent: official files carry this constant, and their value is to be used (docs/deimv2.md, State dict).
         scale = [1 / count for count in self.points_per_level for _ in range(count)]
         self.register_buffer("num_points_scale", torch.tensor(scale, dtype=torch.float32))
         self.sampling_offsets = nn.Linear(width, num_heads * points * 2)
@@ -39,7 +39,7 @@ class DeformableAttention(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Heads look in different directions, the points of a level one after the other outwards (spec 5.6)."""
+        """Let heads look in different directions, each level's points further out (docs/deimv2.md, Initialisation)."""
         nn.init.zeros_(self.sampling_offsets.weight)
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)

@@ -1,4 +1,4 @@
-"""Contrastive denoising queries: noised copies of the true boxes that the decoder has to repair (spec section 6).
+"""Noised copies of the true boxes, which the decoder has to repair (docs/deimv2.md, Contrastive denoising).
 
 Legend: B images, m most boxes of an image in the batch, g groups, G = 2*m*g denoising queries, Q matching queries.
 Order along the query axis: positives of group 0 (m), negatives of group 0 (m), positives of group 1, ...
@@ -49,7 +49,7 @@ def make_denoising_queries(
     """Draw the denoising queries of a batch, or return None when it has no boxes.
 
     All shapes follow from the targets' shapes, so nothing waits for the device. The random numbers come from
-    the device's default generator, in the order of spec section 6.
+    the device's default generator, in the order of the specification.
 
     Args:
         targets: Per image `labels` int64 [N] and `boxes` float [N, 4] cxcywh in [0, 1].

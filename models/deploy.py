@@ -23,7 +23,7 @@ def deploy(model: DEIM) -> DEIM:
     Folded: BatchNorm into the convolution before it, the two branches of a RepVGG block into one convolution, layer
     scale and DINOv3's key-bias mask into the linear layers beside them. Dropped: the ViT's blocks after the last one
     that is read, decoder layers after `eval_idx`, the heads of layers whose output nobody reads, and the denoising
-    embedding. The copy cannot be trained, and its state dict has other keys (spec 2.3 describes the official one).
+    embedding. The copy cannot be trained, and its state dict has other keys (docs/deimv2.md, Deploy).
     """
     deployed = copy.deepcopy(model).eval().requires_grad_(False)
     _drop_unused(deployed)
@@ -138,7 +138,7 @@ class DeployedDetector(nn.Module):
         self._postprocessor = postprocessor
 
     def forward(self, images: Tensor, orig_target_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Detect (spec section 8).
+        """Detect (docs/deimv2.md, Post-processing).
 
         Args:
             images: float32 [B, 3, H, W], RGB, normalised (`models.detector.normalize_images`).

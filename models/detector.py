@@ -1,4 +1,4 @@
-"""The detector: backbone, encoder, decoder under their official names (spec section 1).
+"""The detector: backbone, encoder, decoder under their official names (docs/deimv2.md, Overview and data flow).
 
 Legend: B images, H x W pixels (multiples of 32), Q queries, C classes.
 """
@@ -76,7 +76,7 @@ class DEIM(nn.Module):
 
         Returns:
             In evaluation `pred_logits` float32 [B, Q, C] (before the sigmoid) and `pred_boxes` float32 [B, Q, 4]
-            (cxcywh, not clamped); in training also the entries that the losses read (spec section 1).
+            (cxcywh, not clamped); in training also the entries that the losses read (docs/deimv2.md, Overview).
 
         Raises:
             ValueError: H or W is not a multiple of 32.

@@ -1,4 +1,4 @@
-"""Box sides as distributions over distance bins (D-FINE, Peng et al. 2024; spec sections 5.4, 5.5, 7.5).
+"""Box sides as distributions over distance bins (D-FINE, Peng et al. 2024; docs/deimv2.md, Layer loop).
 
 Legend: n = `reg_max` (n + 1 bins, values W_0..W_n), rho = |reg_scale|. A distance is measured from the
 reference box's side in units of width / rho (left, right) or height / rho (top, bottom); positive is outward.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def weighting_function(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
-    """The bin values W (spec 5.5): 0 in the middle, geometric outwards, a far outlier bin at either end.
+    """Return the bins W: 0 in the middle, geometric outwards, a far outlier at either end (docs/deimv2.md, Bin values).
 
     Args:
         reg_max: n, an even number >= 4.
@@ -30,7 +30,7 @@ def weighting_function(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
 
 
 def distance_to_box(ref_cxcywh: Tensor, distances: Tensor, reg_scale: Tensor) -> Tensor:
-    """Move the sides of the reference boxes outwards ("decode", spec 5.4).
+    """Move the sides of the reference boxes outwards ("decode", docs/deimv2.md, Layer loop).
 
     Args:
         ref_cxcywh: float [..., 4]. distances: float [..., 4], left, top, right, bottom.
@@ -48,7 +48,7 @@ def distance_to_box(ref_cxcywh: Tensor, distances: Tensor, reg_scale: Tensor) ->
 
 
 def box_to_distance(ref_cxcywh: Tensor, boxes_xyxy: Tensor, reg_scale: Tensor) -> Tensor:
-    """Inverse of `distance_to_box`: [..., 4] reference, [..., 4] xyxy -> distances [..., 4] (spec 7.5)."""
+    """Invert `distance_to_box`: [..., 4] reference, [..., 4] xyxy -> distances [..., 4] (docs/deimv2.md, Formulas)."""
     rho = reg_scale.to(ref_cxcywh.dtype).abs()
     centre, unit = ref_cxcywh[..., :2], ref_cxcywh[..., 2:] / rho + 1e-16
     low = (centre - boxes_xyxy[..., :2]) / unit
@@ -59,7 +59,7 @@ def box_to_distance(ref_cxcywh: Tensor, boxes_xyxy: Tensor, reg_scale: Tensor) -
 def box_to_bins(
     ref_cxcywh: Tensor, boxes_xyxy: Tensor, bin_values: Tensor, reg_scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Express boxes by the two bins next to each side's distance (targets of the FGL loss, spec 7.5).
+    """Express boxes by the two bins next to each side's distance (targets of the FGL loss, docs/deimv2.md, Formulas).
 
     Args:
         ref_cxcywh: float [..., 4]. boxes_xyxy: float [..., 4]. bin_values: [n + 1] of `weighting_function`.

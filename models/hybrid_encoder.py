@@ -1,4 +1,4 @@
-"""Hybrid encoder: attention on the coarsest map, then top-down and bottom-up fusion (spec section 4).
+"""Hybrid encoder: attention on the coarsest map, then top-down and bottom-up fusion (docs/deimv2.md, Hybrid encoder).
 
 Legend: B images, D width, h x w the size of a map; maps are ordered by stride 8, 16, 32.
 """
@@ -135,8 +135,8 @@ class AifiStack(nn.Module):
 def sine_position_embedding(height: int, width: int, channels: int, temperature: float) -> Tensor:
     """[1, height*width, channels], row-major: sin and cos of the row, then sin and cos of the column.
 
-    The original enumerates non-square maps in the wrong order (REF-BUG 8); this is the corrected form,
-    which is the same on square maps (spec 4.1).
+    The original enumerates non-square maps in the wrong order (docs/deimv2.md, Known defects, 8); this is the
+    corrected form, which is the same on square maps (docs/deimv2.md, AIFI).
     """
     quarter = channels // 4
     omega = temperature ** -(torch.arange(quarter, dtype=torch.float32) / quarter)
@@ -184,7 +184,7 @@ class HybridEncoder(nn.Module):
         for lateral, fuse, finer in zip(self.lateral_convs, self.fpn_blocks, reversed(maps[:-1]), strict=True):
             laterals.append(lateral(coarse))
             coarse = fuse(F.interpolate(laterals[-1], scale_factor=2.0, mode="nearest") + finer)
-        # The way back adds the laterals, not the maps they came from (spec 4.2).
+        # The way back adds the laterals, not the maps they came from (docs/deimv2.md, FPN and PAN).
         outputs = [coarse]
         for down, fuse, lateral_map in zip(self.downsample_convs, self.pan_blocks, reversed(laterals), strict=True):
             outputs.append(fuse(down(outputs[-1]) + lateral_map))
@@ -208,5 +208,5 @@ class HybridEncoder(nn.Module):
 
 
 def _clones(module: nn.Module, count: int) -> nn.ModuleList:
-    """Blocks that start with equal weights, as the original's do (spec 4.2)."""
+    """Blocks that start with equal weights, as the original's do (docs/deimv2.md, FPN and PAN)."""
     return nn.ModuleList(copy.deepcopy(module) for _ in range(count))

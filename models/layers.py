@@ -94,7 +94,7 @@ class Mlp(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention whose position code enters queries and keys only (spec 4.1, 5.2).
+    """Attends with several heads; the position code enters queries and keys only (docs/deimv2.md, Decoder layer).
 
     The keys of the state dict are those of `nn.MultiheadAttention`, which cannot share the projection of
     queries and keys when the values lack the position code.

@@ -1,4 +1,4 @@
-"""Which query answers for which box: Hungarian matching and the GO union (spec sections 7.1, 7.2).
+"""Which query answers for which box: Hungarian matching and the GO union (docs/deimv2.md, Matcher / GO union).
 
 The costs of all output sets are computed together on the device and cross to the host once; everything
 after that is numpy. Papers: DETR (Carion et al. 2020) for the matching, D-FINE (Peng et al. 2024) for GO,

@@ -1,4 +1,4 @@
-"""From the network's output to detections in the original image (spec section 8).
+"""From the network's output to detections in the original image (docs/deimv2.md, Post-processing).
 
 Legend: B images, Q queries, C classes, K detections.
 """

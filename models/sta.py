@@ -1,4 +1,4 @@
-"""The convolutional detail branch beside the ViT ("spatial tuning adapter", spec section 3.3)."""
+"""The convolutional detail branch beside the ViT ("spatial tuning adapter", docs/deimv2.md, STA detail branch)."""
 
 from __future__ import annotations
 

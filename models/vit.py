@@ -1,4 +1,4 @@
-"""Plain vision transformers with rotary position embedding (spec sections 3.1 and 3.2).
+"""Plain vision transformers with rotary position embedding (docs/deimv2.md, ViT-Tiny / DINOv3 ViT-S/16).
 
 Two families share this code: DEIMv2's ViT-Tiny and ViT-Tiny+ (and `vit_custom` of the same structure), and
 DINOv3's ViT-S/16 and ViT-S+/16, which add register ("storage") tokens, layer scale, a key-bias mask, a final
@@ -35,7 +35,7 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, head_width: int) -> None:
         super().__init__()
         quarter = head_width // 4
-        # Persistent: official files carry these constants, and their stored values are the ones to use (spec 2.1).
+        # Persistent: official files carry these constants, and their values are used (docs/deimv2.md, State dict).
         self.register_buffer("periods", _ROPE_BASE ** (torch.arange(quarter, dtype=torch.float32) / quarter))
 
     def forward(self, height: int, width: int, rescale: Tensor | None = None) -> Tensor:
@@ -189,7 +189,7 @@ class VisionTransformer(nn.Module):
     Args:
         shape: Widths and depth.
         returned_blocks: 0-based indices of the blocks to return, ascending.
-        dinov3: DINOv3's structure (spec 3.2) instead of ViT-Tiny's (3.1).
+        dinov3: DINOv3's structure (docs/deimv2.md, DINOv3 ViT-S/16) instead of ViT-Tiny's.
         swiglu: Gated feed-forward part.
         gradient_checkpointing: Recompute each block's activations in the backward pass: less memory, more time.
     """

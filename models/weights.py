@@ -1,4 +1,4 @@
-"""Weights in: any file's tensors, checked, and put into the network that they fit (docs/deimv2.md, "State dict").
+"""Weights in: any file's tensors, checked, and put into the network that they fit (docs/deimv2.md, State dict).
 
 Official files fit without renaming. Nothing in a file is ever executed, and nothing it claims is believed beyond its
 own size.

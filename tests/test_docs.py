@@ -154,6 +154,18 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert not anchor or anchor in anchors(target), link
 
 
+def test_sections_of_the_specification_that_comments_name_exist() -> None:
+    headings = re.findall(
+        r"^#+ (?:[\d.]+ )?(.*)$", (ROOT / "docs" / "deimv2.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    packages = ("data", "models", "engine", "analysis", "deploy", "tests")
+    sources = [path for name in packages for path in (ROOT / name).rglob("*.py") if path != Path(__file__)]
+    text = " ".join(" ".join(path.read_text(encoding="utf-8") for path in sources).split())
+    named = {name for part in re.findall(r"docs/deimv2\.md, ([^,;:.()]+)", text) for name in part.split(" / ")}
+    assert len(named) > 20
+    assert not [name for name in named if not any(heading.startswith(name.strip()) for heading in headings)]
+
+
 def test_files_that_pages_name_exist() -> None:
     named = {word for page in TYPED for word in re.findall(r"`([^`\s]+)`", prose(page))}
     own = {

@@ -254,7 +254,7 @@ class TestMixBatch:
         for seed in range(400):
             _, mixed = mix_batch(images, targets, plan, config, RNG(seed), size_hw=(48, 64))
             counts[len(mixed[0]["labels"])] += 1
-        # Spec 10.4: MixUp 50 %, CopyBlend 25 %, none 25 %.
+        # docs/deimv2.md, Collate: MixUp 50 %, CopyBlend 25 %, none 25 %.
         assert abs(counts[2] - 200) < 45 and abs(counts[4] - 100) < 40 and abs(counts[1] - 100) < 40
 
     def test_off(self) -> None:
@@ -275,7 +275,7 @@ class TestMixBatch:
 
 
 def _official_mosaic(pixels: list[Any], boxes: list[Any], op: MosaicOp, size: int) -> tuple[Tensor, Tensor]:
-    """Spec section 10.2 step by step with torchvision on whole images, then the final resize."""
+    """docs/deimv2.md, Mosaic: step by step with torchvision on whole images, then the final resize."""
     tiles = []
     for own, own_boxes in zip(pixels, boxes, strict=True):
         wrapped = BoundingBoxes(torch.tensor(own_boxes), format="XYXY", canvas_size=own.shape[:2])  # type: ignore[call-overload]

@@ -53,7 +53,7 @@ REST = ["SanitizeBoundingBoxes", "RandomHorizontalFlip"]
 def test_the_s_recipe(
     epoch: int, mosaic_prob: float, on: list[str], on_with_mosaic: list[str], mixup: float, copyblend: float
 ) -> None:
-    """Spec section 10.3's table and 10.4's intervals."""
+    """The table and the intervals of docs/deimv2.md, When is each op active / Collate."""
     plan = epoch_plan(_transforms(), COLLATE, epoch)
     assert plan.mosaic_prob == mosaic_prob
     assert _on(plan, mosaic=False) == on

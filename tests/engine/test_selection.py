@@ -1,4 +1,4 @@
-"""The two-stage selection of spec 9.5 as tables: AP per epoch in, decisions out."""
+"""The two-stage selection (docs/deimv2.md, Epoch loop and checkpoints) as tables: AP per epoch in, decisions out."""
 
 import pytest
 

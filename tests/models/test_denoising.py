@@ -119,7 +119,7 @@ def test_without_noise_the_queries_are_the_targets() -> None:
 
 
 def test_the_configured_box_noise_counts() -> None:
-    """The original always takes 1.0 (REF-BUG 20)."""
+    """The original always takes 1.0 (docs/deimv2.md, Known defects, 20)."""
     torch.manual_seed(0)
     small = make(3, box_noise_scale=0.1)
     assert small is not None

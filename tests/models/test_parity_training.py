@@ -64,7 +64,7 @@ def test_losses_and_gradients_equal_the_original() -> None:
 
 
 def test_loss_keys_with_and_without_boxes() -> None:
-    """Spec section 14: 47 with boxes, 25 without, 41 in the very first step, where all layers still say the same."""
+    """47 with boxes, 25 without, 41 in the first step, where all layers agree (docs/deimv2.md, Acceptance checks)."""
     images, targets = batch()
     images = images[:, :, :128, :128]
     empty = [{key: value[:0] for key, value in target.items()} for target in targets]
@@ -89,7 +89,7 @@ def test_a_batch_without_boxes_trains_every_parameter() -> None:
 
 
 def optimizer(model: DEIM, golden: dict[str, Any]) -> torch.optim.AdamW:
-    """The official groups (spec 9.2), written out."""
+    """The official groups (docs/deimv2.md, Parameter groups), written out."""
     groups: list[list[torch.nn.Parameter]] = [[], [], [], []]
     for name, parameter in trained(model).items():
         plain = re.search("norm|bn|bias", name) is None

@@ -1,4 +1,4 @@
-"""The losses as the spec's section 7 words them, one layer, one image and one pair at a time.
+"""The losses as docs/deimv2.md, Matching and criterion, words them: one layer, one image, one pair at a time.
 
 Nothing from `models` is used. Slow on purpose where slow is plainer: one matching per layer over the whole
 batch's (B * Q) x N table, N x N tables of which only the diagonal is wanted, a Python loop for the GO union.
@@ -23,7 +23,7 @@ Match = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class OracleSettings:
-    """The recipe's numbers (spec sections 7 and 11.6)."""
+    """The recipe's numbers (docs/deimv2.md, Matching and criterion / Values of the base file)."""
 
     change_matcher: bool = True
     matcher_change_epoch: int = 100
@@ -68,7 +68,7 @@ def iou_table(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def match(
     output: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]], epoch: int, s: OracleSettings
 ) -> Match:
-    """Section 7.1 for one output set."""
+    """docs/deimv2.md, Matcher: for one output set."""
     batch, num_queries = output["pred_logits"].shape[:2]
     p = output["pred_logits"].detach().flatten(0, 1).sigmoid()
     boxes = output["pred_boxes"].detach().flatten(0, 1)
@@ -93,7 +93,7 @@ def match(
 
 
 def go_union(matchings: Sequence[Match]) -> Match:
-    """Section 7.2, pair by pair."""
+    """docs/deimv2.md, GO union: pair by pair."""
     union = []
     for image in range(len(matchings[0])):
         votes: dict[tuple[int, int], int] = {}
