@@ -1,127 +1,79 @@
-"""The data's part of the config and the sections' base class, `Section` (docs/deimv2.md, Configuration dialect).
-
-Paths may start with `~` and contain environment variables, written `$NAME` or `${NAME}` on every platform (an
-addition of ours to the dialect). `engine.config.load_config` replaces those that are set and leaves the others as they
-stand, so that a model can be built or a config looked at without the data; `require_variables`, called by whoever is
-about to use them, names the variable that is missing.
-"""
+"""The data's part of the config (docs/deimv2.md, Configuration dialect)."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator, Mapping
+import functools
+import inspect
+import operator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, create_model
 from pydantic_core import PydanticCustomError
 
-from data.class_descriptions import Language
-from data.errors import UserError
-
-RULES_LATER = {"rules": "later"}
-"""Context of a validation after which `broken_rules` is called."""
-LOADING = RULES_LATER | {"paths": "expand"}
-"""The same, writing out `~` and environment variables in paths."""
-_MAX_NAME_BYTES = 255
-"""Of a file or folder, on all common file systems."""
-_VARIABLE = re.compile(r"\$(?=\{\w+\}|[^\W\d])\{?(\w+)\}?")
-_Text = TypeVar("_Text", str, Path)
-
-
-def expand_path(text: str) -> str:
-    """Write out `~` and the environment variables that are set."""
-    return _VARIABLE.sub(lambda match: os.environ.get(match[1]) or match[0], os.path.expanduser(text))
-
-
-def checked_path(value: _Text, info: ValidationInfo) -> _Text:
-    """Refuse what no file can be called; while loading, write out what stands for something else."""
-    text = str(value)
-    if info.context == LOADING and (expanded := expand_path(text)) != text:
-        text, value = expanded, type(value)(Path(expanded).as_posix())
-    if "\0" in text or any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in Path(text).parts):
-        fault = f"{text[:40]!r}... is no path; a name in it has a NUL or more than {_MAX_NAME_BYTES} bytes"
-        raise PydanticCustomError("rule", "{fault}", {"fault": fault})
-    return value
+from data.augmentations import AUGMENTATIONS, Augmentation
+from data.section import (
+    Fraction,
+    Grey,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Pair,
+    PortablePath,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Section,
+    require_variables,
+)
+from texts import Language
 
 
-PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=1_000_000_000)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Chance = Annotated[Fraction, Field(description="Chance per image.")]
-Grey = Annotated[int, Field(ge=0, le=255)]
-Pair = tuple[float, float]
-PortablePath = Annotated[
-    Path, AfterValidator(checked_path), PlainSerializer(lambda path: path.as_posix(), return_type=str)
-]
-"""A path, dumped with forward slashes: a config written on Windows can be read elsewhere."""
+class Op(Section):
+    """One transform of an image; `type` says which."""
 
-
-def require_variables(paths: Mapping[str, Path]) -> None:
-    """Raise UserError if a path still holds `$NAME`, that is, NAME was not set when the config was read.
-
-    Args:
-        paths: By dotted key, for the message.
-    """
-    problems = [
-        f"{key}: {path.as_posix()} needs the environment variable {name}; set {name} to the data's folder, or give the "
-        f"path: -u {key}=PATH"
-        for key, path in paths.items()
-        if not os.path.exists(path)
-        for name in _VARIABLE.findall(str(path))
-    ]
-    if problems:
-        raise UserError("The config does not say where the data are:", problems)
-
-
-class Section(BaseModel):
-    """A part of the config: frozen, and strict about its keys.
-
-    Its docstring and those below its fields are what docs/reference/config.md says about it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-    rising: ClassVar[tuple[str, ...]] = ()
-    """Ranges that must not end before they start."""
+    type: str
 
     def rules(self) -> Iterator[str]:
-        """Yield "key: fault" for each broken rule between fields, the key as seen from this section."""
-        for key in self.rising:
-            if list(numbers := getattr(self, key)) != sorted(numbers):
-                yield f"{key}: {list(numbers)} must rise"
-
-    @model_validator(mode="after")
-    def _check_rules(self, info: ValidationInfo) -> Self:
-        """Refuse broken rules, unless whoever validates the whole config lists those of all sections together."""
-        if not (info.context and "rules" in info.context) and (faults := list(self.rules())):
-            raise ValueError("; ".join(faults))
-        return self
-
-
-def broken_rules(section: Section, prefix: str = "") -> Iterator[str]:
-    """Yield a line, with its dotted key, for each broken rule of a section and of the sections inside it."""
-    for name, value in section:
-        inside = {f"[{i}]": item for i, item in enumerate(value)} if isinstance(value, tuple) else {"": value}
-        for index, item in inside.items():
-            if isinstance(item, Section):
-                yield from broken_rules(item, f"{prefix}{name}{index}.")
-    yield from (prefix + fault for fault in section.rules())
+        values, name = dict(self), self.__class__.__name__.removesuffix("Op")
+        for key, field in self.__class__.model_fields.items():
+            for limits in (mark for mark in field.metadata if isinstance(mark, Range)):
+                low, high = values[key]
+                if low < limits.least or high > limits.most:
+                    yield f"{key}: {name} {key} [{low}, {high}] is no possible range"
+                elif low > high:
+                    yield f"{key}: {name} {key} [{low}, {high}] must rise"
+            if key.startswith("min_") and values[key] > values.get(f"max_{key[4:]}", values[key]):
+                yield f"{key}: {name} has a minimum above its maximum"
 
 
-class _Op(Section):
-    def rules(self) -> Iterator[str]:
-        for fault in super().rules():
-            key, _, text = fault.partition(": ")
-            yield f"{key}: {self.__class__.__name__.removesuffix('Op')} {key} {text}"
+class AugmentationOp(Op):
+    """An op of the table `data.augmentations.AUGMENTATIONS`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty_op, (self.type,), self.__getstate__()  # pickle finds no class that was made from a function
 
 
-class MosaicOp(_Op):
+def _empty_op(name: str) -> Op:
+    return AUGMENTATION_OPS[name].__new__(AUGMENTATION_OPS[name])
+
+
+def _op_of(name: str, augmentation: Augmentation) -> type[Op]:
+    """Make the section of an augmentation: its keyword parameters are the keys, its docstring is the meaning."""
+    parameters = inspect.signature(augmentation, eval_str=True).parameters
+    keys: dict[str, Any] = {key: (p.annotation, p.default) for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    kind: Any = (Literal[name], name)
+    return create_model(
+        f"{name}Op", __base__=AugmentationOp, __module__=__name__, __doc__=augmentation.__doc__, type=kind, **keys
+    )
+
+
+AUGMENTATION_OPS = {name: _op_of(name, augmentation) for name, augmentation in AUGMENTATIONS.items()}
+
+
+class MosaicOp(Op):
     """Puts four images on one canvas, turned and scaled (docs/deimv2.md, Mosaic)."""
 
-    rising = ("scaling_range",)
     type: Literal["Mosaic"] = "Mosaic"
     output_size: PositiveInt = 320
     """Shorter side of each of the four images, pixels."""
@@ -129,7 +81,7 @@ class MosaicOp(_Op):
     """Largest angle to either side, degrees."""
     translation_range: tuple[Fraction, Fraction] = (0.1, 0.1)
     """Largest shift in x and y, fraction of the canvas."""
-    scaling_range: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.5)
+    scaling_range: Annotated[tuple[PositiveFloat, PositiveFloat], Range()] = (0.5, 1.5)
     """Least and largest scale of the canvas."""
     probability: Fraction = 1.0
     """Chance per image, on top of `mosaic_prob`."""
@@ -137,65 +89,7 @@ class MosaicOp(_Op):
     """Grey level where no image is."""
 
 
-class RandomPhotometricDistortOp(_Op):
-    """Changes brightness, contrast, saturation, hue and the order of the channels; each with its own coin."""
-
-    type: Literal["RandomPhotometricDistort"] = "RandomPhotometricDistort"
-    brightness: Pair = (0.875, 1.125)
-    """Range of the factor of the brightness."""
-    contrast: Pair = (0.5, 1.5)
-    """Range of the factor of the contrast."""
-    saturation: Pair = (0.5, 1.5)
-    """Range of the factor of the saturation."""
-    hue: Pair = (-0.05, 0.05)
-    """Range of the shift of the hue, turns of the colour circle, -0.5 to 0.5."""
-    p: Fraction = 0.5
-    """Chance of each change."""
-
-    def rules(self) -> Iterator[str]:
-        for key in ("brightness", "contrast", "saturation", "hue"):
-            low, high = getattr(self, key)
-            if low > high or (low < 0 and key != "hue") or (key == "hue" and not -0.5 <= low <= high <= 0.5):
-                yield f"{key}: RandomPhotometricDistort {key} [{low}, {high}] is no possible range"
-
-
-class RandomZoomOutOp(_Op):
-    """Puts the image at a random place of a larger canvas."""
-
-    rising = ("side_range",)
-    type: Literal["RandomZoomOut"] = "RandomZoomOut"
-    fill: Grey = 0
-    """Grey level of the canvas."""
-    side_range: tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]] = (1.0, 4.0)
-    """Range of the canvas' sides over the image's."""
-    p: Chance = 0.5
-
-
-class RandomIoUCropOp(_Op):
-    """Crops the image at random so that at least one box centre is left."""
-
-    type: Literal["RandomIoUCrop"] = "RandomIoUCrop"
-    min_scale: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """Least width and height of the crop, fraction of the image's."""
-    max_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Largest width and height of the crop, fraction of the image's."""
-    min_aspect_ratio: PositiveFloat = 0.5
-    """Least width over height of the crop."""
-    max_aspect_ratio: PositiveFloat = 2.0
-    """Largest width over height of the crop."""
-    sampler_options: tuple[float, ...] | None = None
-    """Minimum IoUs to draw from; null means 0, 0.1, 0.3, 0.5, 0.7, 0.9, 1."""
-    trials: PositiveInt = 40
-    """Crops tried for each minimum IoU."""
-    p: Chance = 1.0
-
-    def rules(self) -> Iterator[str]:
-        for key in ("scale", "aspect_ratio"):
-            if getattr(self, f"min_{key}") > getattr(self, f"max_{key}"):
-                yield f"min_{key}: RandomIoUCrop has a minimum above its maximum"
-
-
-class SanitizeBoundingBoxesOp(_Op):
+class SanitizeBoundingBoxesOp(Op):
     """Drops boxes that became too small."""
 
     type: Literal["SanitizeBoundingBoxes"] = "SanitizeBoundingBoxes"
@@ -205,40 +99,7 @@ class SanitizeBoundingBoxesOp(_Op):
     """Least area, square pixels."""
 
 
-class RandomHorizontalFlipOp(_Op):
-    """Mirrors left and right."""
-
-    type: Literal["RandomHorizontalFlip"] = "RandomHorizontalFlip"
-    p: Chance = 0.5
-
-
-class RandomVerticalFlipOp(_Op):
-    """Mirrors top and bottom: for surfaces without an up and down."""
-
-    type: Literal["RandomVerticalFlip"] = "RandomVerticalFlip"
-    p: Chance = 0.5
-
-
-class RandomRotate90Op(_Op):
-    """Makes one, two or three quarter turns: for surfaces without a direction."""
-
-    type: Literal["RandomRotate90"] = "RandomRotate90"
-    p: Chance = 0.5
-
-
-class RandomGammaOp(_Op):
-    """Varies the grey levels: value^gamma + shift, values in [0, 1], the same for all channels."""
-
-    rising = ("gamma", "shift")
-    type: Literal["RandomGamma"] = "RandomGamma"
-    gamma: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.4)
-    """Range of the exponent, drawn evenly on a logarithmic scale; below 1 is brighter."""
-    shift: tuple[Annotated[float, Field(ge=-1, le=1)], Annotated[float, Field(ge=-1, le=1)]] = (-0.05, 0.05)
-    """Range of the shift, fraction of the range of values."""
-    p: Chance = 0.5
-
-
-class ResizeOp(_Op):
+class ResizeOp(Op):
     """Resizes to a fixed size, aspect not kept, antialiased bilinear."""
 
     type: Literal["Resize"] = "Resize"
@@ -246,7 +107,7 @@ class ResizeOp(_Op):
     """Height and width, pixels; multiples of 32."""
 
 
-class ConvertPILImageOp(_Op):
+class ConvertPILImageOp(Op):
     """Scales to [0, 1] in float32: done on the device here, stated for the dialect's sake."""
 
     type: Literal["ConvertPILImage"] = "ConvertPILImage"
@@ -254,7 +115,7 @@ class ConvertPILImageOp(_Op):
     scale: Literal[True] = True
 
 
-class NormalizeOp(_Op):
+class NormalizeOp(Op):
     """Subtracts the mean and divides by the standard deviation of each RGB channel; done on the device here."""
 
     type: Literal["Normalize"] = "Normalize"
@@ -264,7 +125,7 @@ class NormalizeOp(_Op):
     """Standard deviations of red, green and blue, in units of [0, 1]."""
 
 
-class ConvertBoxesOp(_Op):
+class ConvertBoxesOp(Op):
     """Converts boxes to cxcywh in [0, 1]."""
 
     type: Literal["ConvertBoxes"] = "ConvertBoxes"
@@ -272,17 +133,16 @@ class ConvertBoxesOp(_Op):
     normalize: Literal[True] = True
 
 
-Op = Annotated[
-    MosaicOp | RandomPhotometricDistortOp | RandomZoomOutOp | RandomIoUCropOp | SanitizeBoundingBoxesOp
-    | RandomHorizontalFlipOp | RandomVerticalFlipOp | RandomRotate90Op | RandomGammaOp | ResizeOp | ConvertPILImageOp
-    | NormalizeOp | ConvertBoxesOp,
-    Field(discriminator="type"),
-]  # fmt: skip
-OpName = Literal[
-    "Mosaic", "RandomPhotometricDistort", "RandomZoomOut", "RandomIoUCrop", "SanitizeBoundingBoxes",
-    "RandomHorizontalFlip", "RandomVerticalFlip", "RandomRotate90", "RandomGamma", "Resize", "ConvertPILImage",
-    "Normalize", "ConvertBoxes",
-]  # fmt: skip
+OPS = (
+    MosaicOp, *AUGMENTATION_OPS.values(), SanitizeBoundingBoxesOp, ResizeOp, ConvertPILImageOp, NormalizeOp,
+    ConvertBoxesOp,
+)  # fmt: skip
+if TYPE_CHECKING:
+    AnyOp = Op
+    OpName = str
+else:
+    AnyOp = Annotated[functools.reduce(operator.or_, OPS), Field(discriminator="type")]
+    OpName = Literal[tuple(op.model_fields["type"].default for op in OPS)]
 
 
 class PolicyConfig(Section):
@@ -304,7 +164,7 @@ class TransformsConfig(Section):
     """Lists the transforms of one image, in order."""
 
     type: Literal["Compose"] = "Compose"
-    ops: tuple[Op, ...] = ()
+    ops: tuple[AnyOp, ...] = ()
     """The transforms; see "Ops" below."""
     policy: PolicyConfig | None = None
     """When the strong ones are on; null: always."""

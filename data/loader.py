@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data.batch import Batch
 from data.classes import ClassMap
 from data.coco import CocoSplit
+from data.compat import shared_bytes, stop_workers, workers_of
 from data.config import DataConfig, LoaderConfig, loaders
 from data.errors import UserError
 from data.industrial_dataset import (
@@ -41,9 +41,8 @@ from data.industrial_dataset import (
     build_cache,
 )
 from data.mix import batch_size_hw, mix_batch
-from data.pixel_cache import PixelCache
+from data.pixel_cache import PixelCache, memory_to_spare
 from data.sampling import FloatArray, epoch_length, repeat_factors, repeated
-from data.shared_memory import memory_to_spare, shared_bytes
 from data.signals import STOP_SIGNALS, held_back
 from data.splits import DataBundle, build_datasets
 
@@ -259,7 +258,7 @@ class _Loader:
             except (RuntimeError, OSError, EOFError) as error:  # the last two: a batch whose worker is gone
                 if "DataLoader timed out" in str(error) and time.monotonic() - last_batch < _STALLED_AFTER_SECONDS:
                     continue  # the iterator goes on waiting for the same batch
-                explained = explain_worker_error(error, getattr(iterator, "_workers", ()))
+                explained = explain_worker_error(error, workers_of(iterator))
                 if explained is None:
                     raise
                 raise explained from error
@@ -272,12 +271,7 @@ class _Loader:
 
     def close(self) -> None:
         """Stop the workers now; iterating again starts new ones."""
-        iterator = self._loader._iterator
-        self._loader._iterator = None
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            iterator._shutdown_workers()
-            for worker in iterator._workers:
-                worker.kill()  # one that hangs in a read
+        stop_workers(self._loader)
 
 
 def _end_workers(loader: weakref.ref[_Loader]) -> None:

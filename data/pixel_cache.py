@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from data.shared_memory import shared_bytes
+from data.compat import shared_bytes
 from data.types import PixelArray
+
+_SHARED_MEMORY_FOLDER = Path("/dev/shm")
+_LARGEST_SHARE = 0.5
 
 
 class PixelCache:
@@ -63,6 +69,22 @@ class PixelCache:
         start = int(self._starts[index, version])
         place: PixelArray = self._pixels.numpy()[start : start + height * width * 3].reshape(height, width, 3)
         return place
+
+
+def memory_to_spare() -> int | None:
+    """Return the bytes that may reasonably be taken: half of the free memory; None where the system does not tell.
+
+    Linux keeps shared memory in /dev/shm, which is small in many containers; a process that writes more than
+    fits there is killed.
+    """
+    limits = []
+    try:
+        limits.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):
+        limits = []  # Windows and macOS: the configured size alone counts
+    if _SHARED_MEMORY_FOLDER.is_dir():
+        limits.append(shutil.disk_usage(_SHARED_MEMORY_FOLDER).free)
+    return int(min(limits) * _LARGEST_SHARE) if limits else None
 
 
 def _own_bytes(count: int) -> torch.Tensor:

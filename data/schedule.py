@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data.config import CollateConfig, TransformsConfig, multiscale_sides
+from data.config import CollateConfig, MosaicOp, TransformsConfig, multiscale_sides
 
 _NOT_WITH_MOSAIC = frozenset({"RandomZoomOut", "RandomIoUCrop"})
 
@@ -77,7 +77,7 @@ def describe(transforms: TransformsConfig, plan: EpochPlan) -> str:
     """The plan in one line, for people."""
     parts = []
     for op in transforms.ops:
-        if op.type == "Mosaic" and plan.mosaic_prob:
+        if isinstance(op, MosaicOp) and plan.mosaic_prob:
             parts.append(f"Mosaic {plan.mosaic_prob * op.probability:.0%}")
         elif op.type.startswith("Random") and op.type not in plan.off:
             parts.append(op.type.removeprefix("Random"))

@@ -23,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from data.config import DefectName, SyntheticConfig, require_variables
+from data.config import DefectName, SyntheticConfig
 from data.errors import UserError
 from data.progress import progress_bar
+from data.section import require_variables
 from data.synthetic_draw import DEFECTS, Array, clean_surface
 
 logger = logging.getLogger(__name__)

@@ -18,11 +18,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 from pydantic_core import PydanticCustomError
 
-from data.config import (
+from data.config import ClassTextsConfig, DataConfig, loaders, multiscale_sides
+from data.errors import UserError
+from data.section import (
     LOADING,
     RULES_LATER,
-    ClassTextsConfig,
-    DataConfig,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -30,10 +30,7 @@ from data.config import (
     PositiveInt,
     Section,
     broken_rules,
-    loaders,
-    multiscale_sides,
 )
-from data.errors import UserError
 from engine import derived_values
 from engine.config_errors import describe
 from engine.official_keys import drop_inactive, to_own_form

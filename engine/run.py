@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.config import require_variables
 from data.errors import UserError
 from data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, steps_per_epoch
+from data.section import require_variables
 from data.splits import DataBundle, build_datasets
 from data.synthetic import ensure_dataset
 from engine.amp import choose_amp_dtype

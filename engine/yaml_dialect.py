@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from data.config import expand_path
 from data.errors import UserError
+from data.section import expand_path
 
 INCLUDE = "__include__"
 MAX_FILE_BYTES = 200_000

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NamedTuple, get_args
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from data.config import (
+from data.section import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = ("texts", "data", "models", "engine", "analysis", "deploy", "attention")
 FORBIDDEN = {floor: set(FLOORS[number + 1 :]) for number, floor in enumerate(FLOORS)}
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
-CONTRACT = {"data.batch", "data.classes", "data.config", "data.errors", "data.files", "data.types"}
+CONTRACT = {"data.batch", "data.classes", "data.errors", "data.files", "data.section", "data.types"}
 
 
 def imported_modules(path: Path) -> set[str]:

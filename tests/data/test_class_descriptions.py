@@ -7,28 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.class_descriptions import (
-    ALIASES,
-    CLASS_DESCRIPTIONS,
-    CLASS_DESCRIPTIONS_EN,
-    NEU_DET_DESCRIPTIONS,
-    NEU_DET_DESCRIPTIONS_EN,
-    NEU_DET_PHRASINGS,
-    NEU_DET_PHRASINGS_EN,
-    PHRASINGS,
-    PHRASINGS_EN,
-    Language,
-    texts_for_classes,
-)
+from data.class_descriptions import _BUILT_IN, ALIASES, CLASS_DESCRIPTIONS, texts_for_classes
 from data.config import ClassTextsConfig, DefectName
 from data.errors import UserError
+from texts import Language
 
-SETS = {
-    "es": (CLASS_DESCRIPTIONS, PHRASINGS),
-    "en": (CLASS_DESCRIPTIONS_EN, PHRASINGS_EN),
-    "neu es": (NEU_DET_DESCRIPTIONS, NEU_DET_PHRASINGS),
-    "neu en": (NEU_DET_DESCRIPTIONS_EN, NEU_DET_PHRASINGS_EN),
-}
+OURS, NEU_DET = _BUILT_IN["industrial"], _BUILT_IN["neu_det"]
 
 
 def test_the_thesis_texts_are_letter_for_letter() -> None:
@@ -42,20 +26,15 @@ def test_the_thesis_texts_are_letter_for_letter() -> None:
     }
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_every_class_has_a_description_and_further_phrasings(name: str) -> None:
-    descriptions, phrasings = SETS[name]
-    assert list(descriptions) == list(phrasings) and len(descriptions) == 6
-    texts = [*descriptions.values(), *(text for several in phrasings.values() for text in several)]
-    assert all(3 <= len(several) <= 5 for several in phrasings.values())
-    assert len(set(texts)) == len(texts), "no text stands for two classes"
-    for text in texts:
-        assert text == text.strip() == unicodedata.normalize("NFC", text) and text[0].isupper() and text[-1] != "."
-
-
-def test_languages_have_the_same_classes() -> None:
-    assert list(CLASS_DESCRIPTIONS) == list(CLASS_DESCRIPTIONS_EN)
-    assert list(NEU_DET_DESCRIPTIONS) == list(NEU_DET_DESCRIPTIONS_EN)
+@pytest.mark.parametrize("group", _BUILT_IN)
+def test_every_class_has_a_description_and_further_phrasings(group: str) -> None:
+    assert list(_BUILT_IN[group]["es"]) == list(_BUILT_IN[group]["en"])
+    for classes in _BUILT_IN[group].values():
+        texts = [text for several in classes.values() for text in several]
+        assert len(classes) == 6 and all(4 <= len(several) <= 6 for several in classes.values())
+        assert len(set(texts)) == len(texts), "no text stands for two classes"
+        for text in texts:
+            assert text == text.strip() == unicodedata.normalize("NFC", text) and text[0].isupper() and text[-1] != "."
     assert set(ALIASES.values()) <= set(CLASS_DESCRIPTIONS)
 
 
@@ -71,15 +50,15 @@ def test_languages_have_the_same_classes() -> None:
     ],
 )
 def test_names_are_matched_however_they_are_spelled(written: str, known: str) -> None:
-    assert texts_for_classes([written], language="es")[0] == [CLASS_DESCRIPTIONS[known], *PHRASINGS[known]]
+    assert texts_for_classes([written], language="es")[0] == OURS["es"][known]
 
 
 @pytest.mark.parametrize("written", ["rolled-in_scale", "Rolled In Scale", "ROLLED_IN_SCALE", "rolledinscale"])
 def test_neu_det_is_matched_too(written: str) -> None:
-    assert texts_for_classes([written], language="en")[0][0] == NEU_DET_DESCRIPTIONS_EN["rolled-in_scale"]
+    assert texts_for_classes([written], language="en")[0][0] == NEU_DET["en"]["rolled-in_scale"][0]
 
 
-@given(st.permutations([*CLASS_DESCRIPTIONS, *NEU_DET_DESCRIPTIONS]), st.sampled_from(["es", "en"]), st.booleans())
+@given(st.permutations([*OURS["en"], *NEU_DET["en"]]), st.sampled_from(["es", "en"]), st.booleans())
 def test_texts_come_in_the_order_of_the_classes(names: list[str], language: Language, use_phrasings: bool) -> None:
     texts = texts_for_classes(names, language=language, use_phrasings=use_phrasings)
     alone = [texts_for_classes([name], language=language, use_phrasings=use_phrasings)[0] for name in names]
@@ -102,7 +81,7 @@ def test_own_texts_replace_the_built_in_ones() -> None:
 
 def test_own_texts_of_another_language_leave_the_built_in_ones() -> None:
     texts = texts_for_classes(["NORMAL"], language="en", own_texts={"NORMAL": {"es": "Bien"}}, use_phrasings=False)
-    assert texts == [[CLASS_DESCRIPTIONS_EN["NORMAL"]]]
+    assert texts == [[OURS["en"]["NORMAL"][0]]]
 
 
 def test_the_template_goes_around_every_text() -> None:

@@ -9,14 +9,15 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image
 
+from data.augmentations import AUGMENTATIONS, find_crop, photometric_distort
 from data.batch import Target
 from data.colour import Change
-from data.config import CollateConfig, MosaicOp, RandomIoUCropOp, RandomPhotometricDistortOp, TransformsConfig
+from data.config import CollateConfig, MosaicOp, TransformsConfig
 from data.errors import UserError
 from data.mix import mosaic
 from data.scene import Scene, draw, scene_of
 from data.schedule import EpochPlan, epoch_plan
-from data.transforms import TrainTransform, _build_step, _IoUCrop, to_target
+from data.transforms import TrainTransform, to_target
 from data.types import PixelArray
 from tests.support.sources import ArraySource
 
@@ -85,7 +86,7 @@ class TestAgainstTorchvision:
     def test_quarter_turns(self) -> None:
         turns = set()
         for seed in range(20):
-            scene = _build_step_of("RandomRotate90", p=1.0)(_source(), RNG(seed))
+            scene = AUGMENTATIONS["RandomRotate90"](_source(), RNG(seed), p=1.0)
             drawn, scene = draw(scene)
             matches = [k for k in (1, 2, 3) if np.array_equal(drawn, np.rot90(_pixels(), -k))]
             assert len(matches) == 1
@@ -102,7 +103,7 @@ class TestAgainstTorchvision:
 
     @pytest.mark.parametrize("seed", range(5))
     def test_zoom_out(self, seed: int) -> None:
-        drawn, scene = draw(_build_step_of("RandomZoomOut", p=1.0, fill=7)(_source(), RNG(seed)))
+        drawn, scene = draw(AUGMENTATIONS["RandomZoomOut"](_source(), RNG(seed), p=1.0, fill=7))
         height, width = scene.size_hw
         left, top, right, bottom = scene.window_xyxy.astype(int).tolist()
         assert (
@@ -114,7 +115,7 @@ class TestAgainstTorchvision:
 
     @pytest.mark.parametrize("seed", range(20))
     def test_iou_crop(self, seed: int) -> None:
-        drawn, scene = draw(_build_step_of("RandomIoUCrop", p=1.0)(_source(), RNG(seed)))
+        drawn, scene = draw(AUGMENTATIONS["RandomIoUCrop"](_source(), RNG(seed), p=1.0))
         left, top = (round(v) for v in np.linalg.inv(scene.matrix)[:2, 2])
         height, width = scene.size_hw
         params = {"top": top, "left": left, "height": height, "width": width}
@@ -125,11 +126,11 @@ class TestAgainstTorchvision:
     @pytest.mark.parametrize("boxes", [((5, 6, 20, 30), (30, 2, 60, 40)), ((0, 0, 60, 40),)])
     def test_iou_crop_has_torchvisions_distribution(self, boxes: tuple[tuple[int, ...], ...]) -> None:
         source, rng, whole = _source(boxes=boxes), RNG(1), [0, 0, 60, 40, *[True] * len(boxes)]
-        step, oracle = _IoUCrop(RandomIoUCropOp()), v2.RandomIoUCrop()
+        oracle = v2.RandomIoUCrop()
         torch.manual_seed(1)
         ours, theirs = [], []
         for _ in range(300):
-            found = step.crop(source.boxes_xyxy, source.size_hw, rng)
+            found = find_crop(source.boxes_xyxy, source.size_hw, rng)
             ours.append(whole if found is None else [*found[0], *found[1]])
             p = oracle.make_params(list(_tv(source)))
             theirs.append([p["left"], p["top"], p["width"], p["height"], *p["is_within_crop_area"]] if p else whole)
@@ -145,10 +146,9 @@ class TestAgainstTorchvision:
         assert _run(transform, source, 0).labels.tolist() == torch.nonzero(valid).flatten().tolist() == [1, 4]
 
     def test_photometric_distort_draws_as_torchvision(self) -> None:
-        step, oracle = _build_step(RandomPhotometricDistortOp()), v2.RandomPhotometricDistort()
-        assert step is not None
+        oracle = v2.RandomPhotometricDistort()
         torch.manual_seed(0)
-        ours = [_facts(step(_source(), RNG(seed)).changes) for seed in range(600)]
+        ours = [_facts(photometric_distort(_source(), RNG(seed)).changes) for seed in range(600)]
         theirs = []
         for _ in range(600):
             p = oracle.make_params([_tv(_source())[0]])
@@ -171,13 +171,6 @@ def _facts(changes: tuple[Change, ...]) -> list[float]:
         getattr(values.get(name), field, np.nan)
         for name, field in (("Brightness", "factor"), ("Contrast", "factor"), ("Saturation", "factor"), ("Hue", "turn"))
     ] + [float("ChannelOrder" in values)]
-
-
-def _build_step_of(name: str, **values: Any) -> Any:
-    config = TransformsConfig.model_validate({"ops": [{"type": name, **values}]})
-    step = _build_step(config.ops[0])
-    assert step is not None
-    return step
 
 
 def test_a_box_of_the_full_width_survives_every_resize() -> None:
@@ -241,8 +234,8 @@ def test_target_without_boxes() -> None:
 
 
 def test_gamma_is_drawn_within_its_limits() -> None:
-    step = _build_step_of("RandomGamma", gamma=[0.5, 2.0], shift=[-0.1, 0.1], p=0.5)
-    drawn = [step(_source(), RNG(seed)).changes for seed in range(200)]
+    transform = _transform({"type": "RandomGamma", "gamma": [0.5, 2.0], "shift": [-0.1, 0.1], "p": 0.5})
+    drawn = [_run(transform, _source(), seed).changes for seed in range(200)]
     curves: list[Any] = [changes[0] for changes in drawn if changes]
     assert 70 < len(curves) < 130
     assert all(0.5 <= curve.gamma <= 2 and -0.1 <= curve.shift <= 0.1 for curve in curves)

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from data.config import require_variables
 from data.errors import UserError
+from data.section import require_variables
 from engine.config import (
     ExperimentConfig,
     apply_overrides,
