@@ -32,7 +32,7 @@ from engine.evaluate import EvalResult, evaluate
 from engine.metrics import CocoNumbers, GroundTruth
 from engine.options import Options
 from engine.results import RESULTS_NAME, read_results, write_results
-from models.hub import output_parent
+from models.hub import output_folder
 from texts import Language
 
 log = logging.getLogger(__name__)
@@ -113,8 +113,8 @@ def evaluate_checkpoint(
     options = options or AnalysisOptions()
     detector = load_detector(path, device=dist.device, config_path=config_path, overrides=overrides, use_amp=use_amp)
     config = detector.config
-    suffix = "" if options.nms is None else "_nms"
-    wanted = output_dir or output_parent(path) / f"eval_{split}_{path.stem.removeprefix('hf:')}{suffix}"
+    usual = output_folder(path, f"eval_{split}")
+    wanted = output_dir or (usual if options.nms is None else usual.with_name(f"{usual.name}_nms"))
     require_output_folder(wanted)
     if split == "test":
         _require_no_val_as_test(config)

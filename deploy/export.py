@@ -13,7 +13,7 @@ from deploy.weights_out import write_hub_folder, write_official, write_safetenso
 from engine.cli import require_output_folder
 from engine.detector import Detector, load_detector
 from models.deploy import DeployedDetector
-from models.hub import output_parent
+from models.hub import output_folder
 
 Format = Literal["official", "safetensors", "hub", "torch_export", "onnx", "openvino"]
 TOLERANCE = 1e-3
@@ -56,7 +56,7 @@ def export_checkpoint(
     Raises:
         UserError: Bad input of any kind, or a graph that detects something else than PyTorch.
     """
-    folder = output_dir or output_parent(path) / f"export_{path.stem.removeprefix('hf:')}"
+    folder = output_dir or output_folder(path, "export")
     require_output_folder(folder)
     for name in formats:
         graph.require_packages(*_PACKAGES.get(name, ()))

@@ -30,7 +30,7 @@ from engine.cli import require_output_folder
 from engine.detector import Detector, load_detector
 from engine.metrics import unique_names
 from engine.options import Options
-from models.hub import output_parent
+from models.hub import output_folder
 from texts import Language, texts_of
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def predict(
 
 
 def _output_folder(checkpoint: Path, output_dir: Path | None) -> Path:
-    plain = output_parent(checkpoint) / f"predict_{checkpoint.stem.removeprefix('hf:')}"
+    plain = output_folder(checkpoint, "predict")
     folder, number = output_dir or plain, 1
     while output_dir is None and folder.exists():
         number += 1

@@ -28,7 +28,7 @@ from data.names import composed
 from engine.config import ExperimentConfig, config_from_dict
 from engine.ema import ModelEma
 from engine.selection import Selection
-from models.hub import CONFIG_NAME, how_to_fetch, hub_overrides, hub_weights, is_hub_name, read_hub_config
+from models.hub import CONFIG_NAME, hub_overrides, hub_weights, name_advice, read_hub_config
 from models.weights import (
     completed,
     cut,
@@ -131,17 +131,9 @@ def _stored_beside(file: Path) -> dict[str, Any]:
 
 
 def _missing_message(path: Path) -> str:
-    if is_hub_name(path):
-        name = path.as_posix()
-        return f"Checkpoint {name}: no such file or folder, and not in Hugging Face's cache. {how_to_fetch(name)}"
-    if path.is_dir():
-        found = "it is a folder"
-        folder = path
-    else:
-        found = "no such file"
-        folder = path.parent
-    near = sorted(file.name for file in folder.glob("*.pth")) if folder.is_dir() else []
-    hint = f" {folder} holds: {', '.join(near[:8])}." if near else ""
+    found, folder = ("it is a folder", path) if path.is_dir() else ("no such file", path.parent)
+    near = sorted(file.name for file in folder.glob("*.pth"))
+    hint = f" {folder} holds: {', '.join(near[:8])}." if near else name_advice(path)
     return f"Checkpoint {path}: {found}; expected a .pth file of a training run.{hint}"
 
 

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from data.errors import UserError
 from data.files import file_sha256, write_json
 from engine.metrics import Box, GroundTruth, Id, Prediction, Predictions
-from models.hub import hub_weights, output_parent
+from models.hub import hub_weights, output_folder
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +105,10 @@ def evaluation_of(
     Returns:
         The file and its content.
     """
-    folder = output_parent(checkpoint)
+    usual = output_folder(checkpoint, "eval_val") / RESULTS_NAME
+    folder = usual.parent.parent
     own = read_results(folder / RESULTS_NAME)
     found = sorted(folder.glob(f"eval_val_*/{RESULTS_NAME}"))
-    usual = folder / f"eval_val_{checkpoint.stem.removeprefix('hf:')}" / RESULTS_NAME
     for path in sorted(found, key=lambda path: path != usual) + [folder / RESULTS_NAME]:
         results = read_results(path)
         if results.get("checkpoint") != checkpoint.name or not isinstance(results.get(section), dict):

@@ -1,7 +1,6 @@
 """The Hugging Face hub: detectors and text encoders in folders of its layout, in the local cache, or fetched.
 
-For a detector `hf:OWNER/NAME` asks for the network; a plain `OWNER/NAME` is looked up in the cache only, so that a
-mistyped path never becomes a download.
+A detector's name starts with `hf:`, so that a mistyped path never becomes a download.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import UserError
+from data.files import file_sha256
 from models.config import ModelConfig, TextEncoderConfig
 from models.weights import MAX_JSON_BYTES, parse_json
 
@@ -42,8 +42,11 @@ def _is_owner_and_name(text: str) -> bool:
     return re.fullmatch(r"[^./~\\: ][^/\\: ]*/[^/\\: ]+", text) is not None
 
 
-def _local_folder(name: str) -> Path:
-    return Path("ckpts", name.rpartition("/")[2])
+def _cached(name: str, file: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, file)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _first_line(error: BaseException) -> str:
@@ -52,14 +55,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _fetch(name: str, patterns: Callable[[Sequence[str]], list[str]], failed: str, advice: str) -> Path:
-    """Fetch a model into Hugging Face's cache.
-
-    Args:
-        name: Owner and name.
-        patterns: From the names of all its files to patterns of those that are wanted.
-        failed: Start of the message where that does not work.
-        advice: Its end.
-    """
+    """Fetch those of a model's files that `patterns` chooses from their names; `failed ... advice` if that fails."""
     from huggingface_hub import HfApi, snapshot_download
 
     log.info("fetching %s from the Hugging Face hub", name)
@@ -80,53 +76,54 @@ def _fetch(name: str, patterns: Callable[[Sequence[str]], list[str]], failed: st
 
 
 def is_hub_name(path: Path) -> bool:
-    """Tell whether `path` can be `OWNER/NAME` or `hf:OWNER/NAME`, and is nothing on this machine."""
-    text = path.as_posix()
-    shaped = _is_owner_and_name(text) and path.suffix not in (".pth", ".pt", ".safetensors")
-    return (text.startswith(PREFIX) or shaped) and not path.exists()
+    """Tell whether `path` stands for a model on the hub, `hf:OWNER/NAME`."""
+    return path.as_posix().startswith(PREFIX)
 
 
 def hub_weights(path: Path) -> Path:
     """Return the weight file that `path` stands for: itself, or `model.safetensors` of a hub folder or name.
 
     Raises:
-        UserError: A name asked for with `hf:` is not in the cache and cannot be fetched.
+        UserError: A name is misspelled, or neither in the cache nor to be fetched.
     """
     if path.is_dir() and (path / WEIGHTS_NAME).is_file():
         return path / WEIGHTS_NAME
     if not is_hub_name(path):
         return path
-    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     name = path.as_posix().removeprefix(PREFIX)
     try:
-        cached = try_to_load_from_cache(name, WEIGHTS_NAME)
+        cached = _cached(name, WEIGHTS_NAME)
     except HFValidationError as error:
-        raise UserError(f"{name}: is no file here and no name on the Hugging Face hub ({error}).") from error
-    if isinstance(cached, str):
-        log.info("%s: from Hugging Face's cache, %s", name, Path(cached).parent)
-        return Path(cached)
-    if not path.as_posix().startswith(PREFIX):
-        return path
-    folder = _fetch(name, lambda _: [CONFIG_NAME, WEIGHTS_NAME], f"{PREFIX}{name}:", how_to_fetch(name))
-    if not (folder / WEIGHTS_NAME).is_file():
-        raise UserError(f"{PREFIX}{name}: has no {WEIGHTS_NAME}, so it is no DEIMv2 model of the official layout.")
-    return folder / WEIGHTS_NAME
-
-
-def output_parent(path: Path) -> Path:
-    """Return the folder beside which results of `path` belong; `outputs` for a name on the hub, which has none."""
-    return Path("outputs") / path.name.removeprefix(PREFIX) if is_hub_name(path) else path.parent
-
-
-def how_to_fetch(name: str) -> str:
-    """Describe two ways to a detector of the hub, for a message."""
-    folder = _local_folder(name).as_posix()
-    return (
-        f"With a network, give {PREFIX}{name}. Without one, run `hf download {name} --local-dir {folder}` on another "
-        f"machine, copy the folder to {folder} here and give its path."
+        raise UserError(f"{path.as_posix()}: is no name on the Hugging Face hub ({error}).") from error
+    if cached is not None:
+        log.info("%s: from Hugging Face's cache, %s", name, cached.parent)
+        return cached
+    local = f"ckpts/{path.name}"
+    advice = (
+        f"Without a network, run `hf download {name} --local-dir {local}` on another machine, copy the folder to "
+        f"{local} here and give its path."
     )
+    weights = _fetch(name, lambda _: [CONFIG_NAME, WEIGHTS_NAME], f"{PREFIX}{name}:", advice) / WEIGHTS_NAME
+    if not weights.is_file():
+        raise UserError(f"{PREFIX}{name}: has no {WEIGHTS_NAME}, so it is no DEIMv2 model of the official layout.")
+    return weights
+
+
+def name_advice(path: Path) -> str:
+    """Say how a name on the hub is written, if the missing `path` may be meant as one; else nothing."""
+    text = path.as_posix()
+    if not _is_owner_and_name(text) or path.parent.exists() or path.suffix in (".pth", ".pt", ".safetensors"):
+        return ""
+    return f" A model on the Hugging Face hub is written {PREFIX}{text}."
+
+
+def output_folder(path: Path, kind: str) -> Path:
+    """Return the folder `<kind>_<checkpoint>` beside a checkpoint; in `outputs` for a name on the hub."""
+    if is_hub_name(path):
+        return Path("outputs") / path.name / f"{kind}_{path.stem}"
+    return path.parent / f"{kind}_{path.stem}"
 
 
 def read_hub_config(weights: Path) -> dict[str, Any] | None:
@@ -190,9 +187,7 @@ class EncoderFiles(NamedTuple):
         patterns = (*_SMALL_FILES, "*.safetensors" if any(self.folder.glob("*.safetensors")) else "*.bin")
         found = {p for pattern in patterns for p in (*self.folder.glob(pattern), *self.folder.glob(f"*/{pattern}"))}
         for path in sorted(path for path in found if path.is_file()):
-            digest.update(path.relative_to(self.folder).as_posix().encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(path.relative_to(self.folder).as_posix().encode() + bytes.fromhex(file_sha256(path)))
         return f"{self.name} sha256:{digest.hexdigest()[:16]}"
 
 
@@ -224,14 +219,12 @@ def find_encoder(config: TextEncoderConfig, *, may_download: bool = True) -> Enc
             f"texts.encoder.name: there is no folder {name} (looked in {Path.cwd()}), and it is no name on the Hugging "
             f"Face hub either (those look like openai/clip-vit-base-patch32). Built in: {PACKAGED_NAME}."
         )
-    default = _local_folder(name)
+    default = Path("ckpts", name.rpartition("/")[2])
     if default.is_dir():
         return _complete(default, name)
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(name, CONFIG_NAME)
-    if isinstance(cached, str) and _has_weights(Path(cached).parent):
-        return EncoderFiles(name, Path(cached).parent)
+    cached = _cached(name, CONFIG_NAME)
+    if cached is not None and _has_weights(cached.parent):
+        return EncoderFiles(name, cached.parent)
     if config.allow_download and may_download:
         failed = f"texts.encoder.name: {name} is not on this machine and"
         return _complete(_fetch(name, _encoder_patterns, failed, _how_to_fetch(name, default)), name)

@@ -17,7 +17,7 @@ from data.errors import UserError
 from engine.checkpoint import checkpoint_classes, load_checkpoint, model_state
 from engine.config import config_to_dict
 from engine.detector import judged_config
-from models.hub import hub_overrides, hub_weights, is_hub_name, output_parent, read_hub_config
+from models.hub import hub_overrides, hub_weights, output_folder, read_hub_config
 from tests.support.models import tiny_config
 
 SECTIONS: dict[str, Any] = {"DINOv3STAs": {}, "HybridEncoder": {}, "DEIMTransformer": {}}
@@ -46,16 +46,18 @@ def test_a_folder_is_a_checkpoint(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(folder)
     assert list(model_state(checkpoint)) == ["decoder.w"]
     assert checkpoint["hub_config"]["DINOv3STAs"] == {"name": "vit_tiny"}
-    assert hub_weights(folder) == folder / "model.safetensors" and output_parent(folder) == tmp_path
+    assert hub_weights(folder) == folder / "model.safetensors" and output_folder(folder, "x").parent == tmp_path
 
 
-def test_names() -> None:
-    assert is_hub_name(Path("Owner/Name")) and is_hub_name(Path("hf:Owner/Name"))
-    for other in ("a/b/c", "best.pth", "runs/best.pth", "ckpts/vitt_distill.pt", "../a", "a"):
-        assert not is_hub_name(Path(other)), other
-    assert not is_hub_name(Path(__file__).parent), "what is on this machine is no name"
-    assert output_parent(Path("hf:Owner/Name")) == Path("outputs/Name")
-    assert hub_weights(Path("runs/best.pth")) == Path("runs/best.pth")
+def test_only_hf_stands_for_the_hub(no_network: None) -> None:
+    for other in ("Owner/Name", "runs/best.pth", "a"):
+        assert hub_weights(Path(other)) == Path(other)
+    with pytest.raises(UserError, match=r"Owner/Name: no such file; .* hub is written hf:Owner/Name\."):
+        load_checkpoint(Path("Owner/Name"))
+    for path in ("runs/x.pth", "a/b/c", "tests/x"):
+        with pytest.raises(UserError, match=r"expected a \.pth file of a training run\.$"):
+            load_checkpoint(Path(path))
+    assert output_folder(Path("hf:Owner/Name"), "eval_val") == Path("outputs/Name/eval_val_Name")
 
 
 def test_the_cache_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
@@ -64,24 +66,12 @@ def test_the_cache_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folder = hub_folder(tmp_path / "snapshot")
     cached = str(folder / "model.safetensors")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: cached)
-    for name in ("Owner/Name", "hf:Owner/Name"):
-        assert hub_weights(Path(name)) == folder / "model.safetensors"
-
-
-def test_a_plain_name_never_asks_the_network(no_network: None) -> None:
-    with pytest.raises(
-        UserError,
-        match=r"Owner/Name: no such file or folder, and not in Hugging Face's cache\. With a network, give "
-        r"hf:Owner/Name\. .*`hf download Owner/Name --local-dir ckpts/Name`",
-    ):
-        load_checkpoint(Path("Owner/Name"))
+    assert hub_weights(Path("hf:Owner/Name")) == folder / "model.safetensors"
 
 
 def test_offline_message(no_network: None) -> None:
-    with pytest.raises(
-        UserError,
-        match=r"hf:Owner/Name: could not be fetched .*\(OSError: no route to the hub\)\. .*hf download Owner/Name",
-    ):
+    told = r"hf:Owner/Name: could not be fetched .*\(OSError: no route to the hub\)\. .*"
+    with pytest.raises(UserError, match=told + "`hf download Owner/Name --local-dir ckpts/Name`"):
         load_checkpoint(Path("hf:Owner/Name"))
 
 
@@ -98,7 +88,7 @@ def test_a_download_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_misspelt_name() -> None:
-    with pytest.raises(UserError, match="is no file here and no name on the Hugging Face hub"):
+    with pytest.raises(UserError, match="is no name on the Hugging Face hub"):
         hub_weights(Path("hf:a/b/c"))
 
 
