@@ -1,14 +1,13 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-import check_data
 from data.errors import UNPRINTABLE
-from engine.cli import run_script
 from tests.support.coco_files import CocoFiles
 from tests.support.scripts import start_script
 
@@ -35,13 +34,7 @@ def _config(folder: Path, num_classes: int = 2, epoches: int = 12) -> Path:
     return path
 
 
-def _run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["check_data.py", *map(str, arguments)])
-    code = run_script(check_data.main)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+run_here = partial(start_script, "check_data.py")
 
 
 @pytest.fixture
@@ -54,25 +47,13 @@ def val(tmp_path: Path) -> CocoFiles:
     return CocoFiles(tmp_path, "val").save()
 
 
-def test_sound_data(
-    tmp_path: Path,
-    train: CocoFiles,
-    val: CocoFiles,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    code, out, _ = _run(monkeypatch, capsys, "-c", _config(tmp_path))
+def test_sound_data(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
+    code, out, _ = run_here("-c", _config(tmp_path))
     assert code == 0
     assert "train: 6 images (0 without boxes), 12 boxes (holes " in out and "No errors.\nNo warnings." in out
 
 
-def test_everything_is_reported_at_once(
-    tmp_path: Path,
-    train: CocoFiles,
-    val: CocoFiles,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_everything_is_reported_at_once(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
     train.content["annotations"][0]["bbox"] = [1, 1, -1, 5]
     train.content["images"][4]["height"] = 400
     del train.content["annotations"][1]["area"]
@@ -81,7 +62,7 @@ def test_everything_is_reported_at_once(
     val.save()
     (train.img_folder / "train_3.png").write_bytes(b"x")
     Image.open(train.img_folder / "train_4.png").save(val.img_folder / "val_2.png")
-    code, out, _ = _run(monkeypatch, capsys, "-c", _config(tmp_path, num_classes=3))
+    code, out, _ = run_here("-c", _config(tmp_path, num_classes=3))
     assert code == 1
     for text in (
         "error: " + str(train.ann_file) + ": annotation 1 (image 1, train_1.png): bbox [1, 1, -1, 5] has no area",
@@ -98,48 +79,30 @@ def test_everything_is_reported_at_once(
     assert "Traceback" not in out
 
 
-def test_skip_is_announced(
-    tmp_path: Path,
-    train: CocoFiles,
-    val: CocoFiles,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_skip_is_announced(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
     train.content["annotations"][0]["bbox"] = [1, 1, -1, 5]
     train.save()
-    code, out, _ = _run(monkeypatch, capsys, "-c", _config(tmp_path), "-u", "on_bad_data=skip")
+    code, out, _ = run_here("-c", _config(tmp_path), "-u", "on_bad_data=skip")
     assert code == 1 and "on_bad_data: skip: training will leave the faulty entries out." in out
 
 
-def test_long_lists_are_cut_unless_asked(
-    tmp_path: Path,
-    train: CocoFiles,
-    val: CocoFiles,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_long_lists_are_cut_unless_asked(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
     for _ in range(60):
         train.add_box(1, [0, 0, 0, 5], 1)
     train.save()
-    _, out, _ = _run(monkeypatch, capsys, "-c", _config(tmp_path))
+    _, out, _ = run_here("-c", _config(tmp_path))
     assert out.count("has no area") == 50 and "... and 10 more of the kind: box without area" in out
-    _, out, _ = _run(monkeypatch, capsys, "-c", _config(tmp_path), "--all")
+    _, out, _ = run_here("-c", _config(tmp_path), "--all")
     assert out.count("has no area") == 60
 
 
-def test_pictures_of_every_stage(
-    tmp_path: Path,
-    train: CocoFiles,
-    val: CocoFiles,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_pictures_of_every_stage(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
     (train.img_folder / "train_3.png").unlink()
     policy = "{name: stop_epoch, epoch: [2, 4, 7], ops: [RandomHorizontalFlip]}"
     override = f"train_dataloader.dataset.transforms.policy={policy}"
     folder = tmp_path / "pictures"
-    arguments = ["-c", _config(tmp_path, epoches=9), "-u", override, "--show", "3", "--output-dir", folder]
-    code, out, _ = _run(monkeypatch, capsys, *arguments)
+    options = ("-u", override, "--show", "3", "--output-dir", folder)
+    code, out, _ = run_here("-c", _config(tmp_path, epoches=9), *options)
     assert code == 1 and "there is no file" in out  # the picture shows what is left
     names = sorted(path.name for path in folder.iterdir())
     assert names[0] == "training_samples_epoch_0.png" and len(names) >= 3
@@ -148,42 +111,30 @@ def test_pictures_of_every_stage(
     assert "training_samples_epoch_2.png: epochs 2 to " in out
 
 
-def test_pictures_go_beside_the_run_folder_by_default(
-    tmp_path: Path,
-    train: CocoFiles,
-    val: CocoFiles,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    code, _, _ = _run(monkeypatch, capsys, "-c", _config(tmp_path), "--show", "1")
+def test_pictures_go_beside_the_run_folder_by_default(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
+    code, _, _ = run_here("-c", _config(tmp_path), "--show", "1")
     assert code == 0 and list((tmp_path / "run_samples").glob("*.png"))
 
 
-def test_no_picture_without_images(
-    tmp_path: Path, val: CocoFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = _run(monkeypatch, capsys, "-c", _config(tmp_path), "--show", "1")
+def test_no_picture_without_images(tmp_path: Path, val: CocoFiles) -> None:
+    code, out, err = run_here("-c", _config(tmp_path), "--show", "1")
     assert code == 1 and "train.json: file: does not exist" in out
     assert "no pictures" in err and not (tmp_path / "run_samples").exists()
 
 
-def test_bad_arguments_and_configs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, _, err = _run(monkeypatch, capsys, "-c", tmp_path / "gone.yml")
+def test_bad_arguments_and_configs(tmp_path: Path) -> None:
+    code, _, err = run_here("-c", tmp_path / "gone.yml")
     assert code == 2 and "gone.yml" in err and "Traceback" not in err
     (tmp_path / "file").write_text("x")
-    code, _, err = _run(monkeypatch, capsys, "-c", _config(tmp_path), "--show", "2", "--output-dir", tmp_path / "file")
+    code, _, err = run_here("-c", _config(tmp_path), "--show", "2", "--output-dir", tmp_path / "file")
     assert code == 2 and "is a file" in err
-    with pytest.raises(SystemExit) as caught:
-        _run(monkeypatch, capsys, "-c", _config(tmp_path), "--show", "-2")
-    assert caught.value.code == 2
+    assert run_here("-c", _config(tmp_path), "--show", "-2").code == 2
 
 
 def test_as_a_script(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
     train.content["annotations"][0]["bbox"] = [1, 1, float("nan"), 5]
     train.save()
-    outcome = start_script("check_data.py", "-c", _config(tmp_path))
+    outcome = run_here("-c", _config(tmp_path))
     assert outcome.code == 1, outcome.err
     assert "bbox is [1, 1, nan, 5], expected four finite numbers" in outcome.out
     assert "Traceback" not in outcome.err
@@ -200,7 +151,7 @@ def test_no_name_hides_what_is_wrong_elsewhere(tmp_path: Path, train: CocoFiles,
         part.content["categories"][1]["name"] = "ra\nya\x1b[2J\ud800"
         part.save()
     (train.img_folder / names[1]).write_bytes(b"no image")
-    outcome = start_script("check_data.py", "-c", _config(tmp_path))
+    outcome = run_here("-c", _config(tmp_path))
     assert outcome.code == 1 and "Traceback" not in outcome.err
     assert "2 errors:" in outcome.out and "\\x1b[31mred.png): " in outcome.out and "there is no file" in outcome.out
     assert "ra\\nya\\x1b[2J\\ud800 " in outcome.out and not UNPRINTABLE.search(outcome.out.replace("\n", ""))

@@ -55,15 +55,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 run_here = partial(start_script, "visualize_attention.py", "-d", "cpu")
 
 
-@pytest.fixture
-def unpainted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
-    """Figures are put together, but of an image only `main` is painted: that takes most of the time."""
+class Drawn(dict[str, Figure]):
+    """Figures by name, put together but painted only where `painted` says so: that takes most of the time."""
 
-    drawn: dict[str, Figure] = {}
+    painted: tuple[str, ...] = ()
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    figures = Drawn()
 
     def touch(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
-        drawn[name] = figure
-        if name in ("main", "overview"):
+        figures[name] = figure
+        if name in figures.painted:
             return save_figure(figure, folder, name)
         folder.mkdir(parents=True, exist_ok=True)
         paths = folder / f"{name}.png", folder / f"{name}.pdf"
@@ -72,7 +76,7 @@ def unpainted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
         return paths
 
     monkeypatch.setattr("attention.run.save_figure", touch)
-    return drawn
+    return figures
 
 
 ANY = ("--min-score", "0")
@@ -83,8 +87,9 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_everything_of_a_validation_image(tiny: Path, unpainted: dict[str, Figure]) -> None:
+def test_everything_of_a_validation_image(tiny: Path, drawn: Drawn) -> None:
     before = (tiny / "run" / "tiny.pth").read_bytes()
+    drawn.painted = ("main", "overview")
     done = run_here("-r", "run/tiny.pth", "--from-val", "1", "--top", "1", *ANY, "--lang", "es", cwd=tiny)
     assert done.code == 0, done.err
     assert (tiny / "run" / "tiny.pth").read_bytes() == before
@@ -102,7 +107,7 @@ def test_everything_of_a_validation_image(tiny: Path, unpainted: dict[str, Figur
     assert "El CLS del último bloque nunca llega al detector" in caption
     assert read(folder / "0" / "heads_cls.json")["drawn"]["vit_blocks"] == [0, 1, 2]
     assert f"object_q{read(folder / '0' / f'{query}.json')['drawn']['query']}" == query
-    bar = next(axes for axes in unpainted["main"].axes if axes.get_xlabel() == "Proporción de la atención")
+    bar = next(axes for axes in drawn["main"].axes if axes.get_xlabel() == "Proporción de la atención")
     ticks = [tick.get_text() for tick in bar.get_xticklabels()]
     assert any("," in tick for tick in ticks) and not any("." in tick for tick in ticks)
     assert b"/Font" in (folder / "0" / "main.pdf").read_bytes(), "text stays text"
@@ -112,50 +117,48 @@ def test_everything_of_a_validation_image(tiny: Path, unpainted: dict[str, Figur
     assert f"{len(names) + 1} figures of 1 images" in done.out
 
 
-def test_unreadable_files_come_last_and_the_rest_is_done(tiny: Path, unpainted: dict[str, Figure]) -> None:
+def test_unreadable_files_come_last_and_the_rest_is_done(tiny: Path, drawn: Drawn) -> None:
     chosen = ["--what", "decoder", "--query", "5", "--output-dir", "odd_out"]
     done = run_here("-r", "run/tiny.pth", "--images", "odd", *chosen, cwd=tiny)
     assert done.code == 1, done.err
     assert "1 images left out:" in done.out and "broken.png" in done.out and "notes.txt" not in done.out
-    drawn = {path.name for path in (tiny / "odd_out").iterdir() if path.is_dir()}
-    assert drawn == {"DEEP", "deep_2"}, "names that Windows would take for the same get a number"
+    folders = {path.name for path in (tiny / "odd_out").iterdir() if path.is_dir()}
+    assert folders == {"DEEP", "deep_2"}, "names that Windows would take for the same get a number"
     assert (tiny / "odd_out" / "deep_2" / "object_q5.png").is_file()
     assert not (tiny / "odd_out" / "deep_2" / "features.png").exists()
     assert "broken.png" in read(tiny / "odd_out" / "run.json")["left_out"][0]
 
 
-def test_layers_and_a_point(tiny: Path, unpainted: dict[str, Figure]) -> None:
+def test_layers_and_a_point(tiny: Path, drawn: Drawn) -> None:
     chosen = ["--what", "backbone", "--layers", "0", "2", "--point", "40", "10", "--output-dir", "point"]
     done = run_here("-r", "run/tiny.pth", "--images", "val/0.png", *chosen, cwd=tiny)
     assert done.code == 0, done.err
-    drawn = read(tiny / "point" / "0" / "heads_patch.json")["drawn"]
-    assert drawn["vit_blocks"] == [0, 2] and drawn["focus_patches"] == [2] and drawn["grid_hw"] == [4, 4]
+    shown = read(tiny / "point" / "0" / "heads_patch.json")["drawn"]
+    assert shown["vit_blocks"] == [0, 2] and shown["focus_patches"] == [2] and shown["grid_hw"] == [4, 4]
 
 
-def test_evidence_of_vit_tokens(tiny: Path, unpainted: dict[str, Figure]) -> None:
+def test_evidence_of_vit_tokens(tiny: Path, drawn: Drawn) -> None:
     chosen = [*ANY, "--what", "evidence", "--evidence-layer", "vit.1", "--output-dir", "tokens"]
     done = run_here("-r", "run/tiny.pth", "--images", "val/0.png", *chosen, cwd=tiny)
     assert done.code == 0, done.err
     sidecar = read(tiny / "tokens" / "0" / "evidence.json")
     assert sidecar["drawn"]["layer"] == "vit.1" and "in vit.1," in sidecar["caption"]
-    maps = [axes.images[0].get_array().shape for axes in unpainted["evidence"].axes if axes.images]
+    maps = [np.shape(axes.images[0].get_array()) for axes in drawn["evidence"].axes if axes.images]
     assert maps[1:4] == [(4, 4)] * 3, "one cell a patch"
 
 
-def test_a_baseline_has_evidence_alone(tiny: Path, unpainted: dict[str, Figure]) -> None:
+def test_a_baseline_has_evidence_alone(tiny: Path, drawn: Drawn) -> None:
     done = run_here("-r", "run/cnn.pth", "--from-val", "1", *ANY, "--output-dir", "cnn", cwd=tiny)
     assert done.code == 0, done.err
     assert {path.stem for path in (tiny / "cnn" / "0").glob("*.png")} == {"main", "evidence"}
-    titles = [axes.get_title() for axes in unpainted["evidence"].axes]
+    titles = [axes.get_title() for axes in drawn["evidence"].axes]
     assert titles[0].startswith("Detection "), "a CNN has no queries"
 
 
 @pytest.mark.parametrize(
     ("name", "figures"), [("tiny", {"main", "heads_cls", "heads_patch", "features"}), ("cnn", {"main"})]
 )
-def test_what_was_not_detected_is_not_drawn(
-    tiny: Path, unpainted: dict[str, Figure], name: str, figures: set[str]
-) -> None:
+def test_what_was_not_detected_is_not_drawn(tiny: Path, drawn: Drawn, name: str, figures: set[str]) -> None:
     arguments = ("-r", f"run/{name}.pth", "--from-val", "1", "--output-dir", f"clean_{name}")
     assert run_here(*arguments, *ANY, cwd=tiny).code == 0
     done = run_here(*arguments, "--min-score", "0.99", "--lang", "es", cwd=tiny)
@@ -164,7 +167,7 @@ def test_what_was_not_detected_is_not_drawn(
     folder = tiny / f"clean_{name}"
     assert {path.stem for path in (folder / "0").iterdir()} == figures, "nothing is left of the call before"
     assert read(folder / "run.json")["without_object"] == ["0"]
-    for figure in (unpainted["main"], unpainted["overview"]):
+    for figure in (drawn["main"], drawn["overview"]):
         texts = [[text.get_text() for text in axes.texts if text.get_text() == "Ningún objeto"] for axes in figure.axes]
         assert sum(map(len, texts)) == 2, "instead of a predicted box, and of its sampling points or evidence"
 

@@ -21,16 +21,8 @@ HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yml"))
-VOLATILE = {
-    "date",
-    "seconds",
-    "seconds_per_image",
-    "versions",
-    "package_versions",
-    "device",
-    "threads",
-    "command",
-    "cost",
+VOLATILE = {"date", "seconds", "seconds_per_image", "versions", "package_versions"} | {
+    *("device", "threads", "command", "cost"),
 }
 """Keys whose values differ from machine to machine and from day to day."""
 
@@ -123,9 +115,8 @@ def resolved_configs(place: Workplace) -> dict[str, Any]:
 def evaluation(place: Workplace) -> dict[str, Any]:
     found = {}
     for lang in ("en", "es"):
-        printed = place.run(
-            "evaluate_deimv2.py", "-r", place.checkpoint, "--bootstrap", "50", "--lang", lang, "-d", "cpu"
-        )
+        options = ["--bootstrap", "50", "--lang", lang, "-d", "cpu"]
+        printed = place.run("evaluate_deimv2.py", "-r", place.checkpoint, *options)
         folder = place.checkpoint.parent / "eval_val_best"
         found |= {
             f"{lang}_printed": printed,
@@ -141,18 +132,8 @@ def prediction(place: Workplace) -> dict[str, Any]:
     found = {}
     for name, options in {"plain": ["--lang", "en"], "tiled": ["--tile", "48", "--lang", "es"]}.items():
         folder = place.folder / f"predicted_{name}"
-        arguments = [
-            "-r",
-            place.checkpoint,
-            place.folder / "val",
-            "--score",
-            "0.1",
-            "--save",
-            "images,coco,csv,yolo,crops",
-        ]
-        found[f"{name}_printed"] = place.run(
-            "predict_deimv2.py", *arguments, *options, "--output-dir", folder, "-d", "cpu"
-        )
+        what = ["-r", place.checkpoint, place.folder / "val", "--score", "0.1", "--save", "images,coco,csv,yolo,crops"]
+        found[f"{name}_printed"] = place.run("predict_deimv2.py", *what, *options, "--output-dir", folder, "-d", "cpu")
         texts = [file for file in place.files(folder) if file.endswith((".csv", ".txt"))]
         found |= {f"{name}_{file}": place.text(folder / file) for file in texts}
         found |= {f"{name}_coco": place.json(folder / "coco.json"), f"{name}_files": place.files(folder)}
@@ -201,24 +182,11 @@ def ablation(place: Workplace) -> dict[str, Any]:
         encoding="utf-8",
     )
     folder = place.folder / "ablation"
-    arguments = [
-        "-c",
-        config,
-        "-r",
-        place.checkpoint,
-        "--modes",
-        "cosine",
-        "none",
-        "--seeds",
-        "0",
-        "1",
-        "2",
-        "-d",
-        "cpu",
-    ]
+    modes = ("--modes", "cosine", "none", "--seeds", "0", "1", "2")
     found: dict[str, Any] = {}
     for lang in ("en", "es"):
-        place.run("ablate_text.py", *arguments, "--lang", lang, "--output-dir", folder)
+        options = ("-d", "cpu", "--lang", lang, "--output-dir", folder)
+        place.run("ablate_text.py", "-c", config, "-r", place.checkpoint, *modes, *options)
         for name in ("ablation.md", "ablation.tex"):
             found[f"{lang}_{name}"] = tables_without_digits(place.text(folder / name))
     found["files"] = [file for file in place.files(folder) if "seed" not in file]
