@@ -27,6 +27,7 @@ def main() -> int:
     what = "folder of results.json, report.html, ... (default: eval_<split>_<checkpoint> beside the checkpoint)"
     add("--output-dir", type=Path, metavar="DIR", help=what)
     add("--use-amp", action="store_true", help="mixed precision on a GPU (default: float32)")
+    add("--compile", action="store_true", help="compile the network first: seconds to minutes, then faster")
     add = parser.add_argument_group("analysis").add_argument
     add("--lang", choices=("es", "en"), default="en", help="language of figures and report (default: en)")
     what = "resamples of the images for 95%% intervals, 0 for none (default: 1000)"
@@ -57,6 +58,7 @@ def main() -> int:
             split=arguments.split,
             output_dir=arguments.output_dir,
             use_amp=arguments.use_amp,
+            compiled=arguments.compile,
             options=options,
         )
     finally:

@@ -37,6 +37,7 @@ def main() -> int:
     add("--nms", type=float, metavar="IOU", help=what)
     add("--batch-size", type=int, default=8, metavar="N", help="images or tiles at once (default: 8)")
     add("--use-amp", action="store_true", help="mixed precision on a GPU (default: float32)")
+    add("--compile", action="store_true", help="compile the network first: seconds to minutes, then faster")
     add("--recursive", action="store_true", help="look into the folders' folders too")
     add("--max-frames", type=int, metavar="N", help="stop each video or camera after N frames")
     add("--lang", choices=("es", "en"), default="en", help="language of tables and texts (default: en)")

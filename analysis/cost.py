@@ -68,9 +68,10 @@ def measure_cost(detector: Detector, *, eval_batch: int, budget_seconds: float =
     """
     deadline = time.perf_counter() + budget_seconds
     model, config, device = detector.model, detector.config, detector.device
-    subject = replace(detector, model=copy.deepcopy(model).eval())
+    plain = replace(detector, model=copy.deepcopy(model).eval(), compiled=False)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        gflops = _gflops(subject)
+        gflops = _gflops(plain)
+        subject = replace(plain, compiled=detector.compiled)
         latencies = _latencies(subject, eval_batch, deadline)
         one_image = _noise(config, 1, device)
         inference_bytes = _peak_bytes(lambda: _detect(subject, one_image), device)
@@ -85,7 +86,7 @@ def measure_cost(detector: Detector, *, eval_batch: int, budget_seconds: float =
         inference_memory_mb=None if inference_bytes is None else inference_bytes / 2**20,
         training_memory_mb=None if training_bytes is None else training_bytes / 2**20,
         device=_device_name(device),
-        dtype=str(detector.amp_dtype or torch.float32).removeprefix("torch."),
+        dtype=str(detector.amp_dtype or torch.float32).removeprefix("torch.") + ", compiled" * detector.compiled,
         threads=torch.get_num_threads(),
     )
 

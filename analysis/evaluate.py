@@ -91,6 +91,7 @@ def evaluate_checkpoint(
     split: SplitName = "val",
     output_dir: Path | None = None,
     use_amp: bool = False,
+    compiled: bool = False,
     options: AnalysisOptions | None = None,
 ) -> Evaluation:
     """Judge the EMA weights of a checkpoint on one split; write results.json, predictions.json, ground_truth.json and,
@@ -105,13 +106,21 @@ def evaluate_checkpoint(
         output_dir: Where the files go; default `eval_<split>_<checkpoint>` beside the checkpoint, with suppression
             `eval_<split>_<checkpoint>_nms`. A folder that holds another evaluation is left alone, see `_folder_for`.
         use_amp: Mixed precision; default is float32 (docs/deimv2.md, AMP, EMA).
+        compiled: Compute with torch.compile, where it can be.
         options: What to analyse and draw; None: everything.
 
     Raises:
         UserError: Bad input of any kind; nothing has been written then.
     """
     options = options or AnalysisOptions()
-    detector = load_detector(path, device=dist.device, config_path=config_path, overrides=overrides, use_amp=use_amp)
+    detector = load_detector(
+        path,
+        device=dist.device,
+        config_path=config_path,
+        overrides=overrides,
+        use_amp=use_amp,
+        compiled=compiled,
+    )
     config = detector.config
     usual = output_folder(path, f"eval_{split}")
     wanted = output_dir or (usual if options.nms is None else usual.with_name(f"{usual.name}_nms"))

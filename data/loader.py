@@ -15,7 +15,8 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from multiprocessing import connection, resource_tracker
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
@@ -202,6 +203,18 @@ def _worker_context() -> BaseContext:
     return context
 
 
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Workers started meanwhile do not run the main script again: they need none of it, nor what it imports."""
+    main = vars(sys.modules["__main__"])
+    kept = {name: main.pop(name, None) for name in ("__file__", "__spec__")}
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update({name: value for name, value in kept.items() if value is not None})
+
+
 def collate(images: Tensor, samples: Sequence[Sample]) -> Batch:
     """The batch of samples that were drawn into `images` [B, 3, H, W]."""
     return Batch(
@@ -249,7 +262,8 @@ class _Loader:
         if self._loader.num_workers and os.name == "posix":
             # multiprocessing's own helper, which would unblock the signals if it were started below.
             resource_tracker.ensure_running()
-        with held_back():  # workers stop when the main process says so; a signal to the whole group is for that one
+        # Workers stop when the main process says so; a signal to the whole group is for that one.
+        with held_back(), _main_hidden():
             iterator = iter(self._loader)
         last_batch = time.monotonic()
         while True:
@@ -447,8 +461,6 @@ def _leave_at_once() -> None:
 def explain_worker_error(error: Exception, workers: Sequence[BaseProcess] = ()) -> UserError | None:
     """The DataLoader's own complaints in the user's words; None for other errors."""
     text = str(error)
-    if workers and not isinstance(error, RuntimeError):  # the fork server tells of a worker's end a moment later
-        connection.wait([worker.sentinel for worker in workers], timeout=5)
     gone = [worker.pid for worker in workers if not worker.is_alive()]
     if gone and not isinstance(error, RuntimeError):
         text = f"DataLoader worker (pid(s) {', '.join(map(str, gone))}) exited unexpectedly"

@@ -52,6 +52,7 @@ class PredictOptions(Options):
     """Of boxes of one class that overlap more, the best is kept; None keeps all, as the evaluation does."""
     batch_size: int = Field(8, ge=1, description="1 or more")
     use_amp: bool = False
+    compile: bool = False
     lang: Language = "en"
     recursive: bool = False
     max_frames: int | None = Field(None, ge=1, description="1 or more")
@@ -117,7 +118,12 @@ def predict(
     folder = _output_folder(checkpoint, output_dir)
     sources = find_sources(arguments, recursive=options.recursive, exclude=folder)
     detector = load_detector(
-        checkpoint, device=device, config_path=config_path, overrides=overrides, use_amp=options.use_amp
+        checkpoint,
+        device=device,
+        config_path=config_path,
+        overrides=overrides,
+        use_amp=options.use_amp,
+        compiled=options.compile,
     )
     thresholds = choose_thresholds(detector, options.score, options.score_per_class)
     prediction = Prediction(folder, detector.classes, thresholds, list(sources.skipped))

@@ -155,6 +155,9 @@ class ExperimentConfig(DataConfig, ModelConfig):
     use_amp: bool = False
     """Train in mixed precision on a GPU."""
     scaler: ScalerConfig = ScalerConfig()
+    compile: bool = False
+    """Train with torch.compile: seconds to minutes at the first batch of each size, faster steps then (own
+    addition)."""
     use_ema: bool = False
     """Judge and keep an average of the weights."""
     ema: EmaConfig = EmaConfig()

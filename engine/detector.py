@@ -24,6 +24,7 @@ from data.transforms import output_size_hw
 from data.types import PixelArray
 from engine.amp import choose_amp_dtype
 from engine.checkpoint import checkpoint_classes, checkpoint_config, load_checkpoint, model_state
+from engine.compiled import compiles
 from engine.config import ExperimentConfig, apply_overrides, load_config
 from engine.multimodal import with_stored_texts
 from models.detections import Detections
@@ -53,6 +54,12 @@ class Detector:
     """The checkpoint's content without the weights."""
     names_classes: bool = True
     """Whether the checkpoint names its classes."""
+    compiled: bool = False
+    """Compute with torch.compile, anew for each size of a batch."""
+
+    def __post_init__(self) -> None:
+        if self.compiled:
+            self.model.compile(dynamic=False)
 
     @property
     def epoch(self) -> int | None:
@@ -123,6 +130,7 @@ def load_detector(
     config_path: Path | None = None,
     overrides: Sequence[str] = (),
     use_amp: bool = False,
+    compiled: bool = False,
 ) -> Detector:
     """Load a checkpoint's judged weights, the EMA's where there are any; no data set or other weight file is needed.
 
@@ -132,6 +140,7 @@ def load_detector(
         config_path: Config to use instead of the checkpoint's own.
         overrides: `a.b=c`, on top of either.
         use_amp: Mixed precision on a GPU.
+        compiled: Compute with torch.compile, where it can be.
 
     Raises:
         UserError: Bad input of any kind.
@@ -152,7 +161,9 @@ def load_detector(
     if isinstance(ema, dict):
         rest["ema"] = {key: value for key, value in ema.items() if key != "module"}
     amp_dtype = choose_amp_dtype(use_amp, device)
-    return Detector(model.to(device).eval(), config, classes, device, amp_dtype, path, rest, stored is not None)
+    compiled = compiled and compiles(model, device)
+    model.to(device).eval()
+    return Detector(model, config, classes, device, amp_dtype, path, rest, stored is not None, compiled)
 
 
 def judged_config(

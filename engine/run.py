@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from data.splits import DataBundle, build_datasets
 from data.synthetic import ensure_dataset
 from engine.amp import choose_amp_dtype
 from engine.checkpoint import Position, check_classes, load_checkpoint, restore, save_checkpoint, start_from
+from engine.compiled import compiles
 from engine.config import ExperimentConfig, config_to_dict, derive_run_length
 from engine.detector import Detector
 from engine.distributed import Distributed
@@ -30,7 +31,7 @@ from engine.run_folder import FolderLock, prepare_run_folder, write_yaml
 from engine.schedule import FlatCosine
 from engine.text_embeddings import store_embeddings
 from models.criterion import build_criterion
-from models.detector import build_detector
+from models.detector import DEIM, build_detector
 from models.weights import load_backbone_weights, load_state_dict_strict, log_origin
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,8 @@ def build_run(
     model.to(dist.device)
     if dist.world_size > 1 and dist.device.type == "cuda" and config.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.compile and compiles(model, dist.device):
+        cast(DEIM, model).compile_training()
     wrapped = _wrap(model, dist)
     amp_dtype = choose_amp_dtype(config.use_amp, dist.device)
     optimizer = build_optimizer(model, optimizer_with_fusion(config, model))

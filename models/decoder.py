@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from models.boxes import inverse_sigmoid
 from models.config import DecoderConfig
 from models.deformable_attention import DeformableAttention, split_heads
-from models.denoising import DenoisingQueries, make_denoising_queries
+from models.denoising import DenoisingQueries, make_denoising_queries, padded
 from models.distribution import distance_to_box, weighting_function
 from models.hybrid_encoder import ConvNorm
-from models.layers import Mlp, SelfAttention, without_autocast
+from models.layers import Mlp, SelfAttention, becomes_part_of_graph, without_autocast
 from models.text_fusion import TextFusion
 
 _PRIOR = 0.01
@@ -132,9 +132,9 @@ class LayerOutput(NamedTuple):
     references: Tensor
     """[B, T, 4] cxcywh, the box that the distances are measured from; the same for all layers."""
 
-    def split(self, num_denoising: int) -> tuple[LayerOutput, LayerOutput]:
-        """The denoising queries, which come first, and the others."""
-        noised, matching = zip(*(_split(x, num_denoising) for x in self), strict=True)
+    def split(self, num_denoising: int, num_matching: int) -> tuple[LayerOutput, LayerOutput]:
+        """The denoising queries, which come first, and the matching queries, which come last."""
+        noised, matching = zip(*(_split(x, num_denoising, num_matching) for x in self), strict=True)
         return LayerOutput(*noised), LayerOutput(*matching)
 
 
@@ -144,15 +144,28 @@ class BoxesAndLogits(NamedTuple):
     logits: Tensor
     boxes: Tensor
 
-    def split(self, num_denoising: int) -> tuple[BoxesAndLogits, BoxesAndLogits]:
-        """The denoising queries, which come first, and the others."""
-        noised, matching = zip(*(_split(x, num_denoising) for x in self), strict=True)
+    def split(self, num_denoising: int, num_matching: int) -> tuple[BoxesAndLogits, BoxesAndLogits]:
+        """As `LayerOutput.split`."""
+        noised, matching = zip(*(_split(x, num_denoising, num_matching) for x in self), strict=True)
         return BoxesAndLogits(*noised), BoxesAndLogits(*matching)
 
 
-def _split(x: Tensor, num_denoising: int) -> tuple[Tensor, Tensor]:
-    noised, matching = x.split((num_denoising, x.shape[1] - num_denoising), dim=1)
-    return noised, matching
+def _split(x: Tensor, num_denoising: int, num_matching: int) -> tuple[Tensor, Tensor]:
+    num_added = x.shape[1] - num_denoising - num_matching  # see `models.denoising.padded`
+    parts = x.split((num_denoising, num_added, num_matching) if num_added else (num_denoising, num_matching), dim=1)
+    return parts[0], parts[-1]
+
+
+class Predicted(NamedTuple):
+    """What the decoder computes, all queries in one row."""
+
+    layers: list[LayerOutput]
+    """Of all layers in training, of the evaluated one otherwise."""
+    pre: BoxesAndLogits
+    said: Tensor | None
+    """The texts' contribution to the last layer's logits before the gate, [B, T, C], where there are texts."""
+    encoder: BoxesAndLogits
+    """The encoder's selection, [B, Q, ...]."""
 
 
 class TransformerDecoder(nn.Module):
@@ -177,12 +190,12 @@ class Anchors(NamedTuple):
     """bool [1, L, 1]."""
 
 
-def make_anchors(shapes: Shapes, eps: float) -> Anchors:
+def make_anchors(shapes: Shapes, eps: float, device: torch.device | None = None) -> Anchors:
     """Anchors of maps (h, w), fine to coarse; near the border they are not valid (docs/deimv2.md, Memory, anchors)."""
     levels = []
     for level, (height, width) in enumerate(shapes):
         y, x = torch.meshgrid(
-            *(torch.arange(side, dtype=torch.float32) + 0.5 for side in (height, width)), indexing="ij"
+            *(torch.arange(side, dtype=torch.float32, device=device) + 0.5 for side in (height, width)), indexing="ij"
         )
         size = torch.full_like(x, _ANCHOR_SIZE * 2.0**level)
         levels.append(torch.stack([x / width, y / height, size, size], dim=-1).flatten(0, 1))
@@ -270,24 +283,38 @@ class DEIMTransformer(nn.Module):
         the `dn_*` entries only if a target has boxes, `text_logits` [B, Q, C] (the texts' contribution to the last
         layer's logits, before the gate) only with `text_fusion`. All tensors are float32.
         """
+        denoising = None
+        if self.training:
+            num_tokens = sum(x.shape[-2] * x.shape[-1] for x in maps)
+            denoising = self.draw_denoising(targets, num_tokens)
+        found = self.predict(maps, None if denoising is None else denoising.inputs, text_fusion)
+        if not self.training:
+            return {"pred_logits": found.layers[-1].logits, "pred_boxes": found.layers[-1].boxes}
+        return self.training_outputs(found, denoising)
+
+    def predict(
+        self,
+        maps: Sequence[Tensor],
+        denoising: tuple[Tensor, Tensor, Tensor] | None,
+        text_fusion: TextFusion | None = None,
+    ) -> Predicted:
+        """Everything that is computed: from encoder maps and the inputs of denoising queries, tensors alone."""
         maps = [project(x) for project, x in zip(self.input_proj, maps, strict=True)]
         memory = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
         shapes: Shapes = tuple((x.shape[-2], x.shape[-1]) for x in maps)
         selected = self.select_queries(memory, self._anchors_for(shapes, memory.device), text_fusion)
         content, reference_logits = selected.content.detach(), selected.reference_logits.detach()
-        denoising = None
-        if self.training:
-            denoising = self._draw_denoising(targets, content.shape[1])
-            content, reference_logits = self._prepend(denoising, content, reference_logits)
-        allowed = None if denoising is None else denoising.allowed
+        allowed = None
+        if denoising is not None:
+            labels, noised, allowed = denoising
+            content = torch.cat([self.denoising_class_embed(labels), content], dim=1)
+            reference_logits = torch.cat([noised, reference_logits], dim=1)
+        elif self.training:
+            # Distributed training wants a gradient for every parameter, also on a process without boxes.
+            content = content + 0 * self.denoising_class_embed.weight.sum()
         values = [split_heads(x, self._config.nhead) for x in maps]
         layers, pre, said = self._decode(content, reference_logits, values, allowed, text_fusion)
-        if not self.training:
-            return {"pred_logits": layers[-1].logits, "pred_boxes": layers[-1].boxes}
-        outputs = self._training_outputs(layers, pre, selected, denoising)
-        if said is not None:
-            outputs["text_logits"] = said[:, -selected.content.shape[1] :]
-        return outputs
+        return Predicted(layers, pre, said, BoxesAndLogits(selected.logits, selected.reference_logits.sigmoid()))
 
     def select_queries(
         self, memory: Tensor, anchors: Anchors, text_fusion: TextFusion | None = None
@@ -307,10 +334,8 @@ class DEIMTransformer(nn.Module):
         return SelectedQueries(indices, content, logits, reference_logits)
 
     def _anchors_for(self, shapes: Shapes, device: torch.device) -> Anchors:
-        if not all(isinstance(side, int) for shape in shapes for side in shape):
-            # An export for any size: the anchors become part of the graph.
-            made = make_anchors(shapes, self._config.eps)
-            return Anchors(made.logits.to(device), made.valid.to(device))
+        if becomes_part_of_graph(*(side for shape in shapes for side in shape)):
+            return make_anchors(shapes, self._config.eps, device)
         key = (shapes, device)
         if key not in self._anchor_cache:
             # Kept for later steps, so they must not become inference tensors, which no backward pass may use.
@@ -323,30 +348,25 @@ class DEIMTransformer(nn.Module):
             anchors = anchors._replace(logits=self.anchors)
         return anchors
 
-    def _draw_denoising(
-        self, targets: Sequence[Mapping[str, Tensor]] | None, num_queries: int
+    def draw_denoising(
+        self, targets: Sequence[Mapping[str, Tensor]] | None, num_tokens: int, *, batch: int | None = None
     ) -> DenoisingQueries | None:
-        return make_denoising_queries(
+        """Draw the denoising queries of a batch on maps of so many tokens; None without boxes.
+
+        With `batch`, its size, there are always some, and their number does not depend on the boxes (but for more than
+        `num_denoising` of them in an image).
+        """
+        queries = {"num_classes": self._num_classes, "num_queries": min(self._config.num_queries, num_tokens)}
+        drawn = make_denoising_queries(
             targets or (),
-            num_classes=self._num_classes,
-            num_queries=num_queries,
+            **queries,
             num_denoising=self._config.num_denoising,
             label_noise_ratio=self._config.label_noise_ratio,
             box_noise_scale=self._config.box_noise_scale,
         )
-
-    def _prepend(
-        self, denoising: DenoisingQueries | None, content: Tensor, reference_logits: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Put the denoising queries first."""
-        if denoising is None:
-            # Distributed training wants a gradient for every parameter, also on a process without boxes.
-            return content + 0 * self.denoising_class_embed.weight.sum(), reference_logits
-        embedded = self.denoising_class_embed(denoising.labels)
-        return (
-            torch.cat([embedded, content], dim=1),
-            torch.cat([denoising.reference_logits, reference_logits], dim=1),
-        )
+        if batch is None or self._config.num_denoising <= 0:
+            return drawn
+        return padded(drawn, 2 * self._config.num_denoising, batch=batch, **queries, device=self.up.device)
 
     def _decode(
         self,
@@ -385,27 +405,24 @@ class DEIMTransformer(nn.Module):
             boxes, previous = refined.detach(), target.detach()
         return outputs, pre, said
 
-    def _training_outputs(
-        self,
-        layers: list[LayerOutput],
-        pre: BoxesAndLogits,
-        selected: SelectedQueries,
-        denoising: DenoisingQueries | None,
-    ) -> dict[str, Any]:
+    def training_outputs(self, found: Predicted, denoising: DenoisingQueries | None) -> dict[str, Any]:
+        """What the losses read."""
+        num_matching = found.encoder.logits.shape[1]
         num_denoising = 0 if denoising is None else denoising.num_queries
-        noised, matching = zip(*(layer.split(num_denoising) for layer in layers), strict=True)
-        noised_pre, matching_pre = pre.split(num_denoising)
-        encoder = BoxesAndLogits(selected.logits, selected.reference_logits.sigmoid())
+        noised, matching = zip(*(layer.split(num_denoising, num_matching) for layer in found.layers), strict=True)
+        noised_pre, matching_pre = found.pre.split(num_denoising, num_matching)
         outputs = {
             **_as_dict(matching[-1]),
             "up": self.up,
             "reg_scale": self.reg_scale,
             "aux_outputs": [_with_teacher(layer, matching[-1]) for layer in matching[:-1]],
             "pre_outputs": _pair_as_dict(matching_pre),
-            "enc_aux_outputs": [_pair_as_dict(encoder)],
+            "enc_aux_outputs": [_pair_as_dict(found.encoder)],
             "enc_meta": {"class_agnostic": False},
         }
-        if denoising is not None:
+        if found.said is not None:
+            outputs["text_logits"] = found.said[:, -num_matching:]
+        if num_denoising and denoising is not None:
             outputs |= {
                 "dn_outputs": [_with_teacher(layer, noised[-1]) for layer in noised],
                 "dn_pre_outputs": _pair_as_dict(noised_pre),

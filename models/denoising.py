@@ -6,11 +6,13 @@ Order along the query axis: positives of group 0 (m), negatives of group 0 (m), 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -33,8 +35,13 @@ class DenoisingQueries:
 
     @property
     def num_queries(self) -> int:
-        """G."""
-        return self.labels.shape[1]
+        """G, without those that `padded` added."""
+        return int(self.meta["dn_num_split"][0]) if self.meta else 0
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the decoder computes with."""
+        return self.labels, self.reference_logits, self.allowed
 
 
 def make_denoising_queries(
@@ -83,6 +90,31 @@ def make_denoising_queries(
     return DenoisingQueries(labels, inverse_sigmoid(boxes), allowed, meta)
 
 
+def padded(
+    queries: DenoisingQueries | None,
+    multiple: int,
+    *,
+    batch: int,
+    num_classes: int,
+    num_queries: int,
+    device: torch.device,
+) -> DenoisingQueries:
+    """Add queries that no other one sees, up to a multiple (at least one), so that shapes do not follow the boxes.
+
+    The added ones come between the denoising and the matching queries; `meta` keeps telling of the real ones.
+    """
+    labels = torch.empty(batch, 0, dtype=torch.int64, device=device) if queries is None else queries.labels
+    boxes = labels.new_zeros((batch, 0, 4), dtype=torch.float32) if queries is None else queries.reference_logits
+    total, groups = labels.shape[1], 1 if queries is None else int(queries.meta["dn_num_group"])
+    added = max(multiple, math.ceil(total / multiple) * multiple) - total
+    return DenoisingQueries(
+        F.pad(labels, (0, added), value=num_classes),
+        F.pad(boxes, (0, 0, 0, added)),
+        attention_allowed(total, max(total // groups, 1), num_queries, device, added),
+        {} if queries is None else queries.meta,
+    )
+
+
 def _noise_labels(labels: Tensor, num_classes: int, ratio: float) -> Tensor:
     redraw = torch.rand(labels.shape, device=labels.device) < 0.5 * ratio
     drawn = torch.randint(0, num_classes, labels.shape, dtype=torch.int32, device=labels.device)
@@ -100,16 +132,19 @@ def _noise_boxes(boxes: Tensor, positive: Tensor, scale: float) -> Tensor:
     return noised.abs()
 
 
-def attention_allowed(num_denoising: int, group_size: int, num_queries: int, device: torch.device) -> Tensor:
-    """bool [G + Q, G + Q], True = the row may see the column.
+def attention_allowed(
+    num_denoising: int, group_size: int, num_queries: int, device: torch.device, num_added: int = 0
+) -> Tensor:
+    """bool [G + Q, G + Q], True = the row may see the column; with `num_added` unseen queries between G and Q.
 
     Denoising queries see their own group and the matching queries; matching queries see each other only, since
     the denoising queries know the answer.
     """
-    matching = -1
+    matching, added = -1, -2
     group = torch.cat(
         [
             torch.arange(num_denoising, device=device) // group_size,
+            torch.full((num_added,), added, device=device),
             torch.full((num_queries,), matching, device=device),
         ]
     )

@@ -5,7 +5,7 @@ Legend: B images, H x W pixels (multiples of 32), Q queries, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from models.backbone import DINOv3STAs
-from models.config import FusionConfig, ModelConfig
-from models.decoder import DEIMTransformer
+from models.config import FusionConfig, ModelConfig, memory_tokens
+from models.decoder import DEIMTransformer, Predicted
 from models.hybrid_encoder import HybridEncoder
 from models.layers import count_batches, weights_in_autocast_type
 from models.text_fusion import TextFusion, build_text_fusion
@@ -26,6 +26,10 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 SIZE_DIVISOR = 32
 """Sides of the network input are multiples of this: the coarsest map has this stride."""
+
+
+_MAX_GRAPHS = 64
+"""torch gives up compiling a function anew after 8, fewer than multi-scale has sizes."""
 
 
 class DEIM(nn.Module):
@@ -44,6 +48,17 @@ class DEIM(nn.Module):
         self.decoder = decoder
         self.text_fusion = text_fusion
         self._frozen: list[nn.Module] = []
+        self._compiled: Callable[..., Predicted] | None = None
+
+    def compile_training(self, backend: str = "inductor") -> None:
+        """Compile the forward and backward pass of training, once per size of a batch; `backend` is torch.compile's.
+
+        Copies, such as an EMA, compute as written in evaluation.
+        """
+        # Sizes of multi-scale: symbolic ones would share a graph, but inductor (torch 2.14) fails on their strides.
+        torch._dynamo.config.recompile_limit = max(_MAX_GRAPHS, torch._dynamo.config.recompile_limit)
+        # A function of the module, not a bound method: it is copied with a module and not part of its state.
+        self._compiled = torch.compile(DEIM._predict, fullgraph=True, dynamic=False, backend=backend)
 
     def freeze(self, section: FusionConfig) -> None:
         """Leave to training what `section.trainable` names; the rest keeps its weights and its statistics."""
@@ -93,12 +108,31 @@ class DEIM(nn.Module):
             return outputs
         if self.training:
             count_batches(self)
+        if self.training and self._compiled is not None:
+            return self._run_compiled(self._compiled, images, targets)
         outputs = self.decoder(self.encoder(self.backbone(images)), targets, self.text_fusion)
         return outputs
 
+    def _run_compiled(
+        self,
+        compiled: Callable[..., Predicted],
+        images: Tensor,
+        targets: Sequence[Mapping[str, Tensor]] | None,
+    ) -> dict[str, Any]:
+        """A training pass with shapes that do not depend on the boxes, which are read before and after."""
+        batch, _, height, width = images.shape
+        denoising = self.decoder.draw_denoising(targets, memory_tokens(height, width), batch=batch)
+        found = compiled(self, images, None if denoising is None else denoising.inputs)
+        return self.decoder.training_outputs(found, denoising)
+
+    def _predict(self, images: Tensor, denoising: tuple[Tensor, Tensor, Tensor] | None) -> Predicted:
+        return self.decoder.predict(self.encoder(self.backbone(images)), denoising, self.text_fusion)
+
     def _casts_weights(self, device_type: str) -> bool:
         """Whether autocast would cast the weights: not those that are cast already, nor where layers are recomputed,
-        which happens after the cast weights are gone."""
+        which happens after the cast weights are gone, nor where a compiler joins the casts to what is around them."""
+        if self.training and self._compiled is not None:
+            return False
         first = self.decoder.enc_bbox_head.layers[0].weight
         recomputes = self.training and self.backbone.vit.gradient_checkpointing
         return torch.is_autocast_enabled(device_type) and first.dtype == torch.float32 and not recomputes

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import EncoderConfig
-from models.layers import BatchNorm2d, SelfAttention
+from models.layers import BatchNorm2d, SelfAttention, becomes_part_of_graph
 
 
 class ConvNorm(nn.Module):
@@ -132,16 +132,18 @@ class AifiStack(nn.Module):
         return x
 
 
-def sine_position_embedding(height: int, width: int, channels: int, temperature: float) -> Tensor:
+def sine_position_embedding(
+    height: int, width: int, channels: int, temperature: float, device: torch.device | None = None
+) -> Tensor:
     """[1, height*width, channels], row-major: sin and cos of the row, then sin and cos of the column.
 
     The original enumerates non-square maps in the wrong order (docs/deimv2.md, Known defects, 8); this is the
     corrected form, which is the same on square maps (docs/deimv2.md, AIFI).
     """
     quarter = channels // 4
-    omega = temperature ** -(torch.arange(quarter, dtype=torch.float32) / quarter)
-    rows = torch.arange(height, dtype=torch.float32)[:, None] * omega
-    columns = torch.arange(width, dtype=torch.float32)[:, None] * omega
+    omega = temperature ** -(torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
+    rows = torch.arange(height, dtype=torch.float32, device=device)[:, None] * omega
+    columns = torch.arange(width, dtype=torch.float32, device=device)[:, None] * omega
     row_code = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, width, -1)
     column_code = torch.cat([columns.sin(), columns.cos()], dim=1)[None].expand(height, -1, -1)
     return torch.cat([row_code, column_code], dim=-1).reshape(1, height * width, 4 * quarter)
@@ -196,8 +198,8 @@ class HybridEncoder(nn.Module):
         return out.transpose(1, 2).reshape(x.shape)
 
     def _position(self, height: int, width: int, device: torch.device) -> Tensor:
-        if not (isinstance(height, int) and isinstance(width, int)):  # an export for any size
-            return sine_position_embedding(height, width, self._width, self._temperature).to(device)
+        if becomes_part_of_graph(height, width):
+            return sine_position_embedding(height, width, self._width, self._temperature, device)
         key = (height, width, device)
         if key not in self._positions:
             # Kept for later steps, so it must not become an inference tensor, which no backward pass may use.

@@ -20,6 +20,12 @@ def without_autocast(device_type: str) -> contextlib.AbstractContextManager[obje
     return contextlib.nullcontext()
 
 
+def becomes_part_of_graph(*sides: int) -> bool:
+    """Whether what follows from an image's size is computed in the graph, not kept from step to step: in an export for
+    any size, and where torch.compile traces, which would compile anew for each entry that a cache gets."""
+    return torch.compiler.is_dynamo_compiling() or not all(isinstance(side, int) for side in sides)
+
+
 def in_autocast_type(x: Tensor) -> Tensor:
     """Cast an activation that several layers read, which autocast would cast anew for each of them."""
     kind = x.device.type

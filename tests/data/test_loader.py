@@ -1,9 +1,11 @@
+import importlib
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -354,3 +356,23 @@ def test_bad_images_met_on_the_way_are_user_errors(tmp_path: Path, num_workers: 
     assert "image 4 (val_4.png): the image is 7 x 7 pixels, but the annotation file says 48 x 40" in str(caught.value)
     assert "Traceback" not in str(caught.value) and "DataLoader" not in str(caught.value)
     loader.close()
+
+
+def test_a_worker_loads_no_network_and_not_the_script(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its start is what the first batch waits for."""
+    probe = "import sys\ndef init(worker_id):\n    open(__file__ + '.txt', 'w').write(' '.join(sys.modules))\n"
+    (tmp_path / "probe.py").write_text(probe, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    script = ModuleType("__main__")
+    script.__file__ = str(Path(__file__).parents[2] / "train_deimv2.py")
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    loader = _train(root, train_dataloader__num_workers=1)
+    loader._loader.worker_init_fn = importlib.import_module("probe").init
+    next(iter(loader))
+    loader.close()
+    assert script.__file__ == vars(script)["__file__"] and script.__file__.endswith("train_deimv2.py")
+    modules = set((tmp_path / "probe.py.txt").read_text(encoding="utf-8").split())
+    unneeded = {"torchvision", "models", "engine", "analysis", "transformers", "matplotlib", "faster_coco_eval"}
+    assert {"torch", "cv2", "data.loader"} <= modules and not unneeded & modules

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from engine.config import load_config
+from models.criterion import build_criterion
 from models.decoder import DEIMTransformer, SelectedQueries
 from models.detector import DEIM, build_detector, normalize_images
 from tests.support.configs import official
@@ -234,6 +237,64 @@ def test_weights_cast_at_once_give_the_same_numbers(finetune: bool, monkeypatch:
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         found.append((tensors_of(outputs), gradients))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+BOXES = {"some": (3, 1), "none": (0, 0), "more than denoising queries": (31, 2)}
+
+
+@pytest.mark.parametrize("counts", BOXES.values(), ids=BOXES.keys())
+def test_denoising_queries_added_for_constant_shapes_change_nothing(
+    counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    criterion, found = build_criterion(tiny_config()), []
+    for compiled in (False, True):
+        model = tiny_model()
+        shake(model)
+        if compiled:
+            model.compile_training()
+        torch.manual_seed(1)
+        losses = criterion(model(images(), targets(*counts)), targets(*counts), epoch=0)
+        torch.stack(list(losses.values())).sum().backward()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.requires_grad and p.grad is not None]
+        found.append((losses, torch.cat(gradients)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "eager",
+        pytest.param(
+            "inductor", marks=[pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="no g++")]
+        ),
+    ],
+)
+def test_compiled_training_is_one_graph_for_each_size_whatever_the_boxes(backend: str) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    model = tiny_model(DEIMTransformer__num_layers=1, DINOv3STAs__interaction_indexes=[0])
+    shake(model)
+    plain = copy.deepcopy(model)
+    model.compile_training(backend)
+    sizes = (64, 96) if backend == "eager" else (64,)
+    for repeat, counts in enumerate(((3, 1), (0, 0), (4, 5))):
+        for size in sizes:
+            outputs = []
+            for one in (model, plain):
+                torch.manual_seed(1)
+                outputs.append(one(images(2, size, size), targets(*counts)))
+                total(outputs[-1]).backward()
+            assert outputs[0].keys() == outputs[1].keys()
+            torch.testing.assert_close(tensors_of(outputs[0]), tensors_of(outputs[1]), rtol=1e-3, atol=1e-3)
+        assert counters["stats"]["unique_graphs"] == len(sizes), repeat
+    assert not counters["graph_break"]
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(grad is not None and grad.isfinite().all() for grad in gradients)
+    copied = copy.deepcopy(model).eval()  # as an EMA is made
+    assert copied.state_dict().keys() == plain.state_dict().keys()
+    with torch.no_grad():
+        torch.testing.assert_close(copied(images()), model.eval()(images()))
 
 
 def test_inference_mode_does_not_spoil_later_training() -> None:

@@ -1,0 +1,38 @@
+"""torch.compile: for which models it is used, and what is said where it cannot be."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+from torch.utils._triton import has_triton
+
+from models.detector import DEIM
+
+log = logging.getLogger(__name__)
+
+
+def compiles(model: nn.Module, device: torch.device) -> bool:
+    """Whether to compile `model`; warns where a compiler or anything else it needs is missing."""
+    reason = _hindrance(model, device)
+    if reason is not None:
+        log.warning("not compiled: %s; everything is computed as without", reason)
+    return reason is None
+
+
+def _hindrance(model: nn.Module, device: torch.device) -> str | None:
+    if not isinstance(model, DEIM):
+        return "the shapes inside a baseline depend on what it sees"
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        return "sync_bn: True makes processes talk within the network; set it to False"
+    if device.type == "cuda":
+        return None if has_triton() else "torch.compile needs Triton (on Windows: pip install triton-windows)"
+    from torch._inductor.cpp_builder import get_cpp_compiler  # takes seconds to load
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "torch.compile needs a C++ compiler (g++, clang, or Visual Studio's cl)"
+    return None

@@ -1,0 +1,83 @@
+"""Runs with `compile: True`; the compiler itself is tried in tests/models/test_detector.py, here it changes nothing."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import engine.compiled
+from analysis.cost import measure_cost
+from engine.checkpoint import save_checkpoint
+from engine.compiled import compiles
+from engine.config import config_to_dict
+from engine.detector import load_detector
+from models.baselines import TorchvisionDetector
+from models.detector import DEIM
+from tests.support.models import images, tiny_config, tiny_model
+from tests.support.tiny_run import write_tiny_config, write_tiny_data
+from tests.support.training import assert_same_state, train_here
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What was handed to the compiler."""
+    seen: list[object] = []
+
+    def as_is(function: object, **_: object) -> object:
+        seen.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", as_is)
+    monkeypatch.setattr(engine.compiled, "_hindrance", lambda *_: None)
+    return seen
+
+
+def test_a_run_is_resumed_exactly(tmp_path: Path, compiled: list[object]) -> None:
+    """With accumulation, EMA and an interruption between the stages."""
+    write_tiny_data(tmp_path)
+    config, options = write_tiny_config(tmp_path), ["accumulation_steps=2", "compile=True"]
+    whole = train_here(config, tmp_path / "whole", options)
+    assert compiled == [DEIM._predict]
+    shutil.copytree(whole, tmp_path / "resumed")
+    train_here(config, tmp_path / "resumed", options, resume=tmp_path / "resumed" / "best_stg1.pth")
+    assert_same_state(whole / "last.pth", tmp_path / "resumed" / "last.pth")
+
+
+def test_a_detector_is_compiled_on_demand_and_its_cost_with_it(tmp_path: Path) -> None:
+    model, config = tiny_model(), tiny_config()
+    save_checkpoint(tmp_path / "a.pth", {"model": model.state_dict(), "config": config_to_dict(config)})
+    plain, compiled = (load_detector(tmp_path / "a.pth", compiled=wanted) for wanted in (False, True))
+    assert plain.model._compiled_call_impl is None and compiled.model._compiled_call_impl is not None
+    assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+
+
+@pytest.mark.slow
+def test_compiled_detections_and_their_cost(tmp_path: Path) -> None:
+    model, config = tiny_model(), tiny_config()
+    save_checkpoint(tmp_path / "a.pth", {"model": model.state_dict(), "config": config_to_dict(config)})
+    plain, compiled = (load_detector(tmp_path / "a.pth", compiled=wanted) for wanted in (False, True))
+    batch = (255 * images().sigmoid()).to(torch.uint8)
+    for found, expected in zip(
+        compiled.detect(batch, [(64, 64)] * 2), plain.detect(batch, [(64, 64)] * 2), strict=True
+    ):
+        assert found.scores == pytest.approx(expected.scores, abs=1e-5)
+    costs = [measure_cost(detector, eval_batch=2, budget_seconds=20) for detector in (plain, compiled)]
+    assert costs[0].gflops == costs[1].gflops and costs[1].dtype == "float32, compiled"
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "missing", "says"),
+    [
+        (lambda: TorchvisionDetector.__new__(TorchvisionDetector), "cpu", None, "baseline"),
+        (tiny_model, "cuda", "has_triton", "Triton"),
+        (lambda: torch.nn.SyncBatchNorm.convert_sync_batchnorm(tiny_model()), "cpu", None, "sync_bn"),
+    ],
+)
+def test_what_cannot_be_compiled_is_said_and_computed_as_without(
+    model: object, device: str, missing: str | None, says: str, monkeypatch: pytest.MonkeyPatch, caplog: object
+) -> None:
+    if missing:
+        monkeypatch.setattr(engine.compiled, missing, lambda: False)
+    assert not compiles(model(), torch.device(device))
+    assert says in caplog.text and "as without" in caplog.text
