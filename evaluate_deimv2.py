@@ -1,29 +1,19 @@
 """Evaluate a checkpoint: `python evaluate_deimv2.py -r outputs/neu_det/best.pth`."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from data.signals import leaving_quietly
 
 with leaving_quietly():
-    from engine.cli import (
-        add_config_argument,
-        add_device_argument,
-        add_overrides_argument,
-        run_script,
-        setup_logging,
-    )
+    from engine import cli
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> None:
+    parser = cli.checkpoint_parser(__doc__, "evaluate")
+    cli.add_device_argument(parser)
     add = parser.add_argument
-    add("-r", "--resume", type=Path, required=True, metavar="CKPT", help="checkpoint to evaluate")
-    add_config_argument(parser, required=False, help_text="YAML config (default: the one in the checkpoint)")
     add("--split", choices=("val", "test", "train"), default="val", help="split (default: val)")
-    add_overrides_argument(parser)
-    add_device_argument(parser)
     what = "folder of results.json, report.html, ... (default: eval_<split>_<checkpoint> beside the checkpoint)"
     add("--output-dir", type=Path, metavar="DIR", help=what)
     add("--use-amp", action="store_true", help="mixed precision on a GPU (default: float32)")
@@ -41,14 +31,13 @@ def main() -> int:
     add("--no-report", dest="report", action="store_false", help="no figures, gallery and report.html")
     add("--no-cost", dest="cost", action="store_false", help="do not measure FLOPs, time and memory")
     arguments = parser.parse_args()
-    setup_logging()
+    cli.setup_logging()
     with leaving_quietly():
         from analysis.evaluate import AnalysisOptions, evaluate_checkpoint, format_results
         from engine.distributed import cleanup, init_distributed
 
-    options = AnalysisOptions(**vars(arguments))
-    dist = init_distributed(arguments.device)
-    setup_logging(is_main=dist.is_main)
+    options, dist = AnalysisOptions(**vars(arguments)), init_distributed(arguments.device)
+    cli.setup_logging(is_main=dist.is_main)
     try:
         evaluation = evaluate_checkpoint(
             arguments.resume,
@@ -66,8 +55,7 @@ def main() -> int:
     if evaluation.analysis is not None:
         report = "" if evaluation.report is None else f"Report: {evaluation.report}\n"
         sys.stdout.write(f"{format_results(evaluation.analysis.results)}\n\nWritten to {evaluation.folder}\n{report}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(cli.run_script(main))

@@ -1,28 +1,24 @@
 """Export a checkpoint: `python export_deimv2.py -r outputs/quickstart/best.pth --format onnx hub`."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from data.signals import leaving_quietly
 
 with leaving_quietly():
-    from engine.cli import add_config_argument, add_overrides_argument, run_script, setup_logging
+    from engine import cli
 
 FORMATS = ("official", "safetensors", "hub", "torch_export", "onnx", "openvino")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.checkpoint_parser(__doc__, "export")
     add = parser.add_argument
-    add("-r", "--resume", type=Path, required=True, metavar="CKPT", help="checkpoint to export")
     what = (
         "official: a .pth for the official DEIMv2; hub: a folder for the Hugging Face hub; onnx: "
         'pip install -e ".[export]"; openvino: pip install -e ".[openvino]"'
     )
     add("--format", nargs="+", required=True, choices=FORMATS, dest="formats", help=what)
-    add_config_argument(parser, required=False, help_text="YAML config (default: the one in the checkpoint)")
-    add_overrides_argument(parser)
     what = "folder (default: export_<checkpoint> beside the checkpoint)"
     add("--output-dir", type=Path, metavar="DIR", help=what)
     what = "input of the graphs in pixels, multiples of 32 (default: eval_spatial_size)"
@@ -30,7 +26,7 @@ def main() -> int:
     add("--dynamic-size", action="store_true", help="graphs that take any size (multiples of 32)")
     add("--no-check", action="store_true", help="do not compare the graphs with PyTorch")
     arguments = parser.parse_args()
-    setup_logging()
+    cli.setup_logging()
     with leaving_quietly():
         from deploy.export import export_checkpoint
     written = export_checkpoint(
@@ -50,4 +46,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(cli.run_script(main))

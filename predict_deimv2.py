@@ -6,7 +6,6 @@ Exit code 0: done; 1: done, but some files could not be read (they are listed); 
 the tables are complete up to there.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,14 +16,11 @@ with leaving_quietly():
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.checkpoint_parser(__doc__, "predict with")
+    cli.add_device_argument(parser)
     add = parser.add_argument
-    add("-r", "--resume", type=Path, required=True, metavar="CKPT", help="checkpoint to predict with")
     what = "images, folders, patterns, videos, camera indices, stream addresses"
     add("sources", nargs="+", metavar="SOURCE", help=what)
-    cli.add_config_argument(parser, required=False, help_text="YAML config (default: the one in the checkpoint)")
-    cli.add_overrides_argument(parser)
-    cli.add_device_argument(parser)
     add("--score", type=float, metavar="S", help="least score (default: best F1 per class of the evaluation, else 0.5)")
     add("--score-per-class", nargs="+", action="extend", default=[], metavar="NAME=S", help="least score of a class")
     what = "some of images,coco,csv,yolo,crops (default: images,coco,csv)"

@@ -11,10 +11,9 @@ with leaving_quietly():
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.checkpoint_parser(__doc__, "look at")
+    cli.add_device_argument(parser)
     add = parser.add_argument
-    add("-r", "--resume", type=Path, required=True, metavar="CKPT", help="checkpoint to look at")
-    cli.add_config_argument(parser, required=False, help_text="YAML config (default: the one in the checkpoint)")
     add("--images", type=Path, nargs="+", default=[], metavar="PATH", help="image files, or folders of them")
     add("--from-val", type=int, default=0, metavar="N", help="N images of the validation split, with ground truth")
     parts = ("all", "backbone", "decoder", "evidence")
@@ -31,8 +30,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--point", nargs=2, type=float, metavar=("X", "Y"), help=text)
     add("--lang", choices=("es", "en"), default="en", help="language of the figures (default: en)")
     add("--output-dir", type=Path, metavar="DIR", help="folder (default: attention_<checkpoint> beside the checkpoint)")
-    cli.add_overrides_argument(parser)
-    cli.add_device_argument(parser)
     add = parser.add_argument_group("faithfulness of the maps").add_argument
     add("--score", type=int, metavar="N", help="judge every kind of map on N images of the validation split")
     text = "steps of deletion and insertion (default: 12)"

@@ -7,8 +7,6 @@ thresholds (0.50:0.05:0.95).
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,23 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from data.types import BoolArray, FloatArray, IntArray
-from engine.metrics import GroundTruth, Predictions, unique_names
+from engine.metrics import ANY_AREA, GroundTruth, Predictions, matches_of_images, unique_names
 
 IOU_THRESHOLDS: FloatArray = np.linspace(0.5, 0.95, 10)
 AREA_RANGES_PX2 = {
-    "all": (0.0, 1e5**2),
+    "all": ANY_AREA,
     "small": (0.0, 32.0**2),
     "medium": (32.0**2, 96.0**2),
     "large": (96.0**2, 1e5**2),
 }
 """COCO's, both ends included."""
-MAX_DETECTIONS = 100
-"""COCO's limit, per image and class."""
-
 FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, 2
 NO_BOX, DOES_NOT_COUNT = -1, -2
 MIN_IOU = 0.1
@@ -124,7 +117,8 @@ def match(truth: GroundTruth, detections: Predictions) -> Matches:
 def _ranked(names: Sequence[str], gt_hash: str, image_ids: IntArray, truth: Boxes, found: Boxes) -> Matches:
     """Put pycocotools' matches of single images into arrays, ranked within each class."""
     num_images, num_areas = len(image_ids), len(AREA_RANGES_PX2)
-    cells = _evaluate(truth, found, num_images, len(names), IOU_THRESHOLDS, list(AREA_RANGES_PX2.values()))
+    areas = list(AREA_RANGES_PX2.values())
+    cells = _evaluate(truth, found, num_images, len(names), ious=IOU_THRESHOLDS, areas=areas)
     counts = np.zeros((num_areas, num_images, len(names)), dtype=np.int32)
     rows: list[IntArray] = [np.empty(0, dtype=np.int64)]
     taken: list[IntArray] = [np.empty(0, dtype=np.int64)]
@@ -158,25 +152,13 @@ def _ranked(names: Sequence[str], gt_hash: str, image_ids: IntArray, truth: Boxe
     )
 
 
-def _evaluate(
-    truth: Boxes,
-    found: Boxes,
-    num_images: int,
-    num_classes: int,
-    thresholds: FloatArray,
-    areas: Sequence[tuple[float, float]],
-    *,
-    any_class: bool = False,
-) -> list[dict[str, Any] | None]:
-    """Return pycocotools' `evalImgs`: by class (all in one with `any_class`), then area range, then image.
+def _evaluate(truth: Boxes, found: Boxes, num_images: int, num_classes: int, **how: Any) -> list[dict[str, Any] | None]:
+    """Return `matches_of_images`, in which ids of images and categories are indices; ids of boxes are their rows + 1,
+    since 0 stands for "no match"."""
 
-    Ids of images and categories in it are indices; ids of boxes are their rows + 1, since 0 stands for "no match".
-    """
-
-    def dataset(boxes: Boxes) -> COCO:
-        coco = COCO()
+    def dataset(boxes: Boxes) -> dict[str, Any]:
         rows = zip(*(column.tolist() for column in boxes), strict=True)
-        coco.dataset = {
+        return {
             "images": [{"id": image} for image in range(num_images)],
             "categories": [{"id": label} for label in range(num_classes)],
             "annotations": [
@@ -184,17 +166,8 @@ def _evaluate(
                 for n, (i, k, box, area, score, crowd) in enumerate(rows, start=1)
             ],
         }
-        coco.createIndex()
-        return coco
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
-        evaluator = COCOeval(dataset(truth), dataset(found), "bbox")
-        evaluator.params.iouThrs, evaluator.params.areaRng = thresholds, areas
-        evaluator.params.useCats = int(not any_class)
-        evaluator.params.maxDets = [MAX_DETECTIONS * (num_classes if any_class else 1)]
-        evaluator.evaluate()
-    cells: list[dict[str, Any] | None] = evaluator.evalImgs
-    return cells
+    return matches_of_images(dataset(truth), dataset(found), **how)
 
 
 def take(matches: Matches, truth: Boxes, found: Boxes, *, iou: float, any_class: bool = False) -> IntArray:
@@ -203,10 +176,8 @@ def take(matches: Matches, truth: Boxes, found: Boxes, *, iou: float, any_class:
     Returns:
         Row of `truth` for each detection; NO_BOX, or DOES_NOT_COUNT in a crowd box or of an impossible size.
     """
-    areas = [AREA_RANGES_PX2["all"]]
-    cells = _evaluate(
-        truth, found, len(matches.image_ids), len(matches.names), np.array([iou]), areas, any_class=any_class
-    )
+    how = {"ious": np.array([iou]), "areas": [ANY_AREA], "any_class": any_class}
+    cells = _evaluate(truth, found, len(matches.image_ids), len(matches.names), **how)
     taken = np.full(len(found.labels), NO_BOX, dtype=np.int64)
     for cell in cells:
         if cell is not None and cell["dtIds"]:

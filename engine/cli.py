@@ -143,6 +143,16 @@ def add_amp_argument(parser: argparse.ArgumentParser, help_text: str) -> None:
     parser.add_argument("--use-amp", action=argparse.BooleanOptionalAction, default=None, help=help_text)
 
 
+def checkpoint_parser(description: str | None, purpose: str) -> argparse.ArgumentParser:
+    """Make the parser of a script that loads a detector: `-r CKPT`, the checkpoint to `purpose`, `-c` and `-u`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("-r", "--resume", type=Path, required=True, metavar="CKPT", help=f"checkpoint to {purpose}")
+    add_config_argument(parser, required=False, help_text="YAML config (default: the one in the checkpoint)")
+    add_overrides_argument(parser)
+    return parser
+
+
 def training_arguments(description: str | None) -> argparse.Namespace:
     """Parse the command line of the two training scripts."""
     parser = argparse.ArgumentParser(description=description)

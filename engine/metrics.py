@@ -29,6 +29,10 @@ from data.types import BoolArray, FloatArray, IntArray
 from models.detections import SCORE_DECIMALS
 
 _BOX_DECIMALS = 4
+ANY_AREA = (0.0, 1e5**2)
+"""COCO's, square pixels, both ends included."""
+MAX_DETECTIONS = 100
+"""COCO's limit, per image and class."""
 METRIC_NAMES = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
@@ -256,18 +260,10 @@ def best_threshold(scores: FloatArray, hits: BoolArray, num_gt: int) -> Threshol
 def best_thresholds(truth: GroundTruth, predictions: Predictions) -> dict[str, Any]:
     """Find the best thresholds over all classes (`overall`) and of each (`per_class`), as results.json keeps them.
 
-    pycocotools matches at IoU 0.5, because it tells which detection hit what; faster-coco-eval keeps that to itself.
+    It matches at IoU 0.5.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
-        pair = [pycocotools.coco.COCO(), pycocotools.coco.COCO()]
-        for one, dataset in zip(pair, _datasets(truth, predictions), strict=True):
-            one.dataset = dataset
-            one.createIndex()
-        evaluator = pycocotools.cocoeval.COCOeval(*pair, "bbox")
-        evaluator.params.iouThrs, evaluator.params.areaRng = np.array([0.5]), evaluator.params.areaRng[:1]
-        evaluator.evaluate()
-    # By class, then image; None where there is neither a box nor a detection.
-    cells = np.array(evaluator.evalImgs, dtype=object).reshape(len(truth.classes), len(truth.images))
+    matched = matches_of_images(*_datasets(truth, predictions), ious=np.array([0.5]), areas=[ANY_AREA])
+    cells = np.array(matched, dtype=object).reshape(len(truth.classes), len(truth.images))
 
     def best(labels: slice) -> Threshold | None:
         of_labels = [cell for cell in cells[labels].ravel() if cell is not None]
@@ -283,6 +279,41 @@ def best_thresholds(truth: GroundTruth, predictions: Predictions) -> dict[str, A
         "overall": best(slice(None)),
         "per_class": {name: best(slice(label, label + 1)) for label, name in enumerate(names)},
     }
+
+
+def matches_of_images(
+    truth: Mapping[str, Any],
+    found: Mapping[str, Any],
+    *,
+    ious: FloatArray,
+    areas: Sequence[tuple[float, float]],
+    any_class: bool = False,
+) -> list[dict[str, Any] | None]:
+    """Match with pycocotools, which tells what hit what; faster-coco-eval keeps that to itself.
+
+    Args:
+        truth: COCO's form of the ground truth.
+        found: The same of the detections, each an annotation with `area` and `score`.
+        ious: Thresholds.
+        areas: Ranges of the boxes that count, square pixels.
+        any_class: A detection may take a box of another class.
+
+    Returns:
+        Its `evalImgs`: by class (all in one with `any_class`), then area range, then image; None where there is
+        neither a box nor a detection.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
+        pair = [pycocotools.coco.COCO(), pycocotools.coco.COCO()]
+        for one, dataset in zip(pair, (truth, found), strict=True):
+            one.dataset = dataset
+            one.createIndex()
+        evaluator = pycocotools.cocoeval.COCOeval(*pair, "bbox")
+        evaluator.params.iouThrs, evaluator.params.areaRng = ious, areas
+        evaluator.params.useCats = int(not any_class)
+        evaluator.params.maxDets = [MAX_DETECTIONS * (len(truth["categories"]) if any_class else 1)]
+        evaluator.evaluate()
+    cells: list[dict[str, Any] | None] = evaluator.evalImgs
+    return cells
 
 
 def unique_names(classes: ClassMap) -> list[str]:

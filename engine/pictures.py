@@ -31,8 +31,6 @@ from data.types import PixelArray
 from engine.metrics import Prediction
 from models.boxes import cxcywh_to_xyxy
 
-Picture = PixelArray
-
 CLASS_COLOURS = (
     (230, 159, 0),
     (86, 180, 233),
