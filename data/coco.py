@@ -82,11 +82,9 @@ class CocoSplit:
         gone = set(image_ids)
         kept = [image for image in self.images if image.id not in gone]
         rows = np.concatenate([np.empty(0, np.int64), *(np.arange(i.rows.start, i.rows.stop) for i in kept)])
-        ends = np.cumsum([image.rows.stop - image.rows.start for image in kept], dtype=np.int64).tolist()
-        starts = [0, *ends][: len(kept)]
         return replace(
             self,
-            images=tuple(replace(i, rows=slice(a, b)) for i, a, b in zip(kept, starts, ends, strict=True)),
+            images=_with_rows(kept, [image.rows.stop - image.rows.start for image in kept]),
             boxes_xywh=self.boxes_xywh[rows],
             labels=self.labels[rows],
             areas=self.areas[rows],
@@ -129,18 +127,14 @@ def read_split(
     normal_boxes: NormalBoxes = "keep",
     classes: ClassMap | None = None,
 ) -> tuple[CocoSplit, list[Problem]]:
-    """Read one annotation file and find all its faults at once.
+    """Return the sound entries of an annotation file, and all its faults; a useless file gives an empty split.
 
     Args:
         name: train, val or test.
         ann_file: COCO JSON.
         img_folder: The folder that `file_name` starts from.
         normal_boxes: `as_negative` drops the boxes of the class NORMAL; the class itself stays.
-        classes: Classes that labels refer to (those of the training split or of a checkpoint); None takes
-            the file's own.
-
-    Returns:
-        The sound entries, and the problems. Never raises on bad content: a useless file gives an empty split.
+        classes: What labels refer to (the training split's or a checkpoint's); None takes the file's own.
     """
     reader = AnnotationReader(name, ann_file, img_folder)
     with garbage_collector_paused():
@@ -167,16 +161,9 @@ def check_class_count(split: CocoSplit, num_classes: int) -> list[Problem]:
     if count == num_classes or count == 0:
         return []
     names = ", ".join(f"{i}={shorten(n)}" for i, n in zip(split.classes.category_ids, split.classes.names, strict=True))
-    return [
-        Problem(
-            "error",
-            str(split.ann_file),
-            "categories",
-            f"the file has {count} categories ({names}), but the config says num_classes: {num_classes}",
-            f"Set num_classes: {count} in the config, or -u num_classes={count}",
-            kind="class count",
-        )
-    ]
+    found = f"the file has {count} categories ({names}), but the config says num_classes: {num_classes}"
+    fix = f"Set num_classes: {count} in the config, or -u num_classes={count}"
+    return [Problem("error", str(split.ann_file), "categories", found, fix, "class count")]
 
 
 def check_overlap(splits: Sequence[CocoSplit]) -> list[Problem]:
@@ -187,10 +174,9 @@ def check_overlap(splits: Sequence[CocoSplit]) -> list[Problem]:
         real = cache(os.path.realpath)
         paths = {Path(real(image.path.parent), image.path.name): image for image in split.images}
         for path, image in paths.items():
-            other = seen.get(path)
-            if other is not None:
-                problems.append(overlap_problem(split, image, other.name, image.file_name, "the same file"))
-        seen.update({path: split for path in paths if path not in seen})
+            if path in seen:
+                problems.append(overlap_problem(split, image, seen[path].name, image.file_name, "the same file"))
+        seen = dict.fromkeys(paths, split) | seen
     return problems
 
 
@@ -206,14 +192,12 @@ def overlap_problem(split: CocoSplit, image: ImageRecord, other: str, other_file
     )
 
 
-def size_problem(split: CocoSplit, image: ImageRecord, facts: ImageFacts, size_wh: tuple[int, int]) -> Problem | None:
-    """An image whose size is not what the annotations say."""
-    expected = (image.width, image.height)
-    if size_wh == expected:
+def size_problem(split: CocoSplit, image: ImageRecord, facts: ImageFacts) -> Problem | None:
+    """Compare an image's upright size with what the annotations say."""
+    expected, (width, height) = (image.width, image.height), facts.upright_wh
+    if (width, height) == expected:
         return None
-    found = (
-        f"the image is {size_wh[0]} x {size_wh[1]} pixels, but the annotation file says {expected[0]} x {expected[1]}"
-    )
+    found = f"the image is {width} x {height} pixels, but the annotation file says {expected[0]} x {expected[1]}"
     fix = "Correct width and height; if the image was resized after annotation, scale its boxes as well"
     if facts.size_wh == expected:
         found += f" (its size before EXIF orientation {facts.orientation} is applied)"
@@ -238,22 +222,25 @@ def _pack(
         order = order[labels[order] != classes.normal_label]
         if len(order) < len(labels):
             log.info("%s: normal_boxes: as_negative: %d NORMAL boxes dropped", ann_file, len(labels) - len(order))
-    ends = np.cumsum(np.bincount(places[order], minlength=len(images))).tolist()
-    starts = [0, *ends][: len(images)]
     return CocoSplit(
         name=name,
         ann_file=ann_file,
         img_folder=img_folder,
         classes=classes,
-        images=tuple(
-            replace(image, rows=slice(a, b)) for image, a, b in zip(images.values(), starts, ends, strict=True)
-        ),
+        images=_with_rows(images.values(), np.bincount(places[order], minlength=len(images))),
         boxes_xywh=np.array(boxes.boxes_xywh, dtype=np.float64).reshape(-1, 4)[order],
         labels=labels[order],
         areas=np.array(boxes.areas, dtype=np.float64)[order],
         crowd=np.array(boxes.crowd, dtype=np.bool_)[order],
         annotation_ids=np.array(boxes.annotation_ids, dtype=np.int64)[order],
     )
+
+
+def _with_rows(images: Collection[ImageRecord], counts: npt.ArrayLike) -> tuple[ImageRecord, ...]:
+    """Tell each image which rows are its boxes, from how many it has."""
+    ends = np.cumsum(counts, dtype=np.int64).tolist()
+    starts = [0, *ends][: len(images)]
+    return tuple(replace(image, rows=slice(a, b)) for image, a, b in zip(images, starts, ends, strict=True))
 
 
 def _content_warnings(split: CocoSplit, normal_boxes: NormalBoxes) -> list[Problem]:
@@ -306,15 +293,8 @@ def _whole_image_normals(split: CocoSplit, normal: int) -> list[Problem]:
     whole = split.annotation_ids[is_normal & (shares >= _WHOLE_IMAGE_SHARE)]
     if not len(whole):
         return []
-    return [
-        Problem(
-            "warning",
-            str(split.ann_file),
-            f"split {split.name}",
-            f"{len(whole)} of {is_normal.sum()} boxes of the class {split.classes.names[normal]} cover the whole image "
-            f"(e.g. annotation {whole[0]}): easy AP that flatters the mean",
-            "Set normal_boxes: as_negative to make these images negatives, or read metrics_defects",
-            "whole-image NORMAL boxes",
-            True,
-        )
-    ]
+    found = f"{len(whole)} of {is_normal.sum()} boxes of the class {split.classes.names[normal]} cover the whole image "
+    found += f"(e.g. annotation {whole[0]}): easy AP that flatters the mean"
+    fix = "Set normal_boxes: as_negative to make these images negatives, or read metrics_defects"
+    where, kind = f"split {split.name}", "whole-image NORMAL boxes"
+    return [Problem("warning", str(split.ann_file), where, found, fix, kind, True)]

@@ -155,22 +155,14 @@ class AnnotationReader:
 
     def compare_classes(self, categories: Mapping[int, str], classes: ClassMap) -> None:
         """This file's categories against those of the training split or the checkpoint."""
-        known = dict(zip(classes.category_ids, classes.names, strict=True))
+        known, kind = dict(zip(classes.category_ids, classes.names, strict=True)), "classes differ between splits"
         for category_id, name in categories.items():
             if known and category_id not in known:
-                self.error(
-                    f"category {category_id} ({name})",
-                    f"is unknown to the network, which knows {shorten(str(known))}",
-                    "Use the training split's categories in every split",
-                    "classes differ between splits",
-                )
+                found, fix = f"is unknown to the network, which knows {shorten(str(known))}", "Use the training split's"
+                self.error(f"category {category_id} ({name})", found, f"{fix} categories in every split", kind)
             elif known and name_key(known[category_id]) != name_key(name):
-                self.error(
-                    f"category {category_id}",
-                    f"is called {name!r} here and {known[category_id]!r} in the training split or checkpoint",
-                    "Use the same ids and names in every split",
-                    "classes differ between splits",
-                )
+                found = f"is called {name!r} here and {known[category_id]!r} in the training split or checkpoint"
+                self.error(f"category {category_id}", found, "Use the same ids and names in every split", kind)
 
     def images(self, raw: Mapping[str, list[Any]]) -> dict[int, ImageRecord]:
         """Sound images by id, in the file's order."""
@@ -249,9 +241,8 @@ class AnnotationReader:
             text = f"{num_without_area} of {total} annotations have no usable area"
             self.warn("annotations", text, "Nothing to do: it is computed as width x height", "missing area")
         if turned:
-            text = (
-                f"{len(turned)} of {total} boxes are turned (attributes.rotation of CVAT), e.g. annotation {turned[0]}"
-            )
+            text = f"{len(turned)} of {total} boxes are turned (attributes.rotation of CVAT)"
+            text += f", e.g. annotation {turned[0]}"
             fix = "The box before it was turned is used; draw upright boxes around the defects where it does not fit"
             self.warn("annotations", text, fix, "turned boxes")
         return boxes

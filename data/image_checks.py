@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from data.coco import CocoSplit, overlap_problem, size_problem
 from data.coco_reader import ImageRecord
@@ -54,8 +55,6 @@ class _Inspection:
 
     error: str = ""
     facts: ImageFacts | None = None
-    size_wh: tuple[int, int] = (0, 0)
-    """Upright."""
     pixel_hash: bytes = b""
     look: npt.NDArray[np.bool_] | None = None
     """[256] difference hash; None for a flat image."""
@@ -72,17 +71,13 @@ def check_images(
         allow_split_overlap: Accept the same image in two splits.
         progress: Show a bar on stderr, if that is a terminal.
     """
+    every = chain.from_iterable(map(_inspect_all, splits))
+    show = None if progress else False
+    opened = iter(progress_bar(every, "open images", total=sum(map(len, splits)), show=show))
     problems, inspections = [], []
-    total = sum(len(split) for split in splits)
-    bar: tqdm[None] = progress_bar(None, "open images", total=total, show=None if progress else False)
-    with bar:
-        for split in splits:
-            found = []
-            for inspection in _inspect_all(split):
-                found.append(inspection)
-                bar.update()
-            inspections.append(found)
-            problems += _file_problems(split, found) + _remarks(split, found)
+    for split in splits:
+        inspections.append(list(islice(opened, len(split))))
+        problems += _file_problems(split, inspections[-1]) + _remarks(split, inspections[-1])
     problems += _copies(splits, inspections, allow_split_overlap)
     if not allow_split_overlap:
         problems += _near_duplicates(splits, inspections)
@@ -113,60 +108,38 @@ def alike_groups(split: CocoSplit, *, progress: bool = True) -> tuple[npt.NDArra
     for index, inspection in enumerate(found):
         if inspection.pixel_hash:
             group[root(index)] = root(first_of.setdefault(inspection.pixel_hash, index))
-    for i, j in _similar_pairs(found):
+    for i, j, _ in _pairs_alike(found, found):
         group[root(i)] = root(j)
     roots = [root(index) for index in range(len(found))]
     numbers = {one: number for number, one in enumerate(dict.fromkeys(roots))}
     return np.array([numbers[one] for one in roots], dtype=np.int64), _file_problems(split, found)
 
 
-def _similar_pairs(inspections: Sequence[_Inspection]) -> Iterator[tuple[int, int]]:
-    """All pairs of one list within `NEAR_DUPLICATE_BITS`."""
-    index = [i for i, inspection in enumerate(inspections) if inspection.look is not None]
-    if not index:
-        return
-    signs = np.stack([_signs(inspections[i]) for i in index])
-    for start in range(0, len(index), 256):
-        differing = (_HASH_BITS - signs[start : start + 256] @ signs.T) / 2
-        for row, column in np.argwhere(differing <= NEAR_DUPLICATE_BITS).tolist():
-            if start + row < column:
-                yield index[start + row], index[column]
-
-
 def check_headers(split: CocoSplit) -> list[Problem]:
-    """What the images' headers say against the annotations: unreadable files, other sizes. No pixel is decoded."""
-    return _file_problems(split, list(_inspect_all(split, _inspect_header)))
+    """Compare the images' headers with the annotations: unreadable files, other sizes. No pixel is decoded."""
+    return _file_problems(split, list(_inspect_all(split, pixels=False)))
 
 
-def _inspect_all(split: CocoSplit, inspect: Callable[[Path], _Inspection] | None = None) -> Iterator[_Inspection]:
+def _inspect_all(split: CocoSplit, *, pixels: bool = True) -> Iterator[_Inspection]:
     paths = [image.path for image in split.images]
     with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:  # decoding releases the interpreter lock
-        yield from pool.map(inspect or _inspect, paths)
+        yield from pool.map(partial(_inspect, pixels=pixels), paths)
 
 
-def _inspect_header(path: Path) -> _Inspection:
+def _inspect(path: Path, *, pixels: bool) -> _Inspection:
     if not os.path.isfile(path):  # unlike Path's, it knows names that are too long
         return _Inspection()
     try:
-        facts = read_facts(path)
+        if not pixels:
+            return _Inspection(facts=read_facts(path))
+        image, facts = read_image(path)
     except UserError as error:
         return _Inspection(error=str(error))
-    return _Inspection(facts=facts, size_wh=facts.upright_wh)
-
-
-def _inspect(path: Path) -> _Inspection:
-    if not os.path.isfile(path):  # unlike Path's, it knows names that are too long
-        return _Inspection()
-    try:
-        pixels, facts = read_image(path)
-    except UserError as error:
-        return _Inspection(error=str(error))
-    height, width = pixels.shape[:2]
+    height, width = image.shape[:2]
     return _Inspection(
         facts=facts,
-        size_wh=(width, height),
-        pixel_hash=hashlib.blake2b(f"{width}x{height}".encode() + pixels.tobytes(), digest_size=16).digest(),
-        look=_difference_hash(pixels),
+        pixel_hash=hashlib.blake2b(f"{width}x{height}".encode() + image.tobytes(), digest_size=16).digest(),
+        look=_difference_hash(image),
         transparent=facts.may_have_alpha and _is_transparent(path),
     )
 
@@ -202,10 +175,8 @@ def _file_problems(split: CocoSplit, inspections: Sequence[_Inspection]) -> list
             )
             file, kind = str(split.ann_file), "unreadable image"
             problems.append(Problem("error", file, where, found, UNREADABLE_FIX, kind, True, image.id))
-        elif inspection.facts is not None:
-            mismatch = size_problem(split, image, inspection.facts, inspection.size_wh)
-            if mismatch is not None:
-                problems.append(mismatch)
+        elif inspection.facts is not None and (mismatch := size_problem(split, image, inspection.facts)):
+            problems.append(mismatch)
     return problems
 
 
@@ -267,16 +238,12 @@ def _copies(
                 problems.append(Problem("warning", file, where, text, "Remove one of them", kind, True))
                 continue
             # The same file in both splits is met by `check_overlap` already.
-            others = {name: other for name, other in firsts.items() if not _same_file(other, image)}
+            others = {name: o for name, o in firsts.items() if o.path.resolve() != image.path.resolve()}
             if others and not allow_split_overlap:
                 name, other = next(iter(others.items()))
                 problems.append(overlap_problem(split, image, name, other.file_name, "the same pixels"))
             firsts[split.name] = image
     return problems
-
-
-def _same_file(a: ImageRecord, b: ImageRecord) -> bool:
-    return a.path.resolve() == b.path.resolve()
 
 
 def _near_duplicates(splits: Sequence[CocoSplit], inspections: Sequence[Sequence[_Inspection]]) -> list[Problem]:
@@ -285,7 +252,12 @@ def _near_duplicates(splits: Sequence[CocoSplit], inspections: Sequence[Sequence
     for later in range(1, len(splits)):
         for earlier in range(later):
             a, b = splits[later], splits[earlier]
+            nearest: dict[int, tuple[int, int]] = {}
             for i, j, bits in _pairs_alike(inspections[later], inspections[earlier]):
+                is_copy = inspections[later][i].pixel_hash == inspections[earlier][j].pixel_hash  # an error already
+                if not is_copy and bits < nearest.get(i, (_HASH_BITS, 0))[0]:
+                    nearest[i] = bits, j
+            for i, (bits, j) in nearest.items():
                 where = f"image {a.images[i].id} ({a.images[i].file_name}) of split {a.name}"
                 text = f"looks like {b.images[j].file_name} of split {b.name} ({bits} of {_HASH_BITS} bits differ)"
                 fix, kind = "If it is the same scene, keep both in one split", "near-duplicate across splits"
@@ -294,24 +266,16 @@ def _near_duplicates(splits: Sequence[CocoSplit], inspections: Sequence[Sequence
 
 
 def _pairs_alike(a: Sequence[_Inspection], b: Sequence[_Inspection]) -> Iterator[tuple[int, int, int]]:
-    """Index in a, index in b and number of differing bits of the nearest image in b, where near enough."""
-    index_a = [i for i, inspection in enumerate(a) if inspection.look is not None]
-    index_b = [j for j, inspection in enumerate(b) if inspection.look is not None]
-    if not index_a or not index_b:
-        return
-    # With bits as +1 and -1, the number of differing bits is (256 - dot product) / 2.
-    signs_b = np.stack([_signs(b[j]) for j in index_b])
+    """Yield index in a, index in b and number of differing bits of all pairs within `NEAR_DUPLICATE_BITS`."""
+    (index_a, signs_a), (index_b, signs_b) = _signs(a), _signs(b)
     for start in range(0, len(index_a), 256):
-        chunk = index_a[start : start + 256]
-        differing = (_HASH_BITS - np.stack([_signs(a[i]) for i in chunk]) @ signs_b.T) / 2
-        for i, row in zip(chunk, differing, strict=True):
-            for nearest in np.argsort(row, kind="stable")[:2]:  # the second, where the first is an exact copy
-                j = index_b[int(nearest)]
-                if row[nearest] <= NEAR_DUPLICATE_BITS and a[i].pixel_hash != b[j].pixel_hash:
-                    yield i, j, int(row[nearest])
-                    break
+        # With bits as +1 and -1, the number of differing bits is (256 - dot product) / 2.
+        differing = (_HASH_BITS - signs_a[start : start + 256] @ signs_b.T) / 2
+        for row, column in np.argwhere(differing <= NEAR_DUPLICATE_BITS).tolist():
+            yield index_a[start + row], index_b[column], int(differing[row, column])
 
 
-def _signs(inspection: _Inspection) -> npt.NDArray[np.float32]:
-    assert inspection.look is not None
-    return np.where(inspection.look, np.float32(1), np.float32(-1))
+def _signs(inspections: Sequence[_Inspection]) -> tuple[list[int], npt.NDArray[np.float32]]:
+    """Return the indices of images that are not flat, and their bits as +1 and -1, [images, 256]."""
+    looks = {index: one.look for index, one in enumerate(inspections) if one.look is not None}
+    return list(looks), np.where(np.array([*looks.values()]).reshape(-1, _HASH_BITS), np.float32(1), np.float32(-1))

@@ -28,11 +28,7 @@ _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _EXIF_ORIENTATION = 0x0112
 _TIFF_SUBFILE_TYPE, _TIFF_COPY_OR_MASK = 254, 0b101
-_START_OF_JPEG, _END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
-_JPEG_FRAMES = (0xC0, 0xC1, 0xC2)
-"""Frame headers: baseline, extended, progressive."""
-_PLAIN_JPEG_SEGMENTS = (0xE0, 0xDB, 0xC4, 0xDD, 0xFE)
-"""JFIF, tables, restarts, comments: nothing that could turn the image or change its colours."""
+_END_OF_JPEG = b"\xff\xd9"
 
 IMAGE_SUFFIXES = frozenset(
     f".{name}"
@@ -44,7 +40,6 @@ _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000
 """Pillow's names of what the suffixes stand for. It goes by content, knows further formats, and starts Ghostscript for
 one of them (EPS), so that a file of any name could start a program."""
 _MOST_PIXELS = 2**31
-_HEADER_BYTES = 16384
 UNREADABLE_FIX = "Replace the file or remove its entry"
 
 REDUCTIONS = (1, 2, 4, 8)
@@ -185,14 +180,8 @@ def read_facts(path: Path) -> ImageFacts:
         UserError: The file is missing or not an image.
     """
     try:
-        require_regular_file(path)
-        with path.open("rb") as file:
-            plain = _plain_jpeg_facts(file.read(_HEADER_BYTES))
-            if plain is not None:
-                return plain
-            file.seek(0)
-            with open_image(file) as image:
-                return _facts(image)
+        with open_image(path) as image:
+            return _facts(image)
     except Exception as error:  # as in `_read`
         raise _unreadable(path, error) from error
 
@@ -215,14 +204,9 @@ def _read(path: Path, reduction: int, *, fast: bool) -> tuple[PixelArray, ImageF
     try:
         require_regular_file(path)
         data = path.read_bytes()
-        facts = _plain_jpeg_facts(data) if fast else None
-        if facts is not None and (found := _fast_jpeg(data, facts, reduction)) is not None:
-            return found, facts
         with open_image(io.BytesIO(data)) as image:
             facts = _facts(image)
-            is_jpeg = fast and image.format == "JPEG"
-            found = _fast_jpeg(data, facts, reduction) if is_jpeg else None
-            if found is not None:
+            if fast and image.format == "JPEG" and (found := _fast_jpeg(data, facts, reduction)) is not None:
                 return found, facts
             pixels, facts = _to_rgb(image, facts, path, 0)
             return reduced(pixels, reduction), facts
@@ -265,25 +249,6 @@ def _fast_jpeg(data: bytes, facts: ImageFacts, reduction: int) -> PixelArray | N
     if pixels is None or pixels.shape != (height, width, 3):
         return None
     return as_pixels(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels))
-
-
-def _plain_jpeg_facts(data: bytes) -> ImageFacts | None:
-    """Facts of a JPEG that has only what every JPEG has, from its header (ITU-T T.81, annex B); None for others.
-
-    To open a file takes Pillow nearly as long as OpenCV needs to decode a small one.
-    """
-    at = 2
-    while data[:2] == _START_OF_JPEG and data[at : at + 1] == b"\xff" and at + 10 <= len(data):
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker in _JPEG_FRAMES:
-            height, width = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
-            mode = {1: "L", 3: "RGB"}.get(data[at + 9])
-            is_plain = data[at + 4] == 8 and width and height
-            return ImageFacts(mode, (width, height), 1, 1, has_palette_alpha=False) if mode and is_plain else None
-        if marker not in _PLAIN_JPEG_SEGMENTS:
-            return None
-        at += 2 + length
-    return None
 
 
 def reduced(image: PixelArray, reduction: int) -> PixelArray:

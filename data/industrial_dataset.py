@@ -217,7 +217,7 @@ class IndustrialDataset(Dataset[Sample]):
         return resize_antialiased(pixels, size_hw), boxes * scale, labels
 
     def _require_size(self, index: int, facts: ImageFacts) -> None:
-        problem = size_problem(self.split, self.split.images[index], facts, facts.upright_wh)
+        problem = size_problem(self.split, self.split.images[index], facts)
         if problem is not None:
             raise UserError(str(problem))
 

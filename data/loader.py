@@ -77,17 +77,9 @@ def build_train_loader(
     pin_memory: bool = False,
     num_workers: int | None = None,
 ) -> TrainLoader:
-    """The training loader of one process.
+    """Build the training loader of process `rank`; `seed` and the epoch decide order and augmentation.
 
-    Args:
-        config: The data's part of the config.
-        split: What to train on.
-        classes: As of the split.
-        seed: Decides order and augmentation, with the epoch.
-        rank: Of this process.
-        world_size: Number of processes.
-        pin_memory: For asynchronous copies to a GPU.
-        num_workers: Instead of the config's. The batches are the same for any number.
+    `num_workers` replaces the config's; the batches are the same for any number.
 
     Raises:
         UserError: The batch size cannot be split over processes and accumulation steps, or the split is too small
@@ -104,7 +96,9 @@ def build_train_loader(
 
 
 def steps_per_epoch(config: DataConfig) -> int:
-    """Optimiser steps of an epoch in one process; nothing is drawn, and no image opened but for `on_bad_data: skip`.
+    """Count the optimiser steps of an epoch in one process.
+
+    Nothing is drawn, and no image opened but for `on_bad_data: skip`.
 
     Raises:
         UserError: As `build_datasets` for the training split, or it is too small for a single step.
@@ -119,7 +113,7 @@ def steps_per_epoch(config: DataConfig) -> int:
 
 
 def _factors(config: DataConfig, split: CocoSplit) -> FloatArray:
-    """How often each image comes in an epoch."""
+    """Return how often each image comes in an epoch."""
     threshold = config.train_dataloader.repeat_factor_threshold
     return np.ones(len(split)) if threshold is None else repeat_factors(split, threshold)
 
@@ -129,15 +123,9 @@ def _train_order(
 ) -> _EpochOrder:
     loader = config.train_dataloader
     micro_batch = _micro_batch_size(loader, world_size, config.accumulation_steps)
-    order = _EpochOrder(
-        factors,
-        micro_batch,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        shuffle=loader.shuffle,
-        window=config.accumulation_steps if loader.drop_last else None,
-    )
+    window = config.accumulation_steps if loader.drop_last else None
+    place = {"seed": seed, "rank": rank, "world_size": world_size}
+    order = _EpochOrder(factors, micro_batch, shuffle=loader.shuffle, window=window, **place)
     if not len(order):
         total = micro_batch * world_size * config.accumulation_steps
         raise UserError(
@@ -158,16 +146,10 @@ def build_eval_loader(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> EvalLoader:
-    """Every image of the split once over all processes, only resized, in the file's order.
+    """Give every image of the split once over all processes, only resized, in the file's order.
 
-    Args:
-        config: The data's part of the config.
-        split: What to read.
-        classes: As of the split.
-        which: Whose loader section to use; `train` takes the training section's folder with val's transforms.
-        rank: Of this process.
-        world_size: Number of processes; the batch size of the config is shared among them.
-        pin_memory: For asynchronous copies to a GPU.
+    `which` chooses the loader section; `train` takes val's transforms. The config's `total_batch_size` is shared among
+    the processes.
 
     Raises:
         UserError: There is no such section.
@@ -185,7 +167,7 @@ def build_eval_loader(
 
 
 def _cache(split: CocoSplit, loader: LoaderConfig, *, shared: bool) -> PixelCache | None:
-    """Room for the split's pixels, as far as config and memory allow."""
+    """Make room for the split's pixels, as far as config and memory allow."""
     max_bytes = loader.dataset.cache_mib * 2**20
     if not max_bytes:
         return None
@@ -216,7 +198,7 @@ def _main_hidden() -> Iterator[None]:
 
 
 def collate(images: Tensor, samples: Sequence[Sample]) -> Batch:
-    """The batch of samples that were drawn into `images` [B, 3, H, W]."""
+    """Join the samples that were drawn into `images` [B, 3, H, W]."""
     return Batch(
         images=images,
         targets=[sample.target for sample in samples],
@@ -307,12 +289,7 @@ class TrainLoader(_Loader):
         self._accumulation_steps = accumulation_steps
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose what the next iteration gives.
-
-        Args:
-            epoch: Counted from 0; decides order and augmentation.
-            first_batch: Micro-batches to pass over, for a run that was interrupted within the epoch.
-        """
+        """Choose the epoch of the next iteration, and how many of its micro-batches are passed over (resuming)."""
         self._order.epoch, self._order.first_batch = epoch, first_batch
 
     def __len__(self) -> int:
@@ -351,8 +328,7 @@ class _EpochOrder(Sampler[Keys]):
         shuffle: bool,
         window: int | None,
     ) -> None:
-        """Args: `factors`: how often each image comes, see `repeated`; `window`: micro-batches per optimiser step,
-        None keeps the incomplete last step."""
+        """Take how often each image comes, see `repeated`; a `window` of micro-batches drops an incomplete step."""
         self.epoch = 0
         self.first_batch = 0
         self._factors = factors

@@ -80,15 +80,6 @@ def _pick(rng: np.random.Generator, weights: Mapping[Key, float]) -> Key:
     return names[int(rng.choice(len(names), p=values / values.sum()))]
 
 
-def _pick_count(rng: np.random.Generator, weights: tuple[float, ...]) -> int:
-    values = np.array(weights)
-    return 1 + int(rng.choice(len(values), p=values / values.sum()))
-
-
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return math.exp(rng.uniform(math.log(low), math.log(high)))
-
-
 def _draw_size_px(rng: np.random.Generator, config: SyntheticConfig) -> float:
     low, high = (math.log(bound) for bound in config.size_range)
     size = math.exp(rng.triangular(low, math.log(config.size_mode), high)) if low < high else math.exp(low)
@@ -109,15 +100,8 @@ def _paste(image: Array, patch: Array, left: int, top: int) -> None:
     image[y0:y1, x0:x1] = patch[y0 - top : y1 - top, x0 - left : x1 - left]
 
 
-def _apart(box: tuple[int, int, int, int], others: list[DrawnDefect]) -> bool:
-    left, top, right, bottom = box
-    return all(
-        right + _GAP_PX <= other.box_xyxy[0]
-        or other.box_xyxy[2] + _GAP_PX <= left
-        or bottom + _GAP_PX <= other.box_xyxy[1]
-        or other.box_xyxy[3] + _GAP_PX <= top
-        for other in others
-    )
+def _apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    return any(a[axis + 2] + _GAP_PX <= b[axis] or b[axis + 2] + _GAP_PX <= a[axis] for axis in (0, 1))
 
 
 def _percentile_95(values: Array) -> float:
@@ -154,7 +138,7 @@ def _add_defect(
     side = config.image_size
     least, most = config.contrast_range
     least = max(least, config.contrast_floor.get(name, 0.0))
-    contrast = _log_uniform(rng, least, most)
+    contrast = math.exp(rng.uniform(math.log(least), math.log(most)))
     drawn_size, drawn_contrast = size_px, contrast
     for _ in range(_ATTEMPTS):
         margin = 0.35 * size_px + 1
@@ -178,7 +162,7 @@ def _add_defect(
             and least <= measured <= most
             and min(box) >= 1
             and max(box) <= side - 1
-            and _apart(box, defects)
+            and all(_apart(box, other.box_xyxy) for other in defects)
         ):
             full_mask = np.zeros((side, side), np.bool_)
             full_mask[box[1] : box[3], box[0] : box[2]] = mask[y0:y1, x0:x1]
@@ -193,7 +177,8 @@ def _add_defect(
 def _add_defects(rng: np.random.Generator, image: Array, light_xy: Array, config: SyntheticConfig) -> list[DrawnDefect]:
     """Draws at least one defect into `image` (in place)."""
     defects: list[DrawnDefect] = []
-    count = _pick_count(rng, config.objects_per_image)
+    weights = np.array(config.objects_per_image)
+    count = 1 + int(rng.choice(len(weights), p=weights / weights.sum()))
     # Large ones first: they would find no place later.
     sizes = sorted((_draw_size_px(rng, config) for _ in range(count)), reverse=True)
     for _ in range(_ATTEMPTS):
@@ -231,12 +216,6 @@ def draw_image(config: SyntheticConfig, split: str, index: int, *, normal: bool)
     return DrawnImage(pixels, texture, tuple(defects))
 
 
-def _normal_indices(config: SyntheticConfig, split: str, count: int) -> set[int]:
-    """Which images of a split are defect-free: an exact share, spread at random."""
-    rng = _random_stream(config, split, 0, _NORMAL)
-    return set(rng.permutation(count)[: round(config.normal_fraction * count)].tolist())
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8", newline="\n")
 
@@ -245,7 +224,8 @@ def _write_split(config: SyntheticConfig, split: str, count: int, root: Path) ->
     """Writes images/<split>/ and annotations/instances_<split>.json under `root`."""
     folder = root / "images" / split
     folder.mkdir(parents=True)
-    normal = _normal_indices(config, split, count)
+    order = _random_stream(config, split, 0, _NORMAL).permutation(count)
+    normal = set(order[: round(config.normal_fraction * count)].tolist())  # an exact share, spread at random
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     side = config.image_size
@@ -258,27 +238,16 @@ def _write_split(config: SyntheticConfig, split: str, count: int, root: Path) ->
             raise RuntimeError(f"OpenCV could not encode image {index} as JPEG")
         file_name = f"{split}_{index:05d}.jpg"
         (folder / file_name).write_bytes(jpeg.tobytes())
-        images.append(
-            {"id": index + 1, "file_name": file_name, "width": side, "height": side, "texture": drawn.texture}
-        )
+        size = {"width": side, "height": side}
+        images.append({"id": index + 1, "file_name": file_name, **size, "texture": drawn.texture})
         for defect in drawn.defects:
             left, top, right, bottom = defect.box_xyxy
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": index + 1,
-                    "category_id": CLASS_NAMES.index(defect.name) + 1,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": (right - left) * (bottom - top),
-                    "iscrowd": 0,
-                    "contrast": round(defect.contrast, 3),
-                }
-            )
+            place = {"bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top)}
+            ids = {"image_id": index + 1, "category_id": CLASS_NAMES.index(defect.name) + 1}
+            contrast = round(defect.contrast, 3)
+            annotations.append({"id": len(annotations) + 1, **ids, **place, "iscrowd": 0, "contrast": contrast})
     categories = [{"id": k + 1, "name": name, "supercategory": "surface"} for k, name in enumerate(CLASS_NAMES)]
-    info = {
-        "description": f"generated surface defects, seed {config.seed}",
-        "version": str(GENERATOR_VERSION),
-    }
+    info = {"description": f"generated surface defects, seed {config.seed}", "version": str(GENERATOR_VERSION)}
     coco = {"info": info, "images": images, "annotations": annotations, "categories": categories}
     path = root / "annotations" / f"instances_{split}.json"
     path.parent.mkdir(exist_ok=True)
@@ -309,10 +278,8 @@ def _check_existing(config: SyntheticConfig) -> None:
     if not config.root.is_dir():
         raise UserError(f"{config.root}: expected a folder for the generated data set, found a file. {remedy}")
     if not marker.is_file():
-        raise UserError(
-            f"{config.root}: the folder exists and holds no generated data set ({MARKER_NAME} is missing); "
-            f"nothing was written. {remedy}"
-        )
+        lacks = f"the folder exists and holds no generated data set ({MARKER_NAME} is missing)"
+        raise UserError(f"{config.root}: {lacks}; nothing was written. {remedy}")
     try:
         found = dict(json.loads(marker.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -324,11 +291,8 @@ def _check_existing(config: SyntheticConfig) -> None:
             for key in sorted(expected.keys() | found.keys())
             if found.get(key) != expected.get(key)
         ]
-        raise UserError(
-            f"{config.root}: holds a data set generated from other settings than those of the config's section "
-            f"'synthetic'. {remedy}",
-            differences,
-        )
+        other = "holds a data set generated from other settings than those of the config's section 'synthetic'"
+        raise UserError(f"{config.root}: {other}. {remedy}", differences)
     problems = []
     for split, count in _split_counts(config).items():
         folder = config.root / "images" / split
@@ -370,11 +334,8 @@ def ensure_dataset(config: SyntheticConfig) -> Path:
             with contextlib.suppress(OSError):  # Windows keeps it while another process waits
                 lock.unlink()
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{root}: the data set could not be written ({reason}). Free some space or choose a writable "
-            "synthetic.root."
-        ) from error
+        reason, fix = getattr(error, "strerror", None) or error, "Free some space or choose a writable synthetic.root"
+        raise UserError(f"{root}: the data set could not be written ({reason}). {fix}.") from error
     _check_existing(config)
     return root
 
