@@ -25,15 +25,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.result import Cost, Latency
-from data.batch import Target
-from data.industrial_dataset import pixel_mean_std
-from engine.amp import choose_amp_dtype
 from engine.config import ExperimentConfig
 from engine.detector import Detector
-from engine.ema import ModelEma
-from engine.optim import build_optimizer
-from models.criterion import build_criterion
-from models.detector import build_detector, normalize_images
+from engine.trial import train_steps
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +37,6 @@ BUDGET_SECONDS = 40.0
 _MAX_REPEATS = 100
 _MIN_REPEATS = 3
 _WARM_UP_RUNS = 5
-_BOXES_PER_IMAGE = 8
 
 
 def measure_cost(detector: Detector, *, eval_batch: int, budget_seconds: float = BUDGET_SECONDS) -> Cost:
@@ -59,7 +52,7 @@ def measure_cost(detector: Detector, *, eval_batch: int, budget_seconds: float =
     - Memory of inference: the highest sum of what torch's allocator has handed out, weights included; whatever else
       lies on the device is not in it. Read from torch.cuda's statistics, on a CPU from torch's profiler.
     - Memory of a training step, on a GPU alone: forward, losses, backward, AdamW step, EMA, on one process's
-      micro-batch with `_BOXES_PER_IMAGE` boxes an image, in the precision of the config. None if it does not fit.
+      micro-batch with 8 boxes an image, in the precision of the config. None if it does not fit.
 
     Args:
         detector: Its config says image size, training batch, optimiser, EMA and losses.
@@ -166,54 +159,16 @@ def _synchronize(device: torch.device) -> None:
 def _training_bytes(model: nn.Module, config: ExperimentConfig, device: torch.device) -> int | None:
     """Peak of one step on a single process's micro-batch."""
     loader = config.train_dataloader
-    batch_size = loader.batch_size or max(1, (loader.total_batch_size or 1) // config.accumulation_steps)
+    batch_size = loader.batch_size or max(1, (loader.images_per_step or 1) // config.micro_batches)
     try:
-        return _peak_bytes(lambda: _train_once(model, config, _noise(config, batch_size, device)), device)
+        return _peak_bytes(lambda: train_steps(model, config, _noise(config, batch_size, device)), device)
     except torch.OutOfMemoryError as error:
         log.warning("memory of a training step not measured: %s", str(error).splitlines()[0])
     torch.cuda.empty_cache()
     return None
 
 
-def _train_once(model: nn.Module, config: ExperimentConfig, images: Tensor) -> None:
-    """One step of the training loop on a copy of `model`, with everything that takes memory in it."""
-    device = images.device
-    trained = copy.deepcopy(model).train()
-    if not any(parameter.requires_grad for parameter in trained.parameters()):
-        # An EMA's weights do not learn: take from a new model which of them do in training.
-        learns = {name for name, parameter in build_detector(config).named_parameters() if parameter.requires_grad}
-        for name, parameter in trained.named_parameters():
-            parameter.requires_grad_(name in learns)
-    ema = ModelEma(trained, decay=config.ema.decay, warmups=config.ema.warmups) if config.use_ema else None
-    optimizer = build_optimizer(trained, config.optimizer)
-    criterion = build_criterion(config).to(device)
-    targets = _targets(len(images), config, device)
-    amp_dtype = choose_amp_dtype(config.use_amp, device)
-    with torch.enable_grad():
-        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-            outputs = trained(normalize_images(images, *pixel_mean_std(config)), targets)
-        losses = criterion(outputs, targets, epoch=0)
-        torch.stack(list(losses.values())).sum().backward()
-    optimizer.step()
-    if ema is not None:
-        ema.update(trained)
-
-
-def _targets(count: int, config: ExperimentConfig, device: torch.device) -> list[Target]:
-    """Random boxes, the same every time."""
-    generator = torch.Generator().manual_seed(0)
-    targets = []
-    for _ in range(count):
-        centre = 0.3 + 0.4 * torch.rand(_BOXES_PER_IMAGE, 2, generator=generator)
-        size = 0.1 + 0.3 * torch.rand(_BOXES_PER_IMAGE, 2, generator=generator)
-        labels = torch.randint(0, config.num_classes, (_BOXES_PER_IMAGE,), generator=generator)
-        area = size.prod(dim=1) * config.eval_spatial_size[0] * config.eval_spatial_size[1]
-        boxes = torch.cat([centre, size], dim=1)
-        targets.append(Target(labels=labels.to(device), boxes=boxes.to(device), area=area.to(device)))
-    return targets
-
-
-def _peak_bytes(action: Callable[[], None], device: torch.device) -> int | None:
+def _peak_bytes(action: Callable[[], object], device: torch.device) -> int | None:
     """The most that `action` had allocated at a time, on top of what was there; None where torch cannot tell."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -266,13 +266,19 @@ class LoaderConfig(Section):
     drop_last: bool = False
     """Leave out the last batch of an epoch where it is not full."""
     collate_fn: CollateConfig = CollateConfig()
-    total_batch_size: PositiveInt | None = None
-    """Images per optimiser step: processes x micro-batch x accumulation steps."""
+    total_batch_size: PositiveInt | Literal["auto"] | None = None
+    """Images per optimiser step: processes x micro-batch x accumulation steps. In training also `auto`: the largest
+    power of two up to 32 that takes at most 60 % of the GPU's memory in a trial step."""
     batch_size: PositiveInt | None = None
     """Images per micro-batch and process; instead of `total_batch_size`."""
     repeat_factor_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     """Training only: images with a class that fewer than this fraction of the images hold come more often,
     sqrt(threshold / fraction) times on average (LVIS, Gupta et al. 2019). null: every image once an epoch."""
+
+    @property
+    def images_per_step(self) -> int | None:
+        """`total_batch_size`, None while it is `auto`."""
+        return self.total_batch_size if isinstance(self.total_batch_size, int) else None
 
 
 DefectName = Literal["PERFORACIONES", "RAYONES", "ROTURA", "DEFORMACIONES", "CONTAMINACION"]
@@ -390,8 +396,8 @@ class DataConfig(Section):
     """The test split; what it leaves out is taken from `val_dataloader`."""
     num_workers: NonNegativeInt = 0
     """Worker processes of loaders that state none themselves."""
-    accumulation_steps: PositiveInt = 1
-    """Micro-batches per optimiser step."""
+    accumulation_steps: PositiveInt | Literal["auto"] = 1
+    """Micro-batches per optimiser step; `auto`: as few as fit into the GPU's memory, by a trial step."""
     normal_boxes: Literal["keep", "as_negative"] = "keep"
     """Boxes of the class NORMAL: kept as a class, or dropped so that their images become negatives."""
     on_bad_data: Literal["error", "skip"] = "error"
@@ -401,9 +407,16 @@ class DataConfig(Section):
     synthetic: SyntheticConfig | None = None
     """Draw this data set first, if it is not there."""
 
+    @property
+    def micro_batches(self) -> int:
+        """`accumulation_steps`, 1 while it is `auto`."""
+        return self.accumulation_steps if isinstance(self.accumulation_steps, int) else 1
+
     def rules(self) -> Iterator[str]:
-        train, steps = self.train_dataloader, self.accumulation_steps
-        if train.total_batch_size is not None and train.total_batch_size % steps:
+        train, steps = self.train_dataloader, self.micro_batches
+        if self.accumulation_steps == "auto" and train.batch_size is not None:
+            yield "accumulation_steps: auto divides train_dataloader.total_batch_size; give it instead of batch_size"
+        if train.images_per_step is not None and train.images_per_step % steps:
             yield (
                 f"train_dataloader.total_batch_size: {train.total_batch_size} cannot be split into accumulation_steps "
                 f"{steps}; choose a multiple of {steps}, or other accumulation_steps"
@@ -421,6 +434,8 @@ class DataConfig(Section):
                 yield f"{name}: total_batch_size and batch_size are both given; keep one and set the other to ~"
             if given == 0:
                 yield f"{name}.total_batch_size: missing; give it (or batch_size, per process)"
+            if name != "train_dataloader" and loader.total_batch_size == "auto":
+                yield f"{name}.total_batch_size: auto is for train_dataloader; give a number"
             if name != "train_dataloader" and loader.repeat_factor_threshold is not None:
                 advice = "every image is judged once; remove it here, it is for train_dataloader"
                 yield f"{name}.repeat_factor_threshold: {advice}"

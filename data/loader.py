@@ -92,7 +92,7 @@ def build_train_loader(
     cache = _cache(split, loader, shared=workers > 0)
     dataset = IndustrialDataset(split, loader, training=True, seed=seed, cache=cache)
     batches = _Batches(dataset, loader, training=True, seed=seed, rank=rank)
-    return TrainLoader(batches, order, workers, pin_memory, config.accumulation_steps)
+    return TrainLoader(batches, order, workers, pin_memory, config.micro_batches)
 
 
 def steps_per_epoch(config: DataConfig) -> int:
@@ -109,7 +109,7 @@ def steps_per_epoch(config: DataConfig) -> int:
     else:
         data = build_datasets(config.model_copy(update={"synthetic": None}), ("train",))
         factors = _factors(config, data.splits["train"])
-    return math.ceil(len(_train_order(config, factors)) / config.accumulation_steps)
+    return math.ceil(len(_train_order(config, factors)) / config.micro_batches)
 
 
 def _factors(config: DataConfig, split: CocoSplit) -> FloatArray:
@@ -122,12 +122,12 @@ def _train_order(
     config: DataConfig, factors: FloatArray, *, seed: int = 0, rank: int = 0, world_size: int = 1
 ) -> _EpochOrder:
     loader = config.train_dataloader
-    micro_batch = _micro_batch_size(loader, world_size, config.accumulation_steps)
-    window = config.accumulation_steps if loader.drop_last else None
+    micro_batch = _micro_batch_size(loader, world_size, config.micro_batches)
+    window = config.micro_batches if loader.drop_last else None
     place = {"seed": seed, "rank": rank, "world_size": world_size}
     order = _EpochOrder(factors, micro_batch, shuffle=loader.shuffle, window=window, **place)
     if not len(order):
-        total = micro_batch * world_size * config.accumulation_steps
+        total = micro_batch * world_size * config.micro_batches
         raise UserError(
             f"{loader.dataset.ann_file}: {len(factors)} images are fewer than one step of {total} (processes x "
             f"micro-batch x accumulation steps), and drop_last leaves nothing. Set train_dataloader.total_batch_size "
@@ -160,7 +160,7 @@ def build_eval_loader(
     if key not in sections:
         raise UserError(f"The config has no section {key}. Add it, or choose another split.")
     loader = sections[key]
-    batch_size = loader.batch_size or max(1, (loader.total_batch_size or 1) // world_size)
+    batch_size = loader.batch_size or max(1, (loader.images_per_step or 1) // world_size)
     batches = _Batches(IndustrialDataset(split, loader, training=False), loader, training=False)
     order = _EvalOrder(len(split), batch_size, rank, world_size)
     return EvalLoader(batches, order, loader.num_workers, pin_memory)
@@ -456,6 +456,8 @@ def explain_worker_error(error: Exception, workers: Sequence[BaseProcess] = ()) 
 def _micro_batch_size(loader: LoaderConfig, world_size: int, accumulation_steps: int) -> int:
     if loader.batch_size is not None:
         return loader.batch_size
+    if loader.total_batch_size == "auto":
+        raise UserError("train_dataloader.total_batch_size: auto becomes a number when the training starts")
     total = loader.total_batch_size or 1
     parts = world_size * accumulation_steps
     if total % parts:

@@ -34,7 +34,18 @@ from data.section import (
 from engine import derived_values
 from engine.config_errors import describe
 from engine.official_keys import drop_inactive, to_own_form
-from engine.yaml_dialect import OVERRIDE, RECIPE, Statement, leaves, merge, parse_overrides, read_with_includes, stated
+from engine.yaml_dialect import (
+    OVERRIDE,
+    RECIPE,
+    Statement,
+    get_path,
+    leaves,
+    merge,
+    parse_overrides,
+    read_with_includes,
+    set_path,
+    stated,
+)
 from models.config import ModelConfig, TextEncoderConfig, memory_tokens
 
 log = logging.getLogger(__name__)
@@ -318,6 +329,19 @@ def apply_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> Exper
     known = config._provenance
     both = known and Provenance(known.stated | new.stated, (*known.log, *notes))
     return _checked(values, "-u", both)
+
+
+def with_batch(config: ExperimentConfig, total: int, steps: int, why: str) -> ExperimentConfig:
+    """Replace `auto` in `total_batch_size` and `accumulation_steps`, and derive what follows: the learning rates."""
+    known = config._provenance or Provenance({})
+    values, notes = config_to_dict(config), []
+    for path, number in (("train_dataloader.total_batch_size", total), ("accumulation_steps", steps)):
+        if get_path(values, path) == "auto":
+            set_path(values, path, number)
+            notes.append(derived_values.Note(f"{path}: auto -> {number} ({why})", overrides=False))
+    if config.train_dataloader.total_batch_size == "auto":
+        notes += derived_values.apply(values, derived_values.learning_rates(values, known.rank), known.rank)
+    return _checked(values, "the derived config", Provenance(known.stated, (*known.log, *notes)))
 
 
 def derive_run_length(config: ExperimentConfig, steps_per_epoch: int) -> tuple[ExperimentConfig, list[str]]:

@@ -190,6 +190,8 @@ def input_sizes(values: Values, rank: Rank) -> Iterator[Change]:
 def learning_rates(values: Values, rank: Rank) -> Iterator[Change]:
     """Scale with the images per step; a ViT that starts from random weights learns as fast as the rest."""
     train, vit = values["train_dataloader"], values["DINOv3STAs"]
+    if "auto" in (train["total_batch_size"], train["batch_size"] and values["accumulation_steps"]):
+        return  # becomes a number when the training starts
     batch = train["total_batch_size"] or (train["batch_size"] or 1) * values["accumulation_steps"]
     factor, why = batch / REFERENCE_BATCH, f"batch {batch}, reference {REFERENCE_BATCH}"
     if train["total_batch_size"] is None:

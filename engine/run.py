@@ -18,7 +18,16 @@ from data.section import require_variables
 from data.splits import DataBundle, build_datasets
 from data.synthetic import ensure_dataset
 from engine.amp import choose_amp_dtype
-from engine.checkpoint import Position, check_classes, load_checkpoint, restore, save_checkpoint, start_from
+from engine.batch_size import decide_batch
+from engine.checkpoint import (
+    Position,
+    check_classes,
+    checkpoint_config,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+    start_from,
+)
 from engine.compiled import compiles
 from engine.config import ExperimentConfig, config_to_dict, derive_run_length
 from engine.detector import Detector
@@ -98,7 +107,7 @@ def build_run(
 ) -> Run:
     """All parts of a run. Whatever can fail on bad input comes before the first file is written."""
     torch.manual_seed(config.seed)
-    data, train_loader, val_loader = _build_data(config, dist)
+    config, data, train_loader, val_loader = _build_data(config, dist, resume)
     config, texts = prepare_texts(config, data.classes, dist, text_cache or folder, resume=resume, tuning=tuning)
     config, _ = derive_run_length(config, train_loader.steps_per_epoch)
     config.log_derived()
@@ -168,13 +177,17 @@ def planned_config(config: ExperimentConfig) -> ExperimentConfig:
     return config
 
 
-def _build_data(config: ExperimentConfig, dist: Distributed) -> tuple[DataBundle, TrainLoader, EvalLoader]:
+def _build_data(
+    config: ExperimentConfig, dist: Distributed, resume: Path | None
+) -> tuple[ExperimentConfig, DataBundle, TrainLoader, EvalLoader]:
     folders = {"output_dir": config.output_dir, "summary_dir": config.summary_dir or config.output_dir}
     require_variables(folders)
     if config.synthetic is not None and dist.is_main:
         ensure_dataset(config.synthetic)  # one process draws, the others find it drawn
     dist.barrier()
     data = build_datasets(config)
+    stored = None if resume is None else checkpoint_config(load_checkpoint(resume), resume)
+    config = decide_batch(config, dist, data.splits["train"], stored)
     rank, world_size, pin = dist.rank, dist.world_size, dist.device.type == "cuda"
     train_loader = build_train_loader(
         config, data.splits["train"], data.classes, seed=config.seed, rank=rank, world_size=world_size, pin_memory=pin
@@ -182,7 +195,7 @@ def _build_data(config: ExperimentConfig, dist: Distributed) -> tuple[DataBundle
     val_loader = build_eval_loader(
         config, data.splits["val"], data.classes, rank=rank, world_size=world_size, pin_memory=pin
     )
-    return data, train_loader, val_loader
+    return config, data, train_loader, val_loader
 
 
 def _build_ema(config: ExperimentConfig, model: nn.Module) -> ModelEma | None:

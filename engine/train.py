@@ -114,8 +114,8 @@ def train_one_epoch(run: Run, epoch: int, stop: StopSignal) -> None:
     run.wrapped.train()
     statistics = BatchNormStatistics(run.model)
     run.train_loader.set_epoch(epoch, first_batch=run.position.batch_in_epoch)
-    run.monitor.start_epoch(epoch, run.position.batch_in_epoch // run.config.accumulation_steps)
-    for window, wait_seconds in timed(windows(run.train_loader, run.config.accumulation_steps)):
+    run.monitor.start_epoch(epoch, run.position.batch_in_epoch // run.config.micro_batches)
+    for window, wait_seconds in timed(windows(run.train_loader, run.config.micro_batches)):
         started = time.perf_counter()
         if _shows_images(run.config, run.position):
             run.monitor.training_images(window[0], step=run.position.step)
@@ -352,10 +352,12 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 def out_of_memory(config: ExperimentConfig, error: BaseException) -> UserError:
     """The remedies, cheapest first."""
-    steps = config.accumulation_steps
+    tried = (config.origin("accumulation_steps") or "").startswith("derived")
+    on_a_gpu = isinstance(error, torch.OutOfMemoryError)
+    steps = "auto" if on_a_gpu and not tried else config.micro_batches * 2
     remedies = [
         "--use-amp, if it is not on",
-        f"-u accumulation_steps={steps * 2} (smaller micro-batches, same total_batch_size)",
+        f"-u accumulation_steps={steps} (smaller micro-batches, same total_batch_size)",
         "-u gradient_checkpointing=True (slower: the ViT is computed twice)",
         "-u train_dataloader.collate_fn.base_size_repeat=null (no batches larger than eval_spatial_size)",
         "a smaller image size or a smaller model (configs/deimv2/deimv2_dinov3_s_coco.yml is the smallest)",

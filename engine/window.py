@@ -30,7 +30,7 @@ def last_flags(window: list[Batch]) -> list[bool]:
 
 def window_shares(config: ExperimentConfig, dist: Distributed, window: list[Batch]) -> list[WindowShare | None]:
     """How the losses of each micro-batch are scaled, so that a window's sum is one large batch's loss."""
-    if config.accumulation_steps == 1:
+    if config.micro_batches == 1:
         return [None]
     boxes = torch.full((), float(sum(batch.num_boxes for batch in window)), device=dist.device)
     num_boxes = dist.mean(boxes).clamp(min=1.0)

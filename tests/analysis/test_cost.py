@@ -172,14 +172,14 @@ def test_running_out_of_memory_costs_one_number_only(
     def refuse(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nand more")
 
-    monkeypatch.setattr(cost_module, "_train_once", refuse)
+    monkeypatch.setattr(cost_module, "train_steps", refuse)
     assert cost_module._training_bytes(tiny_model(), small_batch(), CPU) is None
     assert "Tried to allocate 9 GiB." in caplog.text and "and more" not in caplog.text
 
 
 def test_the_micro_batch_is_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
-    monkeypatch.setattr(cost_module, "_train_once", lambda model, config, images: tried.append(len(images)))
+    monkeypatch.setattr(cost_module, "train_steps", lambda model, config, images: tried.append(len(images)))
     config = tiny_config(train_dataloader__total_batch_size=16, accumulation_steps=4)
     cost_module._training_bytes(tiny_model(), config, CPU)
     assert tried == [4]

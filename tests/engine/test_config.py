@@ -106,7 +106,7 @@ def test_reference_keys_are_attributes() -> None:
 def test_industrial_states_what_it_should() -> None:
     config = industrial()
     assert (config.num_classes, config.remap_mscoco_category) == (6, False)
-    assert (config.train_dataloader.total_batch_size, config.accumulation_steps) == (4, 2)
+    assert (config.train_dataloader.total_batch_size, config.accumulation_steps) == (4, "auto")
     assert config.train_dataloader.num_workers == config.val_dataloader.num_workers == 4
     assert config.DINOv3STAs.weights_path == Path("ckpts/vitt_distill.pt")
     assert (config.epoches, config.flat_epoch, config.no_aug_epoch) == (50, 25, 6)

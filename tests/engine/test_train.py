@@ -19,7 +19,7 @@ from data.errors import UserError
 from data.files import write_atomically
 from data.schedule import stage_starts
 from engine.checkpoint import Position
-from engine.config import load_config
+from engine.config import load_config, with_batch
 from engine.interrupt import StopSignal
 from engine.nonfinite import keep_step, replay
 from engine.run import Run, build_run
@@ -479,6 +479,10 @@ def test_out_of_memory_names_the_remedies_in_order(finished: tuple[Path, Path]) 
     positions = [message.index(word) for word in order]
     assert positions == sorted(positions)
     assert "Tried 2 GiB" in message and "more" not in message.splitlines()[0]
+    on_a_gpu = torch.OutOfMemoryError("CUDA out of memory")
+    assert "accumulation_steps=auto (" in str(out_of_memory(load_config(finished[0]), on_a_gpu))
+    tried = with_batch(load_config(finished[0], ["accumulation_steps=auto"]), 4, 2, "by a trial step")
+    assert "accumulation_steps=4 (" in str(out_of_memory(tried, on_a_gpu)), "a trial was not enough"
 
 
 @pytest.mark.parametrize(
