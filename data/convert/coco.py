@@ -15,11 +15,14 @@ from typing import Any, Literal, TypeGuard
 from urllib.parse import unquote
 
 from data.convert.common import (
+    Corners,
     ForeignBox,
     ForeignImage,
     Gathered,
     ImageIndex,
+    around,
     files_below,
+    finite,
     split_of,
     split_of_path,
     warn_left_out,
@@ -49,16 +52,17 @@ class _Shape:
     path: Path
     """Of its image."""
     name: str
-    numbers: tuple[float, float, float, float]
+    numbers: Corners
+    """In the file's form; of polygons: x, y, width, height around them."""
     is_bbox: bool
-    """Else the numbers bound its polygons: x, y, width, height."""
+    """Else made from polygons."""
     area: float | None
     crowd: bool
     where: str
 
 
 def read_coco(source: Path, *, class_names: Sequence[str] | None = None) -> Gathered:
-    """All COCO files below a folder with the images they name, wherever these lie in it.
+    """Gather all COCO files below a folder with the images they name, wherever these lie in it.
 
     Args:
         source: The folder, or one file in it or in its `annotations`.
@@ -146,7 +150,7 @@ class _CocoFile:
         self._paths: dict[_Key, Path | None] = {}
 
     def read(self) -> list[ForeignImage]:
-        """The images with their boxes."""
+        """Return the images with their boxes."""
         self._read_categories()
         sizes = self._read_images()
         shapes = [shape for n, entry in enumerate(self._content["annotations"]) if (shape := self._shape(n, entry))]
@@ -164,7 +168,7 @@ class _CocoFile:
         return [ForeignImage(path, self.file, stated, tuple(boxes[path])) for path, stated in sizes.items()]
 
     def _read_categories(self) -> None:
-        """Sorted by id; those of one name are one."""
+        """Sort them by id; those of one name are one."""
         entries: dict[_Key, dict[str, Any]] = {}
         for number, entry in enumerate(self._content["categories"]):
             where = f"categories[{number}]"
@@ -176,9 +180,7 @@ class _CocoFile:
                 name = str(name)
                 self._repairs["names of categories were numbers: now text"] += 1
             if not _is_text(name):
-                self._error(
-                    where, f"name is {reprlib.repr(name)}, expected text", "Name the category", "malformed category"
-                )
+                self._expected(where, "name", name, "text", "Name the category", "malformed category")
             elif key in entries:
                 self._error(where, f"the id {key} is used twice", "Give each category its own id", "repeated id")
             else:
@@ -193,7 +195,7 @@ class _CocoFile:
                 self.groups.add(entry["name"])
 
     def _read_images(self) -> dict[Path, tuple[int, int] | None]:
-        """Path -> the size that the file states."""
+        """Return path -> the size that the file states."""
         sizes: dict[Path, tuple[int, int] | None] = {}
         names: dict[Path, str] = {}
         for number, entry in enumerate(self._content["images"]):
@@ -201,15 +203,10 @@ class _CocoFile:
             if key is None:
                 continue
             name, where, path = entry.get("file_name"), f"image {key}", None
-            if not _is_text(name):
-                self._error(
-                    where,
-                    f"file_name is {reprlib.repr(name)}, expected a path",
-                    "Name the image",
-                    "malformed image entry",
-                )
-            else:
+            if _is_text(name):
                 path = self._index.require(self._gathered, name, self.file, where)
+            else:
+                self._expected(where, "file_name", name, "a path", "Name the image", "malformed image entry")
             if self._paths.setdefault(key, path) != path:
                 found = f"the id is used twice, the second time for {name}"
                 self._error(where, found, "Give each image its own id", "repeated id")
@@ -221,9 +218,8 @@ class _CocoFile:
             elif path is not None:
                 names[path], sizes[path] = _plain(name), self._size(entry)
                 if not f"/{path.as_posix()}".endswith(f"/{name}"):
-                    self._repairs[
-                        "file names did not lead to the image (folder, \\, %20, accents, case): it was found"
-                    ] += 1
+                    why = "(folder, \\, %20, accents, case)"
+                    self._repairs[f"file names did not lead to the image {why}: it was found"] += 1
         return sizes
 
     def _size(self, entry: dict[str, Any]) -> tuple[int, int] | None:
@@ -246,22 +242,21 @@ class _CocoFile:
         if category not in self.categories:
             fix = "Correct category_id, or add the category"
             self._error(where, f"the category {category} is not in the file", fix, "unknown category")
-        crowd = self._crowd(entry, where)
-        numbers = self._numbers(entry.get("bbox"))
+        crowd, numbers = self._crowd(entry, where), self._numbers(entry.get("bbox"))
         is_bbox = numbers is not None and 0 not in numbers[2:]
         if not is_bbox and (bounds := _bounds(entry.get("segmentation"))) is not None:
             numbers = bounds
             self._repairs["annotations had no box: made from their polygons"] += 1
         if numbers is None:
-            found = f"bbox is {reprlib.repr(entry.get('bbox'))}, expected x, y, width, height; and there is no polygon"
-            self._error(where, found, "Correct or remove the annotation", "malformed box")
+            expected, fix = "x, y, width, height; and there is no polygon", "Correct or remove the annotation"
+            self._expected(where, "bbox", entry.get("bbox"), expected, fix, "malformed box")
         path, name = self._paths.get(image), self.categories.get(category)
         if path is None or name is None or crowd is None or numbers is None:
             return None
         attributes = entry.get("attributes")
-        rotation = _finite(attributes.get("rotation")) if isinstance(attributes, dict) else None
+        rotation = finite(attributes.get("rotation")) if isinstance(attributes, dict) else None
         self._num_turned += bool(rotation and rotation % 360)
-        return _Shape(path, name, numbers, is_bbox, _finite(entry.get("area")), crowd, where)
+        return _Shape(path, name, numbers, is_bbox, finite(entry.get("area")), crowd, where)
 
     def _box(self, shape: _Shape, form: _Form, sizes_wh: Mapping[Path, tuple[int, int]]) -> ForeignBox:
         x, y, width, height = shape.numbers
@@ -284,40 +279,36 @@ class _CocoFile:
         if value is None or (isinstance(value, str) and value.strip() in ("0", "1")):
             self._repairs["iscrowd were null or text: now 0 or 1"] += 1
             return value is not None and value.strip() == "1"
-        if value not in (0, 1):
-            self._error(
-                where, f"iscrowd is {reprlib.repr(value)}, expected 0 or 1", "Correct it", "malformed crowd flag"
-            )
-            return None
-        return bool(value)
+        if value in (0, 1):
+            return bool(value)
+        self._expected(where, "iscrowd", value, "0 or 1", "Correct it", "malformed crowd flag")
+        return None
 
-    def _numbers(self, values: Any) -> tuple[float, float, float, float] | None:
+    def _numbers(self, values: Any) -> Corners | None:
         if not isinstance(values, list) or len(values) != 4:
             return None
         x, y, width, height = map(self._number, values)
         return None if x is None or y is None or width is None or height is None else (x, y, width, height)
 
     def _number(self, value: Any) -> float | None:
-        """As `_finite`, text included."""
+        """As `finite`, text included."""
         if not isinstance(value, str) or not _NUMBER.fullmatch(value.strip()):
-            return _finite(value)
+            return finite(value)
         self._repairs["numbers were text: now numbers"] += 1
-        return _finite(float(value))
+        return float(value)
 
     def _key(self, entry: Any, field: str, where: str) -> _Key | None:
-        """An id: a whole number, or text where tools give names."""
+        """Return an id: a whole number, or text where tools give names."""
         if not isinstance(entry, dict):
-            self._error(
-                where, f"is {reprlib.repr(entry)}, expected an object", "Correct or remove it", "malformed entry"
-            )
+            found = f"is {reprlib.repr(entry)}, expected an object"
+            self._error(where, found, "Correct or remove it", "malformed entry")
             return None
         value = entry.get(field)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-        number = _finite(value)
+        number = finite(value)
         if not _is_text(value) and (number is None or number % 1):
-            found = f"{field} is {reprlib.repr(value)}, expected a whole number"
-            self._error(where, found, "Correct it", "malformed id")
+            self._expected(where, field, value, "a whole number", "Correct it", "malformed id")
             return None
         self._repairs[f"values of {field} were text or had decimals: now whole numbers"] += 1
         if number is not None:
@@ -325,12 +316,15 @@ class _CocoFile:
         text = str(value).strip()
         return int(text.split(".")[0]) if _WHOLE_NUMBER.fullmatch(text) else text
 
+    def _expected(self, where: str, key: str, value: Any, expected: str, fix: str, kind: str) -> None:
+        self._error(where, f"{key} is {reprlib.repr(value)}, expected {expected}", fix, kind)
+
     def _error(self, where: str, found: str, fix: str, kind: str) -> None:
         self._gathered.error(self.file, where, found, fix, kind)
 
 
 def _form(shapes: Sequence[_Shape]) -> _Form:
-    """How the file's boxes are written: fractions do not reach over 1, and for corners the areas tell."""
+    """Tell how the file's boxes are written: fractions do not reach over 1, and for corners the areas tell."""
     if len(shapes) >= _LEAST_FRACTIONS and all(min(s.numbers) >= -0.01 and max(s.numbers) <= 1.01 for s in shapes):
         return "fractions"
     areas = [(shape.area, *shape.numbers) for shape in shapes if shape.area]
@@ -339,21 +333,21 @@ def _form(shapes: Sequence[_Shape]) -> _Form:
     return "xyxy" if len(areas) == len(shapes) and all(by_corners) and not all(by_sides) else "xywh"
 
 
-def _bounds(segmentation: Any) -> tuple[float, float, float, float] | None:
-    """x, y, width, height around all polygons; None for anything else."""
+def _bounds(segmentation: Any) -> Corners | None:
+    """Return x, y, width, height around all polygons; None for anything else."""
     if not isinstance(segmentation, list):
         return None
     parts = segmentation if all(isinstance(part, list) for part in segmentation) else [segmentation]
-    numbers = [[_finite(value) for value in part] for part in parts]
-    columns = [value for part in numbers for value in part[::2] if value is not None]
-    rows = [value for part in numbers for value in part[1::2] if value is not None]
-    if len(columns) < _LEAST_POINTS or len(columns) + len(rows) < sum(map(len, numbers)) or len(columns) != len(rows):
+    numbers = [[finite(value) for value in part] for part in parts]
+    points = [(x, y) for part in numbers for x, y in zip(part[::2], part[1::2], strict=False) if None not in (x, y)]
+    if len(points) < _LEAST_POINTS or 2 * len(points) != sum(map(len, numbers)):
         return None
-    return min(columns), min(rows), max(columns) - min(columns), max(rows) - min(rows)
+    left, top, right, bottom = around([(x or 0.0, y or 0.0) for x, y in points])
+    return left, top, right - left, bottom - top
 
 
 def _plain(name: str) -> str:
-    """One text for the spellings of a path within the set."""
+    """Return one text for the spellings of a path within the set."""
     return posixpath.normpath(name_key(unquote(name)).replace("\\", "/"))
 
 
@@ -364,15 +358,6 @@ def _size_of(path: Path) -> tuple[int, int]:
         return 1, 1  # the image is reported with all others
 
 
-def _finite(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # a whole number of hundreds of digits
-        return None
-
-
 def _is_text(value: Any) -> TypeGuard[str]:
-    """Whether it is text that can be a name."""
+    """Tell whether it is text that can be a name."""
     return isinstance(value, str) and bool(value.strip()) and not re.search("[\0\ud800-\udfff]", value)

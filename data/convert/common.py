@@ -6,7 +6,6 @@ moved in one step.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -14,7 +13,8 @@ import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,13 +22,16 @@ from urllib.parse import unquote
 
 from data.coco import check_annotations, check_overlap, read_split
 from data.errors import UserError
+from data.files import write_json
 from data.image_checks import check_images
 from data.images import IMAGE_SUFFIXES, ImageFacts, read_facts
 from data.names import composed, name_key
-from data.problems import Problem, errors_of, problem_lines
+from data.problems import Problem, errors_of, problem_lines, warnings_of
 
 log = logging.getLogger(__name__)
 
+Corners = tuple[float, float, float, float]
+"""Left, top, right, bottom, pixels; the first pixel's outer edge is 0."""
 SHOWN_PER_KIND = 50
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "entrenamiento"), "train"),
@@ -63,8 +66,7 @@ class ForeignBox:
 
     name: str
     """Of its class."""
-    corners_xyxy: tuple[float, float, float, float]
-    """Pixels; the first pixel's outer edge is 0."""
+    corners_xyxy: Corners
     where: str
     """Line or object, for messages."""
     may_leave: bool = False
@@ -127,8 +129,61 @@ class Converted:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class AnnotationFile:
+    """The content of an annotation file of one image."""
+
+    image_name: str
+    """As the file has it, perhaps empty."""
+    boxes: tuple[ForeignBox, ...]
+    stated_wh: tuple[int, int] | None
+    hint: str = ""
+    """Added to the message about a missing image."""
+
+
+def read_file_per_image(
+    gathered: Gathered, suffix: str, advice: str, key: str, read: Callable[[Path], AnnotationFile | None]
+) -> None:
+    """Gather all annotation files below the folder, one for each image.
+
+    Args:
+        gathered: Receives images and faults.
+        suffix: Of the annotation files.
+        advice: What to do where there is none.
+        key: Of the file that names its image.
+        read: Reads one file; None if it is none, which it has noted.
+    """
+    kind = suffix[1:].upper()
+    images, files = files_below(gathered.root, IMAGE_SUFFIXES), files_below(gathered.root, [suffix])
+    if not files:
+        gathered.error(gathered.root, "folder", f"there is no {kind} file in it", advice, "no annotations")
+    index = ImageIndex(images)
+    for file in files:
+        content = read(file)
+        image = None if content is None else index.require(gathered, content.image_name, file, key, content.hint)
+        if content is not None and image is not None:
+            gathered.images.append(ForeignImage(image, file, content.stated_wh, content.boxes))
+    warn_left_out(gathered, images, f"{kind} file")
+
+
+def finite(value: Any) -> float | None:
+    """Return a number as a float; None for infinities and anything else, numbers of hundreds of digits included."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def around(points: Iterable[Sequence[float]]) -> Corners:
+    """Return the upright box around points (x, y)."""
+    columns, rows = zip(*points, strict=True)
+    return min(columns), min(rows), max(columns), max(rows)
+
+
 def files_below(root: Path, suffixes: Iterable[str]) -> list[Path]:
-    """Files with these suffixes (lower case) below `root`, sorted; hidden ones are passed over.
+    """Return the files with these suffixes (lower case) below `root`, sorted; hidden ones are passed over.
 
     Raises:
         UserError: `root` is no folder, or a link in it leads out of it.
@@ -157,7 +212,7 @@ def files_below(root: Path, suffixes: Iterable[str]) -> list[Path]:
 
 
 def warn_left_out(gathered: Gathered, images: Sequence[Path], what: str) -> None:
-    """Images that nothing annotates: nobody says that they are free of objects."""
+    """Warn of images that nothing annotates: nobody says that they are free of objects."""
     used = {image.path for image in gathered.images}
     unused = [path for path in images if path not in used and not is_mask(path.relative_to(gathered.root))]
     if unused and used:
@@ -167,48 +222,41 @@ def warn_left_out(gathered: Gathered, images: Sequence[Path], what: str) -> None
 
 
 def is_mask(path: Path) -> bool:
-    """Whether a picture lies in a folder of masks."""
+    """Tell whether a picture lies in a folder of masks."""
     return any(name_key(part) in _MASK_FOLDERS for part in path.parts[:-1])
 
 
 def is_in_image_folder(path: Path) -> bool:
-    """Whether a picture lies in a folder that is called as folders of images are."""
+    """Tell whether a picture lies in a folder that is called as folders of images are."""
     return any(name_key(part) in _IMAGE_FOLDERS for part in path.parts[:-1])
 
 
 def sides(path: Path) -> list[str]:
-    """The folders that an image and its annotation file have in common."""
+    """Return the folders that an image and its annotation file have in common."""
     return [key for part in path.parent.parts if (key := name_key(part)) not in _SIDE_BY_SIDE]
 
 
 def split_of(name: str) -> str | None:
-    """train, val or test, if a folder or file is called so and nothing else: `Valid`, `train2017`, `obj_train_data`."""
+    """Return train, val or test, if a folder or file is called so and nothing else: `Valid`, `obj_train_data`."""
     words = set(re.split(r"[\W\d_]+", name_key(name))) - _WORDS_BESIDE
     return _SPLIT_WORDS.get(words.pop()) if len(words) == 1 else None
 
 
 def split_of_path(path: Path) -> str | None:
-    """The split that the outermost telling folder of a path names."""
+    """Return the split that the outermost telling folder of a path names."""
     return next(filter(None, map(split_of, path.parts[:-1])), None)
 
 
-def _addresses(name: str) -> list[str]:
-    """A path without percent signs, and without what makes it an address (Label Studio's are
-    `/data/local-files/?d=folder/a.jpg`)."""
-    return [unquote(name), unquote(re.sub(r".*\?d=|\?.*", "", name))]
-
-
 class ImageIndex:
-    """Finds the image that an annotation file means: the one at the very place, else the only one of its name."""
+    """Finds the image that an annotation file means: the one at the very place, else the only one of its name.
+
+    Args:
+        images: All that may be meant.
+        of_other_machines: Names are from one file for the whole set: their last folders tell images of one name
+            apart, and they may be addresses, but no image is meant by the file's own name.
+    """
 
     def __init__(self, images: Iterable[Path], *, of_other_machines: bool = False) -> None:
-        """Note where the images lie.
-
-        Args:
-            images: All that may be meant.
-            of_other_machines: Names are from one file for the whole set: their last folders tell images of one name
-                apart, and they may be addresses, but no image is meant by the file's own name.
-        """
         self._of_other_machines = of_other_machines
         self._by_place: dict[str, list[Path]] = defaultdict(list)
         self._by_name: dict[str, list[Path]] = defaultdict(list)
@@ -219,7 +267,7 @@ class ImageIndex:
             self._by_stem[name_key(path.stem)].append(path)
 
     def require(self, gathered: Gathered, name: str, annotation: Path, where: str, hint: str = "") -> Path | None:
-        """The one image that is meant. None, and a fault noted, if there is none or several may be.
+        """Return the one image that is meant. None, and a fault noted, if there is none or several may be.
 
         Args:
             gathered: Receives the fault.
@@ -235,7 +283,9 @@ class ImageIndex:
             found = f"the image {name!r} lies outside of {gathered.root}"
             gathered.error(annotation, where, found, f"Give the folder of both as SRC: {both}", "image outside")
             return None
-        tries = [name, *_addresses(name)] if self._of_other_machines else [name, annotation.stem]
+        # Without percent signs and what makes it an address (Label Studio's /data/local-files/?d=folder/a.jpg).
+        address = [unquote(name), unquote(re.sub(r".*\?d=|\?.*", "", name))]
+        tries = [name, *(address if self._of_other_machines else [annotation.stem])]
         images = next(filter(None, (self.find(one, annotation) for one in tries)), [])
         if len(images) == 1:
             if name and name_key(images[0].stem) not in (name_key(asked.name), name_key(asked.stem)):
@@ -243,8 +293,7 @@ class ImageIndex:
                 fix = "Make sure that it is the right one"
                 gathered.warn(annotation, where, found, fix, "image by its file's name")
             return images[0]
-        decoded = self._by_name.get(name_key(unquote(asked.name)), [])
-        if decoded:
+        if decoded := self._by_name.get(name_key(unquote(asked.name)), []):
             hint = f"; {decoded[0].name!r} is: the name is percent-encoded"
         what = f"may be {', '.join(map(str, images[:3]))}" if images else f"is not below the folder{hint}"
         fix, kind = f"Restore or rename the image, or correct {where}", "ambiguous image" if images else "missing image"
@@ -252,9 +301,10 @@ class ImageIndex:
         return None
 
     def find(self, name: str, near: Path) -> list[Path]:
-        """Images that a name in the file `near` may mean: the one at that place; else those called so, with another
-        suffix or without. Of several, no masks; those in the folders that the name gives; those of the split that the
-        file is called after; those in the folder that stands beside the file's; those that are written the same."""
+        """Return the images that a name in the file `near` may mean: the one at that place; else those called so,
+        with another suffix or without. Of several, no masks; those in the folders that the name gives; those of the
+        split that the file is called after; those in the folder that stands beside the file's; those that are written
+        the same."""
         asked = PurePosixPath(name.replace("\\", "/"))
         stem = asked.stem if asked.suffix.lower() in IMAGE_SUFFIXES else asked.name
         place = name_key(os.path.abspath(near.parent / asked)) if name else ""
@@ -278,7 +328,7 @@ class ImageIndex:
 
 
 def _shared_end(folders: Sequence[str], keys: Sequence[str]) -> int:
-    """How many of the last folders are the same."""
+    """Count how many of the last folders are the same."""
     pairs = list(zip(map(name_key, reversed(folders)), reversed(keys), strict=False))
     return next((number for number, (one, other) in enumerate(pairs) if one != other), len(pairs))
 
@@ -295,48 +345,87 @@ def write_coco(gathered: Gathered, target: Path, *, copy_images: bool, progress:
     Raises:
         UserError: Faults of the data, all at once; nothing has been written then.
     """
-    require_new_folder(target, gathered.root)
+    if target.resolve().is_relative_to(gathered.root.resolve()):
+        raise UserError(f"{target}: lies in the data set {gathered.root} itself. Choose a folder outside.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: exists and is not an empty folder; nothing is overwritten. Choose a new one.")
     facts = _check_images(gathered)
     names = _class_names(gathered)
     sets = _assign_splits(gathered)
     require_no_errors(gathered.problems)
-    root = _common_folder([image.path for image in gathered.images])
-    contents = {name: _coco(images, root, names, facts) for name, images in sets.items()}
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        private = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    root = Path(os.path.commonpath([image.path.parent for image in gathered.images]))
+    with folder_beside(target, "cannot be made", "Choose another folder") as private:
         work = private / target.name  # with ordinary permissions
-        work.mkdir()
-    except OSError as error:
-        raise UserError(f"{target}: cannot be made ({error.strerror or error}). Choose another folder.") from error
-    try:
-        if copy_images:
-            _copy(gathered.images, root, work / "images")
-        warnings = _write_and_check(contents, work, work / "images" if copy_images else root, target, progress)
+        (work / "annotations").mkdir(parents=True)
+        for image in gathered.images if copy_images else ():
+            place = work / "images" / image.path.relative_to(root)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(image.path, place)
+        contents = {work / "annotations" / name: _coco(images, root, names, facts) for name, images in sets.items()}
+        warnings = write_checked(contents, work / "images" if copy_images else root, work, target, progress)
         if target.is_dir():
             target.rmdir()  # it is empty, and Windows renames onto nothing only
         os.replace(work, target)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error}). Free some space.") from error
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
     return Converted(
-        tuple(target / "annotations" / name for name in contents),
+        tuple(target / "annotations" / name for name in sets),
         target / "images" if copy_images else root,
         len(gathered.images),
         sum(len(image.boxes) for image in gathered.images),
         names,
-        tuple(problem for problem in [*gathered.problems, *warnings] if problem.severity == "warning"),
+        tuple(warnings_of([*gathered.problems, *warnings])),
         tuple(gathered.notes),
     )
 
 
-def require_new_folder(target: Path, source: Path) -> None:
-    """Raise UserError unless `target` is new or empty, and outside of `source`, a folder."""
-    if target.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{target}: lies in the data set {source} itself. Choose a folder outside.")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: exists and is not an empty folder; nothing is overwritten. Choose a new one.")
+@contextmanager
+def folder_beside(target: Path, refused: str, advice: str) -> Iterator[Path]:
+    """Make a temporary folder beside `target`, on the same disk, and remove it at the end.
+
+    Raises:
+        UserError: It cannot be made (`refused`, with `advice`), or written to.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"{target}: {refused} ({error.strerror or error}). {advice}.") from error
+    try:
+        yield folder
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error}). Free some space.") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_checked(
+    contents: dict[Path, dict[str, Any]], img_folder: Path, work: Path, target: Path, progress: bool
+) -> list[Problem]:
+    """Write annotation files below `work` and put them through the checks of check_data.py.
+
+    The same image in two of them is a warning: the foreign set was split by someone else.
+
+    Returns:
+        Warnings, with names below `target`, where the files will be.
+
+    Raises:
+        UserError: The checks find errors.
+    """
+    splits, problems = [], []
+    for path, content in contents.items():
+        write_json(path, content, what="annotations")
+        split, found = read_split(path.stem.rpartition("_")[2], path, img_folder)
+        splits.append(split)
+        problems += found + check_annotations(split)
+    problems += check_overlap(splits) + check_images(splits, progress=progress)
+
+    def moved(problem: Problem) -> Problem:
+        file, found = (text.replace(str(work), str(target)) for text in (problem.file, problem.found))
+        is_overlap = problem.kind == "same image in two splits"
+        return replace(problem, file=file, found=found, severity="warning" if is_overlap else problem.severity)
+
+    told = list(map(moved, dict.fromkeys(problems)))
+    require_no_errors(told)
+    return warnings_of(told)
 
 
 def require_no_errors(problems: Sequence[Problem]) -> None:
@@ -353,25 +442,26 @@ def _class_names(gathered: Gathered) -> tuple[str, ...]:
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in names:
         spellings[name_key(name)].append(name)
-    kind = "class names"
+    faults = []
     for same in spellings.values():
         if len(same) > 1:
-            found = f"{', '.join(f'{name!r} ({counts[name]} boxes)' for name in same)} differ in case or spaces only"
-            gathered.error(gathered.root, "classes", found, "Give the class one name", kind)
+            shown = ", ".join(f"{name!r} ({counts[name]} boxes)" for name in same)
+            faults.append((f"{shown} differ in case or spaces only", "Give the class one name"))
     for name in sorted(set(names) - set(counts)):  # the others are told with their boxes
         _check_text(gathered, gathered.root, name)
     for name in sorted(set(counts) - set(names)):
         found = f"{name!r} ({counts[name]} boxes) is not among the given classes {', '.join(names)}"
-        gathered.error(gathered.root, "classes", found, "Add it to the list, or rename the boxes", kind)
+        faults.append((found, "Add it to the list, or rename the boxes"))
+    for found, fix in faults:
+        gathered.error(gathered.root, "classes", found, fix, "class names")
     if not counts and not errors_of(gathered.problems):
-        gathered.error(
-            gathered.root, "boxes", "there is not a single one", "Give the folder with the annotations", kind
-        )
+        fix = "Give the folder with the annotations"
+        gathered.error(gathered.root, "boxes", "there is not a single one", fix, "class names")
     return names
 
 
 def _check_images(gathered: Gathered) -> dict[Path, ImageFacts]:
-    """Sizes as they are, and what the boxes are worth on them."""
+    """Return the sizes as they are, and cut the boxes to them; faults go to `gathered`."""
     facts: dict[Path, ImageFacts] = {}
     cut: list[tuple[float, str]] = []
     for number, image in enumerate(gathered.images):
@@ -387,7 +477,7 @@ def _check_images(gathered: Gathered) -> dict[Path, ImageFacts]:
             gathered.error(file, "image", str(error), "Replace the image", "unreadable image")
             continue
         _check_size(gathered, image, facts[image.path])
-        boxes = tuple(_fitted(gathered, image, box, facts[image.path].upright_wh, cut) for box in image.boxes)
+        boxes = tuple(_fitted(gathered, file, box, facts[image.path].upright_wh, cut) for box in image.boxes)
         gathered.images[number] = replace(image, boxes=boxes)
     if cut:
         most_px, where = max(cut)
@@ -415,23 +505,22 @@ def _check_size(gathered: Gathered, image: ForeignImage, facts: ImageFacts) -> N
 
 
 def _fitted(
-    gathered: Gathered, image: ForeignImage, box: ForeignBox, size_wh: tuple[int, int], cut: list[tuple[float, str]]
+    gathered: Gathered, file: Path, box: ForeignBox, size_wh: tuple[int, int], cut: list[tuple[float, str]]
 ) -> ForeignBox:
-    """The box inside its image, its class in NFC; what is cut off goes to `cut`, faults to `gathered`."""
-    file = image.annotation or image.path
+    """Return the box inside its image, its class in NFC; what is cut off goes to `cut`, faults to `gathered`."""
     left, top, right, bottom = box.corners_xyxy
     width, height = size_wh
     inside = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
     outside_px = (max(-left, right - width), max(-top, bottom - height))
     allowed_px = (max(gathered.slack_px, _OUTSIDE_FRACTION * side) for side in size_wh)
     is_near = box.may_leave or all(one <= limit for one, limit in zip(outside_px, allowed_px, strict=True))
-    shown = ", ".join(f"{value:g}" for value in box.corners_xyxy)
+    shown = f"the box from corner to corner ({', '.join(f'{value:g}' for value in box.corners_xyxy)})"
+    fix = "Correct or remove it"
     if not (right > left and bottom > top):
-        found = f"the box from corner to corner ({shown}) has no area"
-        gathered.error(file, box.where, found, "Correct or remove it", "box without area")
+        gathered.error(file, box.where, f"{shown} has no area", fix, "box without area")
     elif not is_near or inside[2] <= inside[0] or inside[3] <= inside[1]:
-        found = f"the box from corner to corner ({shown}) leaves the image of {width} x {height} pixels"
-        gathered.error(file, box.where, found, "Correct or remove it", "box outside the image")
+        found = f"{shown} leaves the image of {width} x {height} pixels"
+        gathered.error(file, box.where, found, fix, "box outside the image")
     elif max(outside_px) > _ROUNDING_PX:
         cut.append((max(outside_px), f"{file}: {box.where}"))
     return replace(box, name=composed(box.name), corners_xyxy=inside)
@@ -439,33 +528,22 @@ def _fitted(
 
 def _assign_splits(gathered: Gathered) -> dict[str, list[ForeignImage]]:
     """Name of the annotation file -> its images: the splits that the format or its folders know, else one file."""
-    splits = dict(gathered.splits)
+    splits, images = dict(gathered.splits), gathered.images
     if not splits:
-        for image in gathered.images:
-            known = split_of_path(image.path.relative_to(gathered.root))
-            if known is not None:
-                splits[image.path] = known
-    without = [image.path for image in gathered.images if image.path not in splits]
-    if not splits or not gathered.images:
-        return {"instances.json": list(gathered.images)}
-    if without:
-        found = (
-            f"{len(without)} of {len(gathered.images)} images are in none of train, val, test, e.g. {without[0].name}"
-        )
+        named = {image.path: split_of_path(image.path.relative_to(gathered.root)) for image in images}
+        splits = {path: split for path, split in named.items() if split}
+    if not splits or not images:
+        return {"instances.json": list(images)}
+    if without := [image.path for image in images if image.path not in splits]:
+        found = f"{len(without)} of {len(images)} images are in none of train, val, test, e.g. {without[0].name}"
         fix = "They go to instances_rest.json"
         gathered.warn(gathered.root, "splits", found, fix, "images without a split")
-    sets: dict[str, list[ForeignImage]] = {}
-    for name in ("train", "val", "test", "rest"):
-        images = [image for image in gathered.images if splits.get(image.path, "rest") == name]
-        if images:
-            sets[f"instances_{name}.json"] = images
-    counts = ", ".join(f"{name[len('instances_') : -len('.json')]} {len(images)}" for name, images in sets.items())
+    sets: dict[str, list[ForeignImage]] = {name: [] for name in ("train", "val", "test", "rest")}
+    for image in images:
+        sets[splits.get(image.path, "rest")].append(image)
+    counts = ", ".join(f"{name} {len(images)}" for name, images in sets.items() if images)
     gathered.notes.append(f"splits: {counts} images, by {gathered.splits_by if gathered.splits else 'folder names'}")
-    return sets
-
-
-def _common_folder(paths: Sequence[Path]) -> Path:
-    return Path(os.path.commonpath([path.parent for path in paths]))
+    return {f"instances_{name}.json": images for name, images in sets.items() if images}
 
 
 def _coco(
@@ -486,61 +564,3 @@ def _coco(
             annotations.append({**entry, "area": round(area, 4), "iscrowd": int(box.crowd)})
     categories = [{"id": number, "name": name} for name, number in ids.items()]
     return {"images": records, "annotations": annotations, "categories": categories}
-
-
-def _copy(images: Sequence[ForeignImage], root: Path, folder: Path) -> None:
-    for image in images:
-        place = folder / image.path.relative_to(root)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(image.path, place)
-
-
-def _write_and_check(
-    contents: dict[str, dict[str, Any]], work: Path, img_folder: Path, target: Path, progress: bool
-) -> list[Problem]:
-    """Write the annotation files below `work` and put them through the checks of check_data.py; the messages name
-    where the files will be."""
-    (work / "annotations").mkdir()
-    for name, content in contents.items():
-        write_json(work / "annotations" / name, content)
-    problems = check_files({name: work / "annotations" / name for name in contents}, img_folder, progress=progress)
-    moved = [
-        Problem(
-            problem.severity,
-            problem.file.replace(str(work), str(target)),
-            problem.where,
-            problem.found.replace(str(work), str(target)),
-            problem.fix,
-            problem.kind,
-        )
-        for problem in problems
-    ]
-    require_no_errors(moved)
-    return moved
-
-
-def check_files(ann_files: dict[str, Path], img_folder: Path, *, progress: bool = True) -> list[Problem]:
-    """What check_data.py says of these annotation files, by the name of their split.
-
-    The same image in two of them is a warning: the foreign set was split by someone else.
-    """
-    splits, problems = [], []
-    for name, path in ann_files.items():
-        split, found = read_split(name.removeprefix("instances_").removesuffix(".json"), path, img_folder)
-        splits.append(split)
-        problems += found + check_annotations(split)
-    problems += check_overlap(splits) + check_images(splits, progress=progress)
-    kind = "same image in two splits"
-    return [
-        Problem("warning", p.file, p.where, p.found, p.fix, p.kind) if p.kind == kind else p
-        for p in dict.fromkeys(problems)
-    ]
-
-
-def write_json(path: Path, content: object) -> None:
-    """A JSON file in UTF-8, flushed to the disk; it must not exist yet."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    with path.open("x", encoding="utf-8", newline="\n") as file:
-        file.write(f"{text}\n")
-        file.flush()
-        os.fsync(file.fileno())

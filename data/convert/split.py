@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from data.coco import CocoSplit, check_annotations, read_split
-from data.convert.common import check_files, require_no_errors, write_json
+from data.convert.common import folder_beside, require_no_errors, write_checked
 from data.errors import UserError
 from data.image_checks import alike_groups
-from data.problems import Problem, warnings_of
+from data.problems import Problem
 
 _NAMES = ("train", "val", "test")
 IntArray = npt.NDArray[np.int64]
@@ -97,7 +95,10 @@ def split_set(
         ann_files=targets,
         img_folder=images,
         num_images={name: len(ids) for name, ids in sets.items()},
-        boxes_per_class={name: _boxes(split, ids) for name, ids in sets.items()},
+        boxes_per_class={
+            name: tuple(split.without_images(set().union(*sets.values()) - ids).boxes_per_class())
+            for name, ids in sets.items()
+        },
         class_names=split.classes.names,
         num_groups=int((sizes > 1).sum()),
         largest_group=int(sizes.max()),
@@ -174,41 +175,22 @@ def _kinds(split: CocoSplit, groups: IntArray) -> IntArray:
     return kinds
 
 
-def _boxes(split: CocoSplit, ids: set[int]) -> tuple[int, ...]:
-    gone = {image.id for image in split.images} - ids
-    return tuple(split.without_images(gone).boxes_per_class())
-
-
 def _write(
     ann_file: Path, sets: Mapping[str, set[int]], targets: Mapping[str, Path], img_folder: Path, progress: bool
 ) -> list[Problem]:
-    """All files or none: they are made and checked in a folder of their own, then moved."""
+    """Write all files or none: they are made and checked in a folder of their own, then moved."""
     content: dict[str, Any] = json.loads(ann_file.read_text(encoding="utf-8-sig"))
     folder = next(iter(targets.values())).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f"{ann_file.stem}.", dir=folder))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}).") from error
-    try:
+    with folder_beside(folder / ann_file.stem, "cannot be written", "Choose another --output-dir") as work:
+        contents = {}
         for name, ids in sets.items():
-            kept = {
-                **content,
-                "images": [entry for entry in content["images"] if entry["id"] in ids],
-                "annotations": [entry for entry in content["annotations"] if entry["image_id"] in ids],
-            }
-            write_json(work / targets[name].name, kept)
-        problems = check_files({name: work / targets[name].name for name in sets}, img_folder, progress=progress)
-        require_no_errors(problems)
+            images = [entry for entry in content["images"] if entry["id"] in ids]
+            annotations = [entry for entry in content["annotations"] if entry["image_id"] in ids]
+            contents[work / targets[name].name] = {**content, "images": images, "annotations": annotations}
+        try:
+            warnings = write_checked(contents, img_folder, work, folder, progress)
+        except ValueError as error:
+            raise UserError(f"{ann_file}: holds a number that JSON does not know ({error}).") from error
         for path in targets.values():
             os.replace(work / path.name, path)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}). Free some space.") from error
-    except ValueError as error:
-        raise UserError(f"{ann_file}: holds a number that JSON does not know ({error}).") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return [
-        Problem(p.severity, p.file.replace(str(work), str(folder)), p.where, p.found, p.fix, p.kind)
-        for p in warnings_of(problems)
-    ]
+    return warnings

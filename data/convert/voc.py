@@ -8,21 +8,23 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 from data.convert.common import (
+    AnnotationFile,
+    Corners,
     ForeignBox,
-    ForeignImage,
     Gathered,
     ImageIndex,
+    around,
     files_below,
+    read_file_per_image,
     split_of,
-    warn_left_out,
 )
-from data.images import IMAGE_SUFFIXES
 
 VocOrigin = Literal["auto", "0", "1"]
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -34,6 +36,12 @@ _UNKNOWN_TO_EXPAT = re.compile(
     rb"""\s*<\?xml[^>]*encoding=["'](utf-16|gb2312|gbk|gb18030|cp936|big5|shift_jis|cp932|euc-jp|euc-kr|cp949)["'][^>]*>""",
     re.IGNORECASE,
 )
+_MARKS = {
+    "difficult": ("are marked difficult", "They are taken as all others; --skip-difficult leaves them out"),
+    "deleted": ("are marked deleted", "They are left out"),
+    "rotated": ("have a rotation", "The box is taken unrotated; draw an upright one where that does not fit"),
+    "turned": ("are turned boxes (robndbox)", "The upright box around each is taken"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,12 +63,12 @@ def read_voc(
     origin: VocOrigin = "auto",
     skip_difficult: bool = False,
 ) -> Gathered:
-    """All XML files below `root` with their images.
+    """Gather all XML files below `root`, wherever they lie, with their images.
 
     Rotated boxes (roLabelImg) and polygons (LabelMe 3, as CVAT writes it) become the boxes around them.
 
     Args:
-        root: The folder; files may lie anywhere below it, `JPEGImages` and `Annotations` being usual.
+        root: The folder.
         class_names: In the order of their ids; None sorts the names that occur.
         origin: `1`: pixels are counted from 1 and both ends belong to the box, as the VOC challenge has it; `0`:
             corners as they stand; `auto`: `0` if some box of any subset begins at 0 or corners have fractions, else
@@ -71,19 +79,14 @@ def read_voc(
         UserError: `root` is no folder. Faults of the files are in the result.
     """
     names = None if class_names is None else tuple(class_names)
-    gathered = Gathered(root, class_names=names, slack_px=_SLACK_PX)
-    images = files_below(root, IMAGE_SUFFIXES)
-    index = ImageIndex(images)
-    files = files_below(root, [".xml"])
-    if not files:
-        gathered.error(root, "folder", "there is no XML file in it", "Give the folder of the VOC set", "no annotations")
-    tally = Counter[str]()
-    for file in files:
-        tree = _parse(gathered, file)
-        if tree is not None:
-            _read_file(gathered, file, tree, index, tally, skip_difficult=skip_difficult)
-    warn_left_out(gathered, images, "XML file")
-    _report(gathered, tally, skip_difficult=skip_difficult)
+    gathered, tally = Gathered(root, class_names=names, slack_px=_SLACK_PX), Counter[str]()
+    read = partial(_read_file, gathered, tally, skip_difficult)
+    read_file_per_image(gathered, ".xml", "Give the folder of the VOC set", "filename", read)
+    for mark, (found, fix) in _MARKS.items():
+        if tally[mark]:
+            fix = "They are left out" if skip_difficult and mark == "difficult" else fix
+            text = f"{tally[mark]} of {tally['object']} {found}"
+            gathered.warn(gathered.root, "objects", text, fix, f"objects that {found}")
     _apply_origin(gathered, origin)
     _read_splits(gathered)
     return gathered
@@ -115,7 +118,7 @@ def parse_xml(data: bytes) -> ElementTree.Element:
         raise ValueError(f"it is no valid XML ({error})") from error
 
 
-def _parse(gathered: Gathered, file: Path) -> ElementTree.Element | None:
+def _read_file(gathered: Gathered, tally: Counter[str], skip_difficult: bool, file: Path) -> AnnotationFile | None:
     fix, kind = "Export the file again, in UTF-8", "malformed XML"
     try:
         tree = parse_xml(file.read_bytes())
@@ -127,59 +130,28 @@ def _parse(gathered: Gathered, file: Path) -> ElementTree.Element | None:
         fix = "Export it as Pascal VOC or COCO" if tree.tag == "annotations" else "Move it elsewhere"  # CVAT's own
         gathered.error(file, "file", f"begins with <{tree.tag}>, expected <annotation>", fix, kind)
         return None
-    return tree
-
-
-def _read_file(
-    gathered: Gathered,
-    file: Path,
-    tree: ElementTree.Element,
-    index: ImageIndex,
-    tally: Counter[str],
-    *,
-    skip_difficult: bool,
-) -> None:
     boxes = []
     for number, entry in enumerate(tree.iter("object"), 1):
-        marks = [tag for tag in ("difficult", "deleted") if _is_set(entry.findtext(tag))]
+        marks = [tag for tag in ("difficult", "deleted") if _text(entry, tag).casefold() in ("1", "true", "yes")]
         tally.update(["object", *marks])
         if "deleted" in marks or (skip_difficult and marks):
             continue
-        turned = entry.find("attributes/attribute[name='rotation']/value")
-        tally["rotated"] += turned is not None and bool(_number(turned.text))
+        tally["rotated"] += bool(_number(entry, "attributes/attribute[name='rotation']/value"))
         tally["turned"] += entry.find("robndbox") is not None
         if box := _box(gathered, file, number, entry):
             boxes.append(box)
-    named = (tree.findtext("filename") or tree.findtext("path") or "").strip()
-    image = index.require(gathered, named, file, "filename")
-    if image is None:
-        return
-    width, height = (_whole(tree.findtext(f"size/{side}")) for side in ("width", "height"))
+    width, height = (int(_number(tree, f"size/{side}") or 0) for side in ("width", "height"))
     stated = (width, height) if width and height else None  # some tools write 0
-    gathered.images.append(ForeignImage(image, file, stated, tuple(boxes)))
-
-
-def _report(gathered: Gathered, tally: Counter[str], *, skip_difficult: bool) -> None:
-    taken = "They are left out" if skip_difficult else "They are taken as all others; --skip-difficult leaves them out"
-    for key, found, fix in (
-        ("difficult", "are marked difficult", taken),
-        ("deleted", "are marked deleted", "They are left out"),
-        ("rotated", "have a rotation", "The box is taken unrotated; draw an upright one where that does not fit"),
-        ("turned", "are turned boxes (robndbox)", "The upright box around each is taken"),
-    ):
-        if tally[key]:
-            text = f"{tally[key]} of {tally['object']} {found}"
-            gathered.warn(gathered.root, "objects", text, fix, f"objects that {found}")
+    return AnnotationFile(_text(tree, "filename") or _text(tree, "path"), tuple(boxes), stated)
 
 
 def _box(gathered: Gathered, file: Path, number: int, entry: ElementTree.Element) -> _VocBox | None:
-    name = (entry.findtext("name") or "").strip()
+    name, kind = _text(entry, "name"), "malformed object"
     where = f"object {number}{f' ({name})' if name else ''}"
-    kind = "malformed object"
     if not name:
         gathered.error(file, where, "it has no <name>", "Name the class", kind)
-    bounds = _bounds(entry)
-    corners = bounds or tuple(_number(entry.findtext(f"bndbox/{side}")) for side in _SIDES)
+    bounds = None if entry.find("bndbox") is not None else _bounds(entry)
+    corners = bounds or tuple(_number(entry, f"bndbox/{side}") for side in _SIDES)
     missing = [side for side, value in zip(_SIDES, corners, strict=True) if value is None]
     if missing:
         found = f"{', '.join(missing)} of <bndbox>: expected finite numbers"
@@ -192,42 +164,32 @@ def _box(gathered: Gathered, file: Path, number: int, entry: ElementTree.Element
     return _VocBox(name, (left, top, right, bottom), where, may_leave=is_turned, is_whole=is_whole)
 
 
-def _bounds(entry: ElementTree.Element) -> tuple[float, float, float, float] | None:
-    """Of a turned box or a polygon; None for an object with neither, or with a <bndbox>."""
-    if entry.find("bndbox") is not None:
-        return None
-    numbers = [_number(entry.findtext(f"robndbox/{key}")) for key in ("cx", "cy", "w", "h", "angle")]
-    points = [(_number(point.findtext("x")), _number(point.findtext("y"))) for point in entry.iterfind("polygon/pt")]
-    x, y, width, height, angle = numbers
+def _bounds(entry: ElementTree.Element) -> Corners | None:
+    """Return the bounds of a turned box or a polygon; None for an object with neither."""
+    x, y, width, height, angle = (_number(entry, f"robndbox/{key}") for key in ("cx", "cy", "w", "h", "angle"))
     if x is not None and y is not None and width is not None and height is not None and angle is not None:
         cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
-        half_wh = ((width * cosine + height * sine) / 2, (width * sine + height * cosine) / 2)
-        return x - half_wh[0], y - half_wh[1], x + half_wh[0], y + half_wh[1]
-    columns, rows = [x for x, _ in points if x is not None], [y for _, y in points if y is not None]
-    if points and len(columns) == len(rows) == len(points):
-        return min(columns), min(rows), max(columns), max(rows)
-    return None
+        half_width, half_height = (width * cosine + height * sine) / 2, (width * sine + height * cosine) / 2
+        return x - half_width, y - half_height, x + half_width, y + half_height
+    points = [(_number(point, "x"), _number(point, "y")) for point in entry.iterfind("polygon/pt")]
+    sound = [(x, y) for x, y in points if x is not None and y is not None]
+    return around(sound) if points and len(sound) == len(points) else None
 
 
-def _is_set(text: str | None) -> bool:
-    return (text or "").strip().casefold() in ("1", "true", "yes")
+def _text(entry: ElementTree.Element, path: str) -> str:
+    return (entry.findtext(path) or "").strip()
 
 
-def _number(text: str | None) -> float | None:
+def _number(entry: ElementTree.Element, path: str) -> float | None:
     try:
-        value = float(text or "")
+        value = float(entry.findtext(path) or "")
     except ValueError:
         return None
     return value if math.isfinite(value) else None
 
 
-def _whole(text: str | None) -> int:
-    value = _number(text)
-    return 0 if value is None else int(value)
-
-
 def _apply_origin(gathered: Gathered, origin: VocOrigin) -> None:
-    """Both ends inclusive and counted from 1 become outer edges counted from 0."""
+    """Turn both ends inclusive and counted from 1 into outer edges counted from 0."""
     boxes = [box for image in gathered.images for box in image.boxes if isinstance(box, _VocBox)]
     fractions = sum(not box.is_whole for box in boxes)
     if origin != "auto":
@@ -240,36 +202,42 @@ def _apply_origin(gathered: Gathered, origin: VocOrigin) -> None:
         origin, why = "1", "no box begins at 0: left and top lose 1; --origin 0 keeps them, as LabelImg means them"
     kept = f"; {fractions} boxes with fractions stand as they are" if fractions and origin == "1" else ""
     gathered.notes.append(f"pixel origin: {origin} ({why}{kept}). Convert all subsets of a set with the same one")
-    if origin == "0":
-        return
-    for number, image in enumerate(gathered.images):
-        shifted = [_from_0(box) if isinstance(box, _VocBox) and box.is_whole else box for box in image.boxes]
-        gathered.images[number] = replace(image, boxes=tuple(shifted))
+    if origin == "1":
+        for number, image in enumerate(gathered.images):
+            gathered.images[number] = replace(image, boxes=tuple(map(_from_0, image.boxes)))
 
 
-def _from_0(box: _VocBox) -> _VocBox:
+def _from_0(box: ForeignBox) -> ForeignBox:
     left, top, right, bottom = box.corners_xyxy
-    return replace(box, corners_xyxy=(left - 1, top - 1, right, bottom))
+    is_whole = isinstance(box, _VocBox) and box.is_whole
+    return replace(box, corners_xyxy=(left - 1, top - 1, right, bottom)) if is_whole else box
 
 
 def _read_splits(gathered: Gathered) -> None:
-    """`ImageSets/Main/{train,val,test}.txt`, where they are."""
+    """Take `ImageSets/Main/{train,val,test}.txt`, where they are; train and val in one list are train."""
     owners = {image.annotation: image.path for image in gathered.images if image.annotation is not None}
     index = ImageIndex(owners)
-    for file, split in _set_lists(gathered.root):
-        for number, line in enumerate(_lines(gathered, file), start=1):
-            name = line.strip()
+    files = [file for file in files_below(gathered.root, [".txt"]) if file.parent.name.casefold() in _SET_FOLDERS]
+    splits = {file: split_of(file.stem) for file in files}
+    if not {"train", "val"}.intersection(splits.values()):
+        splits |= {file: "train" for file in files if file.stem.casefold() == "trainval"}
+    for file, split in ((file, split) for file, split in splits.items() if split):
+        for number, name in enumerate(map(str.strip, _lines(gathered, file)), start=1):
             flagged = re.fullmatch(r"(.+?)\s+-?[01]", name)
             found = index.find(name.strip('"'), file) or (index.find(flagged[1].strip('"'), file) if flagged else [])
+            fault = None
             if len(found) == 1 and gathered.splits.setdefault(owners[found[0]], split) != split:
                 text = f"{name} is in {gathered.splits[owners[found[0]]]}.txt too"
-                gathered.error(file, f"line {number}", text, "Keep it in one of them", "image in two splits")
+                fault = text, "Keep it in one of them", "image in two splits"
             elif len(found) > 1:
-                text = f"{name} may be {', '.join(map(str, found[:3]))}"
-                gathered.error(file, f"line {number}", text, "Write it with its folder", "ambiguous image")
+                fault = f"{name} may be {', '.join(map(str, found[:3]))}", "Write it with its folder", "ambiguous image"
             elif name and not found:
-                text, fix = f"there is no {name}.xml", "Restore the file, or remove the line"
-                gathered.error(file, f"line {number}", text, fix, "missing annotation")
+                fault = f"there is no {name}.xml", "Restore the file, or remove the line", "missing annotation"
+            if fault:
+                gathered.error(file, f"line {number}", *fault)
+
+
+_SET_FOLDERS = ("imagesets", "main")
 
 
 def _lines(gathered: Gathered, file: Path) -> list[str]:
@@ -280,13 +248,3 @@ def _lines(gathered: Gathered, file: Path) -> list[str]:
         return []
     is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell's > writes it
     return data.decode("utf-16" if is_wide else "utf-8-sig", errors="replace").splitlines()
-
-
-def _set_lists(root: Path) -> list[tuple[Path, str]]:
-    """Lists of images with the split they stand for; train and val in one list are train."""
-    folders = ("imagesets", "main")
-    files = [path for path in files_below(root, [".txt"]) if path.parent.name.casefold() in folders]
-    splits = {path: split_of(path.stem) for path in files}
-    if not {"train", "val"}.intersection(splits.values()):
-        splits |= {path: "train" for path in files if path.stem.casefold() == "trainval"}
-    return [(path, split) for path, split in splits.items() if split]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
 from data.convert.common import (
+    Corners,
     ForeignBox,
     ForeignImage,
     Gathered,
+    around,
     files_below,
     is_in_image_folder,
     is_mask,
@@ -27,14 +29,16 @@ _LINE = "class index, then x centre, y centre, width, height"
 _LEAST_VALUES = 5
 _FARTHEST_OUTSIDE = 0.5
 """Numbers that leave 0..1 by more than this are no fractions of the image."""
+_Note = tuple[str, str]
 _SCORE = ("lines have a sixth number", "It is taken as a score and dropped")
 _POLYGON = ("lines are polygons", "The boxes around them are taken")
 _KEYPOINTS = ("lines hold keypoints", "They are dropped and the boxes kept")
 
 
 def read_yolo(root: Path, *, class_names: Sequence[str] | None = None) -> Gathered:
-    """All images below `root` with their text files, which lie in the same folders with `labels` in place of `images`,
-    or beside them, or in a folder of their own anywhere.
+    """Gather all images below `root` with their text files.
+
+    These lie in the same folders with `labels` in place of `images`, or beside the images, or in a folder of their own.
 
     An image without a text file has no objects; it counts if `data.yaml` lists it, other images of its folder have
     text files, or the folder is one for images. A line of more than six numbers is a polygon, and its bounds are the
@@ -62,19 +66,18 @@ def read_yolo(root: Path, *, class_names: Sequence[str] | None = None) -> Gather
         fix = "Give the YOLO set's folder"
         gathered.error(root, "folder", "there is no label file (.txt) for any image", fix, "no annotations")
     read_splits(gathered, config, images, _lists(gathered, left_over))
-    notes: Counter[tuple[str, str]] = Counter()
+    notes = Counter[_Note]()
     for image in _of_the_set(gathered, images, owners):
         file = owners.get(image)
-        reader = None if file is None else _LabelFile(gathered, file, names, config.num_keypoint_values, notes)
-        boxes = () if reader is None else tuple(reader.boxes(image))
-        gathered.images.append(ForeignImage(image, file, None, boxes))
+        boxes = _boxes(gathered, file, image, names, config.num_keypoint_values, notes) if file else ()
+        gathered.images.append(ForeignImage(image, file, None, tuple(boxes)))
     for (found, fix), count in notes.items():
         gathered.warn(root, "labels", f"{count} {found}", fix, found)
     return gathered
 
 
 def _match(gathered: Gathered, images: Sequence[Path], labels: Sequence[Path]) -> tuple[dict[Path, Path], list[Path]]:
-    """Image -> its label file, and the files that are of no image."""
+    """Return image -> its label file, and the files that are of no image."""
     places: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     for file in labels:
         stem = unquote(file.stem)
@@ -101,8 +104,7 @@ def _match(gathered: Gathered, images: Sequence[Path], labels: Sequence[Path]) -
 
 
 def _match_apart(images: Iterable[Path], labels: Iterable[Path], used: Container[Path]) -> dict[Path, Path]:
-    """As `_match`, for whole folders of label files that lie elsewhere, such as LabelImg's: by the name alone, which
-    must be the only one."""
+    """Match whole folders of label files that lie elsewhere, such as LabelImg's, by names that are unique."""
     images_of: dict[str, list[Path]] = defaultdict(list)
     files_of: dict[str, list[Path]] = defaultdict(list)
     for paths, by_stem in ((images, images_of), (labels, files_of)):
@@ -114,12 +116,12 @@ def _match_apart(images: Iterable[Path], labels: Iterable[Path], used: Container
 
 
 def _place(path: Path, root: Path, name: str) -> tuple[str, ...]:
-    """The same for an image and its label file."""
+    """Return what is the same for an image and its label file."""
     return (*sides(path.relative_to(root)), name)
 
 
 def _lists(gathered: Gathered, files: Iterable[Path]) -> list[Path]:
-    """Of text files of no image: those that are called like a split. What could be labels is an error."""
+    """Choose those called like a split among text files of no image. What could be labels is an error."""
     lists, unknown = [], []
     for file in files:
         text = file.read_bytes().decode("utf-8-sig", errors="replace")
@@ -138,7 +140,7 @@ def _lists(gathered: Gathered, files: Iterable[Path]) -> list[Path]:
 
 
 def _of_the_set(gathered: Gathered, images: Sequence[Path], owners: Mapping[Path, Path]) -> list[Path]:
-    """Without pictures that only lie about, such as masks or plots of a training."""
+    """Leave out pictures that only lie about, such as masks or plots of a training."""
     labelled = {image.parent for image in owners}
 
     def belongs(path: Path) -> bool:
@@ -158,77 +160,65 @@ def _of_the_set(gathered: Gathered, images: Sequence[Path], owners: Mapping[Path
     return kept
 
 
-class _LabelFile:
-    """Reads the boxes of one text file."""
+class _Fault(Exception):
+    """A line that is no box: what was found, the kind of fault, and what to do."""
 
-    def __init__(
-        self,
-        gathered: Gathered,
-        file: Path,
-        names: Sequence[str],
-        num_keypoint_values: int,
-        notes: Counter[tuple[str, str]],
-    ) -> None:
-        self._gathered = gathered
-        self._file = file
-        self._names = names
-        self._num_keypoint_values = num_keypoint_values
-        self._notes = notes
 
-    def boxes(self, image: Path) -> list[ForeignBox]:
-        """Those of all lines; faults go to `gathered`."""
+def _boxes(
+    gathered: Gathered, file: Path, image: Path, names: Sequence[str], num_keypoint_values: int, notes: Counter[_Note]
+) -> Iterator[ForeignBox]:
+    """Read the boxes of a text file; faults go to `gathered`."""
+    try:
+        width, height = read_facts(image).upright_wh
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UserError:
+        return  # the image is reported with all others
+    except (OSError, UnicodeDecodeError) as error:
+        gathered.error(file, "file", f"cannot be read ({error})", "Export it again", "malformed label file")
+        return
+    filled = {f"line {number}": line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
+    if filled and not any(map(_values, filled.values())):
+        found = f"no line is YOLO's ({_LINE}); the first is {next(iter(filled.values()))[:80]!r}"
+        gathered.error(file, "file", found, "Export as YOLO, or use the converter of this format", "not YOLO")
+        return
+    for where, line in filled.items():
         try:
-            width, height = read_facts(image).upright_wh
-            lines = self._file.read_text(encoding="utf-8-sig").splitlines()
-        except UserError:
-            return []  # the image is reported with all others
-        except (OSError, UnicodeDecodeError) as error:
-            self._error("file", f"cannot be read ({error})", "malformed label file", "Export it again")
-            return []
-        filled = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
-        if filled and not any(map(_values, filled.values())):
-            found = f"no line is YOLO's ({_LINE}); the first is {next(iter(filled.values()))[:80]!r}"
-            self._error("file", found, "not YOLO", "Export as YOLO, or use the converter of this format")
-            return []
-        boxes = []
-        for number, line in filled.items():
-            box = self._box(f"line {number}", line)
-            if box is not None:
-                label, (left, top, right, bottom) = box
-                corners = (left * width, top * height, right * width, bottom * height)
-                boxes.append(ForeignBox(self._names[label], corners, f"line {number}"))
-        return boxes
+            label, (left, top, right, bottom), note = _box(line, len(names), num_keypoint_values)
+        except _Fault as fault:
+            found, kind, fix = fault.args
+            gathered.error(file, where, found, fix, kind)
+            continue
+        notes.update([note] if note else [])
+        yield ForeignBox(names[label], (left * width, top * height, right * width, bottom * height), where)
 
-    def _error(self, where: str, found: str, kind: str, fix: str = "Correct or remove the line") -> None:
-        self._gathered.error(self._file, where, found, fix, kind)
 
-    def _box(self, where: str, line: str) -> tuple[int, tuple[float, float, float, float]] | None:
-        """Label and corners in fractions of the image."""
-        values, names = _values(line), self._names
-        has_keypoints = self._num_keypoint_values and len(values) == _LEAST_VALUES + self._num_keypoint_values
-        is_polygon = len(values) > 6 and not has_keypoints
-        if not values or (is_polygon and len(values) % 2 == 0):
-            self._error(where, f"is {line[:80]!r}, expected: {_LINE}", "malformed label")
-            return None
-        label = int(values[0])
-        if label != values[0] or not 0 <= label < len(names):
-            found = f"the class index is {line.split()[0]}, but there are {len(names)} classes (0 to {len(names) - 1})"
-            self._error(where, found, "unknown class index", "Correct it, or complete the list of classes")
-            return None
-        shape = values[1:] if is_polygon else values[1:_LEAST_VALUES]
-        if any(not -_FARTHEST_OUTSIDE <= value <= 1 + _FARTHEST_OUTSIDE for value in shape):
-            self._error(where, f"{line[:80]!r} is not in fractions of the image (0 to 1)", "malformed label")
-            return None
-        if len(values) > _LEAST_VALUES:
-            self._notes[_KEYPOINTS if has_keypoints else _POLYGON if is_polygon else _SCORE] += 1
-        if is_polygon:
-            return label, (min(shape[::2]), min(shape[1::2]), max(shape[::2]), max(shape[1::2]))
-        x, y, width, height = shape
-        return label, (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+def _box(line: str, num_classes: int, num_keypoint_values: int) -> tuple[int, Corners, _Note | None]:
+    """Return label and corners in fractions of the image, and what was dropped.
+
+    Raises:
+        _Fault: The line is no box.
+    """
+    values, fix = _values(line), "Correct or remove the line"
+    has_keypoints = bool(num_keypoint_values) and len(values) == _LEAST_VALUES + num_keypoint_values
+    is_polygon = len(values) > 6 and not has_keypoints
+    if not values or (is_polygon and len(values) % 2 == 0):
+        raise _Fault(f"is {line[:80]!r}, expected: {_LINE}", "malformed label", fix)
+    label = int(values[0])
+    if label != values[0] or not 0 <= label < num_classes:
+        found = f"the class index is {line.split()[0]}, but there are {num_classes} classes (0 to {num_classes - 1})"
+        raise _Fault(found, "unknown class index", "Correct it, or complete the list of classes")
+    shape = values[1:] if is_polygon else values[1:_LEAST_VALUES]
+    if any(not -_FARTHEST_OUTSIDE <= value <= 1 + _FARTHEST_OUTSIDE for value in shape):
+        raise _Fault(f"{line[:80]!r} is not in fractions of the image (0 to 1)", "malformed label", fix)
+    if is_polygon:
+        return label, around(zip(shape[::2], shape[1::2], strict=True)), _POLYGON
+    x, y, width, height = shape
+    note = _KEYPOINTS if has_keypoints else _SCORE if len(values) > _LEAST_VALUES else None
+    return label, (x - width / 2, y - height / 2, x + width / 2, y + height / 2), note
 
 
 def _values(line: str) -> list[float]:
-    """The numbers of a line; none if it holds anything else or too few."""
+    """Return the numbers of a line; none if it holds anything else or too few."""
     try:
         values = [float(text) for text in line.split()]
     except ValueError:

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data.classes import ClassMap
 from data.coco import CocoSplit, check_annotations, check_class_count, check_overlap, read_split
@@ -185,45 +183,38 @@ def test_bad_categories(files: CocoFiles) -> None:
     assert not any(problem.skippable for problem in errors_of(problems) if "categories[" in problem.where)
 
 
+DEEP = 100_000
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "messages"),
     [
-        ("", "is no valid JSON (line 1, column 1"),
-        ("{'images': []}", "is no valid JSON (line 1, column 2"),
-        ('{"images": [', "is no valid JSON"),
-        ("[" * 100_000, "is no usable JSON"),
-        ('{"images": ' + "1" * 5000 + "}", "is no usable JSON"),
-        ("[]", "holds a list, expected an object with images, annotations, categories"),
-        ("3", "holds a number, expected an object"),
-        ("{}", "annotations: is missing (the file has: nothing)"),
-        ('{"images": [], "annotations": [], "categories": []}', "images: the list is empty"),
-        ('{"images": {}, "annotations": 3, "categories": "a"}', "images: is a object, expected a list"),
+        ("", ["file: is no valid JSON (line 1, column 1"]),
+        ("{'images': []}", ["is no valid JSON (line 1, column 2"]),
+        ('{"images": [', ["is no valid JSON"]),
+        ("[" * DEEP + "]" * DEEP, ["is no usable JSON (maximum recursion depth"]),
+        ('{"a":' * DEEP + "1" + "}" * DEEP, ["is no usable JSON (maximum recursion depth"]),
+        ('{"images": [{"id": ' + "9" * 5000 + "}]}", ["is no usable JSON (Exceeds the limit"]),
+        (b'{"a": "da\xf1o"}', ["cannot be read ('utf-8' codec can't decode byte 0xf1", "a COCO JSON file in UTF-8"]),
+        ("[]", ["holds a list, expected an object with images, annotations, categories"]),
+        ("3", ["holds a number, expected an object"]),
+        ("{}", ["annotations: is missing (the file has: nothing)"]),
+        ('{"images": [], "annotations": [], "categories": []}', ["images: the list is empty"]),
+        ('{"images": {}, "annotations": 3, "categories": "a"}', ["images: is a object, expected a list"]),
+        (None, ["does not exist. Correct the path, or set train_dataloader.dataset.ann_file"]),
     ],
+    ids=range(13),
 )
-def test_a_useless_file_gives_an_empty_split_and_a_message(tmp_path: Path, content: str, message: str) -> None:
+def test_a_useless_file_gives_an_empty_split_and_a_message(
+    tmp_path: Path, content: str | bytes | None, messages: list[str]
+) -> None:
     path = tmp_path / "train.json"
-    path.write_text(content, encoding="utf-8")
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
     split, problems = read_split("train", path, tmp_path)
-    assert len(split) == 0
-    assert message in "\n".join(str(problem) for problem in errors_of(problems))
+    text = "\n".join(map(str, problems))
+    assert len(split) == 0 and len(problems) <= 3 and all(message in text for message in messages)
     assert not any(problem.skippable for problem in errors_of(problems))
-
-
-def test_missing_or_unreadable_file(tmp_path: Path) -> None:
-    _, problems = read_split("train", tmp_path / "gone.json", tmp_path)
-    assert "gone.json: file: does not exist. Correct the path, or set train_dataloader.dataset.ann_file" in _only(
-        problems
-    )
-    (tmp_path / "latin.json").write_bytes(b'{"images": "\xe9"}')
-    _, problems = read_split("train", tmp_path / "latin.json", tmp_path)
-    assert "Expected a COCO JSON file in UTF-8" in _only(problems)
-    _, problems = read_split("train", tmp_path, tmp_path)
-    assert "cannot be read" in _only(problems)
-
-
-def test_a_byte_order_mark_is_fine(files: CocoFiles) -> None:
-    files.ann_file.write_text(json.dumps(files.content), encoding="utf-8-sig")
-    assert len(read_split("train", files.ann_file, files.img_folder)[0]) == 4
 
 
 def test_warnings(files: CocoFiles) -> None:
@@ -296,12 +287,6 @@ class TestClasses:
         assert not errors_of(problems)
         assert set(split.labels.tolist()) == {2} and split.classes == known
 
-    def test_unknown_or_renamed_categories(self, files: CocoFiles) -> None:
-        _, problems = _read(files, classes=ClassMap((1, 5), ("pits", "other")))
-        text = "\n".join(str(problem) for problem in errors_of(problems))
-        assert "category 1: is called 'holes' here and 'pits' in the training split or checkpoint" in text
-        assert "category 2 (scratches): is unknown to the network" in text
-
 
 class TestOverlap:
     def test_the_same_file_in_two_splits(self, tmp_path: Path) -> None:
@@ -329,43 +314,6 @@ def test_without_images_keeps_boxes_and_images_together(files: CocoFiles) -> Non
         assert rest.annotation_ids[image.rows].tolist() == split.annotation_ids[original.rows].tolist()
         np.testing.assert_array_equal(rest.boxes_xyxy[image.rows], split.boxes_xyxy[original.rows])
     assert len(rest.labels) == 4
-
-
-@pytest.fixture(scope="module")
-def module_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[CocoFiles, str]:
-    """One data set for all examples of hypothesis, with its content as text."""
-    files = CocoFiles(tmp_path_factory.mktemp("coco"))
-    return files, json.dumps(files.content)
-
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
-    max_leaves=8,
-)
-
-
-@given(
-    key=st.sampled_from(["images", "annotations", "categories"]),
-    field=st.sampled_from(["id", "image_id", "category_id", "bbox", "iscrowd", "area", "width", "file_name", "name"]),
-    value=JSON_VALUES,
-    whole=st.booleans(),
-)
-def test_no_content_makes_the_reader_crash(
-    module_files: tuple[CocoFiles, str], key: str, field: str, value: Any, whole: bool
-) -> None:
-    files, content = module_files
-    files.content = json.loads(content)
-    if whole:
-        files.content[key][0] = value
-    else:
-        files.content[key][0][field] = value
-    split, problems = _read(files)
-    assert all(str(problem) for problem in problems)
-    boxes = split.boxes_xyxy
-    assert np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()
-    assert ((split.labels >= 0) & (split.labels < max(len(split.classes), 1))).all()
-    assert (split.areas > 0).all()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
@@ -427,26 +375,6 @@ def test_categories_that_group_others(files: CocoFiles, group: object, warned: b
     ]
     found = [problem for problem in _read(files)[1] if problem.kind == "grouping category"]
     assert [group in str(problem) for problem in found] == ([True] if warned else [])
-
-
-DEEP = 100_000
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[" * DEEP + "]" * DEEP, "is no usable JSON (maximum recursion depth"),
-        ('{"a":' * DEEP + "1" + "}" * DEEP, "is no usable JSON (maximum recursion depth"),
-        ('{"images": [{"id": ' + "9" * 5000 + "}]}", "is no usable JSON (Exceeds the limit"),
-        ("", "is no valid JSON (line 1, column 1"),
-        (b'{"a": "da\xf1o"}', "cannot be read ('utf-8' codec can't decode byte 0xf1"),
-    ],
-    ids=["lists", "objects", "number", "empty", "latin-1"],
-)
-def test_files_that_are_no_json_are_one_problem(files: CocoFiles, content: str | bytes, message: str) -> None:
-    files.ann_file.write_bytes(content.encode() if isinstance(content, str) else content)
-    split, problems = read_split("train", files.ann_file, files.img_folder)
-    assert len(split) == 0 and message in _only(problems)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such files there")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import EpsImagePlugin, Image
 
@@ -31,15 +32,25 @@ def _saved(path: Path, image: Image.Image, **options: object) -> Path:
     return path
 
 
-def test_rgb_comes_in_as_it_is(tmp_path: Path) -> None:
-    pixels = decode_image(_saved(tmp_path / "a.png", Image.fromarray(RGB)))
+GREY = np.repeat(RGB[..., :1], 3, axis=2)
+PALETTE = Image.fromarray(RGB).quantize(16)
+AS_SEEN: dict[str, tuple[Image.Image, dict[str, object], PixelArray]] = {
+    "RGB": (Image.fromarray(RGB), {}, RGB),
+    "grey": (Image.fromarray(RGB[..., 0]), {}, GREY),
+    "alpha is dropped": (Image.fromarray(np.dstack([RGB, np.full((5, 7), 100, np.uint8)])), {}, RGB),
+    "grey with alpha": (Image.fromarray(RGB[..., 0]).convert("LA"), {}, GREY),
+    "palette": (PALETTE, {}, np.asarray(PALETTE.convert("RGB"))),
+    "palette with a transparent entry": (PALETTE, {"transparency": 0}, np.asarray(PALETTE.convert("RGB"))),
+    "black and white": (Image.fromarray(RGB[..., 0] > 127), {}, np.where(GREY > 127, 255, 0).astype(np.uint8)),
+}
+
+
+@pytest.mark.parametrize("kind", AS_SEEN)
+def test_pixels_are_rgb_as_a_person_sees_them(tmp_path: Path, kind: str) -> None:
+    image, options, expected = AS_SEEN[kind]
+    pixels = decode_image(_saved(tmp_path / "a.png", image, **options))
     assert pixels.dtype == np.uint8 and pixels.flags.writeable
-    np.testing.assert_array_equal(pixels, RGB)
-
-
-def test_8_bit_grey_is_repeated(tmp_path: Path) -> None:
-    pixels = decode_image(_saved(tmp_path / "a.png", Image.fromarray(RGB[..., 0])))
-    np.testing.assert_array_equal(pixels, np.repeat(RGB[..., :1], 3, axis=2))
+    np.testing.assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -85,39 +96,6 @@ def test_big_endian_16_bit_tiff(tmp_path: Path) -> None:
     path.write_bytes(header + struct.pack(">H", len(tags)) + entries + b"\0\0\0\0")
     assert read_image(path)[1].mode == "I;16B"
     assert decode_image(path)[0, :, 0].tolist() == [0, 255]
-
-
-def test_32_bit_values_beyond_16_bits_are_refused(tmp_path: Path) -> None:
-    path = _saved(tmp_path / "a.tif", Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
-    with pytest.raises(UserError, match="from 0 to 70000, expected 0 to 65535"):
-        decode_image(path)
-
-
-def test_float_pixels_are_refused(tmp_path: Path) -> None:
-    path = _saved(tmp_path / "a.tif", Image.fromarray(np.ones((2, 2), dtype=np.float32)))
-    with pytest.raises(UserError, match="float pixels have no defined range"):
-        decode_image(path)
-
-
-def test_alpha_is_dropped(tmp_path: Path) -> None:
-    alpha = np.full((5, 7, 1), 100, dtype=np.uint8)
-    path = _saved(tmp_path / "a.png", Image.fromarray(np.concatenate([RGB, alpha], axis=2)))
-    np.testing.assert_array_equal(decode_image(path), RGB)
-    grey = _saved(tmp_path / "b.png", Image.fromarray(RGB[..., 0]).convert("LA"))
-    np.testing.assert_array_equal(decode_image(grey), np.repeat(RGB[..., :1], 3, axis=2))
-
-
-def test_palette(tmp_path: Path) -> None:
-    image = Image.fromarray(RGB).quantize(16)
-    expected = np.asarray(image.convert("RGB"))
-    np.testing.assert_array_equal(decode_image(_saved(tmp_path / "a.png", image)), expected)
-    pixels = decode_image(_saved(tmp_path / "b.png", image, transparency=0))
-    np.testing.assert_array_equal(pixels, expected)
-
-
-def test_black_and_white(tmp_path: Path) -> None:
-    pixels = decode_image(_saved(tmp_path / "a.png", Image.fromarray(RGB[..., 0] > 127)))
-    np.testing.assert_array_equal(pixels[..., 0], np.where(RGB[..., 0] > 127, 255, 0))
 
 
 def test_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
@@ -207,17 +185,30 @@ def _hostile_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", _truncated_png(), _hostile_png()])
-def test_a_damaged_file_is_a_user_error(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "bad.png"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"bad\.png: cannot be read as an image .* Replace the file"):
-        decode_image(path)
+def _tiff(values: npt.NDArray[np.generic]) -> bytes:
+    Image.fromarray(values).save(buffer := io.BytesIO(), "TIFF")
+    return buffer.getvalue()
 
 
-def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.png: the image file does not exist"):
-        decode_image(tmp_path / "gone.png")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        *((content, r"cannot be read as an image .* Replace the file") for content in (b"", b"not an image")),
+        *(
+            (content, r"cannot be read as an image .* Replace the file")
+            for content in (_truncated_png(), _hostile_png())
+        ),
+        (_tiff(np.array([[0, 70000]], dtype=np.int32)), "from 0 to 70000, expected 0 to 65535"),
+        (_tiff(np.ones((2, 2), dtype=np.float32)), "float pixels have no defined range"),
+        (None, "the image file does not exist"),
+    ],
+    ids=["empty", "text", "cut off", "enormous", "32 bits", "float", "missing"],
+)
+def test_a_file_that_cannot_be_read_is_a_user_error(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(UserError, match=rf"bad\.png: .*{message}"):
+        decode_image(tmp_path / "bad.png")
 
 
 def test_resize_is_pillows_antialiased_bilinear() -> None:
@@ -271,7 +262,7 @@ class TestReadForTraining:
     "options", [{}, {"progressive": True}, {"comment": b"\xff\xd8"}, {"exif": True}, {"dpi": (3, 3)}]
 )
 def test_a_jpeg_header_says_what_pillow_says(tmp_path: Path, mode: str, options: dict[str, object]) -> None:
-    """Fast reading takes facts from the header itself, or leaves the file to Pillow."""
+    """Also on the fast way, by OpenCV."""
     image = Image.fromarray(RGB).resize((37, 21)).convert(mode)
     if options.pop("exif", False):
         exif = Image.Exif()
