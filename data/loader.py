@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
@@ -437,6 +437,8 @@ def _leave_at_once() -> None:
 def explain_worker_error(error: Exception, workers: Sequence[BaseProcess] = ()) -> UserError | None:
     """The DataLoader's own complaints in the user's words; None for other errors."""
     text = str(error)
+    if workers and not isinstance(error, RuntimeError):  # the fork server tells of a worker's end a moment later
+        connection.wait([worker.sentinel for worker in workers], timeout=5)
     gone = [worker.pid for worker in workers if not worker.is_alive()]
     if gone and not isinstance(error, RuntimeError):
         text = f"DataLoader worker (pid(s) {', '.join(map(str, gone))}) exited unexpectedly"

@@ -1,12 +1,16 @@
-"""Settings of all tests."""
+"""Settings of all tests, and what makes long programs short."""
 
 import os
 
 # Two test processes on two cores: more threads would only wait for one another. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import io  # noqa: E402
+from typing import Any  # noqa: E402
+
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from PIL import Image  # noqa: E402
 
 # The machine may be busy, and a failure must be the same when the test is run again.
 settings.register_profile("repository", deadline=None, derandomize=True)
@@ -16,3 +20,28 @@ settings.load_profile("repository")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files near the top test whole programs and take longest: first, so that both processes end together."""
     items.sort(key=lambda item: len(item.path.parts))
+
+
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib's figures are put together, but each becomes the same dot: painting takes most of their time."""
+    dot = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(dot, "png")
+
+    def savefig(self: object, file: Any, *, format: str, **options: object) -> None:
+        file.write(dot.getvalue() if format == "png" else b"%PDF")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+
+
+@pytest.fixture
+def timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector's latency is the median of three runs."""
+    monkeypatch.setattr("analysis.cost._MAX_REPEATS", 3)
+
+
+@pytest.fixture
+def no_training_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings draw no predictions, which takes as long as a small network's epoch."""
+    monkeypatch.setattr("engine.train.prediction_pictures", lambda *arguments, **options: [])
+    monkeypatch.setattr("engine.train.write_prediction_sheets", lambda *arguments: None)

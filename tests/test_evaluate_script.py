@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,14 +23,8 @@ from engine.evaluate import evaluate
 from engine.results import read_evaluation
 from models.detections import Detections
 from models.detector import DEIM, build_detector
-from tests.support.scripts import Outcome, start_script
-from tests.support.tiny_run import (
-    CLASS_NAMES,
-    ROOT,
-    script_environment,
-    write_tiny_config,
-    write_tiny_data,
-)
+from tests.support.scripts import start_script, start_two_processes
+from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
 
 METRICS = {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"} | {
     f"AR_{kind}" for kind in ("1", "10", "100", "small", "medium", "large")
@@ -73,6 +64,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.usefixtures("timed_briefly")
 def test_a_checkpoint_is_all_it_needs(tiny: Path) -> None:
     before = (tiny / "run" / "best.pth").read_bytes()
     outcome = run_here("-r", "run/best.pth", "-d", "cpu", cwd=tiny)
@@ -147,6 +139,7 @@ def test_without_repeats(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(predictions) == count if count else len(predictions) > 5
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_folder_answers_one_question(tiny: Path) -> None:
     """Other data, size, weights or settings get a folder of their own; the same question leaves nothing of before."""
 
@@ -314,28 +307,13 @@ def test_out_of_memory_names_the_remedy(tiny: Path, monkeypatch: pytest.MonkeyPa
 def test_torchrun_counts_every_image_once(tiny: Path) -> None:
     alone = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "alone", *FAST, cwd=tiny)
     assert alone.code == 0, alone.err
-    done = torchrun(["-r", "run/best.pth", "-d", "cpu", "--output-dir", "together", *FAST], cwd=tiny)
-    assert done.code == 0, done.err
-    assert done.out.count("AP50") == 2, "one process prints: the table of metrics and the table of classes"
+    arguments = ("-r", "run/best.pth", "-d", "cpu", "--output-dir", "together", *FAST)
+    printed = [outcome.out for outcome in start_two_processes("evaluate_deimv2.py", *arguments, cwd=tiny)]
+    assert printed[0].count("AP50") == 2 and not printed[1], "one process prints: two tables, of metrics and of classes"
     one, two = (read(tiny / name / "predictions.json") for name in ("alone", "together"))
     assert [(p["image_id"], p["category_id"]) for p in one] == [(p["image_id"], p["category_id"]) for p in two]
     one, two = (read(tiny / name / "results.json") for name in ("alone", "together"))
     assert one["metrics"] == pytest.approx(two["metrics"], abs=1e-6) and two["num_images"] == 5
-
-
-def torchrun(arguments: Sequence[str], cwd: Path) -> Outcome:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "evaluate_deimv2.py"), *arguments],
-        cwd=cwd,
-        env=script_environment(),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=240,
-        check=False,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def test_an_evaluation_knows_its_config_wherever_it_lies(tiny: Path) -> None:

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import pytest
 import torch
 import yaml
 
-from tests.support.scripts import start_script
+from engine.run_folder import FolderLock
+from tests.support.scripts import Outcome, start_script
 from tests.support.tiny_run import ROOT, command, script_environment, write_tiny_config, write_tiny_data
 from tests.support.training import assert_same_state
 
@@ -120,65 +123,71 @@ def test_dry_run_of_data_that_are_not_there_yet(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def wait_for_step(log: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+SMALL = ("train_dataloader.total_batch_size=2", "val_dataloader.total_batch_size=2")
+
+
+def wait_for_step(log: Path, step: int) -> None:
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if log.is_file() and f'"step": {step}' in log.read_text(encoding="utf-8"):
-            return
-        assert process.poll() is None, "the run ended before it could be stopped"
+    while not (log.is_file() and f'"step": {step},' in log.read_text(encoding="utf-8")):
+        assert time.monotonic() < deadline, f"no step {step} in {log}"
         time.sleep(0.02)
-    raise AssertionError(f"no step {step} in {log}")
 
 
+@pytest.mark.usefixtures("no_training_pictures")
 def test_a_killed_run_continues_exactly(tmp_path: Path) -> None:
     """SIGKILL in the middle of the second epoch: last.pth of the first one is whole, and nothing is lost but time."""
-    write_tiny_data(tmp_path, num_train=32)
+    write_tiny_data(tmp_path, num_train=16)
     write_tiny_config(tmp_path)
-    whole = run_here("-c", "tiny.yml", "--output-dir", "whole", cwd=tmp_path)
+    arguments = ("-c", "tiny.yml", "-u", *SMALL, "--output-dir")
+    whole = run_here(*arguments, "whole", cwd=tmp_path)
     assert whole.code == 0, whole.err[-2000:]
-    planned = run_here("-c", "tiny.yml", "--output-dir", "whole", "--dry-run", cwd=tmp_path)
-    assert yaml.safe_load(planned.out) == yaml.safe_load(
-        (tmp_path / "whole" / "config.yaml").read_text(encoding="utf-8")
-    )
+    planned = run_here(*arguments, "whole", "--dry-run", cwd=tmp_path)
+    used = (tmp_path / "whole" / "config.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(planned.out) == yaml.safe_load(used)
     derived = [[line[9:] for line in one.err.splitlines() if " derived: " in line] for one in (whole, planned)]
     assert derived[0] == derived[1] and any("ema.decay" in line for line in derived[0])
-    arguments = ["-c", "tiny.yml", "--output-dir", "killed"]
     process = subprocess.Popen(
-        command("train_deimv2.py", arguments),
+        command("train_deimv2.py", [*arguments, "killed"]),
         cwd=tmp_path,
         env=script_environment(),
         stderr=subprocess.DEVNULL,
     )
-    wait_for_step(tmp_path / "killed" / "log.jsonl", 10, process)  # 8 steps an epoch
+    wait_for_step(tmp_path / "killed" / "log.jsonl", 10)  # 8 steps an epoch
     process.kill()
     process.wait()
-    assert torch.load(tmp_path / "killed" / "last.pth", weights_only=True)["last_epoch"] == 0, (
-        "it was not killed midway"
-    )
-    resumed = run_here(*arguments, "-r", "killed/last.pth", cwd=tmp_path)
+    state = torch.load(tmp_path / "killed" / "last.pth", weights_only=True)
+    assert state["last_epoch"] == 0, "it was not killed midway"
+    resumed = run_here(*arguments, "killed", "-r", "killed/last.pth", cwd=tmp_path)
     assert resumed.code == 0, resumed.err[-2000:]
     assert_same_state(tmp_path / "whole" / "last.pth", tmp_path / "killed" / "last.pth")
 
 
+def interrupted(interfere: Callable[[], None], folder: Path) -> Outcome:
+    """A training in `folder`/run with one data worker, to which something happens after its tenth step."""
+    write_tiny_data(folder, num_train=16)
+    write_tiny_config(folder)
+
+    def wait_and_interfere() -> None:
+        wait_for_step(folder / "run" / "log.jsonl", 10)
+        interfere()
+
+    thread = threading.Thread(target=wait_and_interfere)
+    thread.start()
+    long = ("epoches=50", "train_dataloader.num_workers=1", *SMALL)
+    outcome = run_here("-c", "tiny.yml", "--output-dir", "run", "-u", *long, cwd=folder)
+    thread.join()
+    return outcome
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+@pytest.mark.usefixtures("no_training_pictures")
 def test_ctrl_c_saves_the_position_and_exits_130(tmp_path: Path) -> None:
-    write_tiny_data(tmp_path, num_train=32)
-    write_tiny_config(tmp_path)
-    process = subprocess.Popen(
-        command("train_deimv2.py", ["-c", "tiny.yml", "--output-dir", "run", "-u", "epoches=50", "num_workers=1"]),
-        cwd=tmp_path,
-        env=script_environment(),
-        stderr=subprocess.PIPE,
-    )
-    wait_for_step(tmp_path / "run" / "log.jsonl", 10, process)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error.decode()[-2000:]
-    assert b"Traceback" not in error
-    state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
-    assert state["step"] >= 10
+    outcome = interrupted(lambda: os.kill(os.getpid(), signal.SIGINT), tmp_path)
+    assert outcome.code == 130, outcome.err[-2000:]
+    assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["step"] >= 10
 
 
+@pytest.mark.usefixtures("no_training_pictures")
 def test_a_run_goes_on_where_its_checkpoint_is_unless_told_otherwise(tiny: Path) -> None:
     assert run_here("-c", "tiny.yml", "--output-dir", "a", cwd=tiny).code == 0
     before = (tiny / "a" / "last.pth").read_bytes()
@@ -195,24 +204,33 @@ def test_a_run_goes_on_where_its_checkpoint_is_unless_told_otherwise(tiny: Path)
     assert (tiny / "a" / "last.pth").read_bytes() != before, "the date in it tells that it was written again"
 
 
-def children_of(pid: int | str) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+def data_workers() -> set[int]:
+    """Of this process: they are children of multiprocessing's fork server."""
+
+    def children_of(pid: int | str) -> list[str]:
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+
+    servers = [p for p in children_of(os.getpid()) if b"forkserver" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    return {int(worker) for server in servers for worker in children_of(server)}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the worker in /proc")
-def test_a_second_training_is_refused_and_a_killed_worker_explained(tmp_path: Path) -> None:
-    write_tiny_data(tmp_path, num_train=32)
-    write_tiny_config(tmp_path)
-    arguments = ["-c", "tiny.yml", "--output-dir", "run", "-u", "epoches=50", "train_dataloader.num_workers=1"]
-    process = subprocess.Popen(
-        command("train_deimv2.py", arguments), cwd=tmp_path, env=script_environment(), stderr=subprocess.PIPE
-    )
-    wait_for_step(tmp_path / "run" / "log.jsonl", 10, process)
-    second = run_here(*arguments, cwd=tmp_path)
-    assert second.code == 2 and f"another training is running in it (process {process.pid} on " in second.err
-    helper = next(pid for pid in children_of(process.pid) if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    (worker,) = children_of(helper)
-    os.kill(int(worker), signal.SIGKILL)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 2, error.decode()[-2000:]
-    assert b"error: A data worker was killed" in error and b"Traceback" not in error
+@pytest.mark.usefixtures("no_training_pictures")
+def test_a_killed_worker_is_explained(tmp_path: Path) -> None:
+    before = data_workers()
+
+    def kill() -> None:
+        (worker,) = data_workers() - before
+        os.kill(worker, signal.SIGKILL)
+
+    outcome = interrupted(kill, tmp_path)
+    assert outcome.code == 2, outcome.err[-2000:]
+    assert "error: A data worker was killed" in outcome.err and "Traceback" not in outcome.err
+
+
+def test_a_second_training_is_refused(tiny: Path) -> None:
+    (tiny / "held").mkdir()
+    lock = FolderLock(tiny / "held")
+    outcome = run_here("-c", "tiny.yml", "--output-dir", "held", cwd=tiny)
+    lock.release(tiny / "held")
+    assert outcome.code == 2 and f"another training is running in it (process {os.getpid()} on " in outcome.err

@@ -54,6 +54,7 @@ def _same_line(a: str, b: str) -> bool:
     return words[0] == words[1] and numbers[0] == pytest.approx(numbers[1], rel=2e-3, abs=2e-3)
 
 
+@pytest.mark.usefixtures("unpainted", "timed_briefly", "no_training_pictures")
 @pytest.mark.parametrize("part", PARTS)
 def test_what_users_get(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")

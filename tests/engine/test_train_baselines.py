@@ -15,8 +15,9 @@ from engine.config import load_config
 from engine.interrupt import StopSignal
 from engine.run import build_run
 from engine.train import out_of_memory, train_step
-from tests.engine.test_train_distributed import only_first_image_keeps_boxes, run_two_processes
+from tests.engine.test_train_distributed import only_first_image_keeps_boxes
 from tests.support.baselines import write_tiny_baseline
+from tests.support.scripts import start_two_processes
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import alone, assert_same_state, checkpoint, log_records, train_here
 
@@ -136,7 +137,7 @@ def test_two_processes_where_one_has_no_boxes(tmp_path: Path) -> None:
     only_first_image_keeps_boxes(tmp_path / "train.json")
     config = write_tiny_baseline(tmp_path, extra="accumulation_steps: 2\nuse_amp: True\n")
     arguments = ("-c", config, "--output-dir", tmp_path / "run", "-d", "cpu", "-u", *QUICK, "epoches=1", "flat_epoch=0")
-    run_two_processes("train_deimv2.py", *arguments, cwd=tmp_path)
+    start_two_processes("train_deimv2.py", *arguments, cwd=tmp_path)
     state = checkpoint(tmp_path / "run" / "last.pth")
     assert state["last_epoch"] == 0 and state["step"] == 2
     assert all(torch.isfinite(value).all() for value in state["model"].values() if value.is_floating_point())

@@ -1,7 +1,6 @@
 """Two gloo processes through the command line, as torchrun starts them."""
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -10,47 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.scripts import ranks, start_two_processes
 from tests.support.tiny_run import command, script_environment, write_tiny_config, write_tiny_data
 from tests.support.training import checkpoint, log_records
-
-
-def start_two_processes(script: str, *arguments: str | Path, cwd: Path) -> list[subprocess.Popen[str]]:
-    """Start ranks 0 and 1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return [
-        subprocess.Popen(
-            command(script, arguments),
-            cwd=cwd,
-            env=script_environment()
-            | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
-        for rank in (0, 1)
-    ]
-
-
-def run_two_processes(script: str, *arguments: str | Path, cwd: Path, timeout: float = 240) -> list[str]:
-    """Run ranks 0 and 1 to their end; returns their stderr. Fails if one of them fails or hangs."""
-    processes = start_two_processes(script, *arguments, cwd=cwd)
-    try:
-        outputs = [process.communicate(timeout=timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, error) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, error[-3000:]
-    return [error for _, error in outputs]
 
 
 def only_first_image_keeps_boxes(path: Path) -> None:
@@ -66,7 +27,7 @@ def test_two_processes_train_also_where_one_has_no_boxes_and_accumulate(tmp_path
     config = write_tiny_config(tmp_path, extra="accumulation_steps: 2\nuse_amp: True\n")
     single_size = "train_dataloader.collate_fn.base_size_repeat=null"  # one image of 32 px is too small for BatchNorm
     arguments = ("-c", config, "--output-dir", tmp_path / "run", "-d", "cpu", "-u", single_size)
-    run_two_processes("train_deimv2.py", *arguments, cwd=tmp_path)
+    start_two_processes("train_deimv2.py", *arguments, cwd=tmp_path)
     state = checkpoint(tmp_path / "run" / "last.pth")
     assert state["last_epoch"] == 2 and state["step"] == 6
     assert all(torch.isfinite(value).all() for value in state["model"].values() if value.is_floating_point())
@@ -80,7 +41,17 @@ def test_sigterm_to_the_processes_of_torchrun_saves_and_is_143(tmp_path: Path) -
     config = write_tiny_config(tmp_path)
     single_size = "train_dataloader.collate_fn.base_size_repeat=null"
     arguments = ("-c", config, "--output-dir", tmp_path / "run", "-d", "cpu", "-u", "epoches=200", single_size)
-    processes = start_two_processes("train_deimv2.py", *arguments, cwd=tmp_path)
+    processes = [
+        subprocess.Popen(
+            command("train_deimv2.py", arguments),
+            cwd=tmp_path,
+            env=script_environment() | variables,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        for variables in ranks()
+    ]
     log = tmp_path / "run" / "log.jsonl"
     deadline = time.monotonic() + 120
     try:
