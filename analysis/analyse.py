@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from analysis.bootstrap import bootstrap
-from analysis.curves import best_thresholds, precision_at_recall, ranked_hits, score_curves
+from analysis.curves import precision_at_recall, ranked_hits, score_curves
 from analysis.errors import classify_errors, confusion, error_breakdown
 from analysis.findings import gallery, size_histogram
 from analysis.image_level import image_level
 from analysis.matching import match
 from analysis.result import Analysis, Cost
-from engine.metrics import CocoNumbers, GroundTruth, Predictions, coco_numbers
+from engine.metrics import CocoNumbers, GroundTruth, Predictions, best_thresholds, coco_numbers
 
 DEFAULT_SCORE = 0.5
 """Where nothing is hit, so that no threshold is the best."""
@@ -54,7 +54,7 @@ def analyse(
     numbers = numbers or coco_numbers(truth, detections)
     matches = match(truth, detections)
     drawn = bootstrap(matches, samples=samples, seed=seed)
-    thresholds = best_thresholds(matches)
+    thresholds = best_thresholds(truth, detections)
     best_score = DEFAULT_SCORE if thresholds["overall"] is None else thresholds["overall"]["score"]
     least_score = best_score if confusion_score is None else confusion_score
     errors = classify_errors(matches)

@@ -5,14 +5,11 @@ Legend: K classes, M detections, R = 101 recall points, S thresholds.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from analysis.bootstrap import RECALL_POINTS
 from analysis.matching import IGNORED, TRUE_POSITIVE, Matches
 from data.types import BoolArray, FloatArray
-from engine.metrics import best_threshold
 
 SCORE_THRESHOLDS: FloatArray = np.linspace(0.0, 1.0, 201)
 _T50, _T75 = 0, 5
@@ -41,14 +38,6 @@ def score_curves(
     if num_gt:
         curves[1:] = hit / num_gt, 2 * hit / (kept + num_gt)
     return curves
-
-
-def best_thresholds(matches: Matches) -> dict[str, Any]:
-    """Find the best thresholds as results.json keeps them, where prediction finds them."""
-    return {
-        "overall": best_threshold(*ranked_hits(matches, None)),
-        "per_class": {name: best_threshold(*ranked_hits(matches, label)) for label, name in enumerate(matches.names)},
-    }
 
 
 def precision_at_recall(matches: Matches, label: int) -> FloatArray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from engine.config import ExperimentConfig, load_config
 from models.text_encoder import encode_texts
 from tests.support.ablation import tasks_of
 from tests.support.configs import CONFIGS, changed
+from tests.support.scripts import start_script
 from tests.support.text_towers import write_bert, write_clip
 from tests.support.tiny_run import ROOT, write_tiny_config, write_tiny_data
 from tests.support.training import alone, train_here
@@ -138,19 +138,10 @@ def test_the_script_names_all_modes() -> None:
     assert runpy.run_path(str(ROOT / "ablate_text.py"))["MODES"] == MODES
 
 
-def test_the_script_exits_with_2(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    handlers, level = logging.root.handlers[:], logging.root.level
-    arguments = ["-c", tiny / "fused.yml", "-r", tiny / "none.pth", "--output-dir", tmp_path / "out", "--seeds", "0"]
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["ablate_text.py", *map(str, arguments), "-d", "cpu"])
-            with pytest.raises(SystemExit) as leave:
-                runpy.run_path(str(ROOT / "ablate_text.py"), run_name="__main__")
-    finally:
-        logging.root.handlers[:] = handlers
-        logging.root.setLevel(level)
-    assert leave.value.code == 2
-    assert "error: The ablation cannot start:\n  - Checkpoint" in capsys.readouterr().err
+def test_the_script_exits_with_2(tiny: Path, tmp_path: Path) -> None:
+    arguments = ("-c", tiny / "fused.yml", "-r", tiny / "none.pth", "--output-dir", tmp_path / "out", "--seeds", "0")
+    outcome = start_script("ablate_text.py", *arguments, "-d", "cpu")
+    assert outcome.code == 2 and "error: The ablation cannot start:\n  - Checkpoint" in outcome.err
     assert not (tmp_path / "out").exists()
 
 

