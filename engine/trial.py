@@ -7,6 +7,7 @@ import gc
 import logging
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def try_step(config: ExperimentConfig, device: torch.device, num_images: int, bo
             torch.cuda.reset_peak_memory_stats(device)
             model = build_detector(config).to(device)
             images = torch.zeros(num_images, 3, height, width, dtype=torch.uint8, device=device)
-            seconds = train_steps(model, config, images, boxes_per_image=boxes_per_image, steps=3)
+            *_, seconds = train_steps(model, config, images, boxes_per_image=boxes_per_image, steps=3)
             return Trial(torch.cuda.max_memory_allocated(device), seconds)
     except torch.OutOfMemoryError as error:
         log.debug("trial step with %d images: %s", num_images, error)
@@ -66,8 +67,8 @@ def train_steps(
     *,
     boxes_per_image: int = BOXES_PER_IMAGE,
     steps: int = 1,
-) -> float:
-    """Make steps of the training loop on a copy of `model`, with everything that takes memory; seconds of the last."""
+) -> list[float]:
+    """Make steps of the training loop on a copy of `model`, with everything that takes memory; seconds of each."""
     device = images.device
     trained = copy.deepcopy(model).train()
     if not any(parameter.requires_grad for parameter in trained.parameters()):
@@ -80,9 +81,8 @@ def train_steps(
     criterion = build_criterion(config).to(device)
     targets = _targets(len(images), boxes_per_image, config, device)
     amp_dtype = choose_amp_dtype(config.use_amp, device)
-    started = 0.0
+    times = [_now(device)]
     for _ in range(steps):
-        started = _now(device)
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
@@ -92,7 +92,8 @@ def train_steps(
         optimizer.step()
         if ema is not None:
             ema.update(trained)
-    return _now(device) - started
+        times.append(_now(device))
+    return [end - start for start, end in pairwise(times)]
 
 
 def _now(device: torch.device) -> float:
