@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.colour import Brightness, Contrast, Hue, Saturation, apply_changes, sample_of
 from data.config import DataConfig
-from data.images import open_image, read_reduced
+from data.images import open_image
 from data.loader import TrainLoader, build_train_loader
 from data.splits import build_datasets
 
@@ -263,40 +261,6 @@ def measure_cell(cell: str, folder: Path, cache_mib: int, repeats: int) -> dict[
     return result
 
 
-def measure_stages(folder: Path, repeats: int = 40) -> dict[str, float]:
-    """Median CPU milliseconds of single stages, each on a whole source."""
-    path = folder / "1.jpg"
-    pixels = read_reduced(path, 1)[0]
-    batch = np.empty((3, SIDE, SIDE), np.uint8)
-    drawn = cv2.resize(pixels, (SIDE, SIDE))
-    all_changes = (Brightness(1.1), Contrast(1.2), Saturation(0.8), Hue(0.03))
-
-    def pil_decode() -> None:
-        with open_image(path) as image:
-            np.asarray(image.convert("RGB"))
-
-    stages: dict[str, Callable[[], object]] = {
-        "decode (PIL, for comparison)": pil_decode,
-        "decode": lambda: read_reduced(path, 1),
-        "decode at a half": lambda: read_reduced(path, 2),
-        "resize": lambda: cv2.resize(pixels, (SIDE, SIDE)),
-        "all four colour changes at 640": lambda: apply_changes(drawn, all_changes, sample_of(pixels)),
-        "into the batch": lambda: cv2.split(drawn, list(batch)),
-        "float and normalise (PIL pipeline)": lambda: F.normalize(
-            F.to_dtype(torch.from_numpy(drawn).permute(2, 0, 1), torch.float32, scale=True), [0.4] * 3, [0.2] * 3
-        ),
-    }
-    result = {}
-    for name, stage in stages.items():
-        times = []
-        for _ in range(repeats):
-            start = time.process_time()
-            stage()
-            times.append((time.process_time() - start) * 1e3)
-        result[name] = statistics.median(times)
-    return result
-
-
 def samples_per_second(folder: Path, num_workers: int, samples: int = 192) -> float:
     """Wall-clock throughput of the recipe (half mosaics), without a cache."""
     loader = our_loader(folder, 0.5, 0, num_workers)
@@ -343,10 +307,6 @@ def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         results[cell] = measure_cell(cell, images, cache_mib, arguments.repeats)
         sys.stdout.write("\n".join(report({cell: results[cell]})) + "\n")
         sys.stdout.flush()
-    for size in SIZES:
-        stages = measure_stages(folders[size, 1])
-        results[f"stages_{size}"] = stages
-        lines.append(f"stages {size}: " + ", ".join(f"{stage} {ms:.2f} ms" for stage, ms in stages.items()))
     for size in () if arguments.skip_workers else SIZES:
         rates = {str(workers): samples_per_second(folders[size, COPIES], workers) for workers in (0, 2)}
         results[f"samples_per_second_{size}"] = rates
