@@ -127,12 +127,8 @@ Runner = Callable[[Task, Path | None], None]
 
 
 def ablate(options: Mapping[str, Any], dist: Distributed, *, runner: Runner | None = None) -> str | None:
-    """Run what is missing and write the answer; return the Markdown, in the main process.
-
-    Args:
-        options: Values of `AblationOptions`.
-        dist: This process's place; all processes of a torchrun call together.
-        runner: Does one run; None trains.
+    """Run what is missing and write the answer; return the Markdown, in the main process. `options` are those of
+    `AblationOptions`; without a `runner` runs are trainings.
 
     Raises:
         UserError: Bad input, all of it at once as far as it can be known at once; or a run that failed.
@@ -317,14 +313,8 @@ def _state(folder: Path, wanted: Record, known: Record | None, problems: list[st
 def run_all(
     tasks: Sequence[Task], records: Sequence[Record], states: Sequence[State], manifest: Manifest | None, runner: Runner
 ) -> None:
-    """Do what is not finished, in order, and say how long the rest will take.
-
-    Args:
-        tasks: All runs.
-        records: `record_of` each.
-        states: `states_of` them.
-        manifest: None in processes that only take part.
-        runner: Trains; leaves with an exception when it is interrupted.
+    """Do what is not finished, in order, and say how long the rest will take. Processes that only take part have no
+    `manifest`.
 
     Raises:
         SystemExit, KeyboardInterrupt: Interrupted; the same command goes on.

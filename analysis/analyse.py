@@ -34,17 +34,11 @@ def analyse(
     facts: Mapping[str, Any] | None = None,
     numbers: CocoNumbers | None = None,
 ) -> Analysis:
-    """Analyse the detections of a split.
+    """Analyse the detections of all images of a split.
 
     Args:
-        truth: Ground truth.
-        detections: Of all images.
-        split: Name of the split.
         samples: Of the bootstrap; 0 leaves all intervals out.
-        seed: Of the bootstrap.
-        confusion_iou: Least IoU of the confusion matrix.
-        confusion_score: Least score of the confusion matrix; None takes the best of F1 over all classes.
-        cost: Of the model, passed on.
+        confusion_score: None takes the score with the best F1 over all classes.
         facts: Of the run, for results.json.
         numbers: COCO's numbers of these detections where they are known already.
 

@@ -127,12 +127,8 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def effect(runs: Sequence[Resampled], reference: Sequence[Resampled], num_images: int) -> Effect:
-    """Subtract `reference` from `runs`, seed by seed and resample by resample.
-
-    Args:
-        runs: One per seed.
-        reference: The same seeds in the same order, the same resampled images.
-        num_images: I.
+    """Subtract `reference` from `runs`, seed by seed and resample by resample: both have the same seeds in one order
+    and the same resamples of `num_images` images.
 
     Raises:
         ValueError: Seeds or samples differ in number, so they cannot be paired.

@@ -43,14 +43,11 @@ def export_checkpoint(
     dynamic_size: bool = False,
     check: bool = True,
 ) -> list[Exported]:
-    """Write a checkpoint in the given formats.
+    """Write a checkpoint in the given formats, each once, in the order of `Format`.
 
     Args:
-        path: With `config_path` and `overrides` as `load_detector` takes them.
-        formats: What to write; each once, in the order of `Format`.
         output_dir: Default `export_<checkpoint>` beside the checkpoint.
         size_hw: Input of the graphs; None: `eval_spatial_size`.
-        dynamic_size: The graphs take any size.
         check: Run the graphs and compare them with PyTorch.
 
     Raises:
