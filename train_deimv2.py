@@ -12,11 +12,10 @@ def main(description: str | None = __doc__, *, phase: int = 1) -> int:
     """The script; phase 2 trains with class texts."""
     arguments = training_arguments(description)
     with leaving_quietly():
-        import yaml
-
         from analysis.evaluate import evaluate_checkpoint, format_results
-        from engine.config import config_to_dict, load_config
+        from engine.config import load_config
         from engine.config_reference import explain
+        from engine.console import dry_run
         from engine.derived_values import LENGTH_KEYS
         from engine.distributed import cleanup, init_distributed
         from engine.multimodal import start_of_phase_1, start_of_phase_2
@@ -34,7 +33,7 @@ def main(description: str | None = __doc__, *, phase: int = 1) -> int:
         return 0
     config = load_config(arguments.config, overrides)
     if arguments.dry_run:
-        say(yaml.safe_dump(config_to_dict(planned_config(config)), sort_keys=False, allow_unicode=True))
+        say(dry_run(config, arguments.lang, verbose=arguments.verbose))
         return 0
     dist = init_distributed(arguments.device or config.device)
     setup_logging(is_main=dist.is_main)
@@ -49,7 +48,8 @@ def main(description: str | None = __doc__, *, phase: int = 1) -> int:
         # A resumed run goes on where its checkpoint is, unless the command line names a folder.
         named = any(override.partition("=")[0].strip() == "output_dir" for override in overrides)
         folder = config.output_dir if start.resume is None or named else start.resume.parent
-        train(config, dist, folder, resume=start.resume, tuning=start.tuning)
+        said = {"lang": arguments.lang, "verbose": arguments.verbose}
+        train(config, dist, folder, resume=start.resume, tuning=start.tuning, **said)
     finally:
         cleanup()
     return 0

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from data.errors import UserError, printable
 from data.signals import handlers
+from texts import LANGUAGES
 
 if TYPE_CHECKING:
     import torch
@@ -153,6 +154,15 @@ def checkpoint_parser(description: str | None, purpose: str) -> argparse.Argumen
     return parser
 
 
+def add_language_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--lang es|en`, as `args.lang`; DEIMV2_LANG states it once for all scripts."""
+    default = os.environ.get("DEIMV2_LANG", "en")
+    if default not in LANGUAGES:
+        parser.error(f"DEIMV2_LANG is {default!r} in the environment; expected one of {', '.join(LANGUAGES)}")
+    text = f"language of {what} (default: DEIMV2_LANG of the environment, else en)"
+    parser.add_argument("--lang", choices=LANGUAGES, default=default, help=text)
+
+
 def training_arguments(description: str | None) -> argparse.Namespace:
     """Parse the command line of the two training scripts."""
     parser = argparse.ArgumentParser(description=description)
@@ -170,6 +180,8 @@ def training_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--replay", type=Path, metavar="FILE", help="repeat a run's nonfinite_step.pt, say where it begins, and stop"
     )
+    add_language_argument(parser, "the console")
+    parser.add_argument("--verbose", action="store_true", help="list every derived value of the config")
     parser.add_argument("--explain", metavar="KEY", help="say what a key means, its value and who stated it, and stop")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
     arguments = parser.parse_args()

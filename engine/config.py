@@ -8,7 +8,6 @@ The order: read and merge the files (`engine.yaml_dialect`), apply `-u`, bring o
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,8 +46,6 @@ from engine.yaml_dialect import (
     stated,
 )
 from models.config import ModelConfig, TextEncoderConfig, memory_tokens
-
-log = logging.getLogger(__name__)
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
@@ -213,10 +210,11 @@ class ExperimentConfig(DataConfig, ModelConfig):
             return f"derived: {derived[-1].removeprefix(f'{key}: ')}"
         return said and f"{'from the recipe' if said.rank == RECIPE else 'stated by'} {said.source}"
 
-    def log_derived(self) -> None:
-        """Say what was derived; as a warning where a person had stated something else."""
-        for note in self._provenance.log if self._provenance else ():
-            log.log(logging.WARNING if note.overrides else logging.INFO, "derived: %s", note.text)
+    def derived_in_use(self) -> list[derived_values.Note]:
+        """List what was derived, but for values of what is switched off (MixUp of probability 0, say)."""
+        values = config_to_dict(self)
+        notes = self._provenance.log if self._provenance else ()
+        return [note for note in notes if derived_values.is_in_use(values, note.text.partition(":")[0])]
 
     def __eq__(self, other: object) -> bool:
         """Equal settings; where they came from does not count."""

@@ -74,9 +74,9 @@ def write_training_sheets(config: ExperimentConfig, folder: Path, count: int) ->
     starts = stage_starts(transforms, collate, config.epoches)
     sheets = []
     for start, end in zip(starts, [*starts[1:], config.epoches], strict=True):
-        path = folder / f"training_samples_epoch_{start}.png"
+        path = folder / f"training_samples_epoch_{start + 1}.png"
         save_picture(path, grid(_training_pictures(loader, split.classes.names, start, count)))
-        text = f"epochs {start} to {end - 1}: {describe(transforms, epoch_plan(transforms, collate, start))}"
+        text = f"epochs {start + 1} to {end}: {describe(transforms, epoch_plan(transforms, collate, start))}"
         sheets.append((path, text))
     return sheets
 

@@ -93,6 +93,23 @@ def _show(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+_SWITCHES = {
+    r"train_dataloader\.collate_fn\.mixup_epochs": f"{_COLLATE}.mixup_prob",
+    r"train_dataloader\.collate_fn\.copyblend_epochs": f"{_COLLATE}.copyblend_prob",
+    r"train_dataloader\.collate_fn\.base_size": f"{_COLLATE}.base_size_repeat",
+    r"ema\..*|.*\.ema_restart_decay": "use_ema",
+    r"train_dataloader\..*\.output_size": "train_dataloader.dataset.transforms.mosaic_prob",
+    re.escape(_MATCHER_CHANGE): "DEIMCriterion.matcher.change_matcher",
+}
+"""Pattern of derived keys, and the key that switches what they belong to on."""
+
+
+def is_in_use(values: Values, path: str) -> bool:
+    """Tell whether a derived value has an effect."""
+    switches = (switch for pattern, switch in _SWITCHES.items() if re.fullmatch(pattern, path))
+    return all(get_path(values, switch) for switch in switches)
+
+
 def at_load(
     values: dict[str, Any], rank: Rank, missing: Collection[str], name: str, epochs_before: object
 ) -> list[Note]:

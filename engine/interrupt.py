@@ -13,6 +13,7 @@ import torch
 
 from data.signals import STOP_SIGNALS, handlers
 from engine.distributed import Distributed
+from texts import Texts, texts_of
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ _ONE_REQUEST_SECONDS = 1.0
 class StopSignal:
     """Context manager that turns the two signals into a request the training loop honours after its step."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: Texts | None = None) -> None:
+        self._text = text or texts_of("en", "training")
         self._signal: int | None = None
         self._since = 0.0
         self._immediate = False
@@ -70,6 +72,6 @@ class StopSignal:
             raise self.exit()
         if not self.received:
             self._signal, self._since = number, time.monotonic()
-            log.warning("%s: finishing the step and saving (once more to leave at once)", signal.Signals(number).name)
+            log.warning("%s", self._text("stopping", signal=signal.Signals(number).name))
         elif time.monotonic() - self._since > _ONE_REQUEST_SECONDS:
             raise self.exit()

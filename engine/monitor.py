@@ -27,6 +27,7 @@ from data.types import PixelArray
 from engine.evaluate import EvalResult
 from engine.pictures import batch_pictures, grid
 from engine.run_folder import JsonLines
+from texts import Texts
 
 LOG_EVERY_STEPS = 10
 _MAX_PICTURES = 8
@@ -47,9 +48,11 @@ class Monitor:
         evaluated: bool,
         log_every_steps: int,
         enabled: bool,
+        text: Texts,
         earlier_log: Path | None = None,
     ) -> None:
         self.enabled = enabled
+        self._text = text
         self._classes = classes
         self._total_epochs = total_epochs
         self._steps_per_epoch = steps_per_epoch
@@ -73,8 +76,8 @@ class Monitor:
             return
         self._bar = progress_bar(
             None,
-            f"epoch {epoch + 1}/{self._total_epochs}",
-            unit="step",
+            self._text("bar", epoch=epoch + 1, epochs=self._total_epochs),
+            unit=self._text["bar_unit"],
             total=self._steps_per_epoch,
             initial=steps_done,
             leave=True,
@@ -116,7 +119,7 @@ class Monitor:
         self._seconds_per_step = elapsed / len(self._pending)
         record: dict[str, Any] = {
             "step": step,
-            "epoch": epoch,
+            "epoch": epoch + 1,
             "loss": sum(value for key, value in means.items() if key != "grad_norm"),
             "losses": {key: value for key, value in means.items() if key != "grad_norm"},
             "grad_norm": means["grad_norm"],
@@ -141,8 +144,13 @@ class Monitor:
             return
         left = self._seconds_per_step * (self._total_epochs * self._steps_per_epoch - step)
         self._bar.set_postfix_str(
-            f"loss {record['loss']:.2f}, {record['images_per_s']:.1f} img/s, {record['memory_mb']:.0f} MB, "
-            f"run ends in {tqdm.format_interval(left)}"
+            self._text(
+                "bar_values",
+                loss=self._text.number(record["loss"], 4),
+                speed=self._text.number(record["images_per_s"], 1),
+                memory=f"{record['memory_mb']:.0f}",
+                left=tqdm.format_interval(left),
+            )
         )
 
     def evaluation(self, result: EvalResult, *, epoch: int, step: int, seconds: float) -> None:
@@ -152,7 +160,7 @@ class Monitor:
         self._lines.write(
             {
                 "step": step,
-                "epoch": epoch,
+                "epoch": epoch + 1,
                 "metrics": result.metrics,
                 "per_class": result.per_class,
                 "evaluation_seconds": seconds,

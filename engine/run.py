@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -39,11 +40,21 @@ from engine.optim import build_optimizer
 from engine.run_folder import FolderLock, prepare_run_folder, write_yaml
 from engine.schedule import FlatCosine
 from engine.text_embeddings import store_embeddings
+from engine.yaml_dialect import leaves
 from models.criterion import build_criterion
 from models.detector import DEIM, build_detector
-from models.weights import load_backbone_weights, load_state_dict_strict, log_origin
+from models.weights import load_backbone_weights, load_state_dict_strict
+from texts import Language, Texts, texts_of
 
 log = logging.getLogger(__name__)
+
+_ORDER_KEYS = (
+    "seed",
+    "accumulation_steps",
+    *(f"train_dataloader.{key}" for key in ("shuffle", "drop_last", "repeat_factor_threshold")),
+)
+"""Settings that decide, with the batch size, which images a half-trained epoch still has to show."""
+_BOOKKEEPING = {"output_dir", "summary_dir", "resume", "tuning", "device", "print_freq"}
 
 
 @dataclass
@@ -72,8 +83,24 @@ class Run:
     lock: FolderLock | None
     """Of the folder, in the main process."""
     position: Position
+    text: Texts
+    """What the console says, in the user's language."""
+    changed: list[str]
+    """Settings that differ from those of the checkpoint that is resumed, one line each."""
+    saved: tuple[Path, Position] | None
+    """The latest checkpoint to go on from, and where it stands; in the main process."""
     kept_nonfinite: bool = False
     """Whether a step that was not finite has been kept for replay: the first one of this process."""
+
+    @property
+    def images_per_batch(self) -> int:
+        """Images of one micro-batch, over all processes."""
+        return _images_per_batch(config_to_dict(self.config), self.dist.world_size)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every epoch is trained, or none has been better for `early_stopping_patience` epochs."""
+        return _is_over(self.config, self.position)
 
     @property
     def stop_epoch(self) -> int:
@@ -104,13 +131,13 @@ def build_run(
     resume: Path | None,
     tuning: Path | None,
     text_cache: Path | None = None,
+    lang: Language = "en",
 ) -> Run:
     """All parts of a run. Whatever can fail on bad input comes before the first file is written."""
     torch.manual_seed(config.seed)
     config, data, train_loader, val_loader = _build_data(config, dist, resume)
     config, texts = prepare_texts(config, data.classes, dist, text_cache or folder, resume=resume, tuning=tuning)
     config, _ = derive_run_length(config, train_loader.steps_per_epoch)
-    config.log_derived()
 
     model: nn.Module = build_detector(config)
     checkpoint = _load_weights(model, config, data, resume=resume, tuning=tuning)
@@ -125,18 +152,21 @@ def build_run(
     optimizer = build_optimizer(model, optimizer_with_fusion(config, model))
     scaler = torch.amp.GradScaler(dist.device.type, enabled=amp_dtype is torch.float16 and config.scaler.enabled)
     ema = _build_ema(config, model)
-    position = Position()
+    position, changed = Position(), []
     if checkpoint is not None and resume is not None:
+        changed = _changes_since(checkpoint, resume, config, dist.world_size)
         position = restore(checkpoint, resume, optimizer=optimizer, ema=ema, scaler=scaler, train_loader=train_loader)
 
     elsewhere = resume is not None and resume.resolve().parent != folder.resolve()
     lock = None
     if dist.is_main:
         lock = prepare_run_folder(folder, keep_existing=resume is not None and not elsewhere)
-        write_yaml(folder / "config.yaml", config_to_dict(config))
+        if elsewhere or not _is_over(config, position):  # else nothing is trained with this config
+            write_yaml(folder / "config.yaml", config_to_dict(config))
         if texts is not None:
             store_embeddings(texts, config, data.classes, folder)
     dist.barrier()
+    text = texts_of(lang, "training")
     return Run(
         config=config,
         dist=dist,
@@ -160,21 +190,68 @@ def build_run(
             folder,
             train_loader.steps_per_epoch,
             position,
+            text,
             earlier_log=resume.parent / "log.jsonl" if resume is not None and elsewhere else None,
         ),
         lock=lock,
         position=position,
+        text=text,
+        changed=changed,
+        saved=None if resume is None else (resume, position),
     )
 
 
 def planned_config(config: ExperimentConfig) -> ExperimentConfig:
-    """What a run would write as its config.yaml, as far as the data are there to tell; says what was derived."""
+    """What a run would write as its config.yaml, as far as the data are there to tell."""
     try:
         config, _ = derive_run_length(config, steps_per_epoch(config))
     except UserError as error:
         log.warning("warm-up and EMA are not shown as the run will have them, they follow from its data: %s", error)
-    config.log_derived()
     return config
+
+
+def _is_over(config: ExperimentConfig, position: Position) -> bool:
+    patience = config.early_stopping_patience
+    is_stuck = patience is not None and position.epoch - 1 - position.selection.top_epoch >= patience
+    return position.epoch >= config.epoches or is_stuck
+
+
+def _images_per_batch(config: Mapping[str, Any], world_size: int) -> int:
+    loader = config["train_dataloader"]
+    if loader["batch_size"] is not None:
+        return int(loader["batch_size"]) * world_size
+    return int(loader["total_batch_size"] or 1) // int(config["accumulation_steps"])
+
+
+def _changes_since(checkpoint: Mapping[str, Any], path: Path, config: ExperimentConfig, world_size: int) -> list[str]:
+    """List what is set otherwise than in the checkpoint's own config, where it has one.
+
+    Raises:
+        UserError: It was written within an epoch, and the rest of that epoch would show the wrong images.
+    """
+    stored = checkpoint.get("config")
+    if not isinstance(stored, dict):
+        return []
+    ours = config_to_dict(config)
+    now, then = dict(leaves(ours)), dict(leaves(stored))
+    changed = {key: f"{key}: {then[key]} -> {now[key]}" for key in now if key in then and now[key] != then[key]}
+    if checkpoint.get("batch_in_epoch"):
+        problems = [line for key, line in changed.items() if key in _ORDER_KEYS]
+        try:
+            before = checkpoint.get("images_per_batch", _images_per_batch(stored, world_size))
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            before = None  # of another version; the state itself is checked elsewhere
+        images = _images_per_batch(ours, world_size)
+        if before not in (None, images):
+            problems.append(f"images of a batch (over all processes): {before} -> {images}")
+        if problems:
+            raise UserError(
+                f"{path}: was written in the middle of an epoch, and these settings decide which of its images are "
+                "still to come. Resume with those of the checkpoint and change them once the epoch is over, or start "
+                f"a new run from its weights with -t {path}:",
+                problems,
+            )
+    return [line for key, line in changed.items() if key.partition(".")[0] not in _BOOKKEEPING]
 
 
 def _build_data(
@@ -186,7 +263,8 @@ def _build_data(
         ensure_dataset(config.synthetic)  # one process draws, the others find it drawn
     dist.barrier()
     data = build_datasets(config)
-    stored = None if resume is None else checkpoint_config(load_checkpoint(resume), resume)
+    is_open = "auto" in (config.train_dataloader.total_batch_size, config.accumulation_steps)
+    stored = checkpoint_config(load_checkpoint(resume), resume) if is_open and resume is not None else None
     config = decide_batch(config, dist, data.splits["train"], stored)
     rank, world_size, pin = dist.rank, dist.world_size, dist.device.type == "cuda"
     train_loader = build_train_loader(
@@ -222,6 +300,7 @@ def _build_monitor(
     folder: Path,
     steps_per_epoch: int,
     position: Position,
+    text: Texts,
     earlier_log: Path | None,
 ) -> Monitor:
     return Monitor(
@@ -234,6 +313,7 @@ def _build_monitor(
         evaluated=position.batch_in_epoch == 0,
         log_every_steps=config.print_freq,
         enabled=dist.is_main,
+        text=text,
         earlier_log=earlier_log,
     )
 
@@ -263,6 +343,7 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
         "seed": run.seed,
         "step": position.step,
         "batch_in_epoch": position.batch_in_epoch,
+        "images_per_batch": run.images_per_batch,
         "selection": position.selection.to_dict(),
         "nonfinite_in_a_row": position.nonfinite_in_a_row,
         "train_seconds": position.train_seconds,
@@ -272,6 +353,8 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
     if run.scaler.is_enabled():
         state["scaler"] = run.scaler.state_dict()
     save_checkpoint(run.folder / name, state)
+    if name == "last.pth":
+        run.saved = run.folder / name, position
 
 
 def _load_weights(
@@ -282,7 +365,6 @@ def _load_weights(
         checkpoint = load_checkpoint(resume)
         check_classes(checkpoint, data.classes, resume)
         load_state_dict_strict(model, checkpoint["model"], source=resume)
-        log_origin(model, model.state_dict(), resume)
         return checkpoint
     if tuning is not None:
         start_from(model, config, data.classes, tuning)

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.batch import Batch
 from data.errors import UserError
 from data.schedule import stage_starts
+from engine import console
 from engine.checkpoint import Position, load_checkpoint, restore
 from engine.config import ExperimentConfig
 from engine.distributed import Distributed
@@ -33,6 +34,7 @@ from engine.schedule import step_seed
 from engine.selection import decide
 from engine.window import batch_losses, last_flags, window_shares, windows
 from models.weights import load_state_dict_strict
+from texts import Language, texts_of
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ def train(
     resume: Path | None = None,
     tuning: Path | None = None,
     text_cache: Path | None = None,
+    lang: Language = "en",
+    verbose: bool = False,
 ) -> None:
     """Train one experiment and leave its run folder complete.
 
@@ -55,14 +59,18 @@ def train(
         resume: Checkpoint to go on from, exactly.
         tuning: Checkpoint or weights to start a new run from.
         text_cache: Folder in which several runs share their texts' vectors; None: the run folder alone.
+        lang: What the console speaks.
+        verbose: List every derived value.
 
     Raises:
         UserError: Anything wrong with the input; nothing has been written then.
         SystemExit: SIGINT (130) or SIGTERM (143), after saving `last.pth`.
     """
-    with StopSignal() as stop:
+    with StopSignal(texts_of(lang, "training")) as stop:
         with stop.at_once():
-            run = build_run(config, dist, folder, resume=resume, tuning=tuning, text_cache=text_cache)
+            run = build_run(config, dist, folder, resume=resume, tuning=tuning, text_cache=text_cache, lang=lang)
+        console.say_derived(run.config, run.text, verbose=verbose)
+        console.say_start(run, resume=resume, tuning=tuning)
         if resume is not None and resume.resolve().parent != folder.resolve():
             log.warning(
                 "resumed in another folder, %s: best.pth and best_stg1.pth of the run so far stay in %s, and the rest "
@@ -71,6 +79,9 @@ def train(
             )
         try:
             fit(run, stop)
+        except SystemExit:
+            console.say_stopped(run)
+            raise
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -81,7 +92,7 @@ def train(
 
 def fit(run: Run, stop: StopSignal) -> None:
     """All epochs: train, evaluate, choose, save."""
-    while run.position.epoch < run.config.epoches:
+    while not run.is_over:
         epoch = run.position.epoch
         if epoch == run.stop_epoch and run.position.batch_in_epoch == 0:
             restart_from_stage_1(run)
@@ -94,14 +105,9 @@ def fit(run: Run, stop: StopSignal) -> None:
         save(run, "last.pth")
         if stop.requested(run.dist):
             raise stop.exit()
-        if _out_of_patience(run.config, run.position):
-            log.info(
-                "early stop: no better AP for %d epochs (epoch %d was the best)",
-                run.config.early_stopping_patience,
-                run.position.selection.top_epoch + 1,
-            )
-            break
-    finish(run)
+        if run.is_over and epoch + 1 < run.config.epoches:
+            console.say_early_stop(run)
+    console.say_end(run)
 
 
 def train_one_epoch(run: Run, epoch: int, stop: StopSignal) -> None:
@@ -277,14 +283,10 @@ def judge_epoch(run: Run, epoch: int) -> None:
     seconds = time.perf_counter() - started
     ap = result.metrics["AP"]
     decision = decide(run.position.selection, ap=0.0 if ap is None else ap, epoch=epoch, stop_epoch=run.stop_epoch)
-    if ap is None:
-        log.info("epoch %d: no AP, the validation split has no boxes", epoch + 1)
-    else:
-        best = decision.selection.top_ap
-        log.info("epoch %d: AP %.4f, AP50 %.4f (best AP %.4f)", epoch + 1, ap, result.metrics["AP50"], best)
     # Before the checkpoints: a run that is killed among them evaluates again and replaces the record.
     run.monitor.evaluation(result, epoch=epoch, step=run.position.step, seconds=seconds)
     run.position = replace(run.position, selection=decision.selection)
+    console.say_epoch(run, epoch, result.metrics)
     if decision.write_stage1:
         save(run, "best_stg1.pth", finished_epoch=epoch)
     if decision.write_best:
@@ -307,7 +309,7 @@ def restart_from_stage_1(run: Run) -> None:
     path = run.folder / "best_stg1.pth"
     run.dist.barrier()  # rank 0 may still be writing it
     if not path.is_file():
-        log.info("stage 2: no best_stg1.pth yet, training goes on from the present weights")
+        log.info("%s", run.text["stage_2_as_it_is"])
         return
     checkpoint = load_checkpoint(path)
     load_state_dict_strict(run.model, checkpoint["model"], source=path)
@@ -318,19 +320,7 @@ def restart_from_stage_1(run: Run) -> None:
     if run.ema is not None:
         ceiling = run.config.train_dataloader.collate_fn.ema_restart_decay
         run.ema.decay = max(min(ceiling, run.config.ema.decay) - 1e-4 * restarts, 0.0)
-    log.info("stage 2: restarted from best_stg1.pth (restarts after failures: %d)", restarts)
-
-
-def finish(run: Run) -> None:
-    """Say where everything is."""
-    if not run.dist.is_main:
-        return
-    selection = run.position.selection
-    best = run.folder / "best.pth"
-    if selection.top_epoch >= 0:
-        where = best if best.is_file() else "not in this folder"
-        log.info("best epoch %d: AP %.4f; %s", selection.top_epoch + 1, selection.top_ap, where)
-    log.info("training took %.0f s; results in %s", run.position.train_seconds, run.folder)
+    log.info("%s", run.text("stage_2", count=restarts))
 
 
 def run_facts(run: Run, epoch: int) -> dict[str, Any]:
@@ -386,8 +376,3 @@ def _shows_images(config: ExperimentConfig, position: Position) -> bool:
     section = config.train_dataloader
     starts = stage_starts(section.dataset.transforms, section.collate_fn, config.epoches)
     return position.batch_in_epoch == 0 and position.epoch in starts
-
-
-def _out_of_patience(config: ExperimentConfig, position: Position) -> bool:
-    patience = config.early_stopping_patience
-    return patience is not None and position.epoch - 1 - position.selection.top_epoch >= patience

@@ -105,10 +105,10 @@ def test_pictures_of_every_stage(tmp_path: Path, train: CocoFiles, val: CocoFile
     code, out, _ = run_here("-c", _config(tmp_path, epoches=9), *options)
     assert code == 1 and "there is no file" in out  # the picture shows what is left
     names = sorted(path.name for path in folder.iterdir())
-    assert names[0] == "training_samples_epoch_0.png" and len(names) >= 3
+    assert names[0] == "training_samples_epoch_1.png" and len(names) >= 3
     with Image.open(folder / names[0]) as sheet:
         assert sheet.mode == "RGB" and min(sheet.size) > 320
-    assert "training_samples_epoch_2.png: epochs 2 to " in out
+    assert "training_samples_epoch_3.png: epochs 3 to " in out
 
 
 def test_pictures_go_beside_the_run_folder_by_default(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:

@@ -139,9 +139,9 @@ def test_a_killed_run_continues_exactly(tmp_path: Path) -> None:
     write_tiny_data(tmp_path, num_train=16)
     write_tiny_config(tmp_path)
     arguments = ("-c", "tiny.yml", "-u", *SMALL, "--output-dir")
-    whole = run_here(*arguments, "whole", cwd=tmp_path)
+    whole = run_here(*arguments, "whole", "--verbose", cwd=tmp_path)
     assert whole.code == 0, whole.err[-2000:]
-    planned = run_here(*arguments, "whole", "--dry-run", cwd=tmp_path)
+    planned = run_here(*arguments, "whole", "--dry-run", "--verbose", cwd=tmp_path)
     used = (tmp_path / "whole" / "config.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(planned.out) == yaml.safe_load(used)
     derived = [[line[9:] for line in one.err.splitlines() if " derived: " in line] for one in (whole, planned)]
@@ -185,6 +185,7 @@ def test_ctrl_c_saves_the_position_and_exits_130(tmp_path: Path) -> None:
     outcome = interrupted(lambda: os.kill(os.getpid(), signal.SIGINT), tmp_path)
     assert outcome.code == 130, outcome.err[-2000:]
     assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["step"] >= 10
+    assert "To go on: python train_deimv2.py -c run/config.yaml -r run/last.pth" in outcome.err
 
 
 @pytest.mark.usefixtures("no_training_pictures")

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from data.errors import UserError
 from engine.config import ExperimentConfig, derive_run_length, load_config, merge_yaml
+from engine.console import say_derived
 from engine.derived_values import Schedule
 from tests.support.configs import CONFIGS, INDUSTRIAL, changed, industrial, official, small_config, write
+from texts import texts_of
 
 RELAXED = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 QUICK = small_config()
@@ -169,7 +171,7 @@ def test_epochs_by_override_rescale_the_others(
     assert config.train_dataloader.collate_fn.mixup_epochs[1] == lengths[0]
     assert config.DEIMCriterion.matcher.matcher_change_epoch == matcher
     with caplog.at_level("WARNING"):
-        config.log_derived()
+        say_derived(config, texts_of("en", "training"), verbose=False)
     said = f"flat_epoch: 24 -> {lengths[0]} (rescaled: -u epoches {epochs}, 60 in the config files)"
     assert (said in caplog.text) == (epochs != 60)
     assert notes_of(config)["output_dir"] is False
