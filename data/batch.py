@@ -51,7 +51,7 @@ class Batch:
         return _received, (self.images, small, self.image_ids, self.orig_sizes_wh.numpy())
 
     def pin_memory(self) -> Batch:
-        """Called by the DataLoader when `pin_memory` is on."""
+        """Return the batch in pinned memory; the DataLoader calls it when `pin_memory` is on."""
         targets = [
             Target(labels=t["labels"].pin_memory(), boxes=t["boxes"].pin_memory(), area=t["area"].pin_memory())
             for t in self.targets

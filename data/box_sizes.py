@@ -18,7 +18,7 @@ _FIX = "Set a larger eval_spatial_size, cut the images into tiles, or correct th
 
 
 def check_box_sizes(split: CocoSplit, transforms: TransformsConfig, *, training: bool) -> list[Problem]:
-    """How many boxes of each class the network's input size leaves too small to be learnt or found.
+    """Count the boxes of each class that the network's input size leaves too small to be learnt or found.
 
     Args:
         split: Checked annotations.

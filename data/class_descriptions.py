@@ -40,7 +40,7 @@ def texts_for_classes(
     use_phrasings: bool = True,
     template: str | None = None,
 ) -> list[list[str]]:
-    """The texts of each class, in the order of `class_names`; every class gets at least one.
+    """Return the texts of each class, in the order of `class_names`; every class gets at least one.
 
     Args:
         class_names: Names as the data set spells them.

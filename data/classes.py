@@ -14,7 +14,7 @@ from data.names import composed
 
 
 def class_name(text: str) -> str:
-    """A class name as it is compared, shown and stored: accents composed (NFC), what is no text escaped.
+    """Return a class name as it is compared, shown and stored: accents composed (NFC), what is no text escaped.
 
     Every report, table and figure shows class names, and every file format forbids something else in them.
     """
@@ -41,17 +41,17 @@ class ClassMap:
 
     @classmethod
     def from_categories(cls, categories: Sequence[Mapping[str, Any]]) -> ClassMap:
-        """From the `categories` list of a COCO file; ids may start anywhere, have gaps, be in any order."""
+        """Read the `categories` list of a COCO file; ids may start anywhere, have gaps, be in any order."""
         ordered = sorted(categories, key=lambda category: int(category["id"]))
         return cls(tuple(int(c["id"]) for c in ordered), tuple(str(c["name"]) for c in ordered))
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> ClassMap:
-        """Inverse of `to_dict`."""
+        """Undo `to_dict`."""
         return cls(tuple(int(i) for i in state["category_ids"]), tuple(str(n) for n in state["names"]))
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """Plain lists, for checkpoints and JSON."""
+        """Return plain lists, for checkpoints and JSON."""
         return {"category_ids": list(self.category_ids), "names": list(self.names)}
 
     def __len__(self) -> int:

@@ -69,16 +69,16 @@ class CocoSplit:
         return clipped
 
     def training_rows(self, image: ImageRecord) -> IntArray:
-        """Rows of the image's boxes without the crowd boxes, [n]."""
+        """Return the rows of the image's boxes without the crowd boxes, [n]."""
         rows = np.arange(image.rows.start, image.rows.stop)
         return rows[~self.crowd[rows]]
 
     def boxes_per_class(self) -> list[int]:
-        """[C] boxes that are not crowd boxes."""
+        """Count the boxes of each class that are not crowd boxes, [C]."""
         return [int(n) for n in np.bincount(self.labels[~self.crowd], minlength=len(self.classes))]
 
     def without_images(self, image_ids: Collection[int]) -> CocoSplit:
-        """The split with some images and their boxes left out."""
+        """Return the split with some images and their boxes left out."""
         gone = set(image_ids)
         kept = [image for image in self.images if image.id not in gone]
         rows = np.concatenate([np.empty(0, np.int64), *(np.arange(i.rows.start, i.rows.stop) for i in kept)])
@@ -93,7 +93,7 @@ class CocoSplit:
         )
 
     def to_coco(self) -> dict[str, list[dict[str, Any]]]:
-        """COCO's own form, with the data set's category ids; annotations are numbered anew from 1."""
+        """Return COCO's own form, with the data set's category ids; annotations are numbered anew from 1."""
         category_ids = [self.classes.category_ids[label] for label in self.labels.tolist()]
         annotations = [
             {
@@ -151,12 +151,12 @@ def read_split(
 
 
 def check_annotations(split: CocoSplit) -> list[Problem]:
-    """The cheap checks that remain after `read_split`: do the image files exist, inside the image folder?"""
+    """Check that the image files exist inside the image folder, which `read_split` does not."""
     return check_image_files(str(split.ann_file), split.img_folder, [(i.id, i.file_name) for i in split.images])
 
 
 def check_class_count(split: CocoSplit, num_classes: int) -> list[Problem]:
-    """The config's `num_classes` against the file's categories."""
+    """Compare the config's `num_classes` with the file's categories."""
     count = len(split.classes)
     if count == num_classes or count == 0:
         return []
@@ -167,7 +167,7 @@ def check_class_count(split: CocoSplit, num_classes: int) -> list[Problem]:
 
 
 def check_overlap(splits: Sequence[CocoSplit]) -> list[Problem]:
-    """The same image file in two splits. Copies under other names are found by `check_images`."""
+    """Find the same image file in two splits. Copies under other names are found by `check_images`."""
     problems = []
     seen: dict[Path, CocoSplit] = {}
     for split in splits:
@@ -181,7 +181,7 @@ def check_overlap(splits: Sequence[CocoSplit]) -> list[Problem]:
 
 
 def overlap_problem(split: CocoSplit, image: ImageRecord, other: str, other_file: str, how: str) -> Problem:
-    """An image that is in two splits."""
+    """Report an image that is in two splits."""
     return Problem(
         "error",
         str(split.ann_file),

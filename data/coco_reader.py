@@ -79,7 +79,7 @@ class AnnotationReader:
         self.problems.append(Problem("warning", str(self.ann_file), where, found, fix, kind, skippable=True))
 
     def load(self) -> dict[str, Any]:
-        """The three lists of the file; empty lists where something is amiss."""
+        """Return the three lists of the file; empty lists where something is amiss."""
         kind = "annotation file"
         raw: Any = {}
         try:
@@ -116,7 +116,7 @@ class AnnotationReader:
             self.error("images", "the list is empty, there is nothing to read", "Add images", "empty data set")
 
     def categories(self, raw: Mapping[str, list[Any]]) -> dict[int, str]:
-        """Category id -> name."""
+        """Return category id -> name."""
         found: dict[int, str] = {}
         keys: set[str] = set()
         for index, entry in enumerate(raw["categories"]):
@@ -154,7 +154,7 @@ class AnnotationReader:
                 self.warn("categories", text, fix, "grouping category")
 
     def compare_classes(self, categories: Mapping[int, str], classes: ClassMap) -> None:
-        """This file's categories against those of the training split or the checkpoint."""
+        """Compare this file's categories with those of the training split or the checkpoint."""
         known, kind = dict(zip(classes.category_ids, classes.names, strict=True)), "classes differ between splits"
         for category_id, name in categories.items():
             if known and category_id not in known:
@@ -165,7 +165,7 @@ class AnnotationReader:
                 self.error(f"category {category_id}", found, "Use the same ids and names in every split", kind)
 
     def images(self, raw: Mapping[str, list[Any]]) -> dict[int, ImageRecord]:
-        """Sound images by id, in the file's order."""
+        """Return the sound images by id, in the file's order."""
         found: dict[int, ImageRecord] = {}
         listed: dict[Path, int] = {}
         folder = ImageFolder(self.img_folder)
@@ -204,7 +204,7 @@ class AnnotationReader:
         categories: Mapping[int, str],
         classes: ClassMap,
     ) -> BoxColumns:
-        """Sound annotations in the file's order; `raw` loses its annotations on the way, to make room."""
+        """Return the sound annotations in the file's order; `raw` loses its annotations on the way, to make room."""
         label_of, places = classes.label_of, {image_id: place for place, image_id in enumerate(images)}
         # An image that was refused has its own message; its boxes go with it silently.
         refused = {_integer(_get(entry, "id")) for entry in raw["images"]} - set(images) - {None}
@@ -257,7 +257,7 @@ class AnnotationReader:
 
 @contextlib.contextmanager
 def garbage_collector_paused() -> Iterator[None]:
-    """Until the end of the context: it would look through a million entries again and again, a third of the time."""
+    """Pause the collector inside the context: looking through a million entries took it a third of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -77,7 +77,7 @@ Step = Linear | Hue | GreyCurve
 
 
 def apply_changes(pixels: PixelArray, changes: Sequence[Change], whole: PixelArray) -> PixelArray:
-    """The pixels with all changes made in turn.
+    """Return the pixels with all changes made in turn.
 
     Args:
         pixels: What to change; perhaps only a part of the image.
@@ -88,24 +88,24 @@ def apply_changes(pixels: PixelArray, changes: Sequence[Change], whole: PixelArr
 
 
 def apply_steps(pixels: PixelArray, steps: Sequence[Step]) -> PixelArray:
-    """The pixels after steps from `steps_of`, which may serve several parts of one image."""
+    """Return the pixels after steps from `steps_of`, which may serve several parts of one image."""
     for step in steps:
         pixels = _made(pixels, step)
     return pixels
 
 
 def steps_of(changes: Sequence[Change], whole: PixelArray) -> list[Step]:
-    """What `apply_changes` does, in as few passes over the pixels as will do."""
+    """Merge changes into as few passes over the pixels as will do."""
     return _fused(_steps(changes, whole))
 
 
 def needs_mean(changes: Sequence[Change]) -> bool:
-    """Whether `whole` is looked at."""
+    """Tell whether `whole` is looked at."""
     return any(isinstance(change, Contrast) for change in changes)
 
 
 def sample_of(pixels: PixelArray, about: int = 16384) -> PixelArray:
-    """Every k-th pixel of every k-th row: about so many, all of a small image."""
+    """Return every k-th pixel of every k-th row: about so many, all of a small image."""
     height, width = pixels.shape[:2]
     step = max(1, int((height * width / about) ** 0.5))
     if step == 1:

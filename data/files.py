@@ -119,7 +119,7 @@ class GrowingFile:
             raise could_not_write(self._path, error, self._advice) from error
 
     def close(self) -> None:
-        """Everything is written already, so nothing can go wrong here that would be worth hiding another error."""
+        """Close the file; since everything is written already, no fault here is worth hiding another error."""
         try:
             self._file.close()
             if self._path.stat().st_size == 0:

@@ -85,7 +85,7 @@ def check_images(
 
 
 def alike_groups(split: CocoSplit, *, progress: bool = True) -> tuple[npt.NDArray[np.int64], list[Problem]]:
-    """Which images of a split look alike, directly or through others, as `check_images` compares splits.
+    """Group the images of a split that look alike, directly or through others, as `check_images` compares splits.
 
     Args:
         split: Its files exist.

@@ -25,7 +25,7 @@ def require_regular_file(path: Path) -> None:
 
 
 def check_image_files(file: str, img_folder: Path, images: Iterable[tuple[int, str]]) -> list[Problem]:
-    """Every image must be a file below the image folder, under exactly the name the annotations give.
+    """Check that every image is a file below the image folder, under exactly the name the annotations give.
 
     Args:
         file: The annotation file, for the messages.
@@ -66,11 +66,11 @@ class ImageFolder:
         self._inside: dict[str, bool] = {}
 
     def path(self, name: str) -> Path:
-        """The file's path as the disk spells it."""
+        """Return the file's path as the disk spells it."""
         return self._folder / self._spelled(name)
 
     def fault(self, name: str) -> _Fault | None:
-        """What is wrong with a file name, or None."""
+        """Say what is wrong with a file name, or None."""
         if PureWindowsPath(name).drive or PureWindowsPath(name).root:
             fix = f"Write file_name relative to the image folder {self._folder}"
             return "file_name is an absolute path", fix, "path leaves the image folder", True

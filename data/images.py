@@ -95,13 +95,13 @@ class ImageFacts:
 
 
 def as_pixels(array: Any) -> PixelArray:
-    """The array itself: OpenCV's annotations do not tell that uint8 stays uint8."""
+    """Return the array itself: OpenCV's annotations do not tell that uint8 stays uint8."""
     pixels: PixelArray = array
     return pixels
 
 
 def open_image(source: Path | BinaryIO) -> Image.Image:
-    """Pillow's image, not decoded yet, of a file in one of the accepted formats: the only way images are opened.
+    """Open a file in one of the accepted formats with Pillow, not decoded yet: the only way images are opened.
 
     Raises:
         OSError: The file is missing, no ordinary file, or of another format (UnidentifiedImageError).
@@ -133,7 +133,7 @@ def decode_image(path: Path) -> PixelArray:
 
 
 def read_image(path: Path) -> tuple[PixelArray, ImageFacts]:
-    """`decode_image` together with what the file says of itself.
+    """Return `decode_image`'s pixels together with what the file says of itself.
 
     Raises:
         UserError: As `decode_image`.
@@ -142,22 +142,24 @@ def read_image(path: Path) -> tuple[PixelArray, ImageFacts]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file begins as an image does."""
+    """Tell whether a file begins as an image does."""
     with contextlib.suppress(Exception), open_image(path):
         return True
     return False
 
 
 def has_pages(path: Path) -> bool:
-    """Whether a file holds several pages or frames. False too for what cannot be read."""
+    """Tell whether a file holds several pages or frames. False too for what cannot be read."""
     with contextlib.suppress(Exception), open_image(path) as image:
         return _num_frames(image) > 1
     return False
 
 
 def read_pages(path: Path) -> Iterator[tuple[PixelArray, ImageFacts] | UserError]:
-    """Every page of a file as `read_image` gives the first; for one that cannot be read, the reason. Smaller copies of
-    a page and masks, which TIFF files may hold, are left out."""
+    """Yield every page of a file as `read_image` gives the first; for one that cannot be read, the reason.
+
+    Smaller copies of a page and masks, which TIFF files may hold, are left out.
+    """
     try:
         with open_image(path) as image:
             for page in range(_num_frames(image)):
@@ -174,7 +176,7 @@ def read_pages(path: Path) -> Iterator[tuple[PixelArray, ImageFacts] | UserError
 
 
 def read_facts(path: Path) -> ImageFacts:
-    """What a file says of itself; its pixels are not decoded.
+    """Return what a file says of itself; its pixels are not decoded.
 
     Raises:
         UserError: The file is missing or not an image.
@@ -187,7 +189,7 @@ def read_facts(path: Path) -> ImageFacts:
 
 
 def read_reduced(path: Path, reduction: int) -> tuple[PixelArray, ImageFacts]:
-    """An image for training, as fast as it gets, at 1/`reduction` of its size (one of `REDUCTIONS`), rounded up.
+    """Read an image for training, as fast as it gets, at 1/`reduction` of its size (one of `REDUCTIONS`), rounded up.
 
     Ordinary JPEG files are decoded by OpenCV, with the pixels of `read_image` at full size (both are libjpeg) and
     by libjpeg's scaled decoding below it; everything else is read by `read_image` and averaged over squares. A
@@ -227,7 +229,7 @@ def _unreadable(path: Path, error: Exception, part: str = "") -> UserError:
 
 @contextlib.contextmanager
 def large_images_allowed() -> Iterator[None]:
-    """Until the end of the context, in the whole process, images of up to 2 gigapixels are read; elsewhere Pillow takes
+    """Accept images of up to 2 gigapixels inside the context, in the whole process; elsewhere Pillow takes
     anything above 179 megapixels for an attack on the memory, scans of sheets and webs included."""
     usual = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = _MOST_PIXELS // 2  # Pillow warns above this and refuses above twice as much
@@ -252,7 +254,7 @@ def _fast_jpeg(data: bytes, facts: ImageFacts, reduction: int) -> PixelArray | N
 
 
 def reduced(image: PixelArray, reduction: int) -> PixelArray:
-    """uint8 [H, W, 3] -> [ceil(H / reduction), ceil(W / reduction), 3], means of squares; the image itself for 1."""
+    """Average squares: uint8 [H, W, 3] -> [ceil(H / reduction), ceil(W / reduction), 3]; the image itself for 1."""
     if reduction == 1:
         return image
     height, width = image.shape[:2]
@@ -319,7 +321,7 @@ def _from_16_bit(values: npt.NDArray[np.integer], facts: ImageFacts, path: Path)
 
 
 def resize_antialiased(image: PixelArray, size_hw: tuple[int, int]) -> PixelArray:
-    """uint8 [H, W, 3] -> uint8 [h, w, 3] by Pillow's bilinear filter, which is antialiased.
+    """Resize uint8 [H, W, 3] -> uint8 [h, w, 3] by Pillow's bilinear filter, which is antialiased.
 
     Exactly the resize that official checkpoints are evaluated with (docs/deimv2.md, Training ops in order: Validation).
     """

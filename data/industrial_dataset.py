@@ -60,7 +60,7 @@ class Sample:
 
 
 def build_cache(split: CocoSplit, loader: LoaderConfig, max_bytes: int, *, shared: bool) -> PixelCache:
-    """Room for the split's pixels in all versions that training reads: mosaic tiles, then all reductions.
+    """Make room for the split's pixels in all versions that training reads: mosaic tiles, then all reductions.
 
     Small ones get their places first, because a byte spent on them serves more samples: three of a mosaic's four
     images are read as tiles only.
@@ -92,7 +92,7 @@ def _tile_size(size_hw: tuple[int, int], side: int) -> tuple[int, int] | None:
 
 
 def pixel_mean_std(config: DataConfig) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation per channel, in units of [0, 1], that the network's input is normalised with.
+    """Return mean and standard deviation per channel, in units of [0, 1], that the network's input is normalised with.
 
     Without a Normalize op (docs/deimv2.md, Training ops in order: 10) mean 0 and deviation 1.
     """
@@ -171,13 +171,13 @@ class IndustrialDataset(Dataset[Sample]):
         return Sample(out, to_target(boxes, labels, size_hw), image.id, (image.width, image.height), key)
 
     def plan(self, epoch: int) -> EpochPlan:
-        """What is on in an epoch."""
+        """Return what is on in an epoch."""
         if self._planned is None or self._planned[0] != epoch:
             self._planned = epoch, epoch_plan(self._config.dataset.transforms, self._config.collate_fn, epoch)
         return self._planned[1]
 
     def pixels(self, index: int, reduction: int) -> PixelArray:
-        """An image for training at 1/`reduction` of its size (see `read_reduced`), perhaps from the cache.
+        """Return an image for training at 1/`reduction` of its size (see `read_reduced`), perhaps from the cache.
 
         Raises:
             UserError: The image is unreadable, or its size is not what the annotations say.
@@ -192,7 +192,7 @@ class IndustrialDataset(Dataset[Sample]):
         return pixels
 
     def at_most(self, index: int, size_hw: tuple[int, int]) -> PixelArray:
-        """An image for training at another size (see `data.scene.at_most`), tiles perhaps from the cache.
+        """Return an image for training at another size (see `data.scene.at_most`), tiles perhaps from the cache.
 
         Raises:
             UserError: As `pixels`.
@@ -254,9 +254,9 @@ class _SplitImage:
         return image.height, image.width
 
     def pixels(self, reduction: int) -> PixelArray:
-        """From the file or the cache."""
+        """Read them from the file or the cache."""
         return self.dataset.pixels(self.index, reduction)
 
     def at_most(self, size_hw: tuple[int, int]) -> PixelArray:
-        """From the file or the cache."""
+        """Read them from the file or the cache."""
         return self.dataset.at_most(self.index, size_hw)

@@ -435,7 +435,7 @@ def _leave_at_once() -> None:
 
 
 def explain_worker_error(error: Exception, workers: Sequence[BaseProcess] = ()) -> UserError | None:
-    """The DataLoader's own complaints in the user's words; None for other errors."""
+    """Say the DataLoader's own complaints in the user's words; None for other errors."""
     text = str(error)
     if workers and not isinstance(error, RuntimeError):  # the fork server tells of a worker's end a moment later
         connection.wait([worker.sentinel for worker in workers], timeout=5)

@@ -25,7 +25,7 @@ _HAIR_PX = 1e-3
 
 
 def mosaic(sources: Sequence[Scene], op: MosaicOp, rng: np.random.Generator) -> Scene:
-    """Four images on one canvas, turned, shifted and scaled together (docs/deimv2.md, Mosaic).
+    """Lay four images on one canvas, turned, shifted and scaled together (docs/deimv2.md, Mosaic).
 
     Args:
         sources: Four images as they are (`scene_of`); the first lies at the top left.
@@ -60,7 +60,7 @@ def mosaic(sources: Sequence[Scene], op: MosaicOp, rng: np.random.Generator) -> 
 
 
 def shorter_side(size_hw: tuple[int, int], side: int) -> tuple[int, int]:
-    """Height and width of a mosaic's tile: the shorter side has `side` pixels; the aspect is kept."""
+    """Return height and width of a mosaic's tile: the shorter side has `side` pixels; the aspect is kept."""
     height, width = size_hw
     longer = max(1, math.floor(side * max(height, width) / min(height, width)))
     return (side, longer) if height <= width else (longer, side)
@@ -84,7 +84,7 @@ def _affine_matrix(width: int, height: int, op: MosaicOp, rng: np.random.Generat
 
 
 def mixup(images: Tensor, targets: Sequence[Target], rng: np.random.Generator) -> tuple[Tensor, list[Target]]:
-    """Each image blended with the one before it, boxes of both (docs/deimv2.md, Collate).
+    """Blend each image with the one before it, boxes of both (docs/deimv2.md, Collate).
 
     A single image has no partner and stays as it is: blended with itself it would only double its boxes.
 
@@ -108,7 +108,7 @@ def copyblend(
     *,
     area_threshold: float | None = None,
 ) -> tuple[Tensor, list[Target]]:
-    """Objects of the batch blended into every image at random places (docs/deimv2.md, Collate).
+    """Blend objects of the batch into every image at random places (docs/deimv2.md, Collate).
 
     Args:
         images: uint8 [B, 3, H, W]. Patches come from these, not from earlier pastes.
@@ -187,7 +187,7 @@ def _pixel_box(box_cxcywh: Tensor, width: int, height: int) -> tuple[int, int, i
 def batch_size_hw(
     size_hw: tuple[int, int], plan: EpochPlan, base_size: int, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Multi-scale: height and width that all images of a batch are drawn at (docs/deimv2.md, Collate).
+    """Draw the height and width of all images of a batch, multi-scale (docs/deimv2.md, Collate).
 
     Square images become square; others keep their aspect, in steps of 32 pixels. The batch's side is known before
     its images are made, so they are drawn at it: the original draws at `size_hw` and resizes the batch afterwards,
@@ -218,7 +218,7 @@ def mix_batch(
     *,
     size_hw: tuple[int, int],
 ) -> tuple[Tensor, list[Target]]:
-    """What happens to a whole batch in training: at most one of MixUp and CopyBlend.
+    """Mix a whole batch in training: at most one of MixUp and CopyBlend.
 
     `size_hw` is the Resize op's: `area_threshold` is meant in pixels of that size, whatever multi-scale made of it.
     """

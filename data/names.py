@@ -6,10 +6,10 @@ import unicodedata
 
 
 def composed(name: str) -> str:
-    """A name whose accents are single characters (NFC): a Mac writes ñ as n and a tilde."""
+    """Write accents as single characters (NFC): a Mac writes ñ as n and a tilde."""
     return unicodedata.normalize("NFC", name)
 
 
 def name_key(name: str) -> str:
-    """The same text for all spellings of a name that differ in accents' form, case or outer spaces only."""
+    """Return the same text for all spellings of a name that differ in accents' form, case or outer spaces only."""
     return composed(name).strip().casefold()

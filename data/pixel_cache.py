@@ -45,7 +45,7 @@ class PixelCache:
         self._is_there = make(counts.size).zero_()
 
     def get(self, index: int, version: int) -> PixelArray | None:
-        """The pixels, not to be written to, or None if they are not there (yet)."""
+        """Return the pixels, not to be written to, or None if they are not there (yet)."""
         if not self._marks[index, version]:
             return None
         place = self._place(index, version)

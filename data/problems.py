@@ -38,17 +38,17 @@ class Problem:
 
 
 def errors_of(problems: Iterable[Problem]) -> list[Problem]:
-    """Those that corrupt training."""
+    """Return the errors, which corrupt training."""
     return [problem for problem in problems if problem.severity == "error"]
 
 
 def warnings_of(problems: Iterable[Problem]) -> list[Problem]:
-    """Those that are worth a look."""
+    """Return the warnings, which are worth a look."""
     return [problem for problem in problems if problem.severity == "warning"]
 
 
 def problem_lines(problems: Sequence[Problem], limit_per_kind: int | None) -> list[str]:
-    """One line per problem; at most `limit_per_kind` of each kind, then a line that counts the rest."""
+    """Return one line per problem; at most `limit_per_kind` of each kind, then a line that counts the rest."""
     total, shown = Counter(problem.kind for problem in problems), Counter[str]()
     lines = []
     for problem in problems:
@@ -61,5 +61,5 @@ def problem_lines(problems: Sequence[Problem], limit_per_kind: int | None) -> li
 
 
 def shorten(text: str, limit: int = 120) -> str:
-    """The beginning of a long text."""
+    """Return the beginning of a long text."""
     return text if len(text) <= limit else text[: limit - 4] + " ..."

@@ -12,7 +12,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 def repeat_factors(split: CocoSplit, threshold: float) -> FloatArray:
-    """How often each image comes in an epoch, on average, [images] (A. Gupta et al., LVIS, 2019, section 3.2).
+    """Return how often each image comes in an epoch, on average, [images] (A. Gupta et al., LVIS, 2019, section 3.2).
 
     A class that a fraction f of the images holds asks for max(1, sqrt(threshold / f)); an image follows the one of
     its classes that asks for most. Images without boxes come once.
@@ -25,12 +25,12 @@ def repeat_factors(split: CocoSplit, threshold: float) -> FloatArray:
 
 
 def epoch_length(factors: FloatArray) -> int:
-    """Images of an epoch, repeats included; the same for every epoch."""
+    """Count the images of an epoch, repeats included; the same for every epoch."""
     return round(float(factors.sum()))
 
 
 def repeated(factors: FloatArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
-    """Positions and copy numbers of an epoch's images, ascending, each [epoch_length].
+    """Draw positions and copy numbers of an epoch's images, ascending, each [epoch_length].
 
     Systematic sampling: every image comes floor(factor) or ceil(factor) times, `factor` times on average, and the sum
     is the same in every epoch (up to rounding the sum, the factors are exact).

@@ -38,10 +38,10 @@ class Source(Protocol):
         """Height and width in pixels, known before anything is read."""
 
     def pixels(self, reduction: int) -> PixelArray:
-        """uint8 [ceil(H / reduction), ceil(W / reduction), 3], RGB, not to be written to."""
+        """Return uint8 [ceil(H / reduction), ceil(W / reduction), 3], RGB, not to be written to."""
 
     def at_most(self, size_hw: tuple[int, int]) -> PixelArray:
-        """As the function `at_most` gives it, not to be written to."""
+        """Return what the function `at_most` gives, not to be written to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,26 +77,26 @@ class Scene:
     """Up to 1: the scale of a step of the original that keeps every so manieth pixel and drops the others."""
 
     def moved(self, matrix: Matrix, size_hw: tuple[int, int]) -> Scene:
-        """The scene in a view of another size, after a map; boxes become hulls, clipped to the view."""
+        """Return the scene in a view of another size, after a map; boxes become hulls, clipped to the view."""
         height, width = size_hw
         moved = hulls(np.concatenate([self.boxes_xyxy, self.window_xyxy[None]]), matrix)
         moved = moved.clip(0.0, np.array((width, height, width, height), dtype=np.float64))
         return replace(self, matrix=matrix @ self.matrix, size_hw=size_hw, window_xyxy=moved[-1], boxes_xyxy=moved[:-1])
 
     def resized(self, size_hw: tuple[int, int]) -> Scene:
-        """The whole view at another size."""
+        """Return the whole view at another size."""
         if self.size_hw == size_hw:
             return self
         (height, width), (new_height, new_width) = self.size_hw, size_hw
         return self.moved(scaling(new_width / width, new_height / height), size_hw)
 
     def select(self, keep: npt.NDArray[np.bool_]) -> Scene:
-        """Only the boxes that a mask [N] keeps."""
+        """Keep only the boxes that a mask [N] keeps."""
         return replace(self, boxes_xyxy=self.boxes_xyxy[keep], labels=self.labels[keep])
 
 
 def scene_of(source: Source, boxes_xyxy: npt.ArrayLike, labels: npt.ArrayLike) -> Scene:
-    """One image as it is, with its boxes [N, 4] in pixels and labels [N]."""
+    """Take one image as it is, with its boxes [N, 4] in pixels and labels [N]."""
     height, width = source.size_hw
     return Scene(
         tiles=(Tile(source, (0, 0, width, height)),),
@@ -110,17 +110,17 @@ def scene_of(source: Source, boxes_xyxy: npt.ArrayLike, labels: npt.ArrayLike) -
 
 
 def shift(x: float, y: float) -> Matrix:
-    """Map that moves by (x, y)."""
+    """Return the map that moves by (x, y)."""
     return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
 
 
 def scaling(x: float, y: float) -> Matrix:
-    """Map that scales about the origin."""
+    """Return the map that scales about the origin."""
     return np.array([[x, 0.0, 0.0], [0.0, y, 0.0], [0.0, 0.0, 1.0]])
 
 
 def hulls(boxes_xyxy: FloatArray, matrix: Matrix) -> FloatArray:
-    """[N, 4] -> [N, 4]: upright boxes around the mapped corners."""
+    """Map boxes [N, 4] to the upright boxes around their mapped corners, [N, 4]."""
     if matrix[0, 1] == 0 and matrix[1, 0] == 0:
         (scale_x, _, x), (_, scale_y, y) = matrix[:2].tolist()  # plain numbers: fancy indexing took most of the time
         mapped: FloatArray = boxes_xyxy * (scale_x, scale_y, scale_x, scale_y) + (x, y, x, y)
@@ -134,7 +134,7 @@ def hulls(boxes_xyxy: FloatArray, matrix: Matrix) -> FloatArray:
 
 
 def draw(scene: Scene, size_hw: tuple[int, int] | None = None) -> tuple[PixelArray, Scene]:
-    """The pixels, and the scene with its boxes where the pixels came to lie.
+    """Draw the pixels; return them, and the scene with its boxes where they came to lie.
 
     Whole pixels are cut from a source and land on whole pixels of the view, so a window's edge may lie up to half a
     pixel from where it was planned; the boxes go with it.
@@ -163,7 +163,7 @@ def draw(scene: Scene, size_hw: tuple[int, int] | None = None) -> tuple[PixelArr
 
 
 def at_most(source: Source, size_hw: tuple[int, int]) -> PixelArray:
-    """A source at another size where that is smaller in both directions, otherwise all its pixels."""
+    """Read a source at another size where that is smaller in both directions, otherwise all its pixels."""
     (height, width), (own_height, own_width) = size_hw, source.size_hw
     if height >= own_height or width >= own_width:
         return source.pixels(1)

@@ -27,12 +27,12 @@ class EpochPlan:
     """Image sides, in pixels, to draw from for each batch; empty: the size stays."""
 
     def is_on(self, op: str, *, mosaic: bool) -> bool:
-        """Whether an op applies to a sample that is (not) a mosaic."""
+        """Tell whether an op applies to a sample that is (not) a mosaic."""
         return op not in self.off and not (mosaic and op in self.off_with_mosaic)
 
 
 def epoch_plan(transforms: TransformsConfig, collate: CollateConfig, epoch: int) -> EpochPlan:
-    """The plan of an epoch.
+    """Return the plan of an epoch.
 
     Args:
         transforms: Policy `stop_epoch` with epochs [s, F, T]: the listed ops are on in [s, T); Mosaic in [s, F)
@@ -65,7 +65,7 @@ def epoch_plan(transforms: TransformsConfig, collate: CollateConfig, epoch: int)
 
 
 def stage_starts(transforms: TransformsConfig, collate: CollateConfig, num_epochs: int) -> list[int]:
-    """First epoch of every stage of training: epochs between two starts have the same plan."""
+    """Return the first epoch of every stage of training: epochs between two starts have the same plan."""
     starts = [0]
     for epoch in range(1, num_epochs):
         if epoch_plan(transforms, collate, epoch) != epoch_plan(transforms, collate, epoch - 1):
@@ -74,7 +74,7 @@ def stage_starts(transforms: TransformsConfig, collate: CollateConfig, num_epoch
 
 
 def describe(transforms: TransformsConfig, plan: EpochPlan) -> str:
-    """The plan in one line, for people."""
+    """Describe the plan in one line, for people."""
     parts = []
     for op in transforms.ops:
         if isinstance(op, MosaicOp) and plan.mosaic_prob:

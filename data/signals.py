@@ -32,7 +32,7 @@ def handlers(handler: Callable[[int, FrameType | None], object] | signal.Handler
 
 @contextmanager
 def leaving_quietly() -> Iterator[None]:
-    """For a script's imports, which take seconds: a signal ends the process without a traceback."""
+    """End the process without a traceback on a signal during a script's imports, which take seconds."""
     with handlers(_leave, *STOP_SIGNALS):
         yield
 
@@ -45,7 +45,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Signals that come inside are handled at the end; processes started inside get none until they want them."""
+    """Hold signals back until the end of the context; processes started inside get none until they want them."""
     caught: list[int] = []
     mask = None
     try:

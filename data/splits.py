@@ -65,7 +65,7 @@ def build_datasets(
 def read_splits(
     config: DataConfig, names: Sequence[str], classes: ClassMap | None = None
 ) -> tuple[list[CocoSplit], list[Problem]]:
-    """The splits with their sound entries, and all problems that need no image to be opened.
+    """Read the splits with their sound entries, and all problems that need no image to be opened.
 
     Raises:
         UserError: A path holds an environment variable that is not set, there is no such split, or generated

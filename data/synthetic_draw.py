@@ -165,7 +165,7 @@ SURFACES: dict[TextureName, tuple[Surface, Sequence[tuple[int, int, int]]]] = {
 
 
 def uneven_light(rng: np.random.Generator, side: int, light_xy: Array, brightness_range: float) -> Array:
-    """Gradient + vignette + spot highlight, [N, N]: mean 1, max - min = `brightness_range`."""
+    """Return gradient + vignette + spot highlight, [N, N]: mean 1, max - min = `brightness_range`."""
     axis = np.linspace(-1, 1, 40, dtype=np.float32)
     x, y = axis[None, :], axis[:, None]
     gradient = x * light_xy[0] + y * light_xy[1]
@@ -181,7 +181,7 @@ def uneven_light(rng: np.random.Generator, side: int, light_xy: Array, brightnes
 def clean_surface(
     rng: np.random.Generator, texture: TextureName, side: int, light_xy: Array, brightness_range: float
 ) -> Array:
-    """A defect-free surface under uneven light, [N, N, 3]."""
+    """Draw a defect-free surface under uneven light, [N, N, 3]."""
     draw, colours = SURFACES[texture]
     colour = np.array(colours[int(rng.integers(len(colours)))]) * rng.uniform(0.9, 1.08)
     tint = 2 if texture.endswith("metal") else 8
@@ -258,7 +258,7 @@ def _grid(side: int) -> tuple[Array, Array]:
 
 
 def draw_hole(rng: np.random.Generator, surface: Array, size: float, light_xy: Array, unit: float) -> Array:
-    """PERFORACIONES: a dark round opening with a lit far wall and a bevelled rim."""
+    """Draw PERFORACIONES: a dark round opening with a lit far wall and a bevelled rim."""
     side = surface.shape[0]
     rim = min(max(0.8 * unit, 0.07 * size), 0.2 * size)
     outline = _outline(rng, 0.04, 3, rng.uniform(0.6, 1.0))
@@ -275,7 +275,7 @@ def draw_hole(rng: np.random.Generator, surface: Array, size: float, light_xy: A
 
 
 def draw_scratch(rng: np.random.Generator, surface: Array, size: float, light_xy: Array, unit: float) -> Array:
-    """RAYONES: one to four thin lines, nearly straight and parallel, bright or dark, with a flank."""
+    """Draw RAYONES: one to four thin lines, nearly straight and parallel, bright or dark, with a flank."""
     side = surface.shape[0]
     count = 1 if size < 18 * unit else int(rng.choice([1, 2, 3, 4], p=[0.5, 0.2, 0.2, 0.1]))
     width = rng.uniform(0.9, 1.3) * unit + 0.012 * size
@@ -323,7 +323,7 @@ def _gap(rng: np.random.Generator, line: Points, widths: Points) -> Points:
 
 
 def draw_crack(rng: np.random.Generator, surface: Array, size: float, light_xy: Array, unit: float) -> Array:
-    """ROTURA: a jagged dark fracture that gapes in the middle and branches, with a lit lip."""
+    """Draw ROTURA: a jagged dark fracture that gapes in the middle and branches, with a lit lip."""
     side = surface.shape[0]
     trunk = _jagged(rng, np.array([0.0, 0.0]), np.array([1.0, 0.0]), 4)
     lines = [trunk]
@@ -347,7 +347,7 @@ def draw_crack(rng: np.random.Generator, surface: Array, size: float, light_xy: 
 
 
 def draw_dent(rng: np.random.Generator, surface: Array, size: float, light_xy: Array, unit: float) -> Array:
-    """DEFORMACIONES: a smooth dimple or bump: one side lit, the other in shade, with a highlight."""
+    """Draw DEFORMACIONES: a smooth dimple or bump: one side lit, the other in shade, with a highlight."""
     side = surface.shape[0]
     outline = _fit(_outline(rng, 0.05, 2, rng.uniform(0.6, 1.0)), size)
     x, y = _grid(side)
@@ -387,7 +387,7 @@ def _stain_mask(rng: np.random.Generator, side: int, size: float, unit: float) -
 
 
 def draw_stain(rng: np.random.Generator, surface: Array, size: float, light_xy: Array, unit: float) -> Array:
-    """CONTAMINACION: a blotch, a splash with droplets or scattered particles of another colour."""
+    """Draw CONTAMINACION: a blotch, a splash with droplets or scattered particles of another colour."""
     side = surface.shape[0]
     mask = _stain_mask(rng, side, size, unit)
     distance = np.abs(np.array(STAINS, np.float32) - surface.mean((0, 1))).max(1)

@@ -107,7 +107,7 @@ def split_set(
 
 
 def assign_groups(kinds: IntArray, sizes: IntArray, ratios: FloatArray, seed: int) -> IntArray:
-    """The split of every group.
+    """Choose the split of every group.
 
     Args:
         kinds: [G, L] images of the group that hold the kind; every group holds one.

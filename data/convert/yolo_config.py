@@ -37,8 +37,9 @@ class YoloConfig:
 
 
 def read_class_file(path: Path) -> tuple[str, ...]:
-    """Names of a `data.yaml` (`names`: a list, or index -> name) or of a text file with one a line, as they are
-    written: `NO` and `1e3` are names, too.
+    """Read the names of a `data.yaml` (`names`: a list, or index -> name) or of a text file with one a line.
+
+    They are taken as they are written: `NO` and `1e3` are names, too.
 
     Raises:
         UserError: It is neither.
@@ -64,7 +65,7 @@ def read_class_file(path: Path) -> tuple[str, ...]:
 
 
 def find_config(gathered: Gathered, *, required: bool) -> YoloConfig:
-    """The set's `data.yaml`, else its one YAML file with `names`, else darknet's `obj.data`.
+    """Find the set's `data.yaml`, else its one YAML file with `names`, else darknet's `obj.data`.
 
     Args:
         gathered: Has the folder.
@@ -97,7 +98,7 @@ def find_config(gathered: Gathered, *, required: bool) -> YoloConfig:
 
 
 def find_names(root: Path, config: YoloConfig) -> tuple[str, ...]:
-    """The classes by index: those of `data.yaml`, else of a list such as `classes.txt`.
+    """Return the classes by index: those of `data.yaml`, else of a list such as `classes.txt`.
 
     Raises:
         UserError: There are none, or lists that differ.
@@ -119,7 +120,7 @@ def find_names(root: Path, config: YoloConfig) -> tuple[str, ...]:
 
 
 def is_class_list(path: Path) -> bool:
-    """Whether a file is called as lists of classes are."""
+    """Tell whether a file is called as lists of classes are."""
     return path.name.casefold() in _CLASS_LISTS
 
 
