@@ -20,13 +20,8 @@ _FIX = "Set a larger eval_spatial_size, cut the images into tiles, or correct th
 def check_box_sizes(split: CocoSplit, transforms: TransformsConfig, *, training: bool) -> list[Problem]:
     """Count the boxes of each class that the network's input size leaves too small to be learnt or found.
 
-    Args:
-        split: Checked annotations.
-        transforms: Of the split's loader.
-        training: Whether the transforms' own limits decide which boxes are lost; 1 px otherwise.
-
-    Returns:
-        Errors where nothing is left of the set or, in training, of a class; else one warning with all counts.
+    In training the transforms' own limits decide which boxes are lost, 1 px otherwise. Errors where nothing is left of
+    the set or, in training, of a class; else one warning with all counts.
     """
     rows = np.flatnonzero(~split.crowd)
     file, where = str(split.ann_file), f"split {split.name}"

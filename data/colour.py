@@ -79,10 +79,7 @@ Step = Linear | Hue | GreyCurve
 def apply_changes(pixels: PixelArray, changes: Sequence[Change], whole: PixelArray) -> PixelArray:
     """Return the pixels with all changes made in turn.
 
-    Args:
-        pixels: What to change; perhaps only a part of the image.
-        changes: In their order.
-        whole: Pixels from all over the image, for the mean that Contrast needs.
+    `pixels` may be a part of the image; `whole` are pixels from all over it, for the mean that Contrast needs.
     """
     return apply_steps(pixels, steps_of(changes, whole))
 

@@ -66,10 +66,7 @@ def check_images(
 ) -> list[Problem]:
     """Open every image of the splits (in threads) and report what is wrong with them.
 
-    Args:
-        splits: Splits whose files exist; missing ones are reported by `check_annotations` and passed over here.
-        allow_split_overlap: Accept the same image in two splits.
-        progress: Show a bar on stderr, if that is a terminal.
+    Missing files are reported by `check_annotations` and passed over here.
     """
     every = chain.from_iterable(map(_inspect_all, splits))
     show = None if progress else False
@@ -86,10 +83,6 @@ def check_images(
 
 def alike_groups(split: CocoSplit, *, progress: bool = True) -> tuple[npt.NDArray[np.int64], list[Problem]]:
     """Group the images of a split that look alike, directly or through others, as `check_images` compares splits.
-
-    Args:
-        split: Its files exist.
-        progress: Show a bar on stderr, if that is a terminal.
 
     Returns:
         [I] the number of each image's group, from 0 in order of appearance; and what is wrong with the images.

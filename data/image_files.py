@@ -27,10 +27,7 @@ def require_regular_file(path: Path) -> None:
 def check_image_files(file: str, img_folder: Path, images: Iterable[tuple[int, str]]) -> list[Problem]:
     """Check that every image is a file below the image folder, under exactly the name the annotations give.
 
-    Args:
-        file: The annotation file, for the messages.
-        img_folder: The folder that file names start from.
-        images: Image id and file name.
+    `images` are ids and file names, `file` is the annotation file, for the messages.
     """
     if not os.path.isdir(img_folder):
         found = "is a file, expected a folder" if os.path.exists(img_folder) else "does not exist"

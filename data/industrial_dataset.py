@@ -114,14 +114,7 @@ class IndustrialDataset(Dataset[Sample]):
         seed: int = 0,
         cache: PixelCache | None = None,
     ) -> None:
-        """Nothing is read yet.
-
-        Args:
-            split: Checked annotations.
-            loader: Transforms, and the collate section for the schedule.
-            training: Whether to augment.
-            seed: Of the run.
-            cache: Of training images' pixels.
+        """Prepare the transforms; nothing is read yet. The loader's collate section is needed for the schedule.
 
         Raises:
             UserError: The transforms cannot work (see `TrainTransform`).
@@ -139,25 +132,14 @@ class IndustrialDataset(Dataset[Sample]):
         return len(self.split)
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
-        """Image and target.
-
-        Args:
-            key: An index alone stands for epoch 0.
-
-        Raises:
-            UserError: The image is unreadable, or its size is not what the annotations say.
-        """
+        """Make image and target; an index alone stands for epoch 0. Errors are those of `sample`."""
         return self.sample(SampleKey(0, 0, key) if isinstance(key, int) else key)
 
     def sample(self, key: SampleKey, out: Tensor | None = None) -> Sample:
-        """Image and target.
-
-        Args:
-            key: Of the sample.
-            out: uint8 [3, h, w] to draw the image into, of any size in training. None makes one of `size_hw`.
+        """Make image and target; `out` is uint8 [3, h, w] to draw into, of any size in training.
 
         Raises:
-            UserError: As `__getitem__`.
+            UserError: The image is unreadable, or its size is not what the annotations say.
         """
         out = torch.empty((3, *self.size_hw), dtype=torch.uint8) if out is None else out
         size_hw = (out.shape[1], out.shape[2])
@@ -177,11 +159,7 @@ class IndustrialDataset(Dataset[Sample]):
         return self._planned[1]
 
     def pixels(self, index: int, reduction: int) -> PixelArray:
-        """Return an image for training at 1/`reduction` of its size (see `read_reduced`), perhaps from the cache.
-
-        Raises:
-            UserError: The image is unreadable, or its size is not what the annotations say.
-        """
+        """Return an image for training at 1/`reduction` of its size (see `read_reduced`), perhaps from the cache."""
         cached = None if self._cache is None else self._cache.get(index, _version(reduction))
         if cached is not None:
             return cached
@@ -192,11 +170,7 @@ class IndustrialDataset(Dataset[Sample]):
         return pixels
 
     def at_most(self, index: int, size_hw: tuple[int, int]) -> PixelArray:
-        """Return an image for training at another size (see `data.scene.at_most`), tiles perhaps from the cache.
-
-        Raises:
-            UserError: As `pixels`.
-        """
+        """Return an image for training at another size (see `data.scene.at_most`), tiles perhaps from the cache."""
         image, op = self.split.images[index], self._config.dataset.transforms.mosaic
         is_tile = op is not None and size_hw == _tile_size((image.height, image.width), op.output_size)
         cached = self._cache.get(index, _TILE) if self._cache is not None and is_tile else None

@@ -27,12 +27,8 @@ _HAIR_PX = 1e-3
 def mosaic(sources: Sequence[Scene], op: MosaicOp, rng: np.random.Generator) -> Scene:
     """Lay four images on one canvas, turned, shifted and scaled together (docs/deimv2.md, Mosaic).
 
-    Args:
-        sources: Four images as they are (`scene_of`); the first lies at the top left.
-        rng: Draws angle, shift and scale.
-
-    Returns:
-        The canvas; boxes are hulls of the turned boxes, clipped to it. Boxes that left it have no area.
+    `sources` are four images as they are (`scene_of`); the first lies at the top left. Boxes of the canvas are hulls of
+    the turned boxes, clipped to it; those that left it have no area.
     """
     sizes = [shorter_side(source.size_hw, op.output_size) for source in sources]
     tile_h, tile_w = (max(size[axis] for size in sizes) for axis in (0, 1))
@@ -88,10 +84,7 @@ def mixup(images: Tensor, targets: Sequence[Target], rng: np.random.Generator) -
 
     A single image has no partner and stays as it is: blended with itself it would only double its boxes.
 
-    Args:
-        images: uint8 [B, 3, H, W].
-        targets: B.
-        rng: Draws the one weight of the batch, U(0.45, 0.55).
+    Images are uint8 [B, 3, H, W]; the one weight of the batch is drawn from U(0.45, 0.55).
     """
     if len(targets) < 2:
         return images, list(targets)
@@ -112,8 +105,6 @@ def copyblend(
 
     Args:
         images: uint8 [B, 3, H, W]. Patches come from these, not from earlier pastes.
-        targets: B.
-        config: `num_objects`, `random_num_objects`, `with_expand`, `expand_ratios`, `copyblend_type`.
         rng: Draws objects, places, margins and the one weight of the batch, U(0.45, 0.55).
         area_threshold: Smallest box to copy, square pixels of these images; the config's if None.
     """
@@ -193,11 +184,7 @@ def batch_size_hw(
     its images are made, so they are drawn at it: the original draws at `size_hw` and resizes the batch afterwards,
     by nearest neighbour.
 
-    Args:
-        size_hw: Of the Resize op.
-        plan: Its `sides` are drawn from.
-        base_size: The side that stands for `size_hw`.
-        rng: Of the batch.
+    `size_hw` is the Resize op's, for which `base_size` stands.
     """
     if not plan.sides:
         return size_hw

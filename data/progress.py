@@ -26,9 +26,7 @@ def progress_bar(
     Args:
         items: Passed through; None for a bar that is moved with `update`.
         what: In front of the bar.
-        unit: What is counted.
-        total: How many there are, where `items` has no length.
-        initial: How many are done already.
+        total: How many there are, where `items` has no length; `initial` of them are done already.
         leave: Keep the finished bar on the screen.
         show: Whether there is a bar at all; None: only on a terminal.
     """

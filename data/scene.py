@@ -139,12 +139,7 @@ def draw(scene: Scene, size_hw: tuple[int, int] | None = None) -> tuple[PixelArr
     Whole pixels are cut from a source and land on whole pixels of the view, so a window's edge may lie up to half a
     pixel from where it was planned; the boxes go with it.
 
-    Args:
-        scene: What to draw.
-        size_hw: Of the view; the scene's own if None.
-
-    Returns:
-        uint8 [H, W, 3] RGB; boxes in pixels of it.
+    Pixels are uint8 [H, W, 3] RGB, boxes in pixels of them; `size_hw` is the view's, the scene's own if None.
     """
     scene = scene if size_hw is None else scene.resized(size_hw)
     height, width = scene.size_hw

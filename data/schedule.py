@@ -34,13 +34,9 @@ class EpochPlan:
 def epoch_plan(transforms: TransformsConfig, collate: CollateConfig, epoch: int) -> EpochPlan:
     """Return the plan of an epoch.
 
-    Args:
-        transforms: Policy `stop_epoch` with epochs [s, F, T]: the listed ops are on in [s, T); Mosaic in [s, F)
-            with `mosaic_prob`, and then without zoom-out and crop. With one epoch: the listed ops are on before
-            it. Policy `default`, or none: everything is on. In the last two Mosaic goes by its own
-            `probability` alone.
-        collate: MixUp, CopyBlend and multi-scale with their epochs.
-        epoch: Counted from 0.
+    Policy `stop_epoch` with epochs [s, F, T]: the listed ops are on in [s, T); Mosaic in [s, F) with `mosaic_prob`, and
+    then without zoom-out and crop. With one epoch: the listed ops are on before it. Policy `default`, or none:
+    everything is on. In the last two Mosaic goes by its own `probability` alone.
     """
     policy = transforms.policy
     mosaic_prob, off, off_with_mosaic = 1.0, frozenset[str](), frozenset[str]()

@@ -73,8 +73,7 @@ PortablePath = Annotated[
 def require_variables(paths: Mapping[str, Path]) -> None:
     """Raise UserError if a path still holds `$NAME`, that is, NAME was not set when the config was read.
 
-    Args:
-        paths: By dotted key, for the message.
+    `paths` are by dotted key, for the message.
     """
     problems = [
         f"{key}: {path.as_posix()} needs the environment variable {name}; set {name} to the data's folder, or give the "

@@ -38,10 +38,7 @@ def build_datasets(
 
     With `on_bad_data: skip` every image is opened once, so that unreadable ones can be left out.
 
-    Args:
-        config: The data's part of the config.
-        splits: Which of train, val, test; the first one's categories are the classes.
-        classes: Classes of a checkpoint, to be used instead.
+    The first split's categories are the classes, unless those of a checkpoint are given.
 
     Raises:
         UserError: The data have errors, all of them listed; or nothing is left after skipping.
