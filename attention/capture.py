@@ -46,6 +46,8 @@ class SelfAttentionMaps(NamedTuple):
 
     q: Tensor
     k: Tensor
+    bias: Tensor | None = None
+    """[B, M, N, N], added to the logits."""
 
     @property
     def num_heads(self) -> int:
@@ -55,6 +57,8 @@ class SelfAttentionMaps(NamedTuple):
         """Compute how much the chosen tokens attend to every token: float32 [len(tokens), N], each row sums to 1."""
         scale = self.q.shape[-1] ** -0.5
         scores: Tensor = (self.q[image, head, tokens].float() @ self.k[image, head].float().T) * scale
+        if self.bias is not None:
+            scores = scores + self.bias[image, head, tokens].float()
         return scores.softmax(dim=-1)
 
 
@@ -191,12 +195,12 @@ def _vit_attention(module: Any, inputs: Any, _output: Any) -> SelfAttentionMaps:
 
 
 def _query_attention(module: Any, inputs: Any, _output: Any) -> SelfAttentionMaps:
-    x, position, _allowed = inputs  # in evaluation every query may see every other
+    x, position, bias = inputs  # in evaluation every query may see every other
     batch, tokens, width = x.shape
     rows, heads = 2 * width, module.num_heads
     qk = F.linear(x + position, module.in_proj_weight[:rows], module.in_proj_bias[:rows])
     q, k = qk.view(batch, tokens, -1, width // heads).transpose(1, 2).chunk(2, dim=1)
-    return SelfAttentionMaps(q, k)
+    return SelfAttentionMaps(q, k, bias)
 
 
 def _cross_attention(module: Any, inputs: Any, _output: Any) -> CrossAttentionMaps:

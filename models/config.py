@@ -207,6 +207,11 @@ class DecoderConfig(_Transformer):
     """Half of this share of the denoising queries' labels is redrawn."""
     box_noise_scale: NonNegativeFloat = 1.0
     """Noise of the denoising boxes; 1.0 moves a positive's corners by up to half of its size."""
+    distinct_iou: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Choose queries whose boxes overlap no better one's by more, whatever their class, among four times as many
+    candidates; null takes the best as they come, as the official model does (own addition)."""
+    relation_bias: bool = False
+    """Bias the queries' attention to each other by how their boxes lie (own addition); starts without effect."""
     learn_query_content: Literal[False] = False
     eval_idx: int = -1
     """Layer whose output is used in evaluation; negative counts from the last."""
@@ -253,6 +258,10 @@ class MatcherConfig(Section):
     """Exponent of the IoU after the change."""
     matcher_change_epoch: NonNegativeInt = 0
     """First epoch of the IoU-ordered cost; read when `change_matcher` is on."""
+    repeat_targets: Annotated[int, Field(ge=1, le=100)] = 1
+    """Queries matched to each box in all layers but the last (own addition): more to learn from in few images."""
+    repeat_in_last: bool = False
+    """Repeat in the last layer too, which then learns to say things several times (own addition)."""
 
     def rules(self) -> Iterator[str]:
         yield from _missing_terms(self.weight_dict, CostName)
@@ -277,6 +286,8 @@ class CriterionConfig(Section):
     """Box losses on the union of all layers' matches (GO); False: each layer on its own matches."""
 
     def rules(self) -> Iterator[str]:
+        if self.matcher.repeat_targets > 1 and not self.use_uni_set:
+            yield "matcher.repeat_targets: above 1 needs use_uni_set: True, the box losses' one set of pairs"
         if sorted(self.losses) != ["boxes", "local", "mal"]:
             yield f"losses: {list(self.losses)} must be [mal, boxes, local]"
         yield from _missing_terms(self.weight_dict, LossName)

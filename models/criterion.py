@@ -154,8 +154,12 @@ class DEIMCriterion(nn.Module):
         scale = 1.0 if share is None else share.image_share
         batch, num_queries = matching.logits.shape[1:3]
         matched_weight, unmatched_weight = _balance(shared.query.shape[1], batch, num_queries)
+        class_norm = num_boxes
+        if self.config.matcher.repeat_targets > 1:
+            repeats = self._repeats(matching.logits.shape[0])
+            class_norm = num_boxes * torch.stack([boxes.cxcywh.new_full((), n) for n in repeats])
         assignment = _Assignment(
-            own_pairs, shared_pairs, num_boxes, num_shared if self.config.use_uni_set else num_boxes
+            own_pairs, shared_pairs, class_norm, num_shared if self.config.use_uni_set else num_boxes
         )
         distillation = _Distillation(matching_differs, matched_weight, unmatched_weight, scale)
         losses = self._set_losses(matching, boxes, assignment, distillation, bin_values, outputs["reg_scale"])
@@ -173,6 +177,12 @@ class DEIMCriterion(nn.Module):
         distillation = _Distillation(denoising_differs, matched_weight, unmatched_weight, scale)
         return losses | self._set_losses(denoising, boxes, assignment, distillation, bin_values, outputs["reg_scale"])
 
+    def _repeats(self, num_sets: int) -> list[int]:
+        """Queries of each box, by output set; the last layer's set is the first."""
+        matcher = self.config.matcher
+        last = matcher.repeat_targets if matcher.repeat_in_last else 1
+        return [last, *[matcher.repeat_targets] * (num_sets - 1)]
+
     def _match(
         self, matching: _OutputSets, denoising: _OutputSets | None, boxes: _Boxes, epoch: int
     ) -> tuple[Pairs, tuple[bool, ...], tuple[bool, ...]]:
@@ -188,7 +198,9 @@ class DEIMCriterion(nn.Module):
             )
             students = [_students_differ(sets.corners) for sets in (matching, denoising) if sets is not None]
             on_host = torch.cat([costs.flatten(), *students]).cpu().numpy()
-        own = assign(on_host[: costs.numel()].reshape(costs.shape), boxes.per_image)
+        own = assign(
+            on_host[: costs.numel()].reshape(costs.shape), boxes.per_image, self._repeats(matching.logits.shape[0])
+        )
         differs = tuple(bool(flag) for flag in on_host[costs.numel() :])
         num_matching = len(matching.corners[1:])
         return own, differs[:num_matching], differs[num_matching:]

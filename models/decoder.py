@@ -20,6 +20,7 @@ from models.boxes import inverse_sigmoid
 from models.config import DecoderConfig
 from models.deformable_attention import DeformableAttention, split_heads
 from models.denoising import DenoisingQueries, make_denoising_queries, padded
+from models.distinct import PositionRelation, distinct_first, masked
 from models.distribution import distance_to_box, weighting_function
 from models.hybrid_encoder import ConvNorm
 from models.layers import Mlp, SelfAttention, becomes_part_of_graph, without_autocast
@@ -30,6 +31,8 @@ _PRIOR = 0.01
 _ANCHOR_SIZE = 0.05
 """Side of the finest level's anchors; doubles from level to level."""
 _FLOAT16_MAX = 65504.0
+CANDIDATES_PER_QUERY = 4
+"""Among how many tokens distinct queries are sought."""
 _LQE_TOP_BINS, _LQE_WIDTH = 4, 64
 
 Shapes = tuple[tuple[int, int], ...]
@@ -94,10 +97,10 @@ class DecoderLayer(nn.Module):
         self.norm3 = RmsNorm(width)
 
     def forward(
-        self, target: Tensor, position: Tensor, boxes: Tensor, values: Sequence[Tensor], allowed: Tensor | None
+        self, target: Tensor, position: Tensor, boxes: Tensor, values: Sequence[Tensor], mask: Tensor | None
     ) -> Tensor:
-        """[B, T, D], position [B, T, D], boxes [B, T, 4], maps of `split_heads`, mask [T, T] -> [B, T, D]."""
-        target = self.norm1(target + self.self_attn(target, position, allowed))
+        """[B, T, D], position [B, T, D], boxes [B, T, 4], maps of `split_heads` -> [B, T, D]."""
+        target = self.norm1(target + self.self_attn(target, position, mask))
         target = self.gateway(target, self.cross_attn(target + position, boxes, values))
         # hardtanh is clamp with a gradient of one operation
         out: Tensor = self.norm3(F.hardtanh(target + self.swish_ffn(target), -_FLOAT16_MAX, _FLOAT16_MAX))
@@ -245,6 +248,7 @@ class DEIMTransformer(nn.Module):
         lqe_layers = nn.ModuleList(LocationQuality() for _ in range(num_layers))
         self.decoder = TransformerDecoder(_clones(layer, num_layers), lqe_layers, self.up, self.reg_scale)
         self.denoising_class_embed = nn.Embedding(num_classes + 1, width, padding_idx=num_classes)
+        self.position_relation = PositionRelation(config.nhead) if config.relation_bias else None
         self._build_heads()
 
         eval_height, eval_width = eval_spatial_size
@@ -325,13 +329,25 @@ class DEIMTransformer(nn.Module):
             tokens = memory.detach().float().masked_fill(~anchors.valid, 0)
             with torch.no_grad():
                 scores = _encoder_scores(self.enc_score_head, tokens, text_fusion).amax(dim=-1)
-        indices = scores.topk(min(self._config.num_queries, memory.shape[1]), dim=1).indices
+        indices = self._selected(scores, tokens, anchors)
         rows = indices[..., None]
         content = memory.gather(1, rows.expand(-1, -1, memory.shape[2]))
         content = content.masked_fill(~anchors.valid[0, :, 0][indices][..., None], 0)
         reference_logits = self.enc_bbox_head(content).float() + anchors.logits[0][indices]
         logits = _encoder_scores(self.enc_score_head, content, text_fusion)
         return SelectedQueries(indices, content, logits, reference_logits)
+
+    def _selected(self, scores: Tensor, tokens: Tensor, anchors: Anchors) -> Tensor:
+        """The queries' tokens, best first: scores [B, L], float32 tokens [B, L, D] -> int64 [B, Q]."""
+        most_iou, count = self._config.distinct_iou, min(self._config.num_queries, tokens.shape[1])
+        if most_iou is None:
+            return scores.topk(count, dim=1).indices
+        candidates = scores.topk(min(CANDIDATES_PER_QUERY * count, tokens.shape[1]), dim=1).indices
+        rows = candidates[..., None]
+        with torch.no_grad():
+            content = tokens.gather(1, rows.expand(-1, -1, tokens.shape[2]))
+            boxes = (self.enc_bbox_head(content).float() + anchors.logits[0][candidates]).sigmoid()
+        return candidates.gather(1, distinct_first(boxes, most_iou, count))
 
     def _anchors_for(self, shapes: Shapes, device: torch.device) -> Anchors:
         if becomes_part_of_graph(*(side for shape in shapes for side in shape)):
@@ -387,7 +403,10 @@ class DEIMTransformer(nn.Module):
         corners = previous = None
         outputs: list[LayerOutput] = []
         for index in range(num_layers):
-            target = self.decoder.layers[index](target, position, boxes, values, allowed)
+            mask = allowed
+            if self.position_relation is not None:
+                mask = masked(self.position_relation(boxes), allowed)
+            target = self.decoder.layers[index](target, position, boxes, values, mask)
             emits = self.training or index == num_layers - 1
             if emits or index == 0:
                 scores, said = _class_scores(self.dec_score_head[index], target, text_fusion, index)

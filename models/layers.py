@@ -115,8 +115,11 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, position: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """[B, Q, D], position [1 or B, Q, D], allowed bool [Q, Q] (row may see column) -> [B, Q, D]."""
+    def forward(self, x: Tensor, position: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, Q, D], position [1 or B, Q, D] -> [B, Q, D].
+
+        `mask`: bool [Q, Q], row may see column; or float [B, heads, Q, Q], added to the logits.
+        """
         batch, tokens, width = x.shape
         # Split, not sliced: the gradient of slices is a sum of padded zeros, that of a split one concatenation.
         qk_weight, v_weight = self.in_proj_weight.split((2 * width, width))
@@ -124,6 +127,6 @@ class SelfAttention(nn.Module):
         qk, v = F.linear(x + position, qk_weight, qk_bias), F.linear(x, v_weight, v_bias)
         heads = (batch, tokens, -1, width // self.num_heads)
         q, k = qk.view(heads).transpose(1, 2).chunk(2, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v.view(heads).transpose(1, 2), attn_mask=allowed)
+        out = F.scaled_dot_product_attention(q, k, v.view(heads).transpose(1, 2), attn_mask=mask)
         projected: Tensor = self.out_proj(out.transpose(1, 2).reshape(batch, tokens, width))
         return projected

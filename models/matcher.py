@@ -95,27 +95,35 @@ def _own_class(class_first: Tensor, labels: Tensor, image_of_box: Tensor) -> Ten
     return class_first.transpose(1, 2)[labels, image_of_box].transpose(0, 1)
 
 
-def assign(costs: npt.NDArray[np.float32], boxes_per_image: Sequence[int]) -> Pairs:
-    """The cheapest one-to-one assignment of every output set and image (Hungarian method).
+def assign(
+    costs: npt.NDArray[np.float32], boxes_per_image: Sequence[int], repeats: Sequence[int] | None = None
+) -> Pairs:
+    """The cheapest assignment of every output set and image (Hungarian method), one-to-one where nothing repeats.
 
     Args:
         costs: [S, N, Q], boxes grouped by image in order.
         boxes_per_image: B numbers that add to N.
+        repeats: S numbers, queries of each box ("label augmentation", Wang et al., DE-DETR, ECCV 2022); None: 1 each.
 
     Returns:
-        Pairs with P = sum of min(Q, n_b), by image and then by query.
+        Pairs with P = sum of min(Q, n_b x most repeats), by image and, where nothing repeats, then by query. A set with
+        fewer repeats says its pairs several times, which gives them more weight in `go_union` and nothing else.
     """
     num_sets, _, num_queries = costs.shape
-    num_pairs = sum(min(num_queries, n) for n in boxes_per_image)
+    repeats = repeats or [1] * num_sets
+    most = max(repeats, default=1)
+    num_pairs = sum(min(num_queries, n * most) for n in boxes_per_image)
     query = np.empty((num_sets, num_pairs), dtype=np.int64)
     box = np.empty((num_sets, num_pairs), dtype=np.int64)
     first_box, first_pair = 0, 0
     for image, n in enumerate(boxes_per_image):
-        pairs_here = slice(first_pair, first_pair + min(num_queries, n))
+        pairs_here = slice(first_pair, first_pair + min(num_queries, n * most))
         for s in range(num_sets if n else 0):
-            own_query, own_box = linear_sum_assignment(costs[s, first_box : first_box + n].T)
-            query[s, pairs_here] = own_query + image * num_queries
-            box[s, pairs_here] = own_box + first_box
+            of_image = np.tile(costs[s, first_box : first_box + n], (repeats[s], 1))
+            own_query, own_box = linear_sum_assignment(of_image.T)
+            length = pairs_here.stop - pairs_here.start
+            query[s, pairs_here] = np.resize(own_query, length) + image * num_queries
+            box[s, pairs_here] = np.resize(own_box % n, length) + first_box
         first_box, first_pair = first_box + n, pairs_here.stop
     return Pairs(query, box)
 

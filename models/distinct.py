@@ -1,0 +1,78 @@
+"""Keeps a detector from saying things twice: distinct queries, and attention that knows where other queries are.
+
+Own additions, off in the official model. Legend: B images, K candidates, T queries, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.boxes import cxcywh_to_xyxy, paired_iou
+from models.layers import without_autocast
+
+_ROUNDS = 8
+_SINE_WIDTH, _SINE_SCALE, _SINE_TEMPERATURE = 16, 100.0, 10000.0
+
+
+@torch.no_grad()
+def distinct_first(boxes_cxcywh: Tensor, most_iou: float, count: int) -> Tensor:
+    """Choose among candidates, best first, those that repeat none before them, whatever their class.
+
+    Greedy suppression as a fixed number of rounds over one table, so that shapes are static and an export holds it:
+    round k settles every candidate whose chain of better overlapping ones has at most k links. Zhang et al., "Dense
+    Distinct Query for End-to-End Object Detection", CVPR 2023.
+
+    Args:
+        boxes_cxcywh: float32 [B, K, 4].
+        most_iou: A candidate that overlaps a better, kept one by more is suppressed.
+        count: How many to choose; the best suppressed ones fill up.
+
+    Returns:
+        int64 [B, count], positions among the candidates: the distinct ones first, each part best first.
+    """
+    boxes = cxcywh_to_xyxy(boxes_cxcywh)
+    overlaps = paired_iou(boxes[:, :, None], boxes[:, None]) > most_iou
+    better = torch.ones_like(overlaps).tril(-1)  # row: the candidate; column: one before it
+    overlaps = (overlaps & better).float()
+    kept = torch.ones_like(overlaps[..., 0])
+    for _ in range(_ROUNDS):
+        kept = (torch.bmm(overlaps, kept[..., None])[..., 0] == 0).float()
+    place = torch.arange(kept.shape[1], device=kept.device)
+    return (kept * kept.shape[1] - place).topk(count, dim=1).indices
+
+
+class PositionRelation(nn.Module):
+    """Biases self-attention by where two queries' boxes lie to each other, as suppression sees them.
+
+    Hou et al., "Relation DETR: Exploring Explicit Position Relation Prior for Object Detection", ECCV 2024, without the
+    ReLU: the projection starts at zero, so that the first step is the official model's, and a ReLU would keep it there.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        exponents = torch.arange(_SINE_WIDTH // 2) * (2 / _SINE_WIDTH)
+        self.register_buffer("frequencies", _SINE_SCALE / _SINE_TEMPERATURE**exponents, persistent=False)
+        self.proj = nn.Linear(4 * _SINE_WIDTH, num_heads)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, boxes_cxcywh: Tensor) -> Tensor:
+        """float32 [B, T, 4] -> what is added to the attention's logits, [B, H, T, T]; row: the query that attends."""
+        with without_autocast(boxes_cxcywh.device.type):
+            centre, size = boxes_cxcywh.clamp(min=1e-4).split(2, dim=-1)
+            apart = (centre[:, :, None] - centre[:, None]).abs() / size[:, :, None]
+            ratio = size[:, :, None] / size[:, None]
+            angles = torch.cat([(apart + 1).log(), ratio.log()], dim=-1)[..., None] * self.frequencies
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+        out: Tensor = self.proj(waves).permute(0, 3, 1, 2)
+        return out
+
+
+def masked(bias: Tensor, allowed: Tensor | None) -> Tensor:
+    """[B, H, T, T] with minus infinity where bool [T, T] is False."""
+    return bias if allowed is None else bias.masked_fill(~allowed, -math.inf)
