@@ -1,6 +1,5 @@
 """See what a detector looked at: `python visualize_attention.py -r outputs/neu_det/best.pth --from-val 4`."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ with leaving_quietly():
     from engine import cli
 
 
-def parse_arguments() -> argparse.Namespace:
+def main() -> int:
     parser = cli.checkpoint_parser(__doc__, "look at")
     cli.add_device_argument(parser)
     add = parser.add_argument
@@ -39,33 +38,11 @@ def parse_arguments() -> argparse.Namespace:
     text = "resamples of the images for 95%% intervals, 0 for none (default: 1000)"
     add("--bootstrap", dest="samples", type=int, default=1000, metavar="N", help=text)
     add("--seed", type=int, default=0, help="of the choice of images and all that is random (default: 0)")
-    return parser.parse_args()
-
-
-def main() -> int:
-    arguments = parse_arguments()
+    arguments = parser.parse_args()
     cli.setup_logging()
     with leaving_quietly():
-        from attention import faithfulness, run, score
-        from engine.detector import load_detector
-
-    judges, options = arguments.score is not None, run.ViewOptions(**vars(arguments))
-    judging = faithfulness.ScoreOptions(**vars(arguments), score_threshold=arguments.min_score) if judges else None
-    folder = arguments.output_dir or arguments.resume.parent / f"attention_{arguments.resume.stem}"
-    cli.require_output_folder(folder)
-    device, config = cli.resolve_device(arguments.device), arguments.config
-    detector = load_detector(arguments.resume, device=device, config_path=config, overrides=arguments.update)
-    left_out = []
-    if arguments.images or arguments.from_val or judging is None:
-        images = run.find_images(arguments.images, arguments.from_val, detector)
-        drawn = run.visualize(detector, images, folder, options, command=sys.argv)
-        sys.stdout.write(f"{drawn.summary()}\n")
-        left_out = drawn.left_out
-    if judging is not None:
-        layer, lang = arguments.evidence_layer, arguments.lang
-        table = score.score(detector, arguments.score, folder / "score", options=judging, lang=lang, layer=layer)
-        sys.stdout.write(f"{table}\nWritten to {folder / 'score'}\n")
-    return int(bool(left_out))
+        from attention.score import look
+    return look(vars(arguments), sys.argv, sys.stdout.write)
 
 
 if __name__ == "__main__":

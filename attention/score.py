@@ -1,9 +1,9 @@
-"""`visualize_attention.py --score N`: which maps to judge, on which images, and the tables and JSON of the outcome."""
+"""Do what `visualize_attention.py` is asked for: figures of images, and with `--score N` tables that judge the maps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,46 @@ from attention.faithfulness import (
 )
 from attention.maps import CLASS_TOKEN, head_maps, rollout, sampling_points
 from attention.panels import STRIDES
-from attention.run import open_image
+from attention.run import ViewOptions, find_images, open_image, visualize
 from data.coco import CocoSplit
 from data.errors import UserError
 from data.splits import build_datasets
-from engine.cli import require_output_folder
-from engine.detector import Detector
+from engine.cli import require_output_folder, resolve_device
+from engine.detector import Detector, load_detector
 from models.detector import DEIM
+from models.hub import output_folder
 from texts import Language, texts_of
 
 FILE_NAME = "attention_score"
+
+
+def look(options: Mapping[str, Any], command: Sequence[str], say: Callable[[str], object]) -> int:
+    """Draw and judge what the options of `visualize_attention.py` ask for; `say` gets what came of it.
+
+    Returns:
+        The exit code: 1 where images were left out.
+
+    Raises:
+        UserError: Bad input of any kind.
+    """
+    count, path = options["score"], options["resume"]
+    seen = ViewOptions(**options)
+    judged = None if count is None else ScoreOptions(**options, score_threshold=options["min_score"])
+    folder = options["output_dir"] or output_folder(path, "attention")
+    require_output_folder(folder)
+    device, config = resolve_device(options["device"]), options["config"]
+    detector = load_detector(path, device=device, config_path=config, overrides=options["update"])
+    left_out: Sequence[str] = ()
+    if options["images"] or options["from_val"] or judged is None:
+        images = find_images(options["images"], options["from_val"], detector)
+        drawn = visualize(detector, images, folder, seen, command=command)
+        say(f"{drawn.summary()}\n")
+        left_out = drawn.left_out
+    if judged is not None:
+        layer, lang = options["evidence_layer"], options["lang"]
+        table = score(detector, count, folder / "score", options=judged, lang=lang, layer=layer)
+        say(f"{table}\nWritten to {folder / 'score'}\n")
+    return int(bool(left_out))
 
 
 def score(
