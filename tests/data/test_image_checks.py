@@ -1,6 +1,7 @@
 import io
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from data.coco import CocoSplit, check_annotations, check_overlap, read_split
 from data.image_checks import check_images
 from data.problems import Problem, errors_of, warnings_of
 from tests.support.coco_files import CocoFiles
+
+BILINEAR = Image.Resampling.BILINEAR
 
 
 def _split(files: CocoFiles) -> CocoSplit:
@@ -134,40 +137,32 @@ def test_the_same_image_twice_in_a_split_is_a_warning(train: CocoFiles) -> None:
     assert "image 4 (train_4.png): has the same pixels as train_2.png of the same split" in str(problem)
 
 
-class TestNearDuplicates:
-    @pytest.fixture(autouse=True)
-    def _large_images(self, tmp_path: Path) -> None:
-        self.train = CocoFiles(tmp_path, size_wh=(160, 120), num_images=3)
-        self.val = CocoFiles(tmp_path, "val", size_wh=(160, 120), num_images=3)
-        self.original = Image.open(self.train.img_folder / "train_2.png").convert("RGB")
+def _recompressed(image: Image.Image) -> Image.Image:
+    image.save(buffer := io.BytesIO(), "JPEG", quality=70)
+    return Image.open(buffer).convert("RGB")
 
-    def _replace(self, image: Image.Image) -> list[Problem]:
-        image.save(self.val.img_folder / "val_3.png")
-        return _check(self.train, self.val)
 
-    def test_recompressed(self) -> None:
-        buffer = io.BytesIO()
-        self.original.save(buffer, "JPEG", quality=70)
-        (problem,) = self._replace(Image.open(buffer).convert("RGB"))
-        assert problem.severity == "warning"
+LOOKS: dict[str, tuple[Callable[[Image.Image], Image.Image], bool]] = {
+    "recompressed": (_recompressed, True),
+    "brighter": (lambda image: Image.eval(image, lambda value: int(value * 0.8 + 30)), True),
+    "resized": (lambda image: image.resize((120, 90), BILINEAR).resize((160, 120), BILINEAR), True),
+    "another crop": (lambda image: image.transform((160, 120), Image.Transform.AFFINE, (1, 0, 40, 0, 1, 25)), False),
+    "flat": (lambda image: Image.new("RGB", (160, 120), (91, 90, 90)), False),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_near_duplicates_across_splits(look: str, tmp_path: Path) -> None:
+    change, is_alike = LOOKS[look]
+    train, val = (CocoFiles(tmp_path, name, size_wh=(160, 120), num_images=3) for name in ("train", "val"))
+    Image.new("RGB", (160, 120), (90, 90, 90)).save(train.img_folder / "train_1.png")  # flat: nothing to compare
+    change(Image.open(train.img_folder / "train_2.png").convert("RGB")).save(val.img_folder / "val_3.png")
+    problems = _check(train, val)
+    assert len(problems) == is_alike and all(problem.severity == "warning" for problem in problems)
+    for problem in problems:
         assert "image 3 (val_3.png) of split val: looks like train_2.png of split train (" in str(problem)
         assert "of 256 bits differ)" in str(problem)
-        assert _check(self.train, self.val, allow_split_overlap=True) == []
-
-    def test_brighter(self) -> None:
-        (problem,) = self._replace(Image.eval(self.original, lambda value: int(value * 0.8 + 30)))
-        assert "looks like train_2.png" in str(problem)
-
-    def test_resized(self) -> None:
-        small = self.original.resize((120, 90), Image.Resampling.BILINEAR)
-        assert "looks like train_2.png" in str(self._replace(small.resize((160, 120), Image.Resampling.BILINEAR))[0])
-
-    def test_another_crop_is_not(self) -> None:
-        assert self._replace(self.original.transform((160, 120), Image.Transform.AFFINE, (1, 0, 40, 0, 1, 25))) == []
-
-    def test_flat_images_are_not_compared(self) -> None:
-        Image.new("RGB", (160, 120), (90, 90, 90)).save(self.train.img_folder / "train_1.png")
-        assert self._replace(Image.new("RGB", (160, 120), (91, 90, 90))) == []
+    assert _check(train, val, allow_split_overlap=True) == []
 
 
 @pytest.mark.real_data

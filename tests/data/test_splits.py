@@ -1,7 +1,9 @@
 import logging
+import shutil
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -88,16 +90,29 @@ def test_skip_leaves_faulty_entries_out(
     assert "annotation 1 (image 1" in caplog.text
 
 
-def test_skip_cannot_mend_the_classes(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
-    with pytest.raises(UserError, match="num_classes: 3"):
-        build_datasets(data_config(tmp_path, on_bad_data="skip", num_classes=3))
+def _remove(folder: Path) -> None:
+    for image in (folder / "images/train").iterdir():
+        image.unlink()
 
 
-def test_nothing_left(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
-    for image in train.content["images"]:
-        (train.img_folder / image["file_name"]).unlink()
-    with pytest.raises(UserError, match="split train is empty: it has no usable image. Add images, or correct"):
-        build_datasets(data_config(tmp_path, on_bad_data="skip"))
+UNUSABLE: dict[str, tuple[dict[str, Any], Callable[[Path], object], str]] = {
+    "classes that skip cannot mend": ({"on_bad_data": "skip", "num_classes": 3}, lambda folder: None, "num_classes: 3"),
+    "nothing left": ({"on_bad_data": "skip"}, _remove, "split train is empty: it has no usable image. Add images, or"),
+    "no file": ({}, lambda folder: (folder / "train.json").unlink(), "train.json: file: does not exist"),
+    "no folder": ({}, lambda folder: shutil.rmtree(folder / "images/train"), "images/train: does not exist"),
+    "a variable": (
+        {"train_dataloader__dataset__ann_file": "${NO_SUCH_ROOT}/train.json"}, lambda folder: None, "NO_SUCH_ROOT",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_data_that_cannot_be_used(case: str, tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
+    changes, spoil, message = UNUSABLE[case]
+    spoil(tmp_path)
+    with pytest.raises(UserError) as caught:
+        build_datasets(data_config(tmp_path, **changes))
+    assert message in str(caught.value)
 
 
 def test_no_boxes_at_all_is_a_warning(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
@@ -105,19 +120,6 @@ def test_no_boxes_at_all_is_a_warning(tmp_path: Path, train: CocoFiles, val: Coc
     train.save()
     (problem,) = build_datasets(data_config(tmp_path)).problems
     assert problem.severity == "warning" and "split train: there is not a single box. Export" in str(problem)
-
-
-def test_missing_files(tmp_path: Path, val: CocoFiles) -> None:
-    with pytest.raises(UserError) as caught:
-        build_datasets(data_config(tmp_path))
-    assert "train.json: file: does not exist" in str(caught.value)
-    assert str(tmp_path / "images" / "train") in str(caught.value)
-
-
-def test_an_unset_variable(tmp_path: Path) -> None:
-    config = data_config(tmp_path, train_dataloader__dataset__ann_file="${NO_SUCH_ROOT}/train.json")
-    with pytest.raises(UserError, match="NO_SUCH_ROOT"):
-        build_datasets(config)
 
 
 def test_overlap_is_an_error_unless_it_is_allowed(tmp_path: Path, train: CocoFiles) -> None:
