@@ -38,16 +38,17 @@ def _product(size: Tensor) -> Tensor:
     return width * height
 
 
-def _sizes(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Areas of the intersection and of the union."""
-    (a_low, a_high), (b_low, b_high) = a.split(2, dim=-1), b.split(2, dim=-1)
-    intersection = _product((torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).relu())
-    return intersection, box_area(a) + box_area(b) - intersection
+def _sizes(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Areas of the intersection, of the union and of the hull."""
+    lower_low, lower_high = torch.minimum(a, b).split(2, dim=-1)
+    upper_low, upper_high = torch.maximum(a, b).split(2, dim=-1)
+    intersection = _product((lower_high - upper_low).relu())
+    return intersection, box_area(a) + box_area(b) - intersection, _product(upper_high - lower_low)
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """0 where the denominator is 0 or less, with a gradient of 0 there; NaN stays NaN, to be seen."""
-    return numerator / torch.where(denominator <= 0, torch.inf, denominator)
+    return numerator / denominator.masked_fill(denominator <= 0, torch.inf)
 
 
 def paired_iou_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,9 +56,7 @@ def paired_iou_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
 
     GIoU is IoU - (hull - union) / hull; two boxes with an empty hull have GIoU 0.
     """
-    intersection, union = _sizes(a_xyxy, b_xyxy)
-    (a_low, a_high), (b_low, b_high) = a_xyxy.split(2, dim=-1), b_xyxy.split(2, dim=-1)
-    hull = _product(torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low))
+    intersection, union, hull = _sizes(a_xyxy, b_xyxy)
     iou = _divide(intersection, union)
     return iou, iou - _divide(hull - union, hull)
 
@@ -67,7 +66,8 @@ def paired_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
     Zero-area pairs have IoU 0. Large tables are much faster if the last axis has the largest stride.
     """
-    return _divide(*_sizes(a_xyxy, b_xyxy))
+    intersection, union, _ = _sizes(a_xyxy, b_xyxy)
+    return _divide(intersection, union)
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

@@ -68,8 +68,8 @@ class _OutputSets:
     """float32 [S, B, Q, C]"""
     boxes_cxcywh: Tensor
     """float32 [S, B, Q, 4], not clamped."""
-    corners: tuple[Tensor, ...]
-    """K times float32 [B * Q, 4, n + 1]: logits over the bins, sides left, top, right, bottom."""
+    corners: Tensor
+    """float32 [K, B * Q, 4, n + 1]: logits over the bins, sides left, top, right, bottom."""
     ref_cxcywh: Tensor
     """float32 [B * Q, 4]: the boxes that all distributions refine."""
 
@@ -202,7 +202,7 @@ class DEIMCriterion(nn.Module):
             on_host[: costs.numel()].reshape(costs.shape), boxes.per_image, self._repeats(matching.logits.shape[0])
         )
         differs = tuple(bool(flag) for flag in on_host[costs.numel() :])
-        num_matching = len(matching.corners[1:])
+        num_matching = len(matching.corners) - 1
         return own, differs[:num_matching], differs[num_matching:]
 
     def _set_losses(
@@ -312,9 +312,8 @@ def _fgl(
     left_bin, left_weight, right_weight = box_to_bins(
         sets.ref_cxcywh[query], boxes.xyxy[pairs.box[:num_sets]], bin_values, reg_scale
     )
-    queries = query.expand(num_sets, num_pairs)
-    rows = torch.stack([c.index_select(0, q) for c, q in zip(sets.corners, queries, strict=True)])
-    log_p = rows.log_softmax(-1)
+    rows = _take(sets.corners.flatten(2), query)
+    log_p = rows.view(num_sets, num_pairs, *sets.corners.shape[2:]).log_softmax(-1)
     bins = torch.stack([left_bin, left_bin + 1], dim=-1).expand(num_sets, num_pairs, 4, 2)
     weights = torch.stack([left_weight, right_weight], dim=-1) * iou[..., None, None]
     return -(log_p.gather(-1, bins) * weights).sum((1, 2, 3))
@@ -341,7 +340,8 @@ def _ddf(sets: _OutputSets, pairs: _DevicePairs, iou: Tensor, distillation: _Dis
     queries = pairs.query.expand(max(len(pairs.query), len(iou)), -1)
     weight = (confidence * per_unmatched).repeat(len(chosen), 1)
     weight.scatter_(1, queries[chosen], iou[chosen] * per_matched)
-    log_p = (torch.stack([sets.corners[k] for k in chosen]) / DDF_TEMPERATURE).log_softmax(-1)
+    students = sets.corners[1:] if len(chosen) == len(distillation.differs) else sets.corners[chosen]
+    log_p = (students / DDF_TEMPERATURE).log_softmax(-1)
     divergence = (teacher_log_p.exp() * (teacher_log_p - log_p)).sum((2, 3))
     return (weight * divergence).sum(1)
 
@@ -365,11 +365,9 @@ def _pair_iou(sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs) -> Tensor:
     return paired_iou(cxcywh_to_xyxy_clamped(predicted), boxes.xyxy[pairs.box])
 
 
-def _students_differ(corners: tuple[Tensor, ...]) -> Tensor:
+def _students_differ(corners: Tensor) -> Tensor:
     """1 where a student's distributions differ from the teacher's (the first), else 0: float32 [K - 1]."""
-    if len(corners) < 2:
-        return corners[0].new_zeros(0)
-    return (torch.stack(corners[1:]) != corners[0]).flatten(1).any(1).float()
+    return (corners[1:] != corners[:1]).flatten(1).any(1).float()
 
 
 def _concatenate(targets: Sequence[Mapping[str, Tensor]]) -> _Boxes:
@@ -390,15 +388,11 @@ def _stack(
         suffixes=tuple(suffix for suffix, _ in every),
         logits=torch.stack([output["pred_logits"].float() for _, output in every]),
         boxes_cxcywh=torch.stack([output["pred_boxes"].float() for _, output in every]),
-        corners=tuple(_sides(output["pred_corners"].float()) for _, output in with_corners),
+        corners=torch.stack([output["pred_corners"].float() for _, output in with_corners])
+        .flatten(1, 2)
+        .unflatten(-1, (4, -1)),
         ref_cxcywh=ref_cxcywh.detach().float().flatten(0, 1),
     )
-
-
-def _sides(corners: Tensor) -> Tensor:
-    """[B, Q, 4 * (n + 1)] -> [B * Q, 4, n + 1]."""
-    batch, num_queries, width = corners.shape
-    return corners.reshape(batch * num_queries, 4, width // 4)
 
 
 def _matching_sets(outputs: Mapping[str, Any]) -> _OutputSets:
@@ -420,9 +414,8 @@ def _denoising_pairs(meta: Mapping[str, Any], boxes: _Boxes, num_queries: int) -
     first_box = np.cumsum([0, *boxes.per_image])
     box = [np.tile(np.arange(n), groups) + first for n, first in zip(boxes.per_image, first_box, strict=False)]
     image = np.repeat(np.arange(len(boxes.per_image)), np.multiply(boxes.per_image, groups))
-    box_index, first_query = _upload([np.concatenate(box), image * num_queries], device)
-    positives = torch.cat([positive.flatten() for positive in meta["dn_positive_idx"]])
-    query = positives.to(device, non_blocking=True).long() + first_query
+    positives = np.concatenate([positive.cpu().numpy().ravel() for positive in meta["dn_positive_idx"]])
+    box_index, query = _upload([np.concatenate(box), positives + image * num_queries], device)
     return _DevicePairs(query[None], box_index[None])
 
 

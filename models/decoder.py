@@ -23,7 +23,7 @@ from models.denoising import DenoisingQueries, make_denoising_queries, padded
 from models.distinct import PositionRelation, distinct_first, masked
 from models.distribution import distance_to_box, weighting_function
 from models.hybrid_encoder import ConvNorm
-from models.layers import Mlp, SelfAttention, becomes_part_of_graph, without_autocast
+from models.layers import Mlp, SelfAttention, becomes_part_of_graph, in_autocast_type, without_autocast
 from models.text_fusion import TextFusion
 
 _PRIOR = 0.01
@@ -310,7 +310,9 @@ class DEIMTransformer(nn.Module):
         content, reference_logits = selected.content.detach(), selected.reference_logits.detach()
         allowed = None
         if denoising is not None:
-            labels, noised, allowed = denoising
+            labels, noised, seen = denoising
+            # As a sum, in the type of the attention: made once, not in every layer out of the truth values.
+            allowed = in_autocast_type(torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, -math.inf))
             content = torch.cat([self.denoising_class_embed(labels), content], dim=1)
             reference_logits = torch.cat([noised, reference_logits], dim=1)
         elif self.training:
@@ -396,7 +398,8 @@ class DEIMTransformer(nn.Module):
 
         The last is the texts' contribution of the last layer, before the gate, where there are texts.
         """
-        bins = weighting_function(self._config.reg_max, self.up, self.reg_scale)
+        reg_scale = self.reg_scale.float()
+        bins = weighting_function(self._config.reg_max, self.up, reg_scale)
         boxes = reference_logits.sigmoid()
         position = F.hardtanh(self.query_pos_head(boxes), -10, 10)
         num_layers = len(self.decoder.layers) if self.training else self.num_eval_layers
@@ -417,7 +420,7 @@ class DEIMTransformer(nn.Module):
             change = self.dec_bbox_head[index](target if previous is None else target + previous).float()
             corners = change if corners is None else corners + change
             probabilities = corners.view(*corners.shape[:2], 4, -1).softmax(dim=-1)
-            refined = distance_to_box(references, (probabilities * bins).sum(dim=-1), self.reg_scale)
+            refined = distance_to_box(references, (probabilities * bins).sum(dim=-1), reg_scale)
             if emits:
                 logits = self.decoder.lqe_layers[index](scores, probabilities)
                 outputs.append(LayerOutput(logits, refined, corners, references))

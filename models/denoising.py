@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,7 +31,7 @@ class DenoisingQueries:
     allowed: Tensor
     """bool [G + Q, G + Q]: the row's query may attend to the column's."""
     meta: dict[str, Any]
-    """`dn_positive_idx`: per image the positive, non-padding queries, int64 [g * boxes of the image];
+    """`dn_positive_idx`: per image the positive, non-padding queries, int64 [g * boxes of the image], on the host;
     `dn_num_group`: g; `dn_num_split`: [G, Q]."""
 
     @property
@@ -80,9 +81,9 @@ def make_denoising_queries(
         labels = _noise_labels(labels, num_classes, label_noise_ratio)
     if box_noise_scale > 0:
         boxes = _noise_boxes(boxes, positive, box_noise_scale)
-    starts = torch.arange(groups, device=device)[:, None] * (2 * most)
+    starts = np.arange(groups)[:, None] * (2 * most)
     meta = {
-        "dn_positive_idx": [(starts + torch.arange(count, device=device)).flatten() for count in counts],
+        "dn_positive_idx": [torch.from_numpy((starts + np.arange(count)).ravel()) for count in counts],
         "dn_num_group": groups,
         "dn_num_split": [total, num_queries],
     }

@@ -76,9 +76,9 @@ class FuseBlock(nn.Module):
         self.cv4 = ConvNorm(2 * (width + stage_width), width, 1, silu=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        split = self.cv1(x)
-        first = self.cv2(split.chunk(2, dim=1)[1])
-        out: Tensor = self.cv4(torch.cat([split, first, self.cv3(first)], dim=1))
+        kept, worked = self.cv1(x).chunk(2, dim=1)
+        first = self.cv2(worked)
+        out: Tensor = self.cv4(torch.cat([kept, worked, first, self.cv3(first)], dim=1))
         return out
 
 

@@ -266,7 +266,12 @@ def test_denoising_queries_added_for_constant_shapes_change_nothing(
     [
         "eager",
         pytest.param(
-            "inductor", marks=[pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="no g++")]
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.timeout(900),
+                pytest.mark.skipif(not shutil.which("g++"), reason="no g++"),
+            ],
         ),
     ],
 )
