@@ -111,8 +111,6 @@ class ConvertPILImageOp(Op):
     """Scales to [0, 1] in float32: done on the device here, stated for the dialect's sake."""
 
     type: Literal["ConvertPILImage"] = "ConvertPILImage"
-    dtype: Literal["float32"] = "float32"
-    scale: Literal[True] = True
 
 
 class NormalizeOp(Op):
@@ -129,8 +127,6 @@ class ConvertBoxesOp(Op):
     """Converts boxes to cxcywh in [0, 1]."""
 
     type: Literal["ConvertBoxes"] = "ConvertBoxes"
-    fmt: Literal["cxcywh"] = "cxcywh"
-    normalize: Literal[True] = True
 
 
 OPS = (
@@ -163,7 +159,6 @@ class PolicyConfig(Section):
 class TransformsConfig(Section):
     """Lists the transforms of one image, in order."""
 
-    type: Literal["Compose"] = "Compose"
     ops: tuple[AnyOp, ...] = ()
     """The transforms; see "Ops" below."""
     policy: PolicyConfig | None = None
@@ -190,12 +185,10 @@ class TransformsConfig(Section):
 class DatasetConfig(Section):
     """Names a folder of images and its COCO annotation file."""
 
-    type: Literal["CocoDetection"] = "CocoDetection"
     img_folder: PortablePath
     """Folder of the images."""
     ann_file: PortablePath
     """COCO annotations of the split, JSON."""
-    return_masks: Literal[False] = False
     transforms: TransformsConfig = TransformsConfig()
     cache_mib: NonNegativeInt = 1024
     """Memory for decoded training images, MiB, shared by the workers of a process; at most half of what is free.
@@ -223,7 +216,6 @@ class CollateConfig(Section):
     """Says what happens to a whole batch: MixUp, CopyBlend, multi-scale (docs/deimv2.md, Collate)."""
 
     rising = ("mixup_epochs", "copyblend_epochs", "expand_ratios")
-    type: Literal["BatchImageCollateFunction"] = "BatchImageCollateFunction"
     stop_epoch: NonNegativeInt | None = None
     """First epoch without multi-scale; null means never."""
     ema_restart_decay: Fraction = 0.9999
@@ -257,7 +249,6 @@ class CollateConfig(Section):
 class LoaderConfig(Section):
     """Describes one split and how it is read."""
 
-    type: Literal["DataLoader"] = "DataLoader"
     dataset: DatasetConfig
     shuffle: bool = False
     """Draw a new order each epoch."""

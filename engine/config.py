@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 from pydantic_core import PydanticCustomError
@@ -58,18 +58,9 @@ def _regular_expression(text: str) -> str:
     return text
 
 
-class EvaluatorConfig(Section):
-    """Chooses how detections are judged: COCO's average precision."""
-
-    type: Literal["CocoEvaluator"] = "CocoEvaluator"
-    iou_types: tuple[Literal["bbox"]] = ("bbox",)
-    """Boxes; nothing else is built here."""
-
-
 class ScalerConfig(Section):
     """Scales the loss, with fp16 only."""
 
-    type: Literal["GradScaler"] = "GradScaler"
     enabled: bool = True
     """False switches the scaling off."""
 
@@ -77,7 +68,6 @@ class ScalerConfig(Section):
 class EmaConfig(Section):
     """Averages the weights: decay d = decay x (1 - exp(-u / warmups)) at update u (docs/deimv2.md, AMP, EMA)."""
 
-    type: Literal["ModelEMA"] = "ModelEMA"
     decay: Fraction = 0.9999
     """Share of the old average that an update keeps, in the end; at most 1 - 20/steps unless stated."""
     warmups: NonNegativeInt = 1000
@@ -100,7 +90,6 @@ class ParamGroupConfig(Section):
 class OptimizerConfig(Section):
     """Sets up the optimiser."""
 
-    type: Literal["AdamW"] = "AdamW"
     params: tuple[ParamGroupConfig, ...] = ()
     """Parameter groups; names that match none form the last one."""
     lr: NonNegativeFloat
@@ -143,8 +132,6 @@ class Provenance:
 class ExperimentConfig(DataConfig, ModelConfig):
     """Describes the whole experiment; attributes carry the official YAML names."""
 
-    task: Literal["detection"] = "detection"
-    evaluator: EvaluatorConfig = EvaluatorConfig()
     texts: TextsConfig = TextsConfig()
     epoches: PositiveInt
     """Length of the run, epochs."""
@@ -152,7 +139,6 @@ class ExperimentConfig(DataConfig, ModelConfig):
     """Epoch in which the learning rate starts to fall; derived from `epoches` where no file states it."""
     no_aug_epoch: NonNegativeInt = 0
     """Last epochs, without strong augmentation and at the lowest learning rate; derived as `flat_epoch` is."""
-    lrsheduler: Literal["flatcosine"] = "flatcosine"
     lr_gamma: Fraction = 0.5
     """Lowest learning rate over the highest."""
     warmup_iter: NonNegativeInt = 2000

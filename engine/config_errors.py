@@ -10,6 +10,8 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from engine.official_keys import FIXED_KEYS, only_value
+
 MOVED_KEYS = {
     "lr": "optimizer.lr",
     "batch_size": "train_dataloader.total_batch_size",
@@ -37,7 +39,7 @@ _PLAIN_WORDS = {
 
 def describe(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
     """Say each fault in one line, in the order of the config; several tries of one union share a line."""
-    keys = frozenset(key for key, *_ in every_field(model))
+    keys = frozenset([*FIXED_KEYS, *(key for key, *_ in every_field(model))])
     lines: dict[str, str] = {}
     for fault in error.errors(include_url=False):
         if len(lines) == _MAX_LINES:
@@ -46,7 +48,9 @@ def describe(error: ValidationError, model: type[BaseModel], values: Mapping[str
             return ["nested too deeply, or with text that is no Unicode"]
         shown, schema_path = _locate(fault["loc"], values)
         if fault["type"] == "extra_forbidden":
-            lines[shown] = f"{shown}: unknown key{suggestion(schema_path, keys)}"
+            only = only_value(schema_path)
+            found = f"found {_short(fault['input'])}, expected {only!r}"
+            lines[shown] = f"{shown}: {f'unknown key{suggestion(schema_path, keys)}' if only is None else found}"
             continue
         message = _message(fault["type"], fault["msg"], fault["input"])
         expected = message.rpartition("expected ")[2]

@@ -20,7 +20,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from data.errors import UserError
 from engine.config import ExperimentConfig, config_to_dict
 from engine.config_errors import MOVED_KEYS, every_field, sections_in
-from engine.official_keys import INACTIVE_KEYS, SHARED_KEYS
+from engine.official_keys import FIXED_KEYS, INACTIVE_KEYS, SHARED_KEYS, only_value
 from engine.yaml_dialect import INCLUDE, SPELLINGS, get_path
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -33,6 +33,7 @@ folder are derived where no file states them: see [configs](../guide/configs.md)
 Editors complete and check a file that begins with `# yaml-language-server: $schema=PATH/config.schema.json`
 (in Visual Studio Code with the extension YAML).
 """
+_FIXED = "Only this value is built here"
 _INACTIVE = "Official key, known and without effect here."
 
 
@@ -54,6 +55,8 @@ def reference() -> str:
         parts.append("\n".join([*head, "| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""]))
     inactive = ", ".join(f"`{key}`" for key in INACTIVE_KEYS)
     parts.append(f"## Official keys without effect\n\nAccepted and dropped: {inactive}.\n")
+    fixed = ", ".join(f"`{key}: {json.dumps(only)}`" for key, only in FIXED_KEYS.items())
+    parts.append(f"## Official keys with one value\n\n{_FIXED}; another is an error: {fixed}.\n")
     return "\n".join(parts)
 
 
@@ -76,6 +79,14 @@ def json_schema() -> dict[str, Any]:
     for path in INACTIVE_KEYS:
         section_path, _, key = path.rpartition(".")
         keys[section_path][key] = {"description": _INACTIVE}
+    keys |= {"loader": keys["train_dataloader"]}
+    for name in ("dataset", "transforms"):
+        keys[name] = parts[f"{name.capitalize()}Config"]["properties"]
+    for name in ("ConvertPILImage", "ConvertBoxes"):
+        keys[name] = parts[f"{name}Op"]["properties"]
+    for path, only in FIXED_KEYS.items():
+        section_path, _, key = path.rpartition(".")
+        keys[section_path][key] = {"const": only, "description": f"{_FIXED}."}
     for key, paths in SHARED_KEYS.items():
         for path in paths:
             keys[path][key] = top[key]
@@ -104,6 +115,9 @@ def explain(key: str, config: ExperimentConfig) -> str:
     path = _model_path(key, values)
     if key in INACTIVE_KEYS:
         return f"{key}: {_INACTIVE}"
+    only = None if path in fields else only_value(path)
+    if only is not None:
+        return f"{key}: {_FIXED.lower()}\n  type:    {only}"
     if path not in fields:
         raise UserError(f"{key}: unknown key; {_nearest(key, fields)} (docs/reference/config.md lists them all)")
     owner, field = fields[path]

@@ -5,6 +5,7 @@ Works on plain dicts, before any field is checked, so every section may still ho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,44 @@ INACTIVE_KEYS = (
 )  # fmt: skip
 """Official keys that are known and do nothing here; every other unknown key is an error. `collate_fn` is that of any
 loader, `Mosaic` any op of that type."""
+
+FIXED_KEYS: dict[str, Any] = {
+    "task": "detection",
+    "evaluator": {"type": "CocoEvaluator", "iou_types": ["bbox"]},
+    "postprocessor": "PostProcessor",
+    "use_focal_loss": True,
+    "lrsheduler": "flatcosine",
+    "DINOv3STAs.patch_size": 16,
+    "HybridEncoder.enc_act": "gelu",
+    "HybridEncoder.act": "silu",
+    "HybridEncoder.version": "deim",
+    "HybridEncoder.fuse_op": "sum",
+    "DEIMTransformer.num_levels": 3,
+    "DEIMTransformer.activation": "silu",
+    "DEIMTransformer.mlp_act": "silu",
+    "DEIMTransformer.learn_query_content": False,
+    "DEIMTransformer.aux_loss": True,
+    "DEIMTransformer.cross_attn_method": "default",
+    "DEIMTransformer.query_select_method": "default",
+    "DEIMTransformer.use_gateway": True,
+    "DEIMTransformer.share_bbox_head": False,
+    "DEIMTransformer.share_score_head": False,
+    "DEIMCriterion.matcher.type": "HungarianMatcher",
+    "loader.type": "DataLoader",
+    "dataset.type": "CocoDetection",
+    "dataset.return_masks": False,
+    "transforms.type": "Compose",
+    "collate_fn.type": "BatchImageCollateFunction",
+    "ConvertPILImage.dtype": "float32",
+    "ConvertPILImage.scale": True,
+    "ConvertBoxes.fmt": "cxcywh",
+    "ConvertBoxes.normalize": True,
+    "optimizer.type": "AdamW",
+    "scaler.type": "GradScaler",
+    "ema.type": "ModelEMA",
+}
+"""Official keys with the one value that is built here: it is dropped, another is an error. `loader` and its parts stand
+for those of every loader, `Convert...` for any op of that type."""
 
 SHARED_KEYS = {
     "num_classes": ("DEIMTransformer", "DEIMCriterion", "PostProcessor"),
@@ -68,21 +107,51 @@ def to_own_form(values: dict[str, Any], rank: Callable[[str], int]) -> dict[str,
 
 
 def drop_inactive(values: dict[str, Any]) -> dict[str, Any]:
-    """Take the keys of `INACTIVE_KEYS` out of `values`, which are changed."""
+    """Take `INACTIVE_KEYS`, and `FIXED_KEYS` that have their value, out of `values`, which are changed."""
     for path in INACTIVE_KEYS:
         section, _, key = path.rpartition(".")
         if path != "lr_scheduler" or not isinstance(values.get(path), str):  # text is a misspelt `lrsheduler`
             for part in _sections(values, section):
                 part.pop(key, None)
+    for path, only in FIXED_KEYS.items():
+        section, _, key = path.rpartition(".")
+        for part in _sections(values, section):
+            if key in part and _is_only(part[key], only):
+                del part[key]
     return values
+
+
+def only_value(schema_path: str) -> Any:
+    """Return the one value that is built here of an official key, None where it is no such key.
+
+    Args:
+        schema_path: As `engine.config_errors.every_field` names it, but that the key is no field.
+    """
+    loader = re.sub(rf"^({'|'.join(LOADERS)})\.(?=\w+$)", "loader.", schema_path)
+    short = re.sub(r"^\w+\.(dataset\.transforms\.ops\.\[\]\.|dataset\.(?=transforms\.))?", "", schema_path)
+    return next((FIXED_KEYS[key] for key in (schema_path, loader, short) if key in FIXED_KEYS), None)
+
+
+def _is_only(value: Any, only: Any) -> bool:
+    if isinstance(only, dict) and isinstance(value, dict):
+        return all(key in only and value[key] == only[key] for key in value)
+    return type(value) is type(only) and bool(value == only)
+
+
+_OF_LOADERS = {
+    "loader": "",
+    "dataset": ".dataset",
+    "transforms": ".dataset.transforms",
+    "collate_fn": ".collate_fn",
+}
 
 
 def _sections(values: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """List what the section of an inactive key stands for."""
     found: list[Any] = [get_path(values, name) if name else values]
-    if name == "collate_fn":
-        found = [get_path(values, f"{loader}.collate_fn") for loader in LOADERS]
-    if name == "Mosaic":
+    if name in _OF_LOADERS:
+        found = [get_path(values, f"{loader}{_OF_LOADERS[name]}") for loader in LOADERS]
+    if name in ("Mosaic", "ConvertPILImage", "ConvertBoxes"):
         lists = [get_path(values, f"{loader}.dataset.transforms.ops") for loader in LOADERS]
         found = [op for ops in lists if isinstance(ops, list) for op in ops if get_path(op, "type") == name]
     return [section for section in found if isinstance(section, dict)]

@@ -89,7 +89,6 @@ class BackboneConfig(Section):
     """Blocks; read by `vit_custom` only (own addition)."""
     mlp_ratio: Factor = 4.0
     """Hidden width of the MLP over `embed_dim`; read by `vit_custom` only (own addition)."""
-    patch_size: Literal[16] = 16
     use_sta: bool = True
     """False drops the detail branch and its channels."""
     conv_inplane: PositiveInt = 16
@@ -154,7 +153,6 @@ class EncoderConfig(_Transformer):
     dim_feedforward: PositiveInt = 1024
     """Hidden width of the self-attention's MLP."""
     dropout: NoDropout = 0.0
-    enc_act: Literal["gelu"] = "gelu"
     use_encoder_idx: tuple[Annotated[int, Field(ge=0, le=2)], ...] = (2,)
     """Maps that pass through self-attention, 0 to 2."""
     num_encoder_layers: PositiveInt = 1
@@ -165,9 +163,6 @@ class EncoderConfig(_Transformer):
     """Width of the fusion blocks' inner stages."""
     depth_mult: Factor = 1.0
     """Depth of the fusion blocks' inner stages; 1 means three convolutions."""
-    act: Literal["silu"] = "silu"
-    version: Literal["deim"] = "deim"
-    fuse_op: Literal["sum"] = "sum"
 
     def rules(self) -> Iterator[str]:
         yield from super().rules()
@@ -190,7 +185,6 @@ class DecoderConfig(_Transformer):
     feat_channels: Triple
     """Channels of the encoder's maps, strides 8, 16, 32."""
     feat_strides: Strides = STRIDES
-    num_levels: Literal[3] = 3
     num_points: Triple = (3, 6, 3)
     """Sampling points per head on each level."""
     nhead: Heads = 8
@@ -199,8 +193,6 @@ class DecoderConfig(_Transformer):
     dim_feedforward: Annotated[int, Field(ge=2, le=1_000_000, multiple_of=2)] = 1024
     """Width before the gate; the SwiGLU's hidden width is half of it."""
     dropout: NoDropout = 0.0
-    activation: Literal["silu"] = "silu"
-    mlp_act: Literal["silu"] = "silu"
     num_denoising: NonNegativeInt = 100
     """About as many denoising queries of each sign; 0 switches denoising off."""
     label_noise_ratio: Fraction = 0.5
@@ -212,22 +204,15 @@ class DecoderConfig(_Transformer):
     candidates; null takes the best as they come, as the official model does (own addition)."""
     relation_bias: bool = False
     """Bias the queries' attention to each other by how their boxes lie (own addition); starts without effect."""
-    learn_query_content: Literal[False] = False
     eval_idx: int = -1
     """Layer whose output is used in evaluation; negative counts from the last."""
     eps: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
     """Anchors with a coordinate nearer than this to 0 or 1 are invalid."""
-    aux_loss: Literal[True] = True
-    cross_attn_method: Literal["default"] = "default"
-    query_select_method: Literal["default"] = "default"
     reg_max: RegMax = 32
     reg_scale: int | float = 4
     """Curvature of the bins' values. Kept as written: official files hold an integer tensor for an integer."""
     layer_scale: Annotated[float, Field(ge=1, le=1)] = 1.0
     """Width of the later layers over the first ones'; only 1 is built here."""
-    use_gateway: Literal[True] = True
-    share_bbox_head: Literal[False] = False
-    share_score_head: Literal[False] = False
 
     def rules(self) -> Iterator[str]:
         yield from super().rules()
@@ -245,7 +230,6 @@ def _missing_terms(weights: Iterable[str], terms: object) -> Iterator[str]:
 class MatcherConfig(Section):
     """Weighs the costs by which queries and objects are matched (docs/deimv2.md, Matcher)."""
 
-    type: Literal["HungarianMatcher"] = "HungarianMatcher"
     weight_dict: dict[CostName, NonNegativeFloat] = {"cost_class": 2.0, "cost_bbox": 5.0, "cost_giou": 2.0}
     """Weight of each cost."""
     alpha: Fraction = 0.25
@@ -452,10 +436,8 @@ class ModelConfig(Section):
     """The detector; null with `Baseline`."""
     criterion: Literal["DEIMCriterion"] | None = "DEIMCriterion"
     """The losses; null with `Baseline`."""
-    postprocessor: Literal["PostProcessor"] = "PostProcessor"
     num_classes: PositiveInt
     """C, the number of classes and width of the class scores."""
-    use_focal_loss: Literal[True] = True
     eval_spatial_size: tuple[PositiveInt, PositiveInt] = (640, 640)
     """Height and width of the evaluation input, pixels; a stated one is the input size everywhere."""
     gradient_checkpointing: bool = False

@@ -24,7 +24,7 @@ from engine.config import (
     load_config,
     merge_yaml,
 )
-from engine.official_keys import INACTIVE_KEYS
+from engine.official_keys import FIXED_KEYS, INACTIVE_KEYS
 from engine.yaml_dialect import as_override, merge, set_path
 from tests.support.configs import CONFIGS, INDUSTRIAL, changed, industrial, official, write
 
@@ -268,6 +268,24 @@ def test_inactive_official_keys_are_accepted_and_dropped(key: str) -> None:
     else:
         path = f"val_dataloader.{key}" if section == "collate_fn" else key
         assert load_config(INDUSTRIAL, [f"{path}={{a: 1}}"]) == industrial()
+
+
+@pytest.mark.parametrize("key", FIXED_KEYS)
+def test_official_keys_with_one_value_are_dropped_with_it_and_refused_with_another(key: str) -> None:
+    section, _, name = key.rpartition(".")
+    places = {"loader": "", "dataset": "dataset.", "transforms": "dataset.transforms.", "collate_fn": "collate_fn."}
+    place, stored = f"{section}." * bool(section), config_to_dict(industrial())
+    if section in places:
+        place = f"val_dataloader.{places[section]}"
+    if section.startswith("Convert"):
+        types = [op["type"] for op in stored["train_dataloader"]["dataset"]["transforms"]["ops"]]
+        place = f"train_dataloader.dataset.transforms.ops[{types.index(section)}]."
+    set_path(stored, f"{place}{name}", FIXED_KEYS[key])
+    assert config_from_dict(stored) == industrial()
+    set_path(stored, f"{place}{name}", "other")
+    with pytest.raises(UserError) as error:
+        config_from_dict(stored)
+    assert list(error.value.problems) == [f'{place}{name}: found "other", expected {FIXED_KEYS[key]!r}']
 
 
 def test_shared_values_inside_sections(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def _like_a_file(text: str) -> dict[str, Any]:
         ("eval_interval_epochs", ["default: 1", "here:    1, the default"]),
         ("test_dataloader.num_workers", ["here:    4, taken from another key"]),
         ("DINOv3STAs.patch_size", ["only this value is built here", "type:    16"]),
-        ("ema", ["keys:    type, decay, warmups, start"]),
+        ("ema", ["keys:    decay, warmups, start"]),
         ("HybridEncoder.csp_type", ["without effect here"]),
     ],
 )
