@@ -14,6 +14,7 @@ data. On a CPU it runs in small, without what only a GPU has.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -139,15 +140,23 @@ def gpu_tests(bench: Bench) -> Iterator[Row]:
 
 def syncs(bench: Bench) -> Iterator[Row]:
     bench.require_gpu()
-    with bench.run() as run, warnings.catch_warnings(record=True) as caught:
+    with bench.run() as run:
         steps = loop_steps(run)
         for _ in range(3):
             next(steps)
+        yield "waits for the device in a step", count_syncs(lambda: next(steps)), ""
+
+
+def count_syncs(action: Callable[[], object]) -> int:
+    """Synchronising CUDA calls, as PyTorch's debug mode reports them."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
-        next(steps)
-        torch.cuda.set_sync_debug_mode("default")
-    yield "waits for the device in a step", sum("synchroniz" in str(w.message) for w in caught), ""
+        try:
+            action()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 def steps_by_batch(bench: Bench) -> Iterator[Row]:
@@ -229,7 +238,7 @@ def inference(bench: Bench) -> Iterator[Row]:
     if isinstance(detector.model, DEIM):
         forms["deploy form"] = replace(detector, model=deploy(detector.model))
         if bench.on_gpu and compiles(detector.model, bench.device):
-            forms["compiled"] = replace(detector, model=run.detector.model, compiled=True)
+            forms["compiled"] = replace(detector, model=copy.deepcopy(detector.model), compiled=True)
     for name, form in forms.items():
         for batch in (1, 16) if bench.on_gpu else (1,):
             if not bench.in_time(f"inference, {name}"):
