@@ -49,6 +49,7 @@ def decide_batch(
         choice = BatchChoice(_number(total) or CPU_BATCH, stored.micro_batches, "of the checkpoint")
     else:
         choice = dist.from_main(partial(_measured, config, dist, split))
+    log.info("batch: %d in %d micro-batches (%s)", choice.total_batch_size, choice.accumulation_steps, choice.why)
     if choice.advice:
         log.info("%s", choice.advice)
     return with_batch(config, choice.total_batch_size, choice.accumulation_steps, choice.why)
