@@ -46,36 +46,20 @@ class KnownFile(NamedTuple):
 
     name: str
     sha256: str
-    """Hexadecimal; of the DINOv3 files only the start, which their names state."""
+    """Its first hexadecimal digits; of the DINOv3 files those that their names state."""
     size_bytes: int | None
     what: str
 
 
+_RELEASE = "dinov3_vits16{}_pretrain_lvd1689m-{}.pth"
 KNOWN_FILES = (
+    KnownFile("deimv2_dinov3_s_coco.pth", "9491ab33b68ecfc0e34043ab", 39_537_357, "official DEIMv2-S, COCO"),
+    KnownFile("vitt_distill.pt", "2053b865f4e2673fba3f95f7", 21_996_698, "official ViT-Tiny, backbone of DEIMv2-S"),
     KnownFile(
-        "deimv2_dinov3_s_coco.pth",
-        "9491ab33b68ecfc0e34043abb3009599ab1e892fb953a1faad12ef4fca5a35c4",
-        39_537_357,
-        "official DEIMv2-S, COCO",
+        "vittplus_distill.pt", "470b65d9a7704973ae105057", 38_749_082, "official ViT-Tiny+, backbone of DEIMv2-M"
     ),
-    KnownFile(
-        "vitt_distill.pt",
-        "2053b865f4e2673fba3f95f7e7e54ad5ee18143885e3ad27eaabb5b3b9919738",
-        21_996_698,
-        "official ViT-Tiny distilled from DINOv3, backbone of DEIMv2-S",
-    ),
-    KnownFile(
-        "vittplus_distill.pt",
-        "470b65d9a7704973ae105057f7ec7a4c85f853bc379a7bfbcc49ecc80a17e25b",
-        38_749_082,
-        "official ViT-Tiny+ distilled from DINOv3, backbone of DEIMv2-M",
-    ),
-    KnownFile(
-        "dinov3_vits16_pretrain_lvd1689m-08c60483.pth", "08c60483", None, "DINOv3 ViT-S/16, backbone of DEIMv2-L"
-    ),
-    KnownFile(
-        "dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth", "4057cbaa", None, "DINOv3 ViT-S+/16, backbone of DEIMv2-X"
-    ),
+    KnownFile(_RELEASE.format("", "08c60483"), "08c60483", None, "DINOv3 ViT-S/16, backbone of DEIMv2-L"),
+    KnownFile(_RELEASE.format("plus", "4057cbaa"), "4057cbaa", None, "DINOv3 ViT-S+/16, backbone of DEIMv2-X"),
 )
 
 
@@ -87,30 +71,24 @@ def identify(path: Path, known_files: Sequence[KnownFile] = KNOWN_FILES) -> Know
     size = path.stat().st_size
     named = next((known for known in known_files if known.name == path.name), None)
     if named is None and size not in {known.size_bytes for known in known_files}:
-        return None
+        return None  # the hash of a large file takes seconds
     digest = file_sha256(path)
     for known in known_files:
         if known.size_bytes in (None, size) and digest.startswith(known.sha256):
-            log.info("%s: is %s (%s), sha256 %s verified", path, known.name, known.what, known.sha256[:12])
+            log.info("%s: is %s (%s), sha256 %s verified", path, known.name, known.what, known.sha256)
             return known
     if named is not None:
         expected = "" if named.size_bytes is None else f"{named.size_bytes:,} bytes, "
         log.warning(
             "%s: is not the %s known here (%s): found %s bytes, sha256 %s, expected %ssha256 %s. It may be a newer "
             "release, or damaged; loading it all the same",
-            *(path, named.name, named.what, f"{size:,}", digest[:16], expected, named.sha256[:16]),
+            *(path, named.name, named.what, f"{size:,}", digest[:24], expected, named.sha256),
         )
     return None
 
 
 def read_weight_file(path: Path, *, what: str = "Weight file") -> object:
     """Read a .safetensors file (name -> tensor) or a .pth/.pt file (plain containers) onto the CPU.
-
-    A .pth file is not memory-mapped: Windows could not replace it while it is in use.
-
-    Args:
-        path: An existing file.
-        what: How messages call it.
 
     Raises:
         UserError: It cannot be read, is damaged, or holds more than data.
@@ -123,6 +101,7 @@ def read_weight_file(path: Path, *, what: str = "Weight file") -> object:
         _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused anyway
+            # Not memory-mapped: Windows could not replace the file while it is in use.
             content: object = torch.load(path, map_location="cpu", weights_only=True)
         _check_content(content, path.stat().st_size)
         return content
@@ -177,7 +156,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _check_header(path: Path) -> None:
-    """The length of a safetensors file's header; everything else is checked by the library."""
+    """Check the length of a safetensors file's header; everything else is checked by the library."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > MAX_JSON_BYTES:
@@ -185,11 +164,8 @@ def _check_header(path: Path) -> None:
 
 
 def _check_archive(path: Path) -> None:
-    """A .pth file's records, before any is read: torch compresses none, so together they are no larger than the file.
-
-    Files of torch's format before 1.6 are no archives.
-    """
-    if not zipfile.is_zipfile(path):
+    """Check a .pth file's records before any is read: torch compresses none, so all together fit the file's size."""
+    if not zipfile.is_zipfile(path):  # torch's format before 1.6
         return
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
@@ -202,39 +178,35 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_content(content: object, file_bytes: int) -> None:
-    """Containers and tensors as they may be used: a few bytes can stand for a structure or a tensor without end.
+    """Refuse what a few bytes can stand for: a structure or a tensor without end.
 
     Raises:
         ValueError: Written out, the content would be far larger than the file.
     """
     items = characters = tensor_bytes = 0
     storages: dict[int, int] = {}
-    level: list[object] = [content]
-    for _ in range(_MAX_DEPTH):
-        below: list[object] = []
-        for part in level:
-            children: Iterable[object] = ()
-            if isinstance(part, Tensor):
-                odd = part.is_quantized or part.is_nested or part.is_complex()
-                if odd or part.layout != torch.strided or part.device.type != "cpu":
-                    raise ValueError(f"a tensor that is {part.layout}, {part.dtype}, on {part.device.type}")
-                tensor_bytes += part.nbytes
-                storages[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
-            elif isinstance(part, Mapping):
-                children = [*part.keys(), *part.values()]
-            elif isinstance(part, (list, tuple, set, frozenset)):
-                children = part
-            elif isinstance(part, (str, bytes, bytearray)):
-                characters += len(part)
-            items += 1
-            below.extend(children)
-            if items + len(below) > _MAX_ITEMS or characters > MAX_JSON_BYTES:
-                raise ValueError("one part used over and over: written out it would be without end")
-        level = below
-        if not level:
-            break
-    else:
-        raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+    waiting: list[tuple[object, int]] = [(content, 0)]
+    while waiting:
+        part, depth = waiting.pop()
+        children: Iterable[object] = ()
+        if isinstance(part, Tensor):
+            odd = part.is_quantized or part.is_nested or part.is_complex()
+            if odd or part.layout != torch.strided or part.device.type != "cpu":
+                raise ValueError(f"a tensor that is {part.layout}, {part.dtype}, on {part.device.type}")
+            tensor_bytes += part.nbytes
+            storages[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+        elif isinstance(part, Mapping):
+            children = [*part.keys(), *part.values()]
+        elif isinstance(part, (list, tuple, set, frozenset)):
+            children = part
+        elif isinstance(part, (str, bytes, bytearray)):
+            characters += len(part)
+        items += 1
+        waiting.extend((child, depth + 1) for child in children)
+        if depth >= _MAX_DEPTH:
+            raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+        if items + len(waiting) > _MAX_ITEMS or characters > MAX_JSON_BYTES:
+            raise ValueError("one part used over and over: written out it would be without end")
     # An alias or two is nothing unusual, but no file holds the same weights many times.
     if sum(storages.values()) > file_bytes or tensor_bytes > 8 * file_bytes:
         raise ValueError(f"tensors of {tensor_bytes:,} bytes in a file of {file_bytes:,}")
@@ -352,13 +324,9 @@ def has_fusion(state_dict: Mapping[str, Any]) -> bool:
 
 
 def log_origin(model: nn.Module, loaded: Collection[str], source: object, *, fresh: Collection[str] = ()) -> None:
-    """Say in the log which parts of the network come from a file and which stayed random.
+    """Say in the log which parts of the network come from `source` and which stayed random.
 
-    Args:
-        model: Any detector.
-        loaded: Names of its tensors that came from the file.
-        source: The file.
-        fresh: Parts that are meant to start fresh; any other that does is a warning.
+    A part that stays random is a warning, unless it is meant to be `fresh`.
     """
 
     def part_of(name: str) -> str:
@@ -404,6 +372,7 @@ def load_phase_1(model: nn.Module, state_dict: Mapping[str, Tensor], source: Pat
 
 
 def _fitting(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], source: Path | None) -> dict[str, Tensor]:
+    """Complete `state_dict`, or explain why it is not one of the network."""
     tensors = completed(state_dict, own)
     problems = weight_problems(own, tensors).problems()
     if not problems:
@@ -437,11 +406,8 @@ def load_for_tuning(
     """Copy what fits, by name and shape; the rest keeps its fresh weights and is told in the log, key by key.
 
     Args:
-        model: Any detector.
-        state_dict: Weights of a detector of the same size.
         class_rows: Label of the model -> label of the file: these classes' rows are copied, those of other labels start
             fresh, whatever the file's class count. None: heads are copied whole where the shapes fit.
-        source: The file, for the log.
 
     Raises:
         UserError: Less than half of the model would be filled: these are another model's weights.
@@ -481,20 +447,18 @@ def load_for_tuning(
 def _rows_by_class(
     own: Mapping[str, Tensor], found: Mapping[str, Tensor], class_rows: Mapping[int, int]
 ) -> dict[str, Tensor]:
-    """The model's per-class tensors with chosen classes' rows of the file's in them."""
+    """Fill the chosen classes' rows of the model's per-class tensors from the file's."""
     mapped = {}
     for key, value in own.items():
-        pattern = next((spec for spec in _CLASS_ROWS if re.fullmatch(spec[0], key)), None)
-        if pattern is None or key not in found or found[key].shape[1:] != value.shape[1:]:
-            continue
-        _, count, first = pattern
-        mapped[key] = value.clone()
-        mapped[key][:first] = found[key][:first].to(value)
-        for ours, theirs in class_rows.items():
-            into, out_of = (slice(first + label * count, first + (label + 1) * count) for label in (ours, theirs))
-            rows = found[key][out_of]
-            if len(rows) == count:
-                mapped[key][into] = rows.to(value)
+        for pattern, count, first in _CLASS_ROWS:
+            if not re.fullmatch(pattern, key) or key not in found or found[key].shape[1:] != value.shape[1:]:
+                continue
+            mapped[key] = value.clone()
+            mapped[key][:first] = found[key][:first].to(value)
+            for ours, theirs in class_rows.items():
+                rows = found[key][first + theirs * count :][:count].to(value)
+                if len(rows) == count:
+                    mapped[key][first + ours * count :][:count] = rows
     return mapped
 
 
@@ -528,13 +492,11 @@ _FFN = re.compile(r"(.*\.mlp)\.(\w+_proj)\.(weight|bias)$")
 def load_backbone_weights(model: nn.Module, config: ModelConfig) -> None:
     """Load the backbone's own weights, if the config names any; null leaves random ones.
 
-    DEIMv2's ViT (`DINOv3STAs.weights_path`): the file holds a bare state dict (.pt, .pth or .safetensors); every key
-    must fit. A baseline's CNN (`Baseline.weights`): torchvision's ImageNet weights, downloaded once by torchvision, or
-    a file of the same.
+    DEIMv2's ViT: a file of a bare state dict, of which every key must fit. A baseline's CNN: torchvision's ImageNet
+    weights, downloaded once by torchvision, or a file of the same.
 
     Raises:
-        UserError: The file is missing and cannot be downloaded, is damaged or hostile, or holds another network's
-            weights.
+        UserError: The file is missing and cannot be downloaded, is damaged or hostile, or another network's.
     """
     if config.Baseline is not None:
         assert isinstance(model, TorchvisionDetector)
@@ -564,9 +526,7 @@ def _is_transformers_layout(tensors: Mapping[str, object]) -> bool:
 
 
 def load_vit(model: nn.Module, config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load a bare ViT's weights into the backbone; every key must fit.
-
-    DINOv3's may have the names of the original release or of `transformers`.
+    """Load a bare ViT's weights into the backbone; every key must fit, in the names of DINOv3 or of `transformers`.
 
     Raises:
         UserError: `model` is a baseline, or the weights are another network's.
@@ -590,11 +550,9 @@ def load_vit(model: nn.Module, config: ModelConfig, tensors: Mapping[str, Tensor
 
 
 def original_names(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give DINOv3's weights of `transformers` their original names: q, k and v in one matrix, constants added.
+    """Give DINOv3's weights of `transformers` their original names: q, k and v in one matrix.
 
-    Args:
-        tensors: As in the file. Names that are not known stay, so that the caller can refuse them.
-        own: State dict of the network they are for; gives the constants that `transformers` does not store.
+    Unknown names stay, so that the caller can refuse them; constants that `transformers` does not store are `own`'s.
     """
     ffn_names = _GATED_FFN if any(".gate_proj." in key for key in tensors) else _PLAIN_FFN
     renamed: dict[str, Tensor] = {}
@@ -617,7 +575,7 @@ def original_names(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
 
 
 def _load_imagenet_weights(body: nn.Module, config: BaselineConfig) -> None:
-    """The layers of a classification network that `body` has; its classifier is left out."""
+    """Load those layers of a classification network that `body` has; its classifier is left out."""
     if config.weights is None:
         return
     weights, prefix = body_of(config).weights, body_of(config).prefix
@@ -649,9 +607,9 @@ def _load_imagenet_weights(body: nn.Module, config: BaselineConfig) -> None:
 
 
 def _download(weights: Any, target: Path) -> dict[str, Tensor]:
-    """torchvision's own way for its ImageNet weights; the file stays at `target` for the next time."""
+    """Fetch ImageNet weights as torchvision does; the file stays at `target` for the next time."""
+    log.info("downloading %s to %s", weights.url, target)
     try:
-        log.info("downloading %s to %s", weights.url, target)
         state: dict[str, Tensor] = weights.get_state_dict(
             progress=False, check_hash=True, map_location="cpu", weights_only=True
         )
