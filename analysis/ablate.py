@@ -199,7 +199,15 @@ def _trainer(asked: AblationOptions, dist: Distributed) -> Runner:
 
     def run(task: Task, checkpoint: Path | None) -> None:
         start = start_of_phase_2(task.config, checkpoint or asked.resume)
-        train(task.config, dist, task.folder, resume=start.resume, tuning=start.tuning, text_cache=asked.output_dir)
+        train(
+            task.config,
+            dist,
+            task.folder,
+            resume=start.resume,
+            tuning=start.tuning,
+            text_cache=asked.output_dir,
+            lang=asked.lang,
+        )
         gc.collect()  # the run's model and optimiser hang in cycles; a GPU needs their room for the next run
         if dist.device.type == "cuda":
             torch.cuda.empty_cache()

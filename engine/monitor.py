@@ -24,6 +24,7 @@ from data.classes import ClassMap
 from data.files import GrowingFile
 from data.progress import progress_bar
 from data.types import PixelArray
+from engine.config import ExperimentConfig
 from engine.evaluate import EvalResult
 from engine.pictures import batch_pictures, grid
 from engine.run_folder import JsonLines
@@ -38,15 +39,13 @@ class Monitor:
 
     def __init__(
         self,
+        config: ExperimentConfig,
         folder: Path,
         *,
-        board_folder: Path,
         classes: ClassMap,
-        total_epochs: int,
         steps_per_epoch: int,
         first_step: int,
         evaluated: bool,
-        log_every_steps: int,
         enabled: bool,
         text: Texts,
         earlier_log: Path | None = None,
@@ -54,9 +53,9 @@ class Monitor:
         self.enabled = enabled
         self._text = text
         self._classes = classes
-        self._total_epochs = total_epochs
+        self._total_epochs = config.epoches
         self._steps_per_epoch = steps_per_epoch
-        self._log_every = max(1, min(log_every_steps, LOG_EVERY_STEPS))
+        self._log_every = max(1, min(config.print_freq, LOG_EVERY_STEPS))
         self._pending: list[tuple[tuple[str, ...], Tensor, Tensor]] = []
         self._images = 0
         self._wait_seconds = 0.0
@@ -67,7 +66,7 @@ class Monitor:
             self._lines = JsonLines(
                 folder / "log.jsonl", first_step=first_step, evaluated=evaluated, earlier=earlier_log
             )
-            self._board = _Board(board_folder, first_step=first_step)
+            self._board = _Board(config.summary_dir or folder / "tensorboard", first_step=first_step)
 
     def start_epoch(self, epoch: int, steps_done: int) -> None:
         """Open the epoch's progress bar."""

@@ -183,14 +183,15 @@ def build_run(
         scaler=scaler,
         amp_dtype=amp_dtype,
         schedule=_build_schedule(config, train_loader.steps_per_epoch),
-        monitor=_build_monitor(
+        monitor=Monitor(
             config,
-            data,
-            dist,
             folder,
-            train_loader.steps_per_epoch,
-            position,
-            text,
+            classes=data.classes,
+            steps_per_epoch=train_loader.steps_per_epoch,
+            first_step=position.step,
+            evaluated=position.batch_in_epoch == 0,
+            enabled=dist.is_main,
+            text=text,
             earlier_log=resume.parent / "log.jsonl" if resume is not None and elsewhere else None,
         ),
         lock=lock,
@@ -290,31 +291,6 @@ def _build_schedule(config: ExperimentConfig, steps_per_epoch: int) -> FlatCosin
         warmup_steps=config.warmup_iter,
         steps_per_epoch=steps_per_epoch,
         floor_ratio=config.lr_gamma,
-    )
-
-
-def _build_monitor(
-    config: ExperimentConfig,
-    data: DataBundle,
-    dist: Distributed,
-    folder: Path,
-    steps_per_epoch: int,
-    position: Position,
-    text: Texts,
-    earlier_log: Path | None,
-) -> Monitor:
-    return Monitor(
-        folder,
-        board_folder=config.summary_dir or folder / "tensorboard",
-        classes=data.classes,
-        total_epochs=config.epoches,
-        steps_per_epoch=steps_per_epoch,
-        first_step=position.step,
-        evaluated=position.batch_in_epoch == 0,
-        log_every_steps=config.print_freq,
-        enabled=dist.is_main,
-        text=text,
-        earlier_log=earlier_log,
     )
 
 

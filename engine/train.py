@@ -32,7 +32,7 @@ from engine.results import write_results
 from engine.run import Run, build_run, save
 from engine.schedule import step_seed
 from engine.selection import decide
-from engine.window import batch_losses, last_flags, window_shares, windows
+from engine.window import batch_losses, window_shares, windows
 from models.weights import load_state_dict_strict
 from texts import Language, texts_of
 
@@ -181,9 +181,9 @@ def train_step(run: Run, epoch: int, window: list[Batch], statistics: BatchNormS
     statistics.keep()
     losses: dict[str, Tensor] = {}
     shares = window_shares(run.config, run.dist, window)
-    for batch, share, is_last in zip(window, shares, last_flags(window), strict=True):
+    for number, (batch, share) in enumerate(zip(window, shares, strict=True), start=1):
         batch = batch.to(run.dist.device)
-        with _sync_gradients(run, is_last):
+        with _sync_gradients(run, number == len(window)):
             terms = batch_losses(
                 run.wrapped, run.criterion, batch, run.config, epoch=epoch, share=share, amp_dtype=run.amp_dtype
             )

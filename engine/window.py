@@ -23,11 +23,6 @@ def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield window
 
 
-def last_flags(window: list[Batch]) -> list[bool]:
-    """False for every micro-batch but the last one of the window."""
-    return [False] * (len(window) - 1) + [True]
-
-
 def window_shares(config: ExperimentConfig, dist: Distributed, window: list[Batch]) -> list[WindowShare | None]:
     """How the losses of each micro-batch are scaled, so that a window's sum is one large batch's loss."""
     if config.micro_batches == 1:
