@@ -29,8 +29,8 @@ def main() -> int:
     add("--output-dir", type=Path, metavar="DIR", help=what)
     add("--tile", type=int, metavar="SIZE", help="cut large images into tiles of SIZE x SIZE pixels")
     add("--overlap", type=float, default=0.2, metavar="F", help="share of a tile its neighbour sees too (default: 0.2)")
-    what = "of boxes of one class that overlap more, keep the best (default: keep all, as the evaluation does)"
-    add("--nms", type=float, metavar="IOU", help=what)
+    what = "of boxes of one class that overlap more, keep the best, or none (default: auto, the evaluation's best)"
+    add("--nms", default="auto", metavar="IOU", help=what)
     add("--batch-size", type=int, default=8, metavar="N", help="images or tiles at once (default: 8)")
     add("--use-amp", action="store_true", help="mixed precision on a GPU (default: float32)")
     add("--compile", action="store_true", help="compile the network first: seconds to minutes, then faster")

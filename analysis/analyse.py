@@ -16,6 +16,7 @@ from analysis.image_level import image_level
 from analysis.matching import match
 from analysis.result import Analysis, Cost
 from engine.metrics import CocoNumbers, GroundTruth, Predictions, best_thresholds, coco_numbers
+from engine.suppression import try_suppression
 
 DEFAULT_SCORE = 0.5
 """Where nothing is hit, so that no threshold is the best."""
@@ -39,7 +40,7 @@ def analyse(
     Args:
         samples: Of the bootstrap; 0 leaves all intervals out.
         confusion_score: None takes the score with the best F1 over all classes.
-        facts: Of the run, for results.json.
+        facts: Of the run, for results.json. Where `nms_iou` says that repeats were suppressed, nothing more is tried.
         numbers: COCO's numbers of these detections where they are known already.
 
     Raises:
@@ -52,6 +53,7 @@ def analyse(
     best_score = DEFAULT_SCORE if thresholds["overall"] is None else thresholds["overall"]["score"]
     least_score = best_score if confusion_score is None else confusion_score
     errors = classify_errors(matches)
+    suppressed = (facts or {}).get("nms_iou") is not None
     labels = range(len(matches.names))
     results: dict[str, Any] = {
         "metrics": numbers.metrics,
@@ -77,6 +79,7 @@ def analyse(
         },
         "bootstrap_samples": samples,
         "thresholds": thresholds,
+        "suppression": None if suppressed else try_suppression(truth, detections, numbers, thresholds),
         "confusion": {
             "names": list(matches.names),
             "iou": confusion_iou,

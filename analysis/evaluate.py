@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -245,6 +245,21 @@ def _facts(detector: Detector, *, use_amp: bool) -> dict[str, Any]:
     }
 
 
+def _suppression_lines(suppression: Mapping[str, Any] | None, number: Callable[[float | None], str]) -> Iterator[str]:
+    """Say how many detections repeat another, and what suppressing them does; nothing where they are suppressed."""
+    if suppression is None:
+        return
+    plain, best = (next(one for one in suppression["tried"] if one["iou"] == iou) for iou in (None, suppression["iou"]))
+    yield ""
+    yield "{repeats} of {detections} detections above the thresholds repeat a better one.".format_map(suppression)
+    if best["iou"] is None:
+        yield "Suppressing repeats raises F1 at no IoU; predict_deimv2.py keeps all."
+        return
+    changes = ", ".join(f"{key} {number(plain[key])} -> {number(best[key])}" for key in ("AP", "AP50"))
+    f1 = f"F1 {number(plain['f1'])} -> {number(best['f1'])}"
+    yield f"Suppressed above an IoU of {best['iou']:g}: {changes}, {f1}; predict_deimv2.py does so (--nms auto)."
+
+
 _MEANINGS = {
     "AP": "IoU 0.50:0.95",
     "AP50": "IoU 0.50",
@@ -289,6 +304,7 @@ def format_results(results: Mapping[str, Any]) -> str:
         score, f1 = (number(best and best[key]) for key in ("score", "f1"))
         row = f"{name:{width}}{number(one['AP']):>8}{interval(one['intervals'], 'AP')}{number(one['AP50']):>8}"
         lines.append(f"{row}{one['num_gt']:>8}{score:>12}{f1:>8}")
+    lines += _suppression_lines(results["suppression"], number)
     best = results["thresholds"]["overall"]
     if best is None:
         return "\n".join([*lines, "", "No detection hits anything at IoU 0.50: there is no best score threshold."])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -48,8 +49,9 @@ class PredictOptions(Options):
     overlap: float = Field(
         0.2, ge=0.05, le=0.8, description="0.05 to 0.8, e.g. 0.2; objects on a border are joined through it"
     )
-    nms: float | None = Field(None, gt=0, lt=1, description="an IoU between 0 and 1, e.g. 0.7")
-    """Of boxes of one class that overlap more, the best is kept; None keeps all, as the evaluation does."""
+    nms: float | Literal["auto"] | None = "auto"
+    """Of boxes of one class that overlap more, the best is kept; None keeps all. `auto`: what gave the best F1 in the
+    checkpoint's evaluation."""
     batch_size: int = Field(8, ge=1, description="1 or more")
     use_amp: bool = False
     compile: bool = False
@@ -67,6 +69,19 @@ class PredictOptions(Options):
         if unknown or not asked:
             raise ValueError(f"{', '.join(unknown) or 'nothing'} is no choice; expected some of {','.join(FORMS)}")
         return [form for form in FORMS if form in asked]
+
+    @field_validator("nms", mode="before")
+    @classmethod
+    def _parse_nms(cls, nms: object) -> object:
+        if nms in ("auto", "none", None):
+            return None if nms == "none" else nms
+        try:
+            iou = float(str(nms))
+        except ValueError:
+            iou = 0.0
+        if not 0 < iou < 1:
+            raise ValueError("expected auto, none or an IoU between 0 and 1, e.g. 0.7")
+        return iou
 
     @property
     def tiling(self) -> Tiling | None:
@@ -125,7 +140,7 @@ def predict(
         use_amp=options.use_amp,
         compiled=options.compile,
     )
-    thresholds = choose_thresholds(detector, options.score, options.score_per_class)
+    thresholds = choose_thresholds(detector, options.score, options.score_per_class, options.nms)
     prediction = Prediction(folder, detector.classes, thresholds, list(sources.skipped))
     started = time.perf_counter()
     try:
@@ -166,7 +181,7 @@ def _info(detector: Detector, thresholds: Thresholds, options: PredictOptions) -
         "score_thresholds_from": "--score" if options.score is not None else printable(evaluated),
         "score_per_class": list(options.score_per_class),
         "tile": None if options.tile is None else [options.tile, options.overlap],
-        "nms": options.nms,
+        "nms": thresholds.nms_iou,
     }
 
 
@@ -203,10 +218,10 @@ def _predict_images(sources: Sources, detector: Detector, prediction: Prediction
 
     images = _images_to_read(sources, prediction.is_12_bit)
     frames = read_frames(images, detector, options.tiling, failed)
-    thresholds = prediction.thresholds.scores
+    thresholds, nms_iou = prediction.thresholds.scores, prediction.thresholds.nms_iou
     info = _info(detector, prediction.thresholds, options)
     with bar, ImageWriter(prediction.folder, options.save, detector.classes, options.lang, info) as writer:
-        for frame, found in predict_frames(frames, detector, thresholds, options.batch_size, options.nms):
+        for frame, found in predict_frames(frames, detector, thresholds, options.batch_size, nms_iou):
             writer.add(frame.key, frame.pixels, found)
             prediction.num_images += 1
             prediction.num_found.update(found.labels.tolist())
@@ -226,9 +241,9 @@ def _predict_video(source: VideoSource, detector: Detector, prediction: Predicti
             None, source.name, unit="frame", total=recording.expected_frames, show=options.progress
         )
         table = Table(stem.with_name(f"{stem.name}.csv"), "video_columns", options.lang)
-        thresholds = prediction.thresholds.scores
+        thresholds, nms_iou = prediction.thresholds.scores, prediction.thresholds.nms_iou
         with bar, VideoFile(stem, recording.rate) as video, table:
-            for frame, found in predict_frames(frames, detector, thresholds, batch_size, options.nms):
+            for frame, found in predict_frames(frames, detector, thresholds, batch_size, nms_iou):
                 inside = found.clipped(frame.size_wh)
                 if "images" in options.save:
                     video.add(drawn(frame.pixels, inside, classes, min_side_px=1))
@@ -254,6 +269,7 @@ def format_prediction(prediction: Prediction, lang: Language) -> str:
     shown = ("; " if lang == "es" else ", ").join(scores)
     lines = [
         texts(f"{given.origin}_thresholds", source=given.source, thresholds=shown),
+        *([] if given.nms_iou is None else [texts("suppressed", iou=texts.number(given.nms_iou, 2))]),
         texts(
             "seen",
             images=prediction.num_images,

@@ -1,8 +1,10 @@
-"""Choose from which score on a detection counts, class by class."""
+"""Choose from which score on a detection counts, class by class, and which repeats are suppressed: the two belong
+together, since suppression leaves other detections to choose among."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,8 @@ from engine.detector import Detector
 from engine.metrics import unique_names
 from engine.results import evaluation_of
 
+log = logging.getLogger(__name__)
+
 DEFAULT_SCORE = 0.5
 
 
@@ -28,16 +32,21 @@ class Thresholds(NamedTuple):
     """Of those that were not given class by class."""
     source: Path | None
     """The results.json whose best-F1 scores they are."""
+    nms_iou: float | None
+    """Of boxes of one class that overlap more, the best is kept; None keeps all."""
 
 
-def choose_thresholds(detector: Detector, score: float | None, per_class: Sequence[str]) -> Thresholds:
-    """Take what was asked for, else the best-F1 scores of the checkpoint's evaluation on its own validation data, else
-    0.5. An evaluation of another input size, epoch or data is passed over.
+def choose_thresholds(
+    detector: Detector, score: float | None, per_class: Sequence[str], nms: float | Literal["auto"] | None = None
+) -> Thresholds:
+    """Take what was asked for, else the best-F1 scores of the checkpoint's evaluation on its own validation data under
+    the same suppression, else 0.5. An evaluation of another input size, epoch or data is passed over.
 
     Args:
         detector: The evaluation is looked for beside its checkpoint.
         score: For all classes.
         per_class: `NAME=S`; they win over everything else.
+        nms: IoU of the suppression, None for none; "auto": what gave the best F1 in that evaluation.
 
     Raises:
         UserError: Unknown classes, scores out of range; all at once.
@@ -47,16 +56,44 @@ def choose_thresholds(detector: Detector, score: float | None, per_class: Sequen
     own = [_parse(entry, names, problems) for entry in per_class]
     if problems:
         raise UserError("Score thresholds that cannot be used:", problems)
-    found = None
-    if score is None:
-        found = evaluation_of(detector.path, detector.epoch, detector.input_size_hw, section="thresholds")
+    nms_iou, table, source = None if nms == "auto" else nms, None, None
+    if score is None or nms == "auto":
+        nms_iou, table, source = _evaluated(detector, nms)
     scores = np.full(len(names), DEFAULT_SCORE if score is None else score)
-    if found is not None:
-        scores = np.array([_best(found[1]["thresholds"], name) for name in names], dtype=np.float64)
+    if table is not None and score is None:
+        scores = np.array([_best(table, name) for name in names], dtype=np.float64)
     for label, value in own:
         scores[label] = value
-    origin: Literal["given", "evaluated", "default"] = "default" if found is None else "evaluated"
-    return Thresholds(scores, origin if score is None else "given", found and found[0])
+    origin: Literal["given", "evaluated", "default"] = "default" if table is None else "evaluated"
+    return Thresholds(scores, origin if score is None else "given", source if score is None else None, nms_iou)
+
+
+def _evaluated(
+    detector: Detector, nms: float | Literal["auto"] | None
+) -> tuple[float | None, Mapping[str, Any] | None, Path | None]:
+    """The IoU of the suppression, and the thresholds of an evaluation under just this one with their file; None where
+    there is none."""
+    about = (detector.path, detector.epoch, detector.input_size_hw)
+    found = evaluation_of(*about, section="thresholds")
+    if found is not None:
+        path, results = found
+        section = results.get("suppression")
+        section = section if isinstance(section, dict) else {"iou": None}
+        wanted = section["iou"] if nms == "auto" else nms
+        if wanted is None:
+            return None, results["thresholds"], path
+        for tried in section.get("tried", ()):
+            if tried["iou"] == wanted:
+                return wanted, tried["thresholds"], path
+    if nms is None or nms == "auto":
+        return None, None, None
+    found = evaluation_of(*about, section="thresholds", nms_iou=nms)
+    if found is None:
+        log.warning(
+            "--nms %g: no evaluation of this checkpoint under it; evaluate_deimv2.py --nms %g makes one", nms, nms
+        )
+        return nms, None, None
+    return nms, found[1]["thresholds"], found[0]
 
 
 def _parse(entry: str, names: Sequence[str], problems: list[str]) -> tuple[int, float]:

@@ -88,19 +88,20 @@ def _read(path: Path, kind: Any, parse: Callable[[Any], T]) -> T:
 
 
 def evaluation_of(
-    checkpoint: Path, epoch: int | None, input_size_hw: tuple[int, int], *, section: str
+    checkpoint: Path, epoch: int | None, input_size_hw: tuple[int, int], *, section: str, nms_iou: float | None = None
 ) -> tuple[Path, Mapping[str, Any]] | None:
     """The checkpoint's evaluation on its run's own validation split: in a folder `eval_val_<checkpoint>...` beside it,
     else the run's own.
 
-    One of the test split, on which nothing may be chosen, or with suppression is none; one of other data, weights or
-    input size is passed over with a warning.
+    One of the test split, on which nothing may be chosen, or under another suppression is none; one of other data,
+    weights or input size is passed over with a warning.
 
     Args:
         checkpoint: Only a file that names it counts.
         epoch: Epochs that it was trained for; None where it does not tell.
         input_size_hw: Size of the network's input, pixels.
         section: What is wanted of the file; one without is passed over.
+        nms_iou: Of the suppression of repeats.
 
     Returns:
         The file and its content.
@@ -113,7 +114,7 @@ def evaluation_of(
         results = read_results(path)
         if results.get("checkpoint") != checkpoint.name or not isinstance(results.get(section), dict):
             continue
-        if results.get("split") != "val" or results.get("nms_iou") is not None:
+        if results.get("split") != "val" or results.get("nms_iou") != nms_iou:
             continue
         fault = _unlike(results, own.get("gt_hash"), checkpoint, epoch, input_size_hw)
         if fault is None:

@@ -9,7 +9,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -255,6 +255,42 @@ def test_a_stream(tiny: Path) -> None:
     assert gone.code == 1 and "gone.avi: cannot be opened (the address does not answer" in gone.out
 
 
+@pytest.mark.parametrize(
+    ("nms", "scores", "iou"),
+    [
+        ("auto", [0.3, 0.2], 0.6),
+        (0.8, [0.35, 0.2], 0.8),
+        (None, [0.4, 0.2], None),
+        (0.65, [0.45, 0.2], 0.65),
+        (0.55, [0.5, 0.5], 0.55),
+    ],
+)
+def test_thresholds_and_suppression_belong_together(
+    tiny: Path, tmp_path: Path, nms: float | Literal["auto"] | None, scores: list[float], iou: float | None
+) -> None:
+    run, config = tmp_path, load_config(tiny / "tiny.yml")
+    (run / "best.pth").touch()
+    detector = Detector(torch.nn.Identity(), config, CLASSES, path=run / "best.pth", checkpoint={})
+
+    def thresholds(square: float) -> dict[str, Any]:
+        return {"overall": {"score": 0.2}, "per_class": {"square": {"score": square}, "bar": None}}
+
+    facts = {"checkpoint": "best.pth", "split": "val", "own_val_data": True}
+    tried = [{"iou": None, "thresholds": thresholds(0.4)}, {"iou": 0.8, "thresholds": thresholds(0.35)}]
+    tried.append({"iou": 0.6, "thresholds": thresholds(0.3)})
+    with_all = facts | {"thresholds": thresholds(0.4), "suppression": {"iou": 0.6, "tried": tried}}
+    for name, content in (
+        ("eval_val_best", with_all),
+        ("eval_val_best_nms", facts | {"nms_iou": 0.65, "thresholds": thresholds(0.45), "suppression": None}),
+    ):
+        (run / name).mkdir()
+        (run / name / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    chosen = choose_thresholds(detector, None, (), nms)
+    assert (chosen.scores.tolist(), chosen.nms_iou) == (scores, iou)
+    assert choose_thresholds(detector, 0.7, (), nms).nms_iou == iou
+    assert choose_thresholds(detector, 0.7, (), nms).scores.tolist() == [0.7, 0.7]
+
+
 def test_thresholds_come_from_the_evaluation_beside(tiny: Path) -> None:
     run, config = tiny / "run", load_config(tiny / "tiny.yml")
 
@@ -325,7 +361,7 @@ BAD_INPUTS: list[tuple[list[str], str]] = [
     (["val", "--save", "images,png"], "--save images,png: png is no choice"),
     (["val", "--tile", "5", "--overlap", "nan"], "--tile 5: expected at least 32"),
     (["val", "--tile", "5", "--overlap", "0.9"], "--overlap 0.9: expected 0.05 to 0.8"),
-    (["val", "--nms", "1.5"], "--nms 1.5: expected an IoU between 0 and 1"),
+    (["val", "--nms", "1.5"], "--nms 1.5: expected auto, none or an IoU between 0 and 1"),
     (["val", "--batch-size", "0"], "--batch-size 0: expected 1 or more"),
     (["val", "--max-frames", "0"], "--max-frames 0: expected 1 or more"),
     (["val", "--output-dir", "train"], "Output folder train is not empty"),

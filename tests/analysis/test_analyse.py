@@ -174,6 +174,7 @@ def test_the_printed_table_shows_every_number(analysis: Analysis) -> None:
     low, high = results["intervals"]["AP50"]
     assert "defects" in text and f"{low:.4f} to {high:.4f}" in text
     assert f"Best score threshold {results['thresholds']['overall']['score']:.4f}: F1" in text
+    assert f"{results['suppression']['repeats']} of {results['suppression']['detections']} detections above" in text
     assert "defects" not in format_results({**results, "metrics_defects": results["metrics"]})
     truth = dataclasses.replace(random_case(3)[0], annotations=[])
     nothing = format_results(analyse(truth, Predictions.empty(), split="val", samples=0).results)

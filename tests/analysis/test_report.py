@@ -171,6 +171,14 @@ def test_the_class_table_has_every_class_and_its_numbers() -> None:
     assert "; " in by_title["AP, IC 95\u00a0%"].text
 
 
+def test_repeats_are_counted_and_what_suppression_gives_is_shown() -> None:
+    analysis = make_analysis()
+    suppression = analysis.results["suppression"]
+    _, *rows = table(analysis, "Repeated detections")
+    assert [row[0].text for row in rows] == ["not suppressed", "0.9", "0.8", "0.7", "0.6", "0.5"]
+    assert [cell.value for cell in rows[4][1:4]] == [suppression["tried"][4][key] for key in ("AP", "AP50", "f1")]
+
+
 def test_confusions_are_listed_most_frequent_first() -> None:
     counts = {"counts": [[9, 4, 1], [0, 9, 3], [2, 0, 0]]}
     _, *rows = table(changed(make_analysis(["a", "b"]), confusion=counts), "Most frequent confusions")
