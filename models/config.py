@@ -57,6 +57,7 @@ class ViTShape(NamedTuple):
 
 def _only_dinov3(value: object) -> object:
     if value != "DINOv3STAs":
+        # HGNetv2 could only be guessed: there are no golden numbers to check it against.
         text = "only DINOv3STAs is built here (the sizes S, M, L, X); HGNetv2-based DEIMv2 sizes are not supported"
         raise PydanticCustomError("unsupported", "{text}", {"text": text})
     return value
@@ -314,7 +315,7 @@ class BaselineConfig(Section):
     roi_batch_per_image: PositiveInt = 512
     """Faster R-CNN: proposals of an image that are judged in training."""
     score_thresh: Fraction = 0.01
-    """Detections below it are dropped. Low: average precision counts the whole list, as it does for DEIMv2."""
+    """Detections below it are dropped. torchvision's 0.05 or 0.2 would cut the list that average precision counts."""
     nms_thresh: Fraction = 0.5
     """IoU above which the lesser of two detections of a class is dropped."""
 

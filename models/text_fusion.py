@@ -44,7 +44,8 @@ class ConcatReadout(nn.Module):
     """The thesis' formula: linear([projected feature, projected text]), both normalised.
 
     The layer has one output per class, and for a pair of query and class the pair's own text goes in and the class's
-    output comes out. A linear layer on a concatenation is a sum, so a text moves all logits of its class alike.
+    output comes out. A linear layer on a concatenation is a sum, so a text moves all logits of its class alike:
+    hence `cosine` is the default.
     """
 
     def __init__(self, visual_dim: int, proj_dim: int, num_classes: int) -> None:

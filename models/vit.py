@@ -216,7 +216,7 @@ class VisionTransformer(nn.Module):
         self.rope_embed = RotaryEmbedding(shape.width // shape.heads)
         self.blocks = nn.ModuleList(Block(shape, dinov3, swiglu) for _ in range(shape.depth))
         self._init_weights()
-        # Nothing reads the blocks after the last returned one. They stay, because weight files hold them.
+        # Nothing runs the blocks after the last returned one. They stay, because official files hold them.
         self.blocks[self.returned_blocks[-1] + 1 :].requires_grad_(False)
 
     def _init_weights(self) -> None:
