@@ -11,7 +11,7 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
-    from engine.cli import add_config_argument, add_device_argument, add_overrides_argument, run_script, setup_logging
+    from engine import cli
 
 MODES = ("cosine", "concat", "cross_attention", "learned", "random", "shuffled", "none")
 
@@ -19,7 +19,7 @@ MODES = ("cosine", "concat", "cross_attention", "learned", "random", "shuffled",
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add_config_argument(parser, required=True, help_text="YAML config of phase 2, a *_multimodal.yml")
+    cli.add_config_argument(parser, required=True, help_text="YAML config of phase 2, a *_multimodal.yml")
     what = "phase 1 checkpoint all runs start from"
     add("-r", "--resume", type=Path, required=True, metavar="PHASE1", help=what)
     what = f"of {', '.join(MODES)} (default: all); verdicts need none, and learned to tell texts from parameters"
@@ -28,23 +28,23 @@ def parse_arguments() -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help=what)
     what = "folder of the runs (<mode>_seed<N>) and the tables (default: outputs/<config name>_ablation)"
     add("--output-dir", type=Path, metavar="DIR", help=what)
-    add("--lang", choices=("es", "en"), default="en", help="language of tables and figure (default: en)")
+    cli.add_language_argument(parser, "console, tables and figure")
     add("--samples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
-    add_overrides_argument(parser)
-    add_device_argument(parser)
+    cli.add_overrides_argument(parser)
+    cli.add_device_argument(parser)
     return parser.parse_args()
 
 
 def main() -> int:
     arguments = parse_arguments()
     arguments.output_dir = arguments.output_dir or Path("outputs") / f"{arguments.config.stem}_ablation"
-    setup_logging()
+    cli.setup_logging()
     with leaving_quietly():
         from analysis.ablate import ablate
         from engine.distributed import cleanup, init_distributed
 
     dist = init_distributed(arguments.device)
-    setup_logging(is_main=dist.is_main)
+    cli.setup_logging(is_main=dist.is_main)
     try:
         markdown = ablate(vars(arguments), dist)
     finally:
@@ -55,4 +55,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(cli.run_script(main))

@@ -7,7 +7,7 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
-    from engine.cli import require_output_folder, run_script, setup_logging
+    from engine.cli import add_language_argument, require_output_folder, run_script, setup_logging
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -20,7 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--labels", nargs="+", default=[], metavar="LABEL", help=what)
     folder, what = Path("outputs/comparison"), "folder of the tables and plots (default: outputs/comparison)"
     add("--output-dir", type=Path, default=folder, metavar="DIR", help=what)
-    add("--lang", choices=("es", "en"), default="en", help="language of tables and plots (default: en)")
+    add_language_argument(parser, "console, tables and plots")
     add("--samples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
     return parser.parse_args()

@@ -19,7 +19,7 @@ def main() -> None:
     add("--use-amp", action="store_true", help="mixed precision on a GPU (default: float32)")
     add("--compile", action="store_true", help="compile the network first: seconds to minutes, then faster")
     add = parser.add_argument_group("analysis").add_argument
-    add("--lang", choices=("es", "en"), default="en", help="language of figures and report (default: en)")
+    cli.add_language_argument(parser, "console, figures and report")
     what = "resamples of the images for 95%% intervals, 0 for none (default: 1000)"
     add("--bootstrap", type=int, default=1000, metavar="N", help=what)
     what = "least IoU of the confusion matrix (default: 0.5)"

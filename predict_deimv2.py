@@ -36,7 +36,7 @@ def main() -> int:
     add("--compile", action="store_true", help="compile the network first: seconds to minutes, then faster")
     add("--recursive", action="store_true", help="look into the folders' folders too")
     add("--max-frames", type=int, metavar="N", help="stop each video or camera after N frames")
-    add("--lang", choices=("es", "en"), default="en", help="language of tables and texts (default: en)")
+    cli.add_language_argument(parser, "console and tables")
     arguments = parser.parse_args()
     cli.setup_logging()
     with leaving_quietly():

@@ -27,7 +27,7 @@ def main() -> int:
     add("--min-score", type=float, default=0.3, metavar="S", help="least score of these objects (default: 0.3)")
     text = "pixel of the original image whose patch is followed (default: the patches of the best object)"
     add("--point", nargs=2, type=float, metavar=("X", "Y"), help=text)
-    add("--lang", choices=("es", "en"), default="en", help="language of the figures (default: en)")
+    cli.add_language_argument(parser, "console and figures")
     add("--output-dir", type=Path, metavar="DIR", help="folder (default: attention_<checkpoint> beside the checkpoint)")
     add = parser.add_argument_group("faithfulness of the maps").add_argument
     add("--score", type=int, metavar="N", help="judge every kind of map on N images of the validation split")

@@ -1,7 +1,6 @@
-"""What the pages tell a user to type is understood, what they point at exists, and their Python runs."""
+"""What the pages tell a user to type is understood, and what they point at exists."""
 
 import argparse
-import json
 import re
 import runpy
 import shlex
@@ -13,12 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
 
 from engine.config import load_config
-from tests.contract.produce import HERE as CONTRACT
-from tests.support.tiny_run import ROOT, write_tiny_config, write_tiny_data
+from tests.support.tiny_run import ROOT
 
 GUIDE = ROOT / "docs" / "guide"
 SPANISH = {"data", "training", "evaluation", "prediction", "text", "attention"}
@@ -224,45 +220,3 @@ def test_config_sections_are_read(block: Block, tmp_path: Path) -> None:
     text = block.text if "__include__" in block.text else f"__include__: [deimv2_industrial_defects.yml]\n{block.text}"
     (tmp_path / "configs" / "mine.yml").write_text(text, encoding="utf-8")
     load_config(tmp_path / "configs" / "mine.yml")
-
-
-@pytest.fixture
-def after_the_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folders that a quickstart leaves, with the contract's small checkpoint in place of a trained one."""
-    data = tmp_path / "datasets" / "quickstart"
-    write_tiny_data(data, num_train=4, num_val=4)
-    (data / "images").mkdir()
-    (data / "annotations").mkdir()
-    content = torch.load(CONTRACT / "checkpoint.pth", weights_only=True)
-    for split in ("train", "val"):
-        images = (data / split).rename(data / "images" / split)
-        annotations = json.loads((data / f"{split}.json").read_text(encoding="utf-8"))
-        for index, image in enumerate(annotations["images"]):
-            name = f"{split}_{index:05d}.jpg"
-            Image.open(images / image["file_name"]).save(images / name, quality=95)
-            (images / image["file_name"]).unlink()
-            image["file_name"] = name
-        file = data / "annotations" / f"instances_{split}.json"
-        file.write_text(json.dumps(annotations), encoding="utf-8")
-        content["config"][f"{split}_dataloader"]["dataset"] |= {"img_folder": str(images), "ann_file": str(file)}
-    (tmp_path / "outputs" / "quickstart").mkdir(parents=True)
-    (tmp_path / "configs").mkdir()
-    torch.save(content, tmp_path / "outputs" / "quickstart" / "best.pth")
-    config = write_tiny_config(tmp_path / "configs", name="quickstart")
-    text = re.sub(
-        r'ann_file: ".*/(\w+)\.json"',
-        rf'ann_file: "{data.as_posix()}/annotations/instances_\1.json"',
-        config.read_text(),
-    )
-    config.write_text(re.sub(r'img_folder: ".*/(\w+)"', rf'img_folder: "{data.as_posix()}/images/\1"', text))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize("page", sorted({block.page for block in blocks("python")}), ids=lambda page: page.name)
-def test_python_runs(page: Path, after_the_quickstart: Path) -> None:
-    """A page's snippets, in order, as one program. tests/deploy has ONNX Runtime's, which needs an exported file."""
-    names: dict[str, object] = {}
-    for block in blocks("python", pages=[page]):
-        if "onnxruntime" not in block.text:
-            exec(compile(block.text, str(page), "exec"), names)
