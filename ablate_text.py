@@ -20,7 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     cli.add_config_argument(parser, required=True, help_text="YAML config of phase 2, a *_multimodal.yml")
-    what = "phase 1 checkpoint all runs start from"
+    what = "phase 1 checkpoint all runs start from, or its run folder"
     add("-r", "--resume", type=Path, required=True, metavar="PHASE1", help=what)
     what = f"of {', '.join(MODES)} (default: all); verdicts need none, and learned to tell texts from parameters"
     add("--modes", nargs="+", default=list(MODES), metavar="MODE", help=what)

@@ -30,6 +30,7 @@ from engine.cli import require_output_folder
 from engine.config import ExperimentConfig, config_to_dict, load_config
 from engine.distributed import Distributed
 from engine.multimodal import start_of_phase_2
+from engine.named_files import checkpoint_of
 from engine.options import Options
 from engine.results import PREDICTIONS_NAME
 from engine.text_embeddings import class_text_embeddings
@@ -134,7 +135,7 @@ def ablate(options: Mapping[str, Any], dist: Distributed, *, runner: Runner | No
         UserError: Bad input, all of it at once as far as it can be known at once; or a run that failed.
         SystemExit: Stopped by a signal; the same command goes on.
     """
-    asked, tasks = plan(options)
+    asked, tasks = plan({**options, "resume": checkpoint_of(options["resume"])})
     config, folder = tasks[0].config, asked.output_dir
     if config.synthetic is not None and dist.is_main:
         ensure_dataset(config.synthetic)

@@ -30,6 +30,7 @@ from engine.detector import Detector, load_detector
 from engine.distributed import Distributed
 from engine.evaluate import EvalResult, evaluate
 from engine.metrics import CocoNumbers, GroundTruth
+from engine.named_files import checkpoint_of
 from engine.options import Options
 from engine.results import RESULTS_NAME, read_results, write_results
 from models.hub import output_folder
@@ -112,7 +113,7 @@ def evaluate_checkpoint(
     Raises:
         UserError: Bad input of any kind; nothing has been written then.
     """
-    options = options or AnalysisOptions()
+    options, path = options or AnalysisOptions(), checkpoint_of(path)
     detector = load_detector(
         path,
         device=dist.device,

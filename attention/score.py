@@ -36,6 +36,7 @@ from data.errors import UserError
 from data.splits import build_datasets
 from engine.cli import require_output_folder, resolve_device
 from engine.detector import Detector, load_detector
+from engine.named_files import checkpoint_of
 from models.detector import DEIM
 from models.hub import output_folder
 from texts import Language, texts_of
@@ -52,7 +53,7 @@ def look(options: Mapping[str, Any], command: Sequence[str], say: Callable[[str]
     Raises:
         UserError: Bad input of any kind.
     """
-    count, path = options["score"], options["resume"]
+    count, path = options["score"], checkpoint_of(options["resume"])
     seen = ViewOptions(**options)
     judged = None if count is None else ScoreOptions(**options, score_threshold=options["min_score"])
     folder = options["output_dir"] or output_folder(path, "attention")

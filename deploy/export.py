@@ -12,6 +12,7 @@ from deploy import graph
 from deploy.weights_out import write_hub_folder, write_official, write_safetensors
 from engine.cli import require_output_folder
 from engine.detector import Detector, load_detector
+from engine.named_files import checkpoint_of
 from models.deploy import DeployedDetector
 from models.hub import output_folder
 
@@ -53,6 +54,7 @@ def export_checkpoint(
     Raises:
         UserError: Bad input of any kind, or a graph that detects something else than PyTorch.
     """
+    path = checkpoint_of(path)
     folder = output_dir or output_folder(path, "export")
     require_output_folder(folder)
     for name in formats:

@@ -30,6 +30,7 @@ from deploy.writers import FORMS, Form, ImageWriter, Table, drawn, table_cells
 from engine.cli import require_output_folder
 from engine.detector import Detector, load_detector
 from engine.metrics import unique_names
+from engine.named_files import checkpoint_of
 from engine.options import Options
 from models.hub import output_folder
 from texts import Language, texts_of
@@ -130,6 +131,7 @@ def predict(
     Raises:
         UserError: Bad input of any kind, before anything is written; or a file cannot be written.
     """
+    checkpoint = checkpoint_of(checkpoint)
     folder = _output_folder(checkpoint, output_dir)
     sources = find_sources(arguments, recursive=options.recursive, exclude=folder)
     detector = load_detector(

@@ -27,6 +27,7 @@ from data.loader import TrainLoader
 from data.names import composed
 from engine.config import ExperimentConfig, config_from_dict
 from engine.ema import ModelEma
+from engine.named_files import checkpoint_not_found, checkpoint_of
 from engine.selection import Selection
 from models.hub import CONFIG_NAME, hub_overrides, hub_weights, name_advice, read_hub_config
 from models.weights import (
@@ -85,17 +86,18 @@ def load_checkpoint(path: Path, *, allow_backbone: bool = False) -> dict[str, An
     """Read a checkpoint onto the CPU: ours, an official one, or a bare detector's weights (as `model`).
 
     Args:
-        path: A file, a folder with the hub's layout, or a name on the hub (`models.hub`). What stands in a safetensors
-            file's metadata or in `config.json` beside it comes along (`config`, `classes`, `hub_config`).
+        path: A file, a run folder (its best.pth), a folder with the hub's layout, or a name on the hub (`models.hub`).
+            What stands in a safetensors file's metadata or in `config.json` beside it comes along (`config`,
+            `classes`, `hub_config`).
         allow_backbone: Return the weights of a bare ViT too, as `backbone`.
 
     Raises:
         UserError: The file is missing, damaged, holds more than data, or has no weights under `model` or
             `ema.module`.
     """
-    file = hub_weights(path)
+    file = hub_weights(checkpoint_of(path))
     if not file.is_file():
-        raise UserError(_missing_message(path))
+        raise checkpoint_not_found(path, hint=name_advice(path))
     content = read_weight_file(file, what="Checkpoint")
     if is_state_dict(content):
         if is_vit(content) and allow_backbone:
@@ -128,13 +130,6 @@ def _stored_beside(file: Path) -> dict[str, Any]:
         classes = COCO_CLASSES.to_dict() if is_coco else {"category_ids": list(range(len(names))), "names": names}
         stored = {"classes": classes} | stored
     return stored | {"hub_config": hub_config}
-
-
-def _missing_message(path: Path) -> str:
-    found, folder = ("it is a folder", path) if path.is_dir() else ("no such file", path.parent)
-    near = sorted(file.name for file in folder.glob("*.pth"))
-    hint = f" {folder} holds: {', '.join(near[:8])}." if near else name_advice(path)
-    return f"Checkpoint {path}: {found}; expected a .pth file of a training run.{hint}"
 
 
 def _require_weights(path: Path, content: object) -> dict[str, Any]:

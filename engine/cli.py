@@ -148,7 +148,8 @@ def checkpoint_parser(description: str | None, purpose: str) -> argparse.Argumen
     """Make the parser of a script that loads a detector: `-r CKPT`, the checkpoint to `purpose`, `-c` and `-u`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("-r", "--resume", type=Path, required=True, metavar="CKPT", help=f"checkpoint to {purpose}")
+    what = f"checkpoint to {purpose}, or a run folder, for its best.pth"
+    add("-r", "--resume", type=Path, required=True, metavar="CKPT", help=what)
     add_config_argument(parser, required=False, help_text="YAML config (default: the one in the checkpoint)")
     add_overrides_argument(parser)
     return parser
@@ -171,7 +172,9 @@ def training_arguments(description: str | None) -> argparse.Namespace:
     add_device_argument(parser)
     add_amp_argument(parser, "mixed precision on a GPU (default: the config's use_amp)")
     parser.add_argument("--seed", type=int, help="seed of weights, order and augmentation (default: the config's, 0)")
-    parser.add_argument("-r", "--resume", type=Path, metavar="CKPT", help="go on exactly from this checkpoint")
+    parser.add_argument(
+        "-r", "--resume", type=Path, metavar="CKPT", help="checkpoint, or run folder, to go on from exactly"
+    )
     parser.add_argument("-t", "--tuning", type=Path, metavar="CKPT", help="start a new run from these weights")
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="run folder (default: the config's; of -r: the checkpoint's)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from torch import nn
 from data.classes import ClassMap
 from data.errors import UserError
 from engine.checkpoint import load_checkpoint
-from engine.config import ExperimentConfig, OptimizerConfig, ParamGroupConfig, config_to_dict
+from engine.config import ExperimentConfig, OptimizerConfig, ParamGroupConfig, config_to_dict, load_config
 from engine.distributed import Distributed
+from engine.named_files import checkpoint_of
 from engine.text_embeddings import class_text_embeddings
+from engine.yaml_dialect import included_experiments
 from models.config import FusionConfig
 from models.text_encoder import TextEmbeddings
 from models.text_fusion import PREFIX, TextFusion
@@ -40,13 +43,19 @@ class Start:
     tuning: Path | None = None
 
 
-def start_of_phase_1(config: ExperimentConfig, path: Path | None) -> Start:
-    """Go on from the checkpoint at `path`, or start from `tuning` where there is none."""
-    return Start(tuning=config.tuning) if path is None else Start(resume=path)
+def start_of_phase_1(config: ExperimentConfig, path: Path | None, config_path: Path | None = None) -> Start:
+    """Go on from the checkpoint at `path` or a run folder's last.pth, or start from `tuning` where there is none."""
+    return Start(tuning=config.tuning) if path is None else Start(resume=checkpoint_of(path, "last.pth"))
 
 
-def start_of_phase_2(config: ExperimentConfig, path: Path | None) -> Start:
-    """Resume a checkpoint with text, start phase 2 from one without, or from `tuning` where no `path` is given.
+def start_of_phase_2(config: ExperimentConfig, path: Path | None, config_path: Path | None = None) -> Start:
+    """Resume a checkpoint with text, or start phase 2 from one without.
+
+    Args:
+        config: With text fusion.
+        path: The checkpoint, or a run folder: of phase 1 its best.pth is taken, of phase 2 its last.pth. None: that of
+            `tuning`, else of the run that the config file's includes describe.
+        config_path: The config's file.
 
     Raises:
         UserError: The config has no text fusion, or the file is a baseline's or no checkpoint.
@@ -57,7 +66,8 @@ def start_of_phase_2(config: ExperimentConfig, path: Path | None) -> Start:
             "configs/deimv2_industrial_multimodal.yml or add the section; without text, train with train_deimv2.py."
         )
     if path is None:
-        return Start(tuning=config.tuning)
+        return Start(tuning=config.tuning or (config_path and _phase_1_of(config_path)))
+    given, path = path, checkpoint_of(path, "last.pth")
     checkpoint = load_checkpoint(path)
     stored = _stored_config(checkpoint)
     if stored.get("Baseline") is not None:
@@ -67,7 +77,31 @@ def start_of_phase_2(config: ExperimentConfig, path: Path | None) -> Start:
         )
     if stored.get("MultimodalFusion") is not None or has_fusion(checkpoint["model"]):
         return Start(resume=path)
-    return Start(tuning=path)
+    return Start(tuning=checkpoint_of(given))
+
+
+def _phase_1_of(config_path: Path) -> Path | None:
+    """Return best.pth of the run that the nearest config without text among the includes describes; None: no such."""
+    for file in included_experiments(config_path):
+        try:
+            phase_1 = load_config(file)
+        except UserError:
+            continue  # a part of a config
+        if phase_1.MultimodalFusion is not None:
+            if found := _phase_1_of(file):
+                return found
+            continue
+        best = phase_1.output_dir / "best.pth"
+        shown = str(file).removeprefix(f"{os.getcwd()}{os.sep}")
+        if not best.is_file():
+            raise UserError(
+                f"Phase 2 starts from a trained detector. Looked for {best.as_posix()}, the run of {shown}, which "
+                f"{config_path} includes: it is not there. Train it first: python train_deimv2.py -c {shown}; or give "
+                "another checkpoint with -r."
+            )
+        log.info("phase 1: %s, the run of %s, which %s includes (-r takes another)", best, shown, config_path)
+        return best
+    return None
 
 
 def prepare_texts(

@@ -19,6 +19,7 @@ import yaml
 
 from data.errors import UserError
 from data.section import expand_path
+from engine.named_files import config_not_found, did_you_mean
 
 INCLUDE = "__include__"
 MAX_FILE_BYTES = 200_000
@@ -102,9 +103,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise UserError(f"{path}: config file not found; check the path given with -c or in `{INCLUDE}`") from None
     except OSError as error:
+        is_folder = isinstance(error, (IsADirectoryError, PermissionError)) and path.is_dir()  # Windows: the latter
+        if is_folder or isinstance(error, FileNotFoundError):
+            raise config_not_found(path) from None
         raise UserError(f"{path}: cannot read this config file ({error.strerror or error})") from None
     if len(raw) > MAX_FILE_BYTES:
         raise UserError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes, so this is no config file")
@@ -149,23 +151,35 @@ class _Includes:
         if self.opened > MAX_FILES:
             raise UserError(f"{path}: more than {MAX_FILES} included files; something is included over and over")
         own = read_yaml(path)
-        names = own.pop(INCLUDE, None) or []
-        names = [names] if isinstance(names, str) else names
-        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            raise UserError(f"{path}: `{INCLUDE}` is {names!r}, expected a list of file names")
         values: dict[str, Any] = {}
         said: dict[str, Any] = {}
-        for name in names:
-            target = here.parent / expand_path(name)
-            if not os.path.isfile(target):
-                raise UserError(
-                    f"{path}: `{INCLUDE}` names {name!r}, but there is no file {str(target)!r}; correct the path"
-                )
+        for target in _includes_of(path, own.pop(INCLUDE, None)):
             values, said = map(merge, (values, said), self.read(target, (*parents, here)))
         self.merged += 1
         shown = os.path.normpath(path).removeprefix(f"{os.getcwd()}{os.sep}")
         rank = OWN_FILE if not parents else RECIPE if _RECIPE_FILE.search(path.as_posix()) else self.merged
         return merge(values, own), merge(said, stated(own, Statement(rank, shown)))
+
+
+def included_experiments(path: Path) -> list[Path]:
+    """List the files that a config includes itself, in order, but for the recipes."""
+    files = _includes_of(path, read_yaml(path).get(INCLUDE))
+    return [file for file in files if not _RECIPE_FILE.search(file.as_posix())]
+
+
+def _includes_of(path: Path, names: Any) -> list[Path]:
+    names = [names] if isinstance(names, str) else names or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"{path}: `{INCLUDE}` is {names!r}, expected a list of file names")
+    targets = []
+    for name in names:
+        target = Path(os.path.realpath(path)).parent / expand_path(name)
+        if not os.path.isfile(target):
+            near = did_you_mean(target, target.parent.glob("*.y*ml")) if os.path.isdir(target.parent) else ""
+            fix = near or "correct the path"
+            raise UserError(f"{path}: `{INCLUDE}` names {name!r}, but there is no file {str(target)!r}; {fix}")
+        targets.append(target)
+    return targets
 
 
 def parse_overrides(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:

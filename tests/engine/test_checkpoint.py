@@ -170,8 +170,6 @@ def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "best.pth").write_bytes(b"")
     with pytest.raises(UserError, match=r"bets\.pth: no such file; expected a \.pth file .* holds: best\.pth\."):
         load_checkpoint(tmp_path / "bets.pth")
-    with pytest.raises(UserError, match=r"it is a folder; .*holds: best\.pth"):
-        load_checkpoint(tmp_path)
     with pytest.raises(UserError, match="no such file; expected a .pth file of a training run.$"):
         load_checkpoint(tmp_path / "nowhere" / "x.pth")
 

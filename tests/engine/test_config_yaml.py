@@ -248,10 +248,11 @@ def test_files_that_include_one_another_twice_cannot_explode(tmp_path: Path) -> 
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.yml: config file not found; check the path"):
+    write(tmp_path, "file.yml", "a: 1")
+    with pytest.raises(UserError, match=r"none\.yml: config file not found; .*`-c config` lists the configs"):
         merge_yaml(tmp_path / "none.yml")
     with pytest.raises(UserError, match="cannot read this config file"):
-        merge_yaml(tmp_path)
+        merge_yaml(tmp_path / "file.yml" / "inside.yml")
     (tmp_path / "latin.yml").write_bytes("a: \xe4".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.yml: not UTF-8 text \(byte 3\); save it as UTF-8"):
         merge_yaml(tmp_path / "latin.yml")
