@@ -76,7 +76,7 @@ def _trained() -> list[Path]:
 
 
 def checkpoint_not_found(path: Path, name: str = "best.pth", hint: str = "") -> UserError:
-    """Describe a checkpoint that is no file, or a run folder without one called `name`; `hint` where nothing is near."""
+    """Describe a checkpoint that is no file, or a run folder without `name`; `hint` where nothing is near."""
     folder = path if path.is_dir() else path.parent
     content = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
     weights = [file for file in content if file.endswith(_WEIGHTS)]

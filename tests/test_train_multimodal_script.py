@@ -1,5 +1,6 @@
 """`train_deimv2_multimodal.py` as a user meets it. Free embeddings of a stated width stand for texts: no encoder."""
 
+import shutil
 from pathlib import Path
 
 import pytest
