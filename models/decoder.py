@@ -20,7 +20,7 @@ from models.boxes import inverse_sigmoid
 from models.config import DecoderConfig
 from models.deformable_attention import DeformableAttention, split_heads
 from models.denoising import DenoisingQueries, make_denoising_queries, padded
-from models.distinct import PositionRelation, distinct_first, masked
+from models.distinct import PositionRelation, distinct_first
 from models.distribution import distance_to_box, weighting_function
 from models.hybrid_encoder import ConvNorm
 from models.layers import Mlp, SelfAttention, becomes_part_of_graph, in_autocast_type, without_autocast
@@ -408,7 +408,8 @@ class DEIMTransformer(nn.Module):
         for index in range(num_layers):
             mask = allowed
             if self.position_relation is not None:
-                mask = masked(self.position_relation(boxes), allowed)
+                bias = self.position_relation(boxes)
+                mask = bias if allowed is None else bias + allowed
             target = self.decoder.layers[index](target, position, boxes, values, mask)
             emits = self.training or index == num_layers - 1
             if emits or index == 0:

@@ -5,8 +5,6 @@ Own additions, off in the official model. Legend: B images, K candidates, T quer
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -71,8 +69,3 @@ class PositionRelation(nn.Module):
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
         out: Tensor = self.proj(waves).permute(0, 3, 1, 2)
         return out
-
-
-def masked(bias: Tensor, allowed: Tensor | None) -> Tensor:
-    """[B, H, T, T] with minus infinity where bool [T, T] is False."""
-    return bias if allowed is None else bias.masked_fill(~allowed, -math.inf)

@@ -13,7 +13,7 @@ from models.config import CriterionConfig, MatcherConfig
 from models.criterion import build_criterion
 from models.decoder import CANDIDATES_PER_QUERY
 from models.detector import DEIM, build_deim
-from models.distinct import PositionRelation, distinct_first, masked
+from models.distinct import PositionRelation, distinct_first
 from models.matcher import assign
 from tests.support.models import images, shake, targets, tensors_of, tiny_config
 
@@ -80,8 +80,6 @@ def test_the_relation_of_two_boxes() -> None:
     torch.testing.assert_close(waves[0, 1], torch.stack([angles[0].sin(), angles[0].cos()], dim=1), rtol=0, atol=2e-4)
     torch.testing.assert_close(waves[1, 0], torch.stack([angles[1].sin(), angles[1].cos()], dim=1), rtol=0, atol=2e-4)
     assert (waves[0, 0, :, 0] == 0).all() and (waves[0, 0, :, 1] == 1).all()
-    bias = masked(torch.zeros(1, 2, 2, 2), torch.tensor([[True, False], [True, True]]))
-    assert bias[0, 1].tolist() == [[0, float("-inf")], [0, 0]]
 
 
 def test_repeated_targets_find_several_queries() -> None:
