@@ -10,15 +10,16 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
-    from engine.cli import add_config_argument, add_overrides_argument, require_output_folder, run_script, setup_logging
+    from engine import cli
 
 _SHOWN_PER_KIND = 50
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_config_argument(parser, required=True, help_text="YAML config, e.g. configs/neu_det.yml")
-    add_overrides_argument(parser)
+    cli.add_config_argument(parser, required=True, help_text="YAML config, e.g. configs/neu_det.yml")
+    cli.add_data_argument(parser)
+    cli.add_overrides_argument(parser)
     parser.add_argument(
         "--show", type=int, default=0, metavar="N", help="also write a picture of N training samples per stage (PNG)"
     )
@@ -37,12 +38,12 @@ def main() -> int:
     with leaving_quietly():
         from engine.config import load_config
         from engine.data_check import check_data, write_training_sheets
-    setup_logging()
-    config = load_config(arguments.config, arguments.update)
+    cli.setup_logging()
+    config = load_config(arguments.config, [*cli.data_overrides(arguments.data), *arguments.update])
     # Not the run's own folder: a run that starts in one with content moves that content aside.
     folder = arguments.output_dir or config.output_dir.with_name(f"{config.output_dir.name}_samples")
     if arguments.show:
-        require_output_folder(folder)
+        cli.require_output_folder(folder)
     report, sound = check_data(config, limit_per_kind=None if arguments.all else _SHOWN_PER_KIND)
     sys.stdout.write(report + "\n")
     sys.stdout.flush()
@@ -53,4 +54,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(cli.run_script(main))

@@ -22,12 +22,13 @@ def main(description: str | None = __doc__, *, phase: int = 1) -> int:
         from engine.nonfinite import replay
         from engine.run import planned_config
         from engine.train import train
+    if not arguments.explain:
+        setup_logging()
     say, overrides = sys.stdout.write, training_overrides(arguments)
     if arguments.explain:
         config = load_config(arguments.config, overrides)
         say(f"{explain(arguments.explain, planned_config(config) if arguments.explain in LENGTH_KEYS else config)}\n")
         return 0
-    setup_logging()
     if arguments.replay:
         say(f"{replay(arguments.replay, resolve_device(arguments.device))}\n")
         return 0

@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from data.classes import ClassMap
 from data.coco_reader import AnnotationReader, BoxColumns, ImageRecord, garbage_collector_paused
+from data.errors import UserError
 from data.image_files import check_image_files
 from data.images import ImageFacts
-from data.problems import Problem, shorten
+from data.problems import Problem, errors_of, problem_lines, shorten
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +149,22 @@ def read_split(
         boxes = reader.annotations(raw, images, categories, classes)
     split = _pack(name, ann_file, img_folder, classes, images, boxes, as_negative=normal_boxes == "as_negative")
     return split, reader.problems + _content_warnings(split, normal_boxes)
+
+
+def count_classes(ann_file: Path, img_folder: Path) -> int:
+    """Count the categories of a training split's annotation file, for `num_classes: auto`.
+
+    Raises:
+        UserError: There is no usable one.
+    """
+    reader = AnnotationReader("train", ann_file, img_folder)
+    count = len(reader.categories(reader.load()))
+    if not count:
+        problems = problem_lines(errors_of(reader.problems), None)
+        raise UserError(
+            "num_classes: auto counts the categories of the training annotations, which say none:", problems
+        )
+    return count
 
 
 def check_annotations(split: CocoSplit) -> list[Problem]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, create_model
+from pydantic import AfterValidator, Field, WithJsonSchema, create_model
 from pydantic_core import PydanticCustomError
 
 from data.augmentations import AUGMENTATIONS, Augmentation
@@ -372,11 +372,16 @@ class ClassTextsConfig(Section):
     """Class name -> own text, list of texts, or these per language; replaces the built-in texts of the class."""
 
 
+_COUNT_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}
+_ClassCount = Annotated[PositiveInt, WithJsonSchema(_COUNT_SCHEMA)]
+"""Once a config is loaded it is a number."""
+
+
 class DataConfig(Section):
     """Holds everything that data sets and loaders are built from."""
 
-    num_classes: PositiveInt
-    """Number of classes."""
+    num_classes: _ClassCount
+    """Number of classes; `auto` counts the categories of the training annotations when the config is loaded."""
     remap_mscoco_category: bool = False
     """Official key, without effect: category ids are always mapped to labels by ascending id, COCO's 80 included."""
     train_dataloader: LoaderConfig

@@ -119,6 +119,26 @@ def add_config_argument(parser: argparse.ArgumentParser, *, required: bool, help
     parser.add_argument("-c", "--config", type=Path, required=required, metavar="CONFIG", help=help_text)
 
 
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    """`--data FOLDER`, as `args.data: Path | None`; see `data_overrides`."""
+    what = "use the data in this folder: COCO, YOLO, Pascal VOC or labelme under the usual names, any classes"
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help=what)
+
+
+def data_overrides(folder: Path | None) -> list[str]:
+    """Return the overrides that put the data in `folder` into a config; says in the log where they are."""
+    if folder is None:
+        return []
+    from data.own_data import find_data
+    from engine.yaml_dialect import as_override
+
+    overrides = ["synthetic=null", "num_classes=auto"]
+    for name, split in find_data(folder).items():
+        paths = {"img_folder": split.img_folder, "ann_file": split.ann_file}
+        overrides += [as_override(f"{name}_dataloader.dataset.{key}", path.as_posix()) for key, path in paths.items()]
+    return overrides
+
+
 def add_overrides_argument(parser: argparse.ArgumentParser) -> None:
     """`-u a.b=c d=e`, also given several times, as `args.update: list[str]`."""
     parser.add_argument(
@@ -168,6 +188,7 @@ def training_arguments(description: str | None) -> argparse.Namespace:
     """Parse the command line of the two training scripts."""
     parser = argparse.ArgumentParser(description=description)
     add_config_argument(parser, required=False, help_text="YAML config, e.g. configs/neu_det.yml")
+    add_data_argument(parser)
     add_overrides_argument(parser)
     add_device_argument(parser)
     add_amp_argument(parser, "mixed precision on a GPU (default: the config's use_amp)")
@@ -202,7 +223,8 @@ def training_overrides(arguments: argparse.Namespace) -> list[str]:
     from engine.yaml_dialect import as_override
 
     options = {"use_amp": arguments.use_amp, "seed": arguments.seed}
-    overrides = [*arguments.update, *(f"{key}={value}" for key, value in options.items() if value is not None)]
+    overrides = [*data_overrides(arguments.data), *arguments.update]
+    overrides += [*(f"{key}={value}" for key, value in options.items() if value is not None)]
     paths = {"output_dir": arguments.output_dir, "tuning": arguments.tuning}
     return overrides + [as_override(key, path.as_posix()) for key, path in paths.items() if path is not None]
 

@@ -278,7 +278,8 @@ def merge_yaml(path: str | Path) -> dict[str, Any]:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """Load the experiment that `path` describes, with `overrides` (as "a.b=c") on top and everything derived.
 
-    Reads YAML files and environment variables named in paths; no data and no weights.
+    Reads YAML files and environment variables named in paths; no data and no weights, but for the training
+    annotations where `num_classes` is `auto`.
 
     Raises:
         UserError: listing every fault, with dotted keys, what was found and how to mend it.
@@ -292,8 +293,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     for key in missing:
         values.pop(key, None)
         provenance.stated.pop(key, None)
-    values = config_to_dict(_checked_fields(values, str(path), LOADING))
+    counts = values.get("num_classes") == "auto"
+    config = _checked_fields(values | ({"num_classes": 1} if counts else {}), str(path), LOADING)
+    values = config_to_dict(config)
     notes = derived_values.at_load(values, provenance.rank, missing, path.stem, merged.get("epoches"))
+    if counts:
+        from data.coco import count_classes  # configs are looked at without numpy and OpenCV
+
+        dataset = config.train_dataloader.dataset
+        dataset.require_paths("train_dataloader.dataset")
+        values["num_classes"] = count_classes(dataset.ann_file, dataset.img_folder)
+        text = f"num_classes: auto -> {values['num_classes']} (categories of {dataset.ann_file.as_posix()})"
+        notes.append(derived_values.Note(text, overrides=False))
     return _checked(values, str(path), Provenance(provenance.stated, tuple(notes)))
 
 

@@ -1,6 +1,7 @@
 """`train_deimv2.py` as a user meets it: every bad input gets one clear message and exit code 2."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,3 +236,33 @@ def test_a_second_training_is_refused(tiny: Path) -> None:
     outcome = run_here("-c", "tiny.yml", "--output-dir", "held", cwd=tiny)
     lock.release(tiny / "held")
     assert outcome.code == 2 and f"another training is running in it (process {os.getpid()} on " in outcome.err
+
+
+def test_own_data_need_no_config(tmp_path: Path) -> None:
+    """A folder as Roboflow exports it, other classes than the config's; the run folder is all that the rest needs."""
+    write_tiny_data(tmp_path / "mine")
+    shutil.copytree(tmp_path / "mine" / "val", tmp_path / "mine" / "test")
+    for index, image in enumerate((tmp_path / "mine" / "test").iterdir()):
+        image.write_bytes(image.read_bytes() + bytes(index + 1))
+    shutil.copy(tmp_path / "mine" / "val.json", tmp_path / "mine" / "test.json")
+    for split in ("train", "val", "test"):
+        (tmp_path / "mine" / f"{split}.json").rename(tmp_path / "mine" / split / "_annotations.coco.json")
+    write_tiny_config(tmp_path)
+    short = ("epoches=1", "flat_epoch=1", "no_aug_epoch=0", "allow_split_overlap=True")
+    (tmp_path / "other.yml").write_text("__include__: [tiny.yml]\nnum_classes: 6\nsynthetic: {}\n", encoding="utf-8")
+    command = ("-c", "other.yml", "--data", "mine", "-d", "cpu", "-u", *short)
+    trained = run_here(*command, cwd=tmp_path)
+    assert trained.code == 0, trained.err[-2000:]
+    assert "--data mine: COCO; train mine/train/_annotations.coco.json, val mine/val/" in trained.err
+    run = tmp_path / "outputs" / "other"
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert (config["num_classes"], config["synthetic"]) == (2, None)
+    assert config["test_dataloader"]["dataset"]["img_folder"] == "mine/test"
+    again = run_here("-c", "outputs/other/config.yaml", "--dry-run", cwd=tmp_path)
+    assert again.code == 0 and yaml.safe_load(again.out)["num_classes"] == 2
+    fast = ("--bootstrap", "0", "--no-report", "--no-cost", "-d", "cpu")
+    judged = start_script("evaluate_deimv2.py", "-r", "outputs/other", "--split", "test", *fast, cwd=tmp_path)
+    assert judged.code == 0 and "outputs/other/best.pth is used" in judged.err, judged.err[-2000:]
+    assert (run / "eval_test_best" / "results.json").is_file()
+    seen = start_script("predict_deimv2.py", "-r", "outputs/other", "mine/test", "-d", "cpu", cwd=tmp_path)
+    assert seen.code == 0 and (run / "predict_best").is_dir()

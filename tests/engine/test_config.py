@@ -469,3 +469,20 @@ def test_rules_of_all_parts_come_together() -> None:
         config_from_dict(copy.deepcopy(values))
     assert len(error.value.problems) == 3
     assert isinstance(industrial(), ExperimentConfig)
+
+
+def test_classes_are_counted(tmp_path: Path) -> None:
+    """`num_classes: auto` is a number once the config is loaded; without categories the data's faults are told."""
+    ann_file = tmp_path / "train.json"
+    categories = [{"id": number, "name": f"defect {number}"} for number in (3, 5, 9)]
+    ann_file.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}), encoding="utf-8")
+    path = write(tmp_path, "mine.yml", f"__include__: ['{INDUSTRIAL}']\nnum_classes: auto\n")
+    place = as_override("train_dataloader.dataset.ann_file", ann_file.as_posix())
+    config = load_config(path, [place])
+    assert config.num_classes == 3 and config_to_dict(config)["num_classes"] == 3
+    assert config.origin("num_classes") == f"derived: auto -> 3 (categories of {ann_file.as_posix()})"
+    ann_file.write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="num_classes: auto counts the categories .* say none"):
+        load_config(path, [place])
+    with pytest.raises(UserError, match="needs the environment variable NOT_SET"):
+        load_config(path, ["train_dataloader.dataset.ann_file=$NOT_SET/train.json"])
