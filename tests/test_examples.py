@@ -16,7 +16,10 @@ from tests.test_docs import TYPED
 
 REDUCED = {"num_train": 8, "num_val": 6, "epoches": 1, "flat_epoch": 0, "eval_interval_epochs": 1}
 SHORTER = {"--from-val 6": "--from-val 1", "--seeds 0 1 2": "--seeds 0", "--workers 4": "--workers 0"}
-OWN = re.compile(r"ckpts/|hf:|OWNER|industrial|\bCKPT\b|SRC DST|KEY|onnxruntime|venv|engine\.config_reference")
+OWN = re.compile(
+    r"ckpts/|hf:|OWNER|industrial|datasets/mine|deimv2_base|FOLDER|\bCKPT\b|SRC DST|KEY|onnxruntime|venv"
+    r"|engine\.config_reference"
+)
 """What needs files of the user's, the network or a virtual environment; tests/deploy runs the ONNX file."""
 SAYS_NOTHING_IS_DETECTED = "No prediction with a score of at least"
 
