@@ -401,9 +401,11 @@ def restore(
     """
     missing = [key for key in ("optimizer", "last_epoch") if key not in checkpoint]
     if missing:
+        last = path.with_name("last.pth")
+        way = f"Go on with -r {last}, or start" if last.is_file() and last.name != path.name else "Start"
         raise UserError(
             f"{path}: holds weights but no training state ({', '.join(missing)} missing), so it cannot be resumed. "
-            f"Start a new run from its weights with -t {path}."
+            f"{way} a new run from its weights with -t {path}."
         )
     loop, problems = _read_loop(checkpoint)
     problems += _missing_of_ours(checkpoint, ema)

@@ -295,7 +295,7 @@ def _build_schedule(config: ExperimentConfig, steps_per_epoch: int) -> FlatCosin
 
 
 def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
-    """Write a checkpoint of the present state, atomically, on rank 0.
+    """Write a checkpoint of the present state, atomically, on rank 0; best.pth is for use and has no optimiser state.
 
     Args:
         run: The run.
@@ -313,7 +313,6 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
         "model": run.model.state_dict(),
         "criterion": {},
         "postprocessor": {},
-        "optimizer": run.optimizer.state_dict(),
         "config": config_to_dict(run.config),
         "classes": run.data.classes.to_dict(),
         "seed": run.seed,
@@ -326,8 +325,10 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
     }
     if run.ema is not None:
         state["ema"] = run.ema.state_dict()
-    if run.scaler.is_enabled():
-        state["scaler"] = run.scaler.state_dict()
+    if name != "best.pth":
+        state["optimizer"] = run.optimizer.state_dict()
+        if run.scaler.is_enabled():
+            state["scaler"] = run.scaler.state_dict()
     save_checkpoint(run.folder / name, state)
     if name == "last.pth":
         run.saved = run.folder / name, position

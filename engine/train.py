@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def train(
 
 
 def fit(run: Run, stop: StopSignal) -> None:
-    """All epochs: train, evaluate, choose, save."""
+    """All epochs: train, evaluate, choose, save; what only stage 2 needs goes at the end."""
     while not run.is_over:
         epoch = run.position.epoch
         if epoch == run.stop_epoch and run.position.batch_in_epoch == 0:
@@ -107,6 +107,9 @@ def fit(run: Run, stop: StopSignal) -> None:
             raise stop.exit()
         if run.is_over and epoch + 1 < run.config.epoches:
             console.say_early_stop(run)
+    if run.dist.is_main:
+        with suppress(OSError):  # it is only larger than it need be
+            (run.folder / "best_stg1.pth").unlink(missing_ok=True)
     console.say_end(run)
 
 

@@ -18,7 +18,7 @@ import yaml
 from engine.run_folder import FolderLock
 from tests.support.scripts import Outcome, start_script
 from tests.support.tiny_run import ROOT, command, script_environment, write_tiny_config, write_tiny_data
-from tests.support.training import assert_same_state
+from tests.support.training import assert_same_state, keep_early
 
 run_here = partial(start_script, "train_deimv2.py")
 
@@ -190,12 +190,15 @@ def test_ctrl_c_saves_the_position_and_exits_130(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_training_pictures")
-def test_a_run_goes_on_where_its_checkpoint_is_unless_told_otherwise(tiny: Path) -> None:
+def test_a_run_goes_on_where_its_checkpoint_is_unless_told_otherwise(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_early(monkeypatch)
     assert run_here("-c", "tiny.yml", "--output-dir", "a", cwd=tiny).code == 0
     before = (tiny / "a" / "last.pth").read_bytes()
     (tiny / "b").mkdir()
     (tiny / "b" / "best.pth").write_text("of another run", encoding="utf-8")
-    resume = ("-c", "tiny.yml", "-r", "a/best_stg1.pth")
+    resume = ("-c", "tiny.yml", "-r", "a/early.pth")
     elsewhere = run_here(*resume, "--output-dir", "b", cwd=tiny)
     assert elsewhere.code == 0 and "results in b" in elsewhere.err
     kept = next(path for path in tiny.iterdir() if path.name.startswith("b."))

@@ -27,7 +27,7 @@ from engine.train import _shows_images, fit, out_of_memory
 from models.decoder import DecoderLayer
 from tests.support.full_disk import full_disk
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
-from tests.support.training import alone, assert_same_state, checkpoint, log_records, train_here
+from tests.support.training import alone, assert_same_state, checkpoint, keep_early, log_records, train_here
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,6 @@ def test_a_run_leaves_its_folder_complete(finished: tuple[Path, Path]) -> None:
         "config.yaml",
         "log.jsonl",
         "last.pth",
-        "best_stg1.pth",
         "best.pth",
         "results.json",
         "predictions.json",
@@ -156,6 +155,19 @@ def test_resuming_in_another_folder_says_what_stays_behind(
         caplog.clear()
         train_here(config, folder, resume=folder / "last.pth")
     assert "goes on in place" not in caplog.text and str(folder / "best.pth") in caplog.text
+
+
+def test_a_finished_run_keeps_what_further_epochs_need_once(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """best.pth is for use, last.pth for going on; what stage 2 started from is gone."""
+    config, folder = finished
+    assert not (folder / "best_stg1.pth").exists()
+    assert [*checkpoint(folder / "best.pth")] == [key for key in checkpoint(folder / "last.pth") if key != "optimizer"]
+    longer = tmp_path / "run"
+    shutil.copytree(folder, longer)
+    train_here(config, longer, ["epoches=5"], resume=longer / "last.pth")
+    assert checkpoint(longer / "last.pth")["last_epoch"] == 4 and not (longer / "best_stg1.pth").exists()
+    with pytest.raises(UserError, match=r"best.pth: holds weights .* Go on with -r .*last.pth, or start a new run"):
+        train_here(config, longer, ["epoches=6"], resume=longer / "best.pth")
 
 
 def test_weights_alone_cannot_be_resumed(finished: tuple[Path, Path], tmp_path: Path) -> None:
@@ -382,14 +394,17 @@ def test_only_a_trained_epoch_can_be_the_best(
     assert best["step"] == 2 * (best["last_epoch"] + 1) > 0
 
 
-def test_the_history_of_the_metrics_survives_a_resume(finished: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_history_of_the_metrics_survives_a_resume(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In log.jsonl and TensorBoard, also of the step at which the run was stopped, and in another folder."""
+    keep_early(monkeypatch)
     config, _ = finished
     folder = train_here(config, tmp_path / "run")
     before = [record for record in log_records(folder) if "metrics" in record]
-    assert checkpoint(folder / "best_stg1.pth")["step"] == 2
+    assert checkpoint(folder / "early.pth")["step"] == 2
     for other in (tmp_path / "other", folder):
-        train_here(config, other, resume=folder / "best_stg1.pth")
+        train_here(config, other, resume=folder / "early.pth")
         after = [record for record in log_records(other) if "metrics" in record]
         assert after[0] == before[0] and [record["step"] for record in after] == [2, 4, 6]
     board = EventAccumulator(str(folder / "tensorboard"))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+import engine.train as training
 from engine.config import load_config
 from engine.distributed import Distributed
+from engine.run import Run
 from engine.train import train
 
 
@@ -57,3 +61,15 @@ def _assert_same(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
 
 def log_records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def keep_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs keep a copy of best_stg1.pth, which goes when they are complete, as early.pth."""
+    save = training.save
+
+    def saved(run: Run, name: str, **position: int) -> None:
+        save(run, name, **position)
+        if name == "best_stg1.pth":
+            shutil.copy(run.folder / name, run.folder / "early.pth")
+
+    monkeypatch.setattr(training, "save", saved)
