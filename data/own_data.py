@@ -205,7 +205,10 @@ def _img_folder(name: str, ann_file: Path, images: Sequence[Path], root: Path) -
         inside = base.relative_to(root) / "x" if base.is_relative_to(root) else Path("x")
         return votes[base], split_of_path(inside) == name, base == ann_file.parent
 
-    return max(sorted(votes), key=likely, default=ann_file.parent)
+    if votes:
+        return max(sorted(votes), key=likely)
+    called_so = (place for place in sorted((*root.glob("*/"), *root.glob("*/*/"))) if split_of(place.name) == name)
+    return next(called_so, ann_file.parent)
 
 
 # --- conversion ------------------------------------------------------------------------------------------------------
