@@ -20,8 +20,7 @@ def main() -> None:
     add("--compile", action="store_true", help="compile the network first: seconds to minutes, then faster")
     add = parser.add_argument_group("analysis").add_argument
     cli.add_language_argument(parser, "console, figures and report")
-    what = "resamples of the images for 95%% intervals, 0 for none (default: 1000)"
-    add("--bootstrap", type=int, default=1000, metavar="N", help=what)
+    add("--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals, 0: none (default: 1000)")
     what = "least IoU of the confusion matrix (default: 0.5)"
     add("--confusion-iou", type=float, default=0.5, metavar="IOU", help=what)
     what = "least score of the confusion matrix (default: the threshold with the best F1)"

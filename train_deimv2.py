@@ -49,8 +49,7 @@ def main(description: str | None = __doc__, *, phase: int = 1) -> int:
         # A resumed run goes on where its checkpoint is, unless the command line names a folder.
         named = any(override.partition("=")[0].strip() == "output_dir" for override in overrides)
         folder = config.output_dir if start.resume is None or named else start.resume.parent
-        said = {"lang": arguments.lang, "verbose": arguments.verbose}
-        train(config, dist, folder, resume=start.resume, tuning=start.tuning, **said)
+        train(config, dist, folder, **vars(start), lang=arguments.lang, verbose=arguments.verbose)
     finally:
         cleanup()
     return 0

@@ -128,7 +128,10 @@ def _not_one(folder: Path, files: Mapping[str, Sequence[Path]], kinds: Mapping[s
 
 
 def _state(folder: Path, files: Mapping[str, Sequence[Path]]) -> str:
+    """Return what the converted files depend on, as a short hash: the data's files and the converters themselves."""
     digest = hashlib.sha256(str(folder.resolve()).encode(errors="surrogateescape"))
+    for module in sorted((Path(__file__).parent / "convert").glob("*.py")):
+        digest.update(module.read_bytes())
     for path in sorted(path for paths in files.values() for path in paths):
         facts = path.stat()
         digest.update(f"{path.relative_to(folder)}|{facts.st_size}|{facts.st_mtime_ns}\n".encode(errors="replace"))

@@ -78,13 +78,14 @@ def _evaluated(
     if found is not None:
         path, results = found
         section = results.get("suppression")
-        section = section if isinstance(section, dict) else {"iou": None}
-        wanted = section["iou"] if nms == "auto" else nms
-        if wanted is None:
+        section = section if isinstance(section, dict) else {}  # of an older version, or of another hand
+        tried = [one for one in section.get("tried") or () if isinstance(one, dict)]
+        by_iou = {one.get("iou"): one["thresholds"] for one in tried if isinstance(one.get("thresholds"), dict)}
+        wanted = section.get("iou") if nms == "auto" else nms
+        if wanted is None or (nms == "auto" and wanted not in by_iou):
             return None, results["thresholds"], path
-        for tried in section.get("tried", ()):
-            if tried["iou"] == wanted:
-                return wanted, tried["thresholds"], path
+        if wanted in by_iou:
+            return wanted, by_iou[wanted], path
     if nms is None or nms == "auto":
         return None, None, None
     found = evaluation_of(*about, section="thresholds", nms_iou=nms)

@@ -291,6 +291,24 @@ def test_thresholds_and_suppression_belong_together(
     assert choose_thresholds(detector, 0.7, (), nms).scores.tolist() == [0.7, 0.7]
 
 
+@pytest.mark.parametrize(
+    "suppression",
+    ["0.6", {}, {"iou": 0.6}, {"iou": 0.6, "tried": None}, {"iou": 0.6, "tried": [1, {"iou": 0.6}, {"thresholds": 2}]}],
+)
+@pytest.mark.parametrize("nms", ["auto", 0.6])
+def test_a_damaged_suppression_is_passed_over(
+    tiny: Path, tmp_path: Path, suppression: object, nms: float | Literal["auto"]
+) -> None:
+    (tmp_path / "best.pth").touch()
+    (tmp_path / "eval_val_best").mkdir()
+    content = {"checkpoint": "best.pth", "split": "val", "own_val_data": True, "suppression": suppression}
+    content |= {"thresholds": {"overall": {"score": 0.2}, "per_class": {}}}
+    (tmp_path / "eval_val_best" / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    detector = Detector(torch.nn.Identity(), load_config(tiny / "tiny.yml"), CLASSES, path=tmp_path / "best.pth")
+    chosen = choose_thresholds(detector, None, (), nms)
+    assert (chosen.scores.tolist(), chosen.nms_iou) == (([0.2, 0.2], None) if nms == "auto" else ([0.5, 0.5], 0.6))
+
+
 def test_thresholds_come_from_the_evaluation_beside(tiny: Path) -> None:
     run, config = tiny / "run", load_config(tiny / "tiny.yml")
 

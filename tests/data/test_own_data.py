@@ -101,7 +101,9 @@ def write_foreign(kind: str, root: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Pascal VOC", "YOLO", "labelme"])
-def test_other_formats_are_converted_once(here: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_formats_are_converted_once(
+    here: Path, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Path("mine")
     write_foreign(kind, folder)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -122,7 +124,12 @@ def test_other_formats_are_converted_once(here: Path, kind: str, caplog: pytest.
     for path in (folder, *before):
         path.chmod(0o755)
     next(path for path in before if path.suffix == ".png").touch()
-    assert find_data(folder) != first, "what changed is converted anew"
+    second = find_data(folder)
+    assert second != first, "what changed is converted anew"
+    (here / "data" / "convert").mkdir(parents=True)
+    (here / "data" / "convert" / "yolo.py").write_text("# another version", encoding="utf-8")
+    monkeypatch.setattr("data.own_data.__file__", str(here / "data" / "own_data.py"))
+    assert find_data(folder) != second, "by other converters, too"
 
 
 def test_half_a_conversion_is_made_again(here: Path) -> None:

@@ -13,7 +13,7 @@ from engine.config import load_config
 from engine.derived_values import REFERENCE_BATCH
 from engine.trial import Trial, try_step
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
-from tests.support.training import assert_same_state, checkpoint, train_here
+from tests.support.training import assert_same_state, checkpoint, keep_early, train_here
 
 GIB = 2**30
 H100_GIB = {2: 0.88, 4: 1.5, 8: 2.7, 16: 5.2, 32: 10.1}
@@ -69,7 +69,8 @@ def test_on_a_cpu() -> None:
     assert choose_batch(None, 2, None, 0, num_images=300).total_batch_size == 4
 
 
-def test_a_run_keeps_what_was_chosen_and_resumes_exactly(tmp_path: Path) -> None:
+def test_a_run_keeps_what_was_chosen_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_early(monkeypatch)
     write_tiny_data(tmp_path)
     config = write_tiny_config(tmp_path)
     options = ["accumulation_steps=auto", "train_dataloader.total_batch_size=auto", "epoches=2"]
@@ -81,7 +82,8 @@ def test_a_run_keeps_what_was_chosen_and_resumes_exactly(tmp_path: Path) -> None
     assert stored["optimizer"]["params"][0]["lr"] != load_config(config, options).optimizer.params[0].lr
     assert REFERENCE_BATCH == 32
     shutil.copytree(whole, tmp_path / "again")
-    train_here(config, tmp_path / "again", options, resume=tmp_path / "again" / "best_stg1.pth")
+    early = (tmp_path / "again" / "early.pth").rename(tmp_path / "again" / "best_stg1.pth")
+    train_here(config, tmp_path / "again", options, resume=early)
     assert_same_state(whole / "last.pth", tmp_path / "again" / "last.pth")
 
 

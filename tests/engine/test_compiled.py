@@ -16,7 +16,7 @@ from models.baselines import TorchvisionDetector
 from models.detector import DEIM
 from tests.support.models import images, tiny_config, tiny_model
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
-from tests.support.training import assert_same_state, train_here
+from tests.support.training import assert_same_state, keep_early, train_here
 
 
 @pytest.fixture
@@ -33,14 +33,16 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return seen
 
 
-def test_a_run_is_resumed_exactly(tmp_path: Path, compiled: list[object]) -> None:
+def test_a_run_is_resumed_exactly(tmp_path: Path, compiled: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     """With accumulation, EMA and an interruption between the stages."""
+    keep_early(monkeypatch)
     write_tiny_data(tmp_path)
     config, options = write_tiny_config(tmp_path), ["accumulation_steps=2", "compile=True"]
     whole = train_here(config, tmp_path / "whole", options)
     assert compiled == [DEIM._predict]
     shutil.copytree(whole, tmp_path / "resumed")
-    train_here(config, tmp_path / "resumed", options, resume=tmp_path / "resumed" / "best_stg1.pth")
+    early = (tmp_path / "resumed" / "early.pth").rename(tmp_path / "resumed" / "best_stg1.pth")
+    train_here(config, tmp_path / "resumed", options, resume=early)
     assert_same_state(whole / "last.pth", tmp_path / "resumed" / "last.pth")
 
 
