@@ -205,6 +205,9 @@ class DecoderConfig(_Transformer):
     candidates; null takes the best as they come, as the official model does (own addition)."""
     relation_bias: bool = False
     """Bias the queries' attention to each other by how their boxes lie (own addition); starts without effect."""
+    ordered_last: bool = False
+    """In the last layer a query attends only to those that the layer before found at least as confident, so that the
+    better of two on one object does not depend on the worse (own addition); goes with `matcher.repeat_targets`."""
     eval_idx: int = -1
     """Layer whose output is used in evaluation; negative counts from the last."""
     eps: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
@@ -219,6 +222,8 @@ class DecoderConfig(_Transformer):
         yield from super().rules()
         if not -self.num_layers <= self.eval_idx < self.num_layers:
             yield f"eval_idx: {self.eval_idx} is no layer of num_layers {self.num_layers}; use -1 for the last"
+        if self.ordered_last and (self.num_layers < 2 or self.eval_idx % self.num_layers != self.num_layers - 1):
+            yield "ordered_last: needs num_layers of at least 2 and the last of them as eval_idx (-1)"
         if self.reg_scale <= 0:
             yield f"reg_scale: {self.reg_scale} must be above 0; the recipe has 4"
 

@@ -20,7 +20,7 @@ from models.boxes import inverse_sigmoid
 from models.config import DecoderConfig
 from models.deformable_attention import DeformableAttention, split_heads
 from models.denoising import DenoisingQueries, make_denoising_queries, padded
-from models.distinct import PositionRelation, distinct_first
+from models.distinct import PositionRelation, distinct_first, more_confident
 from models.distribution import distance_to_box, weighting_function
 from models.hybrid_encoder import ConvNorm
 from models.layers import Mlp, SelfAttention, becomes_part_of_graph, in_autocast_type, without_autocast
@@ -163,7 +163,7 @@ class Predicted(NamedTuple):
     """What the decoder computes, all queries in one row."""
 
     layers: list[LayerOutput]
-    """Of all layers in training, of the evaluated one otherwise."""
+    """Of all layers in training, otherwise the last is that of the evaluated one."""
     pre: BoxesAndLogits
     said: Tensor | None
     """The texts' contribution to the last layer's logits before the gate, [B, T, C], where there are texts."""
@@ -239,6 +239,7 @@ class DEIMTransformer(nn.Module):
         self._config = config
         self._num_classes = num_classes
         self.num_eval_layers = config.eval_idx % num_layers + 1
+        self.num_speaking = 2 if config.ordered_last else 1  # layers whose scores are needed in evaluation, the last
         self._anchor_cache: dict[tuple[Shapes, torch.device], Anchors] = {}
 
         self.up = nn.Parameter(torch.tensor([0.5]), requires_grad=False)
@@ -394,7 +395,7 @@ class DEIMTransformer(nn.Module):
         allowed: Tensor | None,
         text_fusion: TextFusion | None,
     ) -> tuple[list[LayerOutput], BoxesAndLogits, Tensor | None]:
-        """Refine layer by layer: outputs of all in training, else of the evaluated one (docs/deimv2.md, Layer loop).
+        """Refine layer by layer (docs/deimv2.md, Layer loop): outputs of all in training, else at least of the last.
 
         The last is the texts' contribution of the last layer, before the gate, where there are texts.
         """
@@ -410,8 +411,11 @@ class DEIMTransformer(nn.Module):
             if self.position_relation is not None:
                 bias = self.position_relation(boxes)
                 mask = bias if allowed is None else bias + allowed
+            if self._config.ordered_last and index == num_layers - 1:
+                order = in_autocast_type(torch.where(more_confident(outputs[-1].logits), 0.0, -math.inf))
+                mask = order if mask is None else order + mask
             target = self.decoder.layers[index](target, position, boxes, values, mask)
-            emits = self.training or index == num_layers - 1
+            emits = self.training or index >= num_layers - self.num_speaking
             if emits or index == 0:
                 scores, said = _class_scores(self.dec_score_head[index], target, text_fusion, index)
             if index == 0:

@@ -112,7 +112,7 @@ def _drop_unused(model: DEIM) -> None:
     kept = decoder.num_eval_layers
     for layers in (decoder.decoder.layers, decoder.decoder.lqe_layers, decoder.dec_score_head, decoder.dec_bbox_head):
         del layers[kept:]
-    for index in range(kept - 1):
+    for index in range(kept - decoder.num_speaking):
         decoder.decoder.lqe_layers[index] = nn.Identity()
         # Layer 0 computes class scores also in evaluation; without texts nobody reads them.
         if index > 0 or model.text_fusion is None:

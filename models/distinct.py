@@ -1,4 +1,4 @@
-"""Keeps a detector from saying things twice: distinct queries, and attention that knows where other queries are.
+"""Keeps a detector from saying things twice: distinct queries, and attention that knows where others are or who leads.
 
 Own additions, off in the official model. Legend: B images, K candidates, T queries, H heads.
 """
@@ -40,6 +40,20 @@ def distinct_first(boxes_cxcywh: Tensor, most_iou: float, count: int) -> Tensor:
         kept = (torch.bmm(overlaps, kept[..., None])[..., 0] == 0).float()
     place = torch.arange(kept.shape[1], device=kept.device)
     return (kept * kept.shape[1] - place).topk(count, dim=1).indices
+
+
+def more_confident(logits: Tensor) -> Tensor:
+    """Let each query see only queries that are at least as confident: bool [B, 1, T, T], row: the one that attends.
+
+    The better of two queries on one object then does not depend on the worse, which alone has to step back: the mask
+    that lets the last layer speak once where the layers before it were taught to speak several times (MS-DETR, Zhao
+    et al., CVPR 2024, and its successors).
+
+    Args:
+        logits: [B, T, C] of the layer before.
+    """
+    confidence = logits.detach().amax(dim=-1)
+    return confidence[:, None, None, :] >= confidence[:, None, :, None]
 
 
 class PositionRelation(nn.Module):

@@ -12,8 +12,9 @@ from models.boxes import cxcywh_to_xyxy
 from models.config import CriterionConfig, MatcherConfig
 from models.criterion import build_criterion
 from models.decoder import CANDIDATES_PER_QUERY
+from models.deploy import deploy
 from models.detector import DEIM, build_deim
-from models.distinct import PositionRelation, distinct_first
+from models.distinct import PositionRelation, distinct_first, more_confident
 from models.matcher import assign
 from tests.support.models import images, shake, targets, tensors_of, tiny_config
 
@@ -112,8 +113,32 @@ def test_one_to_many_losses() -> None:
     assert all(torch.isfinite(value) for value in losses[1].values())
 
 
-def test_an_export_holds_both() -> None:
-    model = built(distinct_iou=0.7, relation_bias=True).eval()
+def test_who_may_see_whom() -> None:
+    logits = torch.tensor([[[0.5, -1.0], [2.0, 0.0], [-3.0, 0.5]]])  # the second leads, the other two are level
+    expected = torch.tensor([[1, 1, 1], [0, 1, 0], [1, 1, 1]]).bool()
+    assert torch.equal(more_confident(logits), expected[None, None])
+
+
+def test_in_an_ordered_last_layer_the_better_do_not_depend_on_the_worse() -> None:
+    model = built(ordered_last=True, num_queries=6).eval()
+    shake(model)
+    layer = model.decoder.decoder.layers[-1]
+    seen: list[Tensor] = []
+    layer.register_forward_pre_hook(lambda _, inputs: seen.extend((inputs[0].clone(), inputs[4])))
+    outputs = model(images(1))
+    target, mask = seen
+    order = mask[0, 0].isfinite().sum(dim=-1).argsort()  # the best sees itself alone
+    assert mask[0, 0, order[0]].isfinite().nonzero().tolist() == [[int(order[0])]]
+    changed = target.clone()
+    changed[0, order[-1]] += 1
+    attended = [layer.self_attn(x, torch.zeros_like(x), mask) for x in (target, changed)]
+    torch.testing.assert_close(attended[0][0, order[:-1]], attended[1][0, order[:-1]])
+    for first, second in zip(tensors_of(outputs), tensors_of(deploy(model)(images(1))), strict=True):
+        torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-5)
+
+
+def test_an_export_holds_all() -> None:
+    model = built(distinct_iou=0.7, relation_bias=True, ordered_last=True).eval()
     shake(model)
     exported = torch.export.export(model, (images(1),)).module()
     torch.testing.assert_close(exported(images(1, seed=3)), model(images(1, seed=3)))
