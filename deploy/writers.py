@@ -45,7 +45,7 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         info: Mapping[str, object] | None = None,
     ) -> None:
         """`info` says where the detections come from, for COCO JSON."""
-        self._folder, self._classes, self._info = folder, classes, info or {}
+        self._folder, self._classes, self._lang, self._info = folder, classes, lang, info or {}
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
         self._table = Table(folder / "predictions.csv", "image_columns", lang)
@@ -71,7 +71,7 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
     def _write_picture(self, source: ImageSource, pixels: PixelArray, found: Detections) -> None:
         suffix = "jpg" if max(pixels.shape[:2]) <= _LONGEST_JPEG_SIDE else "png"
         path = self._folder / "images" / f"{source.stem}.{suffix}"
-        save_picture(path, drawn(pixels, found, self._classes), durable=False)
+        save_picture(path, drawn(pixels, found, self._classes, self._lang), durable=False)
 
     def _add_to_coco(self, source: ImageSource, pixels: PixelArray, found: Detections) -> None:
         image_id = len(self._images) + 1
@@ -168,10 +168,12 @@ class Table(AbstractContextManager["Table"]):
         self.close()
 
 
-def drawn(pixels: PixelArray, found: Detections, classes: ClassMap, *, min_side_px: int = 320) -> PixelArray:
+def drawn(
+    pixels: PixelArray, found: Detections, classes: ClassMap, lang: Language, *, min_side_px: int = 320
+) -> PixelArray:
     """Draw boxes, names and scores; smaller images are enlarged so that they can be read."""
     labels, scores = found.labels.tolist(), found.scores.tolist()
-    return draw_boxes(pixels, found.boxes_xyxy, labels, classes.names, scores, min_side_px=min_side_px)
+    return draw_boxes(pixels, found.boxes_xyxy, labels, classes.names, scores, min_side_px=min_side_px, lang=lang)
 
 
 def table_cells(found: Detections, classes: ClassMap) -> list[list[str | int | float]]:

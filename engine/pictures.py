@@ -28,8 +28,10 @@ from data.errors import printable
 from data.files import write_atomically
 from data.images import decode_image
 from data.types import PixelArray
+from engine.labels import place_labels
 from engine.metrics import Prediction
 from models.boxes import cxcywh_to_xyxy
+from texts import Language, number, texts_of
 
 CLASS_COLOURS = (
     (230, 159, 0),
@@ -65,6 +67,7 @@ def draw_boxes(
     scores: Sequence[float] | None = None,
     *,
     min_side_px: int = 320,
+    lang: Language = "en",
 ) -> PixelArray:
     """Draw boxes with class names and, if given, scores. Boxes may reach outside; what is not finite is left out.
 
@@ -73,7 +76,7 @@ def draw_boxes(
     factor = math.ceil(min_side_px / min(image.shape[:2]))
     # A thin strip must not become a huge one.
     factor = max(min(factor, 2048 // max(image.shape[:2])), 1)
-    return _annotated(_zoomed(image, factor), factor, boxes_xyxy, labels, names, scores)
+    return _annotated(_zoomed(image, factor), factor, boxes_xyxy, labels, names, scores, lang)
 
 
 def _annotated(
@@ -83,40 +86,48 @@ def _annotated(
     labels: Sequence[int],
     names: Sequence[str],
     scores: Sequence[float] | None,
+    lang: Language,
 ) -> PixelArray:
     """Boxes, enlarged by `factor`, on an image that is so already."""
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4) * factor
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
-    order = range(len(boxes)) if scores is None else np.argsort(scores, kind="stable").tolist()
-    for k in order:  # the best score last, on top
-        if np.isfinite(boxes[k]).all():
-            name = names[labels[k]] if 0 <= labels[k] < len(names) else f"class {labels[k]}"
-            text = name if scores is None else f"{name} {scores[k]:.2f}"
-            _draw_box(draw, canvas.size, boxes[k], printable(text), class_colour(labels[k]))
+    # Lines and letters grow with large pictures.
+    line, font_px = (max(round(max(canvas.size) / share), least) for share, least in ((400, 1), (60, _FONT_PX)))
+    font, colours = _font(font_px), [class_colour(label) for label in labels]
+    drawn = [k for k in range(len(boxes)) if np.isfinite(boxes[k]).all()]
+    if scores is not None:
+        drawn.sort(key=lambda k: -scores[k])
+    for k in reversed(drawn):  # the best score last, on top
+        _draw_box(draw, canvas.size, boxes[k], colours[k], line)
+    texts = []
+    for k in drawn:
+        name = names[labels[k]] if 0 <= labels[k] < len(names) else f"class {labels[k]}"
+        texts.append(printable(name if scores is None else f"{name} {number(scores[k], 2, lang)}"))
+    sizes = [(math.ceil(draw.textlength(text, font=font)) + 6, font_px + 5) for text in texts]
+    outer = np.round(boxes[drawn]) + np.array([-1, -1, 1, 1]) * (line + 1)
+    placed = place_labels(outer, sizes, (0, 0, *canvas.size))
+    for k, (_, leader) in zip(drawn, placed, strict=True):
+        if leader is not None:
+            draw.line(leader, fill=(0, 0, 0), width=line + 2)
+            draw.line(leader, fill=colours[k], width=line)
+    for k, text, ((left, top, right, bottom), _) in zip(drawn, texts, placed, strict=True):
+        draw.rectangle((round(left), round(top), round(right) - 1, round(bottom) - 1), fill=colours[k])
+        bright = np.dot((0.299, 0.587, 0.114), colours[k]) > 125
+        draw.text((round(left) + 3, round(top) + 1), text, font=font, fill=(0, 0, 0) if bright else (255, 255, 255))
     return np.asarray(canvas)
 
 
 def _draw_box(
-    draw: Any, size_wh: tuple[int, int], box: npt.NDArray[np.float64], text: str, colour: tuple[int, int, int]
+    draw: Any, size_wh: tuple[int, int], box: npt.NDArray[np.float64], colour: tuple[int, int, int], line: int
 ) -> None:
     width, height = size_wh
     left, top, right, bottom = (int(v) for v in np.clip(np.round(box), 0, [width, height, width, height]))
     # Right and bottom are the outer edges of the last pixel.
     right, bottom = max(right - 1, left), max(bottom - 1, top)
-    # A dark outline around the coloured one shows on every surface; both grow with large pictures.
-    line = max(round(max(width, height) / 400), 1)
-    font_px = max(round(max(width, height) / 60), _FONT_PX)
+    # A dark outline around the coloured one shows on every surface.
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=line + 1)
     draw.rectangle((left, top, right, bottom), outline=colour, width=line)
-    font = _font(font_px)
-    text_width, text_height = math.ceil(draw.textlength(text, font=font)) + 5, font_px + 5
-    x = max(min(left, width - text_width), 0)
-    above, below = top - text_height - 1, bottom + 2
-    y = above if above >= 0 else below if below + text_height <= height else max(top, 0)
-    draw.rectangle((x, y, x + text_width, y + text_height - 1), fill=colour)
-    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 125
-    draw.text((x + 3, y + 1), text, font=font, fill=(0, 0, 0) if bright else (255, 255, 255))
 
 
 @lru_cache(maxsize=8)
@@ -173,6 +184,7 @@ def prediction_pictures(
     count: int,
     min_score: float = 0.3,
     panel_px: int = 320,
+    lang: Language = "en",
 ) -> list[PixelArray]:
     """Draw, for `count` images spread evenly over the split: image | ground truth | predictions, side by side.
 
@@ -183,7 +195,7 @@ def prediction_pictures(
     for prediction in predictions:
         if prediction["score"] >= min_score:
             sure[prediction["image_id"]].append(prediction)
-    pictures = []
+    pictures, texts = [], texts_of(lang, "gallery")
     for record in (split.images[index] for index in chosen):
         image = decode_image(record.path)
         factor = panel_px / max(image.shape[:2])
@@ -194,10 +206,10 @@ def prediction_pictures(
         truth = (split.boxes_xyxy[rows], split.labels[rows].tolist())
         panels = (
             (image, record.file_name),
-            (_annotated(image, factor, *truth, classes.names, None), "ground truth"),
+            (_annotated(image, factor, *truth, classes.names, None, lang), texts["truth"]),
             (
-                _annotated(image, factor, boxes, labels, classes.names, [one["score"] for one in found]),
-                f"predictions, score ≥ {min_score:g}",
+                _annotated(image, factor, boxes, labels, classes.names, [one["score"] for one in found], lang),
+                texts("prediction", score=texts.number(min_score, 2)),
             ),
         )
         pictures.append(grid([_captioned(panel, caption) for panel, caption in panels], columns=3))
@@ -216,14 +228,14 @@ def _captioned(image: PixelArray, caption: str) -> PixelArray:
 
 
 def write_prediction_sheets(
-    folder: Path, split: CocoSplit, predictions: Sequence[Prediction], classes: ClassMap
+    folder: Path, split: CocoSplit, predictions: Sequence[Prediction], classes: ClassMap, lang: Language = "en"
 ) -> None:
     """Write predictions.png and predictions.pdf into `folder`.
 
     Raises:
         UserError: They cannot be written.
     """
-    sheet = grid(prediction_pictures(split, predictions, classes, count=SHEET_IMAGES), columns=2)
+    sheet = grid(prediction_pictures(split, predictions, classes, count=SHEET_IMAGES, lang=lang), columns=2)
     save_picture(folder / "predictions.png", sheet)
     save_picture(folder / "predictions.pdf", sheet)
 

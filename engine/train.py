@@ -299,10 +299,13 @@ def judge_epoch(run: Run, epoch: int) -> None:
             content = result.to_json() | {"thresholds": best_thresholds(truth, result.detections)}
             write_results(run.folder, truth, result.detections, content | run_facts(run, epoch))
     if run.dist.is_main and (decision.write_best or epoch + 1 == run.config.epoches):
-        pictures = prediction_pictures(run.data.splits["val"], result.predictions, run.data.classes, count=8)
+        pictures = prediction_pictures(
+            run.data.splits["val"], result.predictions, run.data.classes, count=8, lang=run.text.language
+        )
         run.monitor.prediction_images(pictures, step=run.position.step)
     if run.dist.is_main and decision.write_best:
-        write_prediction_sheets(run.folder, run.data.splits["val"], result.predictions, run.data.classes)
+        split, language = run.data.splits["val"], run.text.language
+        write_prediction_sheets(run.folder, split, result.predictions, run.data.classes, language)
     if decision.restart:
         restart_from_stage_1(run)
 

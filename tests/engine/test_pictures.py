@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from data.coco import CocoSplit
 from data.errors import UserError
@@ -143,6 +143,15 @@ def test_sheets_of_a_split(split: CocoSplit, tmp_path: Path) -> None:
     picture = Image.open(tmp_path / "new/predictions.png")
     assert picture.size == (2 * (3 * 326 + 6 + 6) + 6, 2 * (320 + 20 + 12 + 6) + 6)
     assert (tmp_path / "new/predictions.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_drawn_numbers_and_words_are_in_the_language(split: CocoSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, **how: written.append(text))
+    prediction_pictures(split, predictions(split), split.classes, count=1, lang="es", panel_px=640)
+    assert {"anotado", "predicho (confianza ≥ 0,30)", f"{split.classes.names[0]} 0,80"} <= {*written}
+    draw_boxes(grey(), [[2, 2, 30, 30]], [0], ["a"], [0.5], lang="en")
+    assert written[-1] == "a 0.50"
 
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:

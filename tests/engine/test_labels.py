@@ -1,0 +1,81 @@
+"""Names of boxes hide no other name and no other object's box."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.labels import place_labels
+
+CANVAS = (10.0, 20.0, 1010.0, 820.0)
+
+
+def overlaps(areas: Any, boxes: Any) -> Any:
+    """[N, M] shared area, without the diagonal."""
+    low, high = np.maximum(areas[:, None, :2], boxes[:, :2]), np.minimum(areas[:, None, 2:], boxes[:, 2:])
+    shared = np.where((high - low > 1e-6).all(-1), (high - low).prod(-1), 0)
+    return shared * ~np.eye(len(areas), dtype=bool)
+
+
+def scattered(seed: int, count: int, largest: float) -> tuple[Any, Any]:
+    """Boxes, some beyond the canvas, and sizes of their names."""
+    random = np.random.default_rng(seed)
+    centres, sides = random.uniform((0, 0), (1020, 840), (count, 2)), random.uniform(2, largest, (count, 2))
+    sizes = np.stack([random.uniform(30, 120, count), np.full(count, 18.0)], axis=1)
+    return np.hstack([centres - sides / 2, centres + sides / 2]), sizes
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    ("count", "largest", "on_boxes"), [(30, 60, 0), (60, 20, 0), (12, 600, None), (100, 120, None)]
+)
+def test_names_are_inside_and_hide_nothing(seed: int, count: int, largest: float, on_boxes: int | None) -> None:
+    boxes, sizes = scattered(seed, count, largest)
+    placed = place_labels(boxes, sizes, CANVAS)
+    areas = np.array([one.xyxy for one in placed])
+    np.testing.assert_allclose(areas[:, 2:] - areas[:, :2], sizes)
+    assert (areas[:, :2] >= CANVAS[:2]).all() and (areas[:, 2:] <= CANVAS[2:]).all()
+    assert not overlaps(areas, areas).any()
+    shown = np.clip(boxes, CANVAS[:2] * 2, CANVAS[2:] * 2)
+    if on_boxes is not None:
+        assert np.count_nonzero(overlaps(areas, shown)) == on_boxes
+    for (area, leader), box in zip(placed, shown, strict=True):
+        gap = np.hypot(*np.maximum(box[:2] - area[2:], area[:2] - box[2:]).clip(0))
+        if leader is None:
+            assert gap <= 9, "a name without a line stands at its box"
+        else:
+            near = np.array(leader).reshape(2, 2)
+            for point, of in zip(near, (np.array(area), box), strict=True):
+                assert (point >= of[:2]).all() and (point <= of[2:]).all(), "the line joins the name and its box"
+
+
+@pytest.mark.parametrize(
+    ("box", "others", "corner"),
+    [
+        ((100, 100, 200, 200), [], (100, 80)),
+        ((100, 30, 200, 200), [], (100, 200)),
+        ((100, 30, 200, 815), [], (200, 30)),
+        ((950, 30, 1010, 815), [], (910, 30)),
+        ((10, 20, 1010, 820), [], (10, 20)),
+        ((100, 100, 200, 200), [(90, 60, 210, 90)], (100, 200)),
+    ],
+    ids=["above", "below", "right", "left", "within", "above is taken"],
+)
+def test_where_a_name_stands(box: Any, others: Any, corner: tuple[int, int]) -> None:
+    first, *_ = place_labels([box, *others], [(40, 20)] * (1 + len(others)), CANVAS)
+    assert first.xyxy[:2] == corner and first.leader is None
+
+
+def test_a_name_beside_a_crowd_has_a_line_to_its_box() -> None:
+    rows = [(100 + 12 * x, 300 + 12 * y, 110 + 12 * x, 310 + 12 * y) for y in range(5) for x in range(5)]
+    placed = place_labels(rows, [(60, 18)] * 25, CANVAS)
+    areas = np.array([one.xyxy for one in placed])
+    assert not overlaps(areas, areas).any() and not overlaps(areas, np.array(rows)).any()
+    assert placed[12].leader is not None
+
+
+@pytest.mark.parametrize("canvas", [(0, 0, 30, 10), (0, 0, 200, 19)])
+def test_a_canvas_that_is_too_small_for_the_names(canvas: tuple[int, ...]) -> None:
+    for (left, top, *_), _ in place_labels([(0, 0, 5, 5), (3, 3, 40, 40)], [(90, 18)] * 2, canvas):
+        assert left >= 0 and top >= 0
+    assert place_labels([], [], canvas) == []
