@@ -8,38 +8,21 @@ import pytest
 import torch
 import yaml
 
-import engine.train as training
 from data.errors import UserError
 from engine.config import config_to_dict, load_config
-from engine.interrupt import StopSignal
 from engine.train import train
-from tests.support.tiny_run import write_tiny_config, write_tiny_data
-from tests.support.training import alone, checkpoint, log_records, train_here
+from tests.support.training import alone, checkpoint, log_records, stop_after, train_here
 from texts import Language
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(finished: tuple[Path, Path]) -> Path:
     """Config of a run of 3 epochs of 2 steps; what it left is in `run`, stopped after step 3 in `stopped`."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_data(folder)
-    config = write_tiny_config(folder)
-    train_here(config, folder / "run")
+    config, folder = finished
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
         stop_after(patch, 3)
-        train_here(config, folder / "stopped")
+        train_here(config, folder.with_name("stopped"))
     return config
-
-
-def stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
-    rates, original = [], training.set_learning_rates
-
-    def count(optimizer: torch.optim.Optimizer, ratio: float) -> None:
-        rates.append(ratio)
-        original(optimizer, ratio)
-
-    patch.setattr(training, "set_learning_rates", count)
-    patch.setattr(StopSignal, "received", property(lambda self: len(rates) >= steps))
 
 
 @pytest.mark.parametrize(

@@ -13,20 +13,18 @@ import torch
 import torch.nn.functional as F
 
 import engine.multimodal as multimodal
-import engine.train as training
 from analysis.evaluate import AnalysisOptions, evaluate_checkpoint
 from data.errors import UserError
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.config import load_config
 from engine.evaluate import EvalResult, evaluate
-from engine.interrupt import StopSignal
 from engine.multimodal import Start, start_of_phase_2
 from engine.run import Run, build_run
 from models.text_encoder import TextEmbeddings
 from models.text_fusion import PREFIX
 from tests.support.configs import CONFIGS
-from tests.support.tiny_run import write_tiny_config, write_tiny_data
-from tests.support.training import alone, assert_same_state, checkpoint, train_here
+from tests.support.tiny_run import write_tiny_config
+from tests.support.training import alone, assert_same_state, checkpoint, stop_after, train_here
 
 TEXT_DIM, PROMPTS = 10, 2
 METRICS_ONLY = AnalysisOptions(bootstrap=0, report=False, cost=False)
@@ -55,22 +53,19 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, configs of both phases, and a finished run of each."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_data(folder)
-    write_tiny_config(folder)
+def tiny(finished: tuple[Path, Path]) -> Path:
+    """A folder with data, configs of both phases, and a finished run of each: `run` and `phase_2`."""
+    folder = finished[0].parent
     write_tiny_config(folder, name="fused", extra=FUSION)
-    train_here(folder / "tiny.yml", folder / "phase_1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multimodal, "class_text_embeddings", fake_texts)
-        train_here(folder / "fused.yml", folder / "phase_2", tuning=folder / "phase_1" / "best.pth")
+        train_here(folder / "fused.yml", folder / "phase_2", tuning=folder / "run" / "best.pth")
     return folder
 
 
 def build(tiny: Path, folder: Path, *overrides: str, config: str = "fused.yml", **start: Path) -> Run:
     """A run, not started."""
-    given = {"resume": None, "tuning": tiny / "phase_1" / "best.pth"} | start
+    given = {"resume": None, "tuning": tiny / "run" / "best.pth"} | start
     run = build_run(load_config(tiny / config, overrides), alone(), folder, **given)  # type: ignore[arg-type]
     run.monitor.close()
     return run
@@ -85,7 +80,7 @@ def test_phase_2_starts_with_phase_1_s_detections_and_ap(tiny: Path, tmp_path: P
     run = build(tiny, tmp_path / "run")
     found = judge(run)
     judged = evaluate_checkpoint(
-        tiny / "phase_1" / "best.pth", alone(), output_dir=tmp_path / "phase_1", options=METRICS_ONLY
+        tiny / "run" / "best.pth", alone(), output_dir=tmp_path / "phase_1", options=METRICS_ONLY
     )
     expected = judged.result
     assert found.predictions and found.predictions == expected.predictions
@@ -139,19 +134,9 @@ def test_own_patterns_for_the_new_parts_are_taken(tiny: Path, tmp_path: Path) ->
 def test_a_stopped_run_resumes_exactly_without_the_encoder(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = 0
-    original = training.set_learning_rates
-
-    def count(optimizer: torch.optim.Optimizer, ratio: float) -> None:
-        nonlocal done
-        done += 1
-        original(optimizer, ratio)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "set_learning_rates", count)
-        patch.setattr(StopSignal, "received", property(lambda self: done >= 3))
-        with pytest.raises(SystemExit):
-            train_here(tiny / "fused.yml", tmp_path / "run", tuning=tiny / "phase_1" / "best.pth")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_after(patch, 3)
+        train_here(tiny / "fused.yml", tmp_path / "run", tuning=tiny / "run" / "best.pth")
     monkeypatch.setattr(multimodal, "class_text_embeddings", no_encoder)
     start = start_of_phase_2(load_config(tiny / "fused.yml"), tmp_path / "run" / "last.pth")
     train_here(tiny / "fused.yml", tmp_path / "run", resume=start.resume)
@@ -186,7 +171,7 @@ def test_controls_with_a_stated_width_need_no_encoder(
 def test_none_trains_without_new_parts_and_resumes(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multimodal, "class_text_embeddings", no_encoder)
     none = ["MultimodalFusion.mode=none", "epoches=1", "no_aug_epoch=0", "flat_epoch=1"]
-    phase_1 = tiny / "phase_1" / "best.pth"
+    phase_1 = tiny / "run" / "best.pth"
     folder = train_here(tiny / "fused.yml", tmp_path / "none", none, tuning=phase_1)
     assert checkpoint(folder / "last.pth")["model"].keys() == checkpoint(phase_1)["model"].keys()
     config = load_config(tiny / "fused.yml", none)
@@ -208,7 +193,7 @@ def test_tuning_from_phase_2_keeps_the_fusion_but_takes_the_new_texts(tiny: Path
 
 def test_the_start_follows_from_the_checkpoint(tiny: Path, tmp_path: Path) -> None:
     config = load_config(tiny / "fused.yml")
-    phase_1, phase_2 = tiny / "phase_1" / "best.pth", tiny / "phase_2" / "last.pth"
+    phase_1, phase_2 = tiny / "run" / "best.pth", tiny / "phase_2" / "last.pth"
     assert start_of_phase_2(config, phase_1) == Start(tuning=phase_1)
     assert start_of_phase_2(config, phase_2) == Start(resume=phase_2)
     assert start_of_phase_2(config, None) == Start()
@@ -224,7 +209,7 @@ def changed_checkpoint(source: Path, target: Path, **changes: Any) -> Path:
 
 def test_a_baseline_cannot_start_phase_2(tiny: Path, tmp_path: Path) -> None:
     path = changed_checkpoint(
-        tiny / "phase_1" / "best.pth", tmp_path / "b.pth", config={"Baseline": {"name": "fcos_resnet18"}}
+        tiny / "run" / "best.pth", tmp_path / "b.pth", config={"Baseline": {"name": "fcos_resnet18"}}
     )
     with pytest.raises(UserError, match="b.pth: is a checkpoint of the baseline fcos_resnet18; text fusion starts"):
         start_of_phase_2(load_config(tiny / "fused.yml"), path)
@@ -232,7 +217,7 @@ def test_a_baseline_cannot_start_phase_2(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_config_without_text_is_refused(tiny: Path) -> None:
     with pytest.raises(UserError, match="no section MultimodalFusion"):
-        start_of_phase_2(load_config(tiny / "tiny.yml"), tiny / "phase_1" / "best.pth")
+        start_of_phase_2(load_config(tiny / "tiny.yml"), tiny / "run" / "best.pth")
 
 
 def test_phase_2_needs_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
@@ -248,8 +233,8 @@ def test_another_detector_cannot_start_phase_2(tiny: Path, tmp_path: Path) -> No
 
 
 def test_other_classes_cannot_start_phase_2(tiny: Path, tmp_path: Path) -> None:
-    classes = checkpoint(tiny / "phase_1" / "best.pth")["classes"] | {"names": ["bar", "square"]}
-    path = changed_checkpoint(tiny / "phase_1" / "best.pth", tmp_path / "other.pth", classes=classes)
+    classes = checkpoint(tiny / "run" / "best.pth")["classes"] | {"names": ["bar", "square"]}
+    path = changed_checkpoint(tiny / "run" / "best.pth", tmp_path / "other.pth", classes=classes)
     with pytest.raises(UserError, match="disagree on the classes"):
         build(tiny, tmp_path / "run", tuning=path)
 
@@ -281,7 +266,7 @@ def test_judging_with_other_settings_or_phase_1_is_refused(tiny: Path, tmp_path:
     with pytest.raises(UserError, match="mode: random, in the checkpoint cosine"):
         judge_with(tiny / "phase_2" / "best.pth", "MultimodalFusion.mode=random")
     with pytest.raises(UserError, match=r"best.pth: has no class texts in it, but the config asks for text fusion"):
-        judge_with(tiny / "phase_1" / "best.pth")
+        judge_with(tiny / "run" / "best.pth")
     assert not (tmp_path / "judged").exists()
 
 

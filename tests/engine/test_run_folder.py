@@ -15,11 +15,6 @@ from tests.support.full_disk import full_disk
 from tests.support.tiny_run import ROOT, script_environment
 
 
-def test_a_new_folder_is_made(tmp_path: Path) -> None:
-    prepare_run_folder(tmp_path / "a" / "b", keep_existing=False)
-    assert (tmp_path / "a" / "b").is_dir()
-
-
 def test_an_earlier_run_is_moved_aside_and_kept(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for content in ("first", "second", "third"):
@@ -27,12 +22,6 @@ def test_an_earlier_run_is_moved_aside_and_kept(tmp_path: Path) -> None:
         (folder / "best.pth").write_text(content, encoding="utf-8")
     kept = {path.read_text(encoding="utf-8") for path in tmp_path.glob("run*/best.pth")}
     assert kept == {"first", "second", "third"}
-
-
-def test_a_resumed_run_stays_where_it_is(tmp_path: Path) -> None:
-    (tmp_path / "best.pth").write_text("weights", encoding="utf-8")
-    prepare_run_folder(tmp_path, keep_existing=True)
-    assert (tmp_path / "best.pth").read_text(encoding="utf-8") == "weights"
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,38 +21,21 @@ from engine.checkpoint import Position
 from engine.config import load_config, with_batch
 from engine.interrupt import StopSignal
 from engine.nonfinite import keep_step, replay
-from engine.run import Run, build_run
+from engine.run import build_run
 from engine.train import _shows_images, fit, out_of_memory
 from models.decoder import DecoderLayer
 from tests.support.full_disk import full_disk
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
-from tests.support.training import alone, assert_same_state, checkpoint, keep_early, log_records, train_here
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(config, run folder) of one uninterrupted run that other tests compare with."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_data(folder)
-    config = write_tiny_config(folder)
-    return config, train_here(config, folder / "run")
+from tests.support.training import alone, assert_same_state, checkpoint, keep_early, log_records, stop_after, train_here
 
 
 def test_a_run_leaves_its_folder_complete(finished: tuple[Path, Path]) -> None:
     _, folder = finished
-    names = {path.name for path in folder.iterdir()}
     expected = {
-        "config.yaml",
-        "log.jsonl",
-        "last.pth",
-        "best.pth",
-        "results.json",
-        "predictions.json",
-        "ground_truth.json",
-        "tensorboard",
+        *("config.yaml", "log.jsonl", "last.pth", "best.pth", "results.json", "predictions.json"),
+        *("ground_truth.json", "tensorboard", "predictions.png", "predictions.pdf"),
     }
-    assert expected <= names
-    assert {"predictions.png", "predictions.pdf"} <= names
+    assert expected <= {path.name for path in folder.iterdir()}
     assert any((folder / "tensorboard").iterdir())
 
 
@@ -66,16 +48,7 @@ def test_the_log_has_a_loss_at_least_every_ten_steps(finished: tuple[Path, Path]
 
 def test_results_have_the_promised_keys(finished: tuple[Path, Path]) -> None:
     results = json.loads((finished[1] / "results.json").read_text(encoding="utf-8"))
-    assert set(results["metrics"]) >= {
-        "AP",
-        "AP50",
-        "AP75",
-        "AP_small",
-        "AR_1",
-        "AR_10",
-        "AR_100",
-        "AR_large",
-    }
+    assert set(results["metrics"]) >= {"AP", "AP50", "AP75", "AP_small", "AR_1", "AR_10", "AR_100", "AR_large"}
     assert set(results["per_class"]) == {"square", "bar"}
     assert results["per_class"]["square"]["num_gt"] == 3
     assert results["train_seconds"] > 0
@@ -98,34 +71,15 @@ def test_the_same_seed_gives_the_same_weights_with_any_number_of_workers(
     assert_same_state(folder / "last.pth", other / "last.pth")
 
 
-def test_another_seed_gives_other_weights(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    config, folder = finished
-    other = train_here(config, tmp_path / "seed", ["seed=1"])
-    one, two = checkpoint(folder / "last.pth"), checkpoint(other / "last.pth")
-    key = "decoder.enc_score_head.weight"
-    assert not torch.equal(one["model"][key], two["model"][key])
-
-
 @pytest.mark.parametrize("stop_after_steps", [2, 5])
 def test_a_stopped_run_continues_exactly(
     finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after_steps: int
 ) -> None:
     """SIGTERM after any step, in the middle or at the end of an epoch, in either stage."""
     config, folder = finished
-    received = property(lambda self: _steps_done >= stop_after_steps)
-    _steps_done = 0
-    original = training.set_learning_rates
-
-    def count(optimizer: torch.optim.Optimizer, ratio: float) -> None:
-        nonlocal _steps_done
-        _steps_done += 1
-        original(optimizer, ratio)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "set_learning_rates", count)
-        patch.setattr(StopSignal, "received", received)
-        with pytest.raises(SystemExit) as info:
-            train_here(config, tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as info:
+        stop_after(patch, stop_after_steps)
+        train_here(config, tmp_path / "run")
     assert info.value.code == 143
     assert checkpoint(tmp_path / "run" / "last.pth")["step"] == stop_after_steps
     train_here(config, tmp_path / "run", resume=tmp_path / "run" / "last.pth")
@@ -195,22 +149,6 @@ def test_tuning_starts_a_new_run_from_the_ema_weights(finished: tuple[Path, Path
         assert torch.equal(run.ema.module.state_dict()[key], expected[key]), key
 
 
-def test_tuning_from_another_class_count_restarts_the_heads_and_says_so(
-    finished: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    config, folder = finished
-    weights = checkpoint(folder / "best.pth")["ema"]["module"]
-    heads = [key for key in weights if "score_head" in key or "denoising_class_embed" in key]
-    for key in heads:  # a file of three classes
-        weights[key] = torch.cat([weights[key], weights[key][:1]])
-    torch.save({"model": weights}, tmp_path / "three.pth")
-    run = build_run(load_config(config), alone(), tmp_path / "run", resume=None, tuning=tmp_path / "three.pth")
-    run.monitor.close()
-    for key, value in run.model.state_dict().items():
-        assert key in heads or torch.equal(value, weights[key]), key
-    assert all(key in caplog.text for key in heads)
-
-
 def test_stage_2_starts_from_the_best_of_stage_1(finished: tuple[Path, Path], tmp_path: Path) -> None:
     config, _ = finished
     run = build_run(load_config(config), alone(), tmp_path / "run", resume=None, tuning=None)
@@ -236,9 +174,11 @@ def test_no_best_of_stage_1_is_no_crash(finished: tuple[Path, Path], tmp_path: P
     run.monitor.close()
 
 
-def test_training_without_any_box(tmp_path: Path) -> None:
+def test_training_without_any_box(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tiny_data(tmp_path, boxes=False)
-    folder = train_here(write_tiny_config(tmp_path), tmp_path / "run")
+    with caplog.at_level("INFO"):
+        folder = train_here(write_tiny_config(tmp_path), tmp_path / "run")
+    assert "epoch 3: no AP, the validation split has no boxes" in caplog.text and "None" not in caplog.text
     assert all(math.isfinite(r["loss"]) for r in log_records(folder) if "loss" in r)
     assert json.loads((folder / "results.json").read_text(encoding="utf-8"))["metrics"]["AP"] is None
 
@@ -374,39 +314,29 @@ def test_the_ema_follows_every_step_once_but_no_skipped_one(
         assert torch.equal(value, resumed.ema.module.state_dict()[key]), key
 
 
-def test_only_a_trained_epoch_can_be_the_best(
-    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No evaluation comes before an epoch's last step, in a new run or a resumed one."""
-    config, _ = finished
-    steps: list[int] = []
-    judge = training.judge_epoch
-
-    def watched(run: Run, epoch: int) -> None:
-        steps.append(run.position.step)
-        judge(run, epoch)
-
-    monkeypatch.setattr(training, "judge_epoch", watched)
-    folder = train_here(config, tmp_path / "run")
-    train_here(config, folder, resume=folder / "last.pth")
-    assert steps == [2, 4, 6]
-    best = checkpoint(folder / "best.pth")
-    assert best["step"] == 2 * (best["last_epoch"] + 1) > 0
-
-
 def test_the_history_of_the_metrics_survives_a_resume(
     finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In log.jsonl and TensorBoard, also of the step at which the run was stopped, and in another folder."""
+    """In log.jsonl and TensorBoard, also of the step at which the run was stopped, and in another folder.
+
+    No evaluation comes before an epoch's last step, in a new run or a resumed one.
+    """
     keep_early(monkeypatch)
+    steps: list[int] = []
+    judge = training.judge_epoch
+    watched = lambda run, epoch: (steps.append(run.position.step), judge(run, epoch))  # noqa: E731
+    monkeypatch.setattr(training, "judge_epoch", watched)
     config, _ = finished
     folder = train_here(config, tmp_path / "run")
+    best = checkpoint(folder / "best.pth")
+    assert best["step"] == 2 * (best["last_epoch"] + 1) > 0
     before = [record for record in log_records(folder) if "metrics" in record]
     assert checkpoint(folder / "early.pth")["step"] == 2
     for other in (tmp_path / "other", folder):
         train_here(config, other, resume=folder / "early.pth")
         after = [record for record in log_records(other) if "metrics" in record]
         assert after[0] == before[0] and [record["step"] for record in after] == [2, 4, 6]
+    assert steps == [2, 4, 6] + 2 * [4, 6]
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
     assert [event.step for event in board.Scalars("val/AP")] == [2, 4, 6]
@@ -467,19 +397,6 @@ def test_a_disk_that_is_full_when_a_file_is_due(
         train_here(config, folder)
     assert not list(folder.rglob("*.tmp")) and not (folder / name).exists()
     assert all(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def test_the_log_says_numbers_with_four_decimals(
-    finished: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_tiny_data(tmp_path, boxes=False)
-    with caplog.at_level("INFO"):
-        train_here(finished[0], tmp_path / "run")
-        number = r"\d\.\d{4}"
-        assert len(re.findall(rf"epoch \d: AP {number}, AP50 {number} \(best AP {number}\)", caplog.text)) == 3
-        caplog.clear()
-        train_here(write_tiny_config(tmp_path), tmp_path / "empty")
-    assert "epoch 3: no AP, the validation split has no boxes" in caplog.text and "None" not in caplog.text
 
 
 def test_out_of_memory_names_the_remedies_in_order(finished: tuple[Path, Path]) -> None:

@@ -19,7 +19,7 @@ from tests.engine.test_train_distributed import only_first_image_keeps_boxes
 from tests.support.baselines import write_tiny_baseline
 from tests.support.scripts import start_two_processes
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
-from tests.support.training import alone, assert_same_state, checkpoint, log_records, train_here
+from tests.support.training import alone, assert_same_state, checkpoint, log_records, stop_after, train_here
 
 QUICK = (
     "epoches=2",
@@ -57,19 +57,9 @@ def test_a_stopped_run_continues_exactly(
 ) -> None:
     """The samplers of proposals draw from the step's own seed."""
     config, folder = finished
-    steps = 0
-    original = training.set_learning_rates
-
-    def count(optimizer: torch.optim.Optimizer, ratio: float) -> None:
-        nonlocal steps
-        steps += 1
-        original(optimizer, ratio)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "set_learning_rates", count)
-        patch.setattr(StopSignal, "received", property(lambda self: steps >= 3))
-        with pytest.raises(SystemExit):
-            train_here(config, tmp_path / "run", QUICK)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_after(patch, 3)
+        train_here(config, tmp_path / "run", QUICK)
     assert checkpoint(tmp_path / "run" / "last.pth")["step"] == 3
     train_here(config, tmp_path / "run", QUICK, resume=tmp_path / "run" / "last.pth")
     assert_same_state(folder / "last.pth", tmp_path / "run" / "last.pth")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.config import load_config
 from models.decoder import (
     DEIMTransformer,
     Gateway,
@@ -20,7 +19,6 @@ from models.decoder import (
     make_anchors,
 )
 from models.distribution import weighting_function
-from tests.support.configs import official
 from tests.support.models import NUM_CLASSES, Targets, shake, targets, tensors_of, tiny_config
 from tests.support.parity import golden_tensors, relative_error
 
@@ -114,29 +112,7 @@ def test_stored_anchors_count_in_evaluation_at_their_size_only() -> None:
     assert torch.equal(outputs[False, True, (64, 64)], outputs[True, True, (64, 64)])
 
 
-def test_anchor_cache_survives_inference_mode() -> None:
-    decoder = tiny()
-    with torch.inference_mode():
-        decoder.eval()(maps(64, 96))
-    outputs = decoder.train()(maps(64, 96), targets(1, 2))
-    sum(x.sum() for x in tensors_of(outputs) if x.requires_grad).backward()
-
-
 # --- selection --------------------------------------------------------------------------------------------------
-
-
-def test_selection_takes_the_best_scores() -> None:
-    decoder = tiny()
-    shake(decoder)
-    x = maps()
-    chosen = selection(decoder, x)
-    memory = torch.cat([y.flatten(2).transpose(1, 2) for y in x], dim=1)
-    best = decoder.enc_score_head(memory).amax(-1)
-    assert torch.equal(chosen.indices, best.topk(20, dim=1).indices)
-    assert torch.equal(chosen.content, torch.stack([memory[b, chosen.indices[b]] for b in range(2)]))
-    expected = decoder.enc_bbox_head(chosen.content) + make_anchors(shapes_of(64, 64), 0.01).logits[0, chosen.indices]
-    torch.testing.assert_close(chosen.reference_logits, expected)
-    torch.testing.assert_close(chosen.logits, decoder.enc_score_head(chosen.content))
 
 
 def test_tokens_without_a_valid_anchor_may_be_chosen_and_give_the_whole_image() -> None:
@@ -211,39 +187,12 @@ def test_denoising_queries_do_not_change_the_others() -> None:
         torch.testing.assert_close(accompanied[key], alone[key], atol=1e-5, rtol=1e-4)
 
 
-def test_evaluation_equals_the_last_training_layer() -> None:
-    decoder = tiny()
-    shake(decoder)
-    training, evaluation = decoder(maps(), None), decoder.eval()(maps())
-    for key in ("pred_logits", "pred_boxes"):
-        torch.testing.assert_close(evaluation[key], training[key])
-
-
 def test_another_layer_may_count_in_evaluation() -> None:
     decoder = tiny(eval_idx=0)
     shake(decoder)
     training, evaluation = decoder(maps(), None), decoder.eval()(maps())
     torch.testing.assert_close(evaluation["pred_logits"], training["aux_outputs"][0]["pred_logits"])
     torch.testing.assert_close(evaluation["pred_boxes"], training["aux_outputs"][0]["pred_boxes"])
-
-
-def test_where_gradients_stop() -> None:
-    decoder = tiny()
-    shake(decoder)
-    outputs = decoder(maps(), None)
-    last = outputs["pred_boxes"].sum() + outputs["pred_logits"].sum()
-
-    def is_reached(*modules: nn.Module) -> bool:
-        parameters = [parameter for module in modules for parameter in module.parameters()]
-        gradients = torch.autograd.grad(last, parameters, retain_graph=True, allow_unused=True)
-        reached = {gradient is not None for gradient in gradients}
-        assert len(reached) == 1
-        return reached.pop()
-
-    assert not is_reached(decoder.enc_score_head, decoder.enc_bbox_head)  # learn from the encoder's own output
-    assert not is_reached(decoder.pre_bbox_head)  # likewise
-    assert is_reached(decoder.dec_bbox_head[0])  # corners add up over the layers
-    assert is_reached(decoder.query_pos_head)
 
 
 # --- initial weights --------------------------------------------------------------------------------------------
@@ -300,11 +249,3 @@ def test_a_width_of_its_own() -> None:
     bound = (6 / 48) ** 0.5
     assert 0.9 * bound < decoder.input_proj[1].conv.weight.abs().max() <= bound
     assert decoder(maps(), targets(1, 1))["pred_logits"].shape == (2, 20, NUM_CLASSES)
-
-
-@pytest.mark.parametrize(("size", "hidden"), [("s", 256), ("l", 896), ("x", 1024)])
-def test_gated_width_is_half_of_the_setting(size: str, hidden: int) -> None:
-    config = load_config(official(size))
-    with torch.device("meta"):
-        decoder = DEIMTransformer(config.DEIMTransformer, 80, (640, 640))
-    assert decoder.decoder.layers[0].swish_ffn.w3.in_features == hidden

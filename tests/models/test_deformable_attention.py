@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -35,42 +33,6 @@ def test_equals_the_original_with_gradients() -> None:
     assert relative_error(query.grad, golden["grad_query"]) < 1e-5
 
 
-def bilinear(grid: Tensor, x: float, y: float) -> Tensor:
-    """Value at (x, y) in [0, 1], pixel centres at (i + 0.5) / size, zero outside. grid [d, h, w]."""
-    channels, height, width = grid.shape
-    px, py = x * width - 0.5, y * height - 0.5
-    out = torch.zeros(channels)
-    for row in (math.floor(py), math.floor(py) + 1):
-        for column in (math.floor(px), math.floor(px) + 1):
-            if 0 <= row < height and 0 <= column < width:
-                out += grid[:, row, column] * (1 - abs(px - column)) * (1 - abs(py - row))
-    return out
-
-
-def test_is_the_loop_of_the_spec() -> None:
-    torch.manual_seed(0)
-    points, heads, shapes = (1, 2), 2, [[3, 5], [2, 2]]
-    attention = DeformableAttention(8, heads, points)
-    for linear in (attention.sampling_offsets, attention.attention_weights):
-        torch.nn.init.normal_(linear.weight)
-    memory, query = torch.randn(2, 15 + 4, 8), torch.randn(2, 3, 8)
-    boxes = torch.rand(2, 3, 4)
-    values = level_maps(memory, shapes, heads)
-    found = attention(query, boxes, values)
-    level_of_point = [0, 1, 1]
-    for b in range(2):
-        for q in range(3):
-            offsets = attention.sampling_offsets(query[b, q]).view(heads, 3, 2)
-            weights = attention.attention_weights(query[b, q]).view(heads, 3).softmax(-1)
-            for head in range(heads):
-                expected = torch.zeros(4)
-                for p, level in enumerate(level_of_point):
-                    shift = offsets[head, p] / points[level] * boxes[b, q, 2:] * 0.5
-                    x, y = (boxes[b, q, :2] + shift).tolist()
-                    expected += weights[head, p] * bilinear(values[level][b * heads + head], x, y)
-                torch.testing.assert_close(found[b, q, head * 4 : head * 4 + 4], expected, atol=1e-5, rtol=1e-4)
-
-
 def test_initial_weights_look_around() -> None:
     attention = DeformableAttention(192, 8, (3, 6, 3))
     assert attention.sampling_offsets.weight.abs().max() == 0
@@ -92,8 +54,3 @@ def test_reads_in_float32(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         out = attention(torch.randn(1, 3, 8), torch.rand(1, 3, 4), values)
     assert out.dtype == torch.float32 and all(value.dtype == torch.float32 for value in values)
-
-
-def test_heads_are_consecutive_channels() -> None:
-    x = torch.arange(16.0).view(1, 8, 1, 2)
-    assert torch.equal(split_heads(x, 2)[1], x[0, 4:])

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.config import load_config
-from models.hybrid_encoder import AifiLayer, HybridEncoder, sine_position_embedding
+from models.hybrid_encoder import HybridEncoder, sine_position_embedding
 from tests.support.configs import official
-from tests.support.models import shake, tiny_config
+from tests.support.models import tiny_config
 from tests.support.parity import golden_model, golden_tensors, network_input, relative_error
 
 
@@ -46,57 +45,6 @@ def test_equals_the_original() -> None:
 def test_position_embedding_equals_the_original(case: str, size: tuple[int, int]) -> None:
     golden = golden_tensors("units")[f"position_embedding.{case}"]
     torch.testing.assert_close(sine_position_embedding(*size, 32, 10000.0), golden, atol=1e-6, rtol=1e-6)
-
-
-def test_first_half_of_the_position_embedding_is_the_row() -> None:
-    code = sine_position_embedding(10, 15, 32, 10000.0).view(10, 15, 32)
-    assert torch.equal(code[:, :, :16], code[:, :1, :16].expand(-1, 15, -1))
-    assert torch.equal(code[:, :, 16:], code[:1, :, 16:].expand(10, -1, -1))
-    assert len({tuple(row.tolist()) for row in code[:, 0, :16]}) == 10
-
-
-def test_wiring() -> None:
-    encoder = tiny().eval()
-    shake(encoder)
-    p3, p4, p5 = maps()
-    p5_attended = encoder._attend(encoder.encoder[0], p5)
-    t5 = encoder.lateral_convs[0](p5_attended)
-    f4 = encoder.fpn_blocks[0](F.interpolate(t5, scale_factor=2) + p4)
-    t4 = encoder.lateral_convs[1](f4)
-    o3 = encoder.fpn_blocks[1](F.interpolate(t4, scale_factor=2) + p3)
-    o4 = encoder.pan_blocks[0](encoder.downsample_convs[0](o3) + t4)
-    o5 = encoder.pan_blocks[1](encoder.downsample_convs[1](o4) + t5)
-    for found, expected in zip(encoder([p3, p4, p5]), (o3, o4, o5), strict=True):
-        assert torch.equal(found, expected)
-
-
-def test_fuse_block_is_the_formula() -> None:
-    block = tiny().eval().fpn_blocks[0]
-    shake(block)
-    x = torch.randn(1, 32, 4, 4)
-    u, v = block.cv1(x).chunk(2, 1)
-
-    def stage(csp: nn.Module, y: Tensor) -> Tensor:
-        a, b = csp.conv1(y).chunk(2, 1)
-        for vgg in csp.bottlenecks:
-            b = F.silu(vgg.conv1(b) + vgg.conv2(b))
-        return a + b
-
-    s = stage(block.cv2[0], v)
-    t = stage(block.cv3[0], s)
-    torch.testing.assert_close(block(x), block.cv4(torch.cat([u, v, s, t], 1)))
-
-
-def test_aifi_layer_equals_torchs_attention() -> None:
-    torch.manual_seed(0)
-    layer = AifiLayer(32, 4, 48)
-    shake(layer)
-    attention = nn.MultiheadAttention(32, 4, batch_first=True)
-    attention.load_state_dict(layer.self_attn.state_dict())
-    x, position = torch.randn(2, 6, 32), torch.randn(1, 6, 32)
-    y = layer.norm1(x + attention(x + position, x + position, x)[0])
-    expected = layer.norm2(y + layer.linear2(F.gelu(layer.linear1(y))))
-    torch.testing.assert_close(layer(x, position), expected)
 
 
 def test_initial_attention_weights() -> None:

@@ -46,12 +46,6 @@ def assert_same(model: DEIM, expected: dict[str, Tensor]) -> None:
 # --- detectors --------------------------------------------------------------------------------------------------
 
 
-def test_strict() -> None:
-    source, model = other(), tiny_model()
-    load_state_dict_strict(model, state(source))
-    assert_same(model, state(source))
-
-
 @pytest.mark.parametrize(
     "absent", [("decoder.up", "decoder.reg_scale"), ("decoder.decoder.up", "decoder.decoder.reg_scale")]
 )

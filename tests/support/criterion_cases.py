@@ -13,6 +13,7 @@ from torch import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 Targets = list[dict[str, Tensor]]
+WEIGHTS = {"loss_mal": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0, "loss_fgl": 0.15, "loss_ddf": 1.5}
 
 
 def made_up_targets(boxes_per_image: Sequence[int], num_classes: int, generator: torch.Generator) -> Targets:

@@ -15,6 +15,7 @@ from torch import Tensor
 import engine.train as training
 from engine.config import load_config
 from engine.distributed import Distributed
+from engine.interrupt import StopSignal
 from engine.run import Run
 from engine.train import train
 
@@ -61,6 +62,18 @@ def _assert_same(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
 
 def log_records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
+    """Let the run believe in a signal to stop as soon as it has done so many steps."""
+    rates, original = [], training.set_learning_rates
+
+    def count(optimizer: torch.optim.Optimizer, ratio: float) -> None:
+        rates.append(ratio)
+        original(optimizer, ratio)
+
+    patch.setattr(training, "set_learning_rates", count)
+    patch.setattr(StopSignal, "received", property(lambda self: len(rates) >= steps))
 
 
 def keep_early(monkeypatch: pytest.MonkeyPatch) -> None:
