@@ -50,7 +50,8 @@ def main() -> int:
     finally:
         cleanup()
     if markdown is not None:
-        sys.stdout.write(f"{markdown}\nWritten to {arguments.output_dir}\n")
+        table = f"\\input{{{(arguments.output_dir / 'ablation.tex').as_posix()}}}"
+        sys.stdout.write(f"{markdown}\n{cli.ending(arguments.lang, arguments.output_dir, table)}")
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
-    from engine.cli import add_language_argument, require_output_folder, run_script, setup_logging
+    from engine.cli import add_language_argument, ending, require_output_folder, run_script, setup_logging
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,7 +36,8 @@ def main() -> int:
 
     comparison = compare_runs(arguments.runs, labels=arguments.labels, samples=arguments.samples, seed=arguments.seed)
     markdown = write_comparison(comparison, arguments.output_dir, arguments.lang)
-    sys.stdout.write(f"{markdown}\nWritten to {arguments.output_dir}\n")
+    table = f"\\input{{{(arguments.output_dir / 'comparison.tex').as_posix()}}}"
+    sys.stdout.write(f"{markdown}\n{ending(arguments.lang, arguments.output_dir, table)}")
     return 0
 
 

@@ -51,8 +51,11 @@ def main() -> None:
     finally:
         cleanup()
     if evaluation.analysis is not None:
-        report = "" if evaluation.report is None else f"Report: {evaluation.report}\n"
-        sys.stdout.write(f"{format_results(evaluation.analysis.results)}\n\nWritten to {evaluation.folder}\n{report}")
+        config = ["-c", arguments.config] if arguments.config else []
+        look = cli.command_line("visualize_attention.py", "-r", arguments.resume, *config, "--from-val", 6)
+        place = evaluation.report or evaluation.folder
+        numbers = format_results(evaluation.analysis.results, arguments.lang)
+        sys.stdout.write(f"{numbers}\n\n{cli.ending(arguments.lang, place, look)}")
 
 
 if __name__ == "__main__":

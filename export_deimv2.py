@@ -25,10 +25,11 @@ def main() -> int:
     add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=what)
     add("--dynamic-size", action="store_true", help="graphs that take any size (multiples of 32)")
     add("--no-check", action="store_true", help="do not compare the graphs with PyTorch")
+    cli.add_language_argument(parser, "the console")
     arguments = parser.parse_args()
     cli.setup_logging()
     with leaving_quietly():
-        from deploy.export import export_checkpoint
+        from deploy.export import export_checkpoint, format_exports
     written = export_checkpoint(
         arguments.resume,
         arguments.formats,
@@ -39,9 +40,7 @@ def main() -> int:
         dynamic_size=arguments.dynamic_size,
         check=not arguments.no_check,
     )
-    for name, path, found in written:
-        note = f"  (agrees with PyTorch: scores {found.score:.1g}, boxes {found.box:.1g})" if found else ""
-        sys.stdout.write(f"{name:13} {path}{note}\n")
+    sys.stdout.write(format_exports(written, arguments.lang, arguments.resume))
     return 0
 
 

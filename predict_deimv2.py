@@ -50,7 +50,7 @@ def main() -> int:
         overrides=arguments.update,
         output_dir=arguments.output_dir,
     )
-    sys.stdout.write(f"{format_prediction(prediction, arguments.lang)}\n")
+    sys.stdout.write(format_prediction(prediction, arguments.lang, arguments.resume))
     return cli.EXIT_INTERRUPTED if prediction.interrupted else int(bool(prediction.failures))
 
 

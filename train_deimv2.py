@@ -5,7 +5,7 @@ import sys
 from data.signals import leaving_quietly
 
 with leaving_quietly():
-    from engine.cli import resolve_device, run_script, setup_logging, training_arguments, training_overrides
+    from engine.cli import ending, resolve_device, run_script, setup_logging, training_arguments, training_overrides
 
 
 def main(description: str | None = __doc__, *, phase: int = 1) -> int:
@@ -42,7 +42,8 @@ def main(description: str | None = __doc__, *, phase: int = 1) -> int:
         if arguments.test_only:
             evaluation = evaluate_checkpoint(arguments.resume, dist, config_path=arguments.config, overrides=overrides)
             if evaluation.analysis is not None:
-                say(f"{format_results(evaluation.analysis.results)}\n\nWritten to {evaluation.folder}\n")
+                numbers = format_results(evaluation.analysis.results, arguments.lang)
+                say(f"{numbers}\n\n{ending(arguments.lang, evaluation.folder)}")
             return 0
         start_of = start_of_phase_1 if phase == 1 else start_of_phase_2
         start = start_of(config, arguments.resume or config.resume, arguments.config)

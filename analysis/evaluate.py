@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +21,7 @@ from data.coco import CocoSplit
 from data.config import loaders
 from data.errors import UserError
 from data.loader import build_eval_loader
+from data.problems import shorten
 from data.splits import build_datasets
 from data.synthetic import ensure_dataset
 from engine.checkpoint import checkpoint_config
@@ -34,7 +35,7 @@ from engine.named_files import checkpoint_of
 from engine.options import Options
 from engine.results import RESULTS_NAME, read_results, write_results
 from models.hub import output_folder
-from texts import Language
+from texts import Language, Texts, plain_table, texts_of
 
 log = logging.getLogger(__name__)
 
@@ -246,68 +247,55 @@ def _facts(detector: Detector, *, use_amp: bool) -> dict[str, Any]:
     }
 
 
-def _suppression_lines(suppression: Mapping[str, Any] | None, number: Callable[[float | None], str]) -> Iterator[str]:
+def format_results(results: Mapping[str, Any], lang: Language = "en") -> str:
+    """Write the numbers of results.json as tables: COCO's twelve and each class with 95 % intervals, the thresholds.
+
+    A dash stands for "no ground truth".
+    """
+    texts, figures, meanings = (texts_of(lang, name) for name in ("evaluation", "figures", "metric_meanings"))
+    metrics, defects, sampled = results["metrics"], results["metrics_defects"], bool(results["bootstrap_samples"])
+
+    def numbers(content: Mapping[str, Any] | None, *keys: str) -> list[str]:
+        return [texts.number(content[key] if content else None, 4) for key in keys]
+
+    def interval(intervals: Mapping[str, Any], key: str) -> list[str]:
+        return [texts.interval(intervals.get(key), 4)] if sampled else []
+
+    has_normal = metrics != defects
+    heading = [figures["interval_95"]] if sampled else []
+    rows = [["", texts["all"], *heading, *([texts["defects"]] if has_normal else []), ""]]
+    for key in metrics:
+        both = numbers(defects, key) if has_normal else []
+        rows.append([key, *numbers(metrics, key), *interval(results["intervals"], key), *both, meanings[key]])
+    classes = [[texts["class"], texts["boxes"], "AP", *heading, "AP50", texts["threshold"], "F1"]]
+    for name, one in results["per_class"].items():
+        best = results["thresholds"]["per_class"][name]
+        cells = [*numbers(one, "AP"), *interval(one["intervals"], "AP"), *numbers(one, "AP50")]
+        classes.append([shorten(name), str(one["num_gt"]), *cells, *numbers(best, "score", "f1")])
+    best = results["thresholds"]["overall"]
+    names = ("score", "f1", "precision", "recall")
+    values = dict(zip(names, numbers(best, *names), strict=True))
+    parts = [
+        texts("split", split=results["split"], images=results["num_images"]),
+        plain_table(rows, text_columns=(0, len(rows[0]) - 1)),
+        plain_table(classes),
+        *_suppression(results["suppression"], texts),
+        texts["no_threshold"] if best is None else texts("best_threshold", **values),
+    ]
+    return "\n\n".join(parts)
+
+
+def _suppression(suppression: Mapping[str, Any] | None, texts: Texts) -> Iterator[str]:
     """Say how many detections repeat another, and what suppressing them does; nothing where they are suppressed."""
     if suppression is None:
         return
     plain, best = (next(one for one in suppression["tried"] if one["iou"] == iou) for iou in (None, suppression["iou"]))
-    yield ""
-    yield "{repeats} of {detections} detections above the thresholds repeat a better one.".format_map(suppression)
+    said = texts("repeats", repeats=suppression["repeats"], detections=suppression["detections"])
     if best["iou"] is None:
-        yield "Suppressing repeats raises F1 at no IoU; predict_deimv2.py keeps all."
+        yield f"{said}\n{texts['keep_all']}"
         return
-    changes = ", ".join(f"{key} {number(plain[key])} -> {number(best[key])}" for key in ("AP", "AP50"))
-    f1 = f"F1 {number(plain['f1'])} -> {number(best['f1'])}"
-    yield f"Suppressed above an IoU of {best['iou']:g}: {changes}, {f1}; predict_deimv2.py does so (--nms auto)."
+    changes = (f"{name} {texts.number(plain[key], 4)} → {texts.number(best[key], 4)}" for name, key in _SUPPRESSED)
+    yield f"{said}\n{texts('suppressed', iou=texts.number(best['iou'], 2), changes='; '.join(changes))}"
 
 
-_MEANINGS = {
-    "AP": "IoU 0.50:0.95",
-    "AP50": "IoU 0.50",
-    "AP75": "IoU 0.75",
-    "AP_small": "area below 32 x 32 px",
-    "AP_medium": "area 32 x 32 to 96 x 96 px",
-    "AP_large": "area above 96 x 96 px",
-    "AR_1": "1 detection per image",
-    "AR_10": "10 detections per image",
-    "AR_100": "100 detections per image",
-    "AR_small": "area below 32 x 32 px",
-    "AR_medium": "area 32 x 32 to 96 x 96 px",
-    "AR_large": "area above 96 x 96 px",
-}
-
-
-def format_results(results: Mapping[str, Any]) -> str:
-    """Write the numbers of results.json as a readable table: COCO's twelve and each class with 95 % intervals, the best
-    score thresholds. `-` stands for "no ground truth"."""
-
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.4f}"
-
-    def interval(intervals: Mapping[str, Any], name: str) -> str:
-        if not results["bootstrap_samples"]:
-            return ""
-        ends = intervals.get(name)
-        return f"{'-' if ends is None else f'{ends[0]:.4f} to {ends[1]:.4f}':>20}"
-
-    heading = f"{'95 % interval':>20}" if results["bootstrap_samples"] else ""
-    has_normal = results["metrics"] != results["metrics_defects"]
-    lines = [f"Split {results['split']}: {results['num_images']} images", ""]
-    lines.append(f"{'':12}{'all':>8}{heading}" + (f"{'defects':>10}" if has_normal else ""))
-    for name, meaning in _MEANINGS.items():
-        defects = f"{number(results['metrics_defects'][name]):>10}" if has_normal else ""
-        row = f"{name:12}{number(results['metrics'][name]):>8}{interval(results['intervals'], name)}{defects}"
-        lines.append(f"{row}   {meaning}")
-    width = max(12, *(len(name) + 2 for name in results["per_class"]))
-    lines += ["", f"{'class':{width}}{'AP':>8}{heading}{'AP50':>8}{'boxes':>8}{'best score':>12}{'F1':>8}"]
-    for name, one in results["per_class"].items():
-        best = results["thresholds"]["per_class"][name]
-        score, f1 = (number(best and best[key]) for key in ("score", "f1"))
-        row = f"{name:{width}}{number(one['AP']):>8}{interval(one['intervals'], 'AP')}{number(one['AP50']):>8}"
-        lines.append(f"{row}{one['num_gt']:>8}{score:>12}{f1:>8}")
-    lines += _suppression_lines(results["suppression"], number)
-    best = results["thresholds"]["overall"]
-    if best is None:
-        return "\n".join([*lines, "", "No detection hits anything at IoU 0.50: there is no best score threshold."])
-    numbers = f"F1 {best['f1']:.4f}, precision {best['precision']:.4f}, recall {best['recall']:.4f}"
-    return "\n".join([*lines, "", f"Best score threshold {best['score']:.4f}: {numbers} (IoU 0.50)"])
+_SUPPRESSED = (("AP", "AP"), ("AP50", "AP50"), ("F1", "f1"))

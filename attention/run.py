@@ -188,14 +188,15 @@ class Visualisation:
 
     def summary(self) -> str:
         """Say what was done, in lines."""
-        lines = [f"{self.num_figures} figures of {self.num_images} images written to {self.folder}"]
+        texts, lines = texts_of(self.options.lang, "attention_run"), []
+        lines.append(texts("drawn", figures=self.num_figures, images=self.num_images))
         count = len(self.without_object)
         if count:
             named = ", ".join(self.without_object[:10]) + (", ..." if count > 10 else "")
-            least = f"{self.options.min_score:g} or more (--min-score)"
-            lines.append(f"No object with a score of {least} in {count} of them: {named}")
+            least = texts.number(self.options.min_score, 2)
+            lines.append(texts("without_object", score=least, images=count, named=named))
         if self.left_out:
-            lines += [f"{len(self.left_out)} images left out:", *(f"  - {line}" for line in self.left_out)]
+            lines += [texts("left_out", images=len(self.left_out)), *(f"  - {line}" for line in self.left_out)]
         return "\n".join(lines)
 
     def draw(self, images: Sequence[SourceImage], progress: bool) -> Iterator[Row]:

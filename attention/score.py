@@ -34,7 +34,7 @@ from attention.run import ViewOptions, find_images, open_image, visualize
 from data.coco import CocoSplit
 from data.errors import UserError
 from data.splits import build_datasets
-from engine.cli import require_output_folder, resolve_device
+from engine.cli import command_line, ending, require_output_folder, resolve_device
 from engine.detector import Detector, load_detector
 from engine.named_files import checkpoint_of
 from models.detector import DEIM
@@ -64,12 +64,13 @@ def look(options: Mapping[str, Any], command: Sequence[str], say: Callable[[str]
     if options["images"] or options["from_val"] or judged is None:
         images = find_images(options["images"], options["from_val"], detector)
         drawn = visualize(detector, images, folder, seen, command=command)
-        say(f"{drawn.summary()}\n")
+        next_step = command_line("visualize_attention.py", "-r", path, "--score", 100) if judged is None else ""
+        say(f"{drawn.summary()}\n{ending(seen.lang, folder, next_step)}")
         left_out = drawn.left_out
     if judged is not None:
         layer, lang = options["evidence_layer"], options["lang"]
         table = score(detector, count, folder / "score", options=judged, lang=lang, layer=layer)
-        say(f"{table}\nWritten to {folder / 'score'}\n")
+        say(f"{table}\n{ending(lang, folder / 'score')}")
     return int(bool(left_out))
 
 

@@ -10,11 +10,12 @@ from typing import Literal, NamedTuple
 from data.errors import UserError
 from deploy import graph
 from deploy.weights_out import write_hub_folder, write_official, write_safetensors
-from engine.cli import require_output_folder
+from engine.cli import command_line, ending, require_output_folder
 from engine.detector import Detector, load_detector
 from engine.named_files import checkpoint_of
 from models.deploy import DeployedDetector
 from models.hub import output_folder
+from texts import NOTHING, Language, plain_table, texts_of
 
 Format = Literal["official", "safetensors", "hub", "torch_export", "onnx", "openvino"]
 TOLERANCE = 1e-3
@@ -72,6 +73,18 @@ def export_checkpoint(
     if {"torch_export", "onnx", "openvino"} & {*formats}:
         written += _write_graphs(detector, formats, folder, options, check=check)
     return written
+
+
+def format_exports(written: Sequence[Exported], lang: Language, checkpoint: Path) -> str:
+    """Say what was written, how far the graphs differ from PyTorch, and what to type next."""
+    texts = texts_of(lang, "export")
+    rows = [[texts[key] for key in ("format", "file", "size", "scores", "boxes")]]
+    for name, path, found in written:
+        files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+        size = texts.number(sum(one.stat().st_size for one in files) / 1e6, 2)
+        rows.append([name, path.name, size, *(f"{x:.0e}" if found else NOTHING for x in (found or (0, 0))[:2])])
+    times = command_line("benchmarks/inference.py", "-r", checkpoint)
+    return f"{plain_table(rows, text_columns=(0, 1))}\n{ending(lang, written[0].path.parent, times)}"
 
 
 def _write_graphs(

@@ -27,13 +27,13 @@ from deploy.thresholds import Thresholds, choose_thresholds
 from deploy.tiling import Tiling
 from deploy.video import Recording, UnreadableVideo, VideoFile
 from deploy.writers import FORMS, Form, ImageWriter, Table, drawn, table_cells
-from engine.cli import require_output_folder
+from engine.cli import command_line, ending, require_output_folder
 from engine.detector import Detector, load_detector
 from engine.metrics import unique_names
 from engine.named_files import checkpoint_of
 from engine.options import Options
 from models.hub import output_folder
-from texts import Language, texts_of
+from texts import Language, plain_table, texts_of
 
 log = logging.getLogger(__name__)
 
@@ -262,15 +262,19 @@ def _predict_video(source: VideoSource, detector: Detector, prediction: Predicti
             raise
 
 
-def format_prediction(prediction: Prediction, lang: Language) -> str:
-    """Say the outcome in a few lines."""
+def format_prediction(prediction: Prediction, lang: Language, checkpoint: Path) -> str:
+    """Say the outcome: thresholds and counts by class, what was left out, where it is, what to type next."""
     texts = texts_of(lang, "prediction")
     names = unique_names(prediction.classes)
     given, total = prediction.thresholds, prediction.num_found.total()
-    scores = [f"{name} {texts.number(score, 4)}" for name, score in zip(names, given.scores, strict=True)]
-    shown = ("; " if lang == "es" else ", ").join(scores)
+    rows = [[texts["class"], texts["threshold"], texts["found"]]]
+    rows += [
+        [name, texts.number(score, 4), str(prediction.num_found[label])]
+        for label, (name, score) in enumerate(zip(names, given.scores, strict=True))
+    ]
+    rows.append([texts["all"], "", str(total)])
     lines = [
-        texts(f"{given.origin}_thresholds", source=given.source, thresholds=shown),
+        texts(f"{given.origin}_thresholds", source=given.source),
         *([] if given.nms_iou is None else [texts("suppressed", iou=texts.number(given.nms_iou, 2))]),
         texts(
             "seen",
@@ -282,13 +286,15 @@ def format_prediction(prediction: Prediction, lang: Language) -> str:
     stretched = sorted(name for name, is_12_bit in prediction.is_12_bit.items() if is_12_bit)
     if stretched:
         lines.append(texts("stretched", count=len(stretched), total=len(prediction.is_12_bit), example=stretched[0]))
-    counts = ", ".join(f"{names[label]} {count}" for label, count in sorted(prediction.num_found.items()))
-    lines.append(texts("found", total=total, classes=counts) if total else texts["nothing"])
+    lines += [plain_table(rows), *([] if total else [texts["nothing"]])]
     if prediction.failures:
         lines.append(texts("failures", count=len(prediction.failures)))
         lines += [f"  - {failure}" for failure in prediction.failures]
     if prediction.interrupted:
         lines.append(texts["stopped"])
-    if prediction.folder.is_dir():  # without a single readable file there is none
-        lines.append(texts("written", folder=prediction.folder))
-    return "\n".join(map(printable, lines))
+    said = "".join(f"{printable(line)}\n" for line in "\n".join(lines).split("\n"))
+    if not prediction.folder.is_dir():  # without a single readable file there is none
+        return said
+    known = given.origin != "default"
+    next_step = ("visualize_attention.py", "--from-val", 6) if known else ("evaluate_deimv2.py",)
+    return said + ending(lang, prediction.folder, command_line(next_step[0], "-r", checkpoint, *next_step[1:]))

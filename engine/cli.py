@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from data.errors import UserError, printable
 from data.signals import handlers
-from texts import LANGUAGES
+from texts import LANGUAGES, Language, texts_of
 
 if TYPE_CHECKING:
     import torch
@@ -182,6 +183,19 @@ def add_language_argument(parser: argparse.ArgumentParser, what: str) -> None:
         parser.error(f"DEIMV2_LANG is {default!r} in the environment; expected one of {', '.join(LANGUAGES)}")
     text = f"language of {what} (default: DEIMV2_LANG of the environment, else en)"
     parser.add_argument("--lang", choices=LANGUAGES, default=default, help=text)
+
+
+def command_line(script: str, *arguments: object) -> str:
+    """Return what to type: `python SCRIPT ARGUMENTS`, quoted where a shell needs it."""
+    words = [argument.as_posix() if isinstance(argument, Path) else str(argument) for argument in arguments]
+    return shlex.join(["python", script, *words])
+
+
+def ending(lang: Language, folder: Path, next_step: str = "") -> str:
+    """Return the last lines of a script's output: where everything is, and what to do next."""
+    texts = texts_of(lang, "common")
+    lines = [texts("written", folder=folder), *([texts("next", command=next_step)] if next_step else [])]
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def training_arguments(description: str | None) -> argparse.Namespace:

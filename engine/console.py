@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -16,10 +15,11 @@ import yaml
 from data.coco import CocoSplit
 from data.problems import shorten
 from engine.checkpoint import Position
+from engine.cli import command_line
 from engine.config import ExperimentConfig, config_to_dict
 from engine.results import RESULTS_NAME, read_results
 from engine.run import Run, planned_config
-from texts import Language, Texts, texts_of
+from texts import Language, Texts, plain_table, texts_of
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def say_end(run: Run) -> None:
     checkpoint = best if best.is_file() else run.folder / "last.pth"
     if checkpoint.is_file():
         split = ["--split", "test"] if run.config.test_dataloader is not None else []
-        lines.append("  " + text("next", command=_command("evaluate_deimv2.py", "-r", checkpoint, *split)))
+        lines.append("  " + text("next", command=command_line("evaluate_deimv2.py", "-r", checkpoint, *split)))
     log.info("%s", "\n".join(lines))
 
 
@@ -99,7 +99,9 @@ def say_stopped(run: Run) -> None:
     processes, chosen = run.dist.world_size, run.config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     used = str(run.dist.device) if processes == 1 else run.dist.device.type
     device = [] if used == chosen else ["-d", used]
-    command = _command(script, "-c", run.folder / "config.yaml", "-r", path, *device, processes=processes)
+    command = command_line(script, "-c", run.folder / "config.yaml", "-r", path, *device)
+    if processes > 1:
+        command = command.replace("python", f"torchrun --nproc_per_node={processes}", 1)
     log.info("%s", run.text("stopped", path=path, where=_where(run, position), command=command))
 
 
@@ -146,12 +148,6 @@ def _where(run: Run, position: Position) -> str:
         return run.text("at_evaluation", epoch=position.epoch + 1, epochs=epochs, step=position.step)
     values = {"epoch": position.epoch + 1, "epochs": epochs, "step": in_epoch + 1, "steps": steps}
     return run.text("at_step", **values, total=position.step + 1)
-
-
-def _command(script: str, *arguments: object, processes: int = 1) -> str:
-    start = ["python"] if processes == 1 else ["torchrun", f"--nproc_per_node={processes}"]
-    words = [argument.as_posix() if isinstance(argument, Path) else str(argument) for argument in arguments]
-    return shlex.join([*start, script, *words])
 
 
 def _device(run: Run) -> str:
@@ -230,5 +226,4 @@ def _class_table(text: Texts, results: Mapping[str, Any]) -> list[str]:
     ]
     boxes = sum(one["num_gt"] for one in results["per_class"].values())
     rows.append((text["all"], str(boxes), *(text.number(results["metrics"][key], 4) for key in ("AP", "AP50"))))
-    width = max(len(row[0]) for row in rows)
-    return [f"  {name:{width}}" + "".join(f"{value:>8}" for value in values) for name, *values in rows]
+    return plain_table(rows).split("\n")

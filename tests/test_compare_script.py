@@ -59,7 +59,9 @@ def compared(runs: Path) -> Path:
     outcome = run_here(*ALL_RUNS, "--output-dir", "out", cwd=runs)
     assert outcome.code == 0, outcome.err
     assert " INFO " not in outcome.err, "nothing but the progress bar"
-    assert outcome.out.startswith("# Model comparison") and outcome.out.endswith("Written to out\n")
+    assert outcome.out.startswith("# Model comparison") and outcome.out.endswith(
+        "Written to out\nNext: \\input{out/comparison.tex}\n"
+    )
     return runs / "out"
 
 

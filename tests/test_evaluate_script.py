@@ -82,7 +82,7 @@ def test_a_checkpoint_is_all_it_needs(tiny: Path) -> None:
     assert {one["category_id"] for one in predictions} <= {3, 7}, "the data set's own ids"
     assert {one["image_id"] for one in predictions} == {1001, 1002, 1003, 1004, 1005}
     assert len(predictions) == 5 * 20
-    for text in (*METRICS, *CLASS_NAMES, "eval_val_best", "report.html", "95 % interval"):
+    for text in (*METRICS, *CLASS_NAMES, "eval_val_best", "report.html", "95\u00a0% interval"):
         assert text in outcome.out
     assert results["bootstrap_samples"] == 1000 and len(results["intervals"]["AP50"]) == 2
     assert results["cost"]["parameters"] == results["parameters"] and results["cost"]["latencies"]
@@ -147,7 +147,8 @@ def test_a_folder_answers_one_question(tiny: Path) -> None:
         options = ("--output-dir", "asked", "-d", "cpu", "--bootstrap", "0", "--no-cost", *arguments)
         outcome = run_here("-r", checkpoint, *options, cwd=tiny)
         assert outcome.code == 0, outcome.err
-        folder = next(line.removeprefix("Written to ") for line in outcome.out.splitlines() if "Written" in line)
+        said = next(line.removeprefix("Written to ") for line in outcome.out.splitlines() if "Written" in line)
+        folder = said.removesuffix("/report.html")
         assert folder == "asked" or "asked holds another evaluation (of other " in outcome.err
         return tiny / folder
 

@@ -114,14 +114,14 @@ def test_everything_of_a_validation_image(tiny: Path, drawn: Drawn) -> None:
     with Image.open(folder / "overview.png") as picture:
         assert picture.size[0] == 1259, "16 cm at 200 dpi"
     assert read(folder / "run.json")["left_out"] == []
-    assert f"{len(names) + 1} figures of 1 images" in done.out
+    assert f"{len(names) + 1} figuras de 1 imagen" in done.out
 
 
 def test_unreadable_files_come_last_and_the_rest_is_done(tiny: Path, drawn: Drawn) -> None:
     chosen = ["--what", "decoder", "--query", "5", "--output-dir", "odd_out"]
     done = run_here("-r", "run/tiny.pth", "--images", "odd", *chosen, cwd=tiny)
     assert done.code == 1, done.err
-    assert "1 images left out:" in done.out and "broken.png" in done.out and "notes.txt" not in done.out
+    assert "1 image left out:" in done.out and "broken.png" in done.out and "notes.txt" not in done.out
     folders = {path.name for path in (tiny / "odd_out").iterdir() if path.is_dir()}
     assert folders == {"DEEP", "deep_2"}, "names that Windows would take for the same get a number"
     assert (tiny / "odd_out" / "deep_2" / "object_q5.png").is_file()
@@ -163,7 +163,7 @@ def test_what_was_not_detected_is_not_drawn(tiny: Path, drawn: Drawn, name: str,
     assert run_here(*arguments, *ANY, cwd=tiny).code == 0
     done = run_here(*arguments, "--min-score", "0.99", "--lang", "es", cwd=tiny)
     assert done.code == 0, done.err
-    assert "No object with a score of 0.99 or more (--min-score) in 1 of them: 0" in done.out
+    assert "Ningún objeto con confianza de 0,99 o más (--min-score) en 1 de ellas: 0" in done.out
     folder = tiny / f"clean_{name}"
     assert {path.stem for path in (folder / "0").iterdir()} == figures, "nothing is left of the call before"
     assert read(folder / "run.json")["without_object"] == ["0"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from string import Formatter
 from typing import Literal, get_args
 
 import yaml
@@ -14,6 +16,16 @@ LANGUAGES: tuple[Language, ...] = get_args(Language)
 NOTHING = "–"
 """Stands where there is no number."""
 _MINUS = "\u2212"
+
+
+class _Counts(Formatter):
+    """Also reads `{images:image|images}`: the number and what fits it."""
+
+    def format_field(self, value: object, format_spec: str) -> str:
+        one, both, many = format_spec.partition("|")
+        if not both:
+            return str(super().format_field(value, format_spec))
+        return f"{value} {one if str(value) == '1' else many}"
 
 
 class Texts:
@@ -28,7 +40,7 @@ class Texts:
         return self._texts[key]
 
     def __call__(self, key: str, **values: object) -> str:
-        return self._texts[key].format(**values)
+        return _Counts().format(self._texts[key], **values)
 
     def number(self, value: float | None, decimals: int = 3, *, signed: bool = False) -> str:
         """See `number`."""
@@ -57,6 +69,19 @@ def catalogue(language: Language) -> dict[str, dict[str, str]]:
     """Return section -> key -> text, as `<language>.yml` holds them."""
     content: dict[str, dict[str, str]] = yaml.safe_load(files(__name__).joinpath(f"{language}.yml").read_bytes())
     return content
+
+
+def plain_table(rows: Sequence[Sequence[str]], *, text_columns: Sequence[int] = (0,)) -> str:
+    """Lay rows of cells out for a console: numbers to the right, the columns of `text_columns` to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = [
+        [
+            f"{cell:{'<' if k in text_columns else '>'}{width}}"
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+    return "\n".join("  ".join(["", *cells]).rstrip() for cells in aligned)
 
 
 def number(value: float | None, decimals: int, language: Language, *, signed: bool = False) -> str:

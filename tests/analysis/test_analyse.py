@@ -163,19 +163,17 @@ def test_the_printed_table_shows_every_number(analysis: Analysis) -> None:
     results = analysis.results
     text = format_results(results)
     for name in METRIC_NAMES:
-        assert sum(line.startswith(f"{name} ") for line in text.splitlines()) == 1
+        assert sum(line.strip().startswith(f"{name} ") for line in text.splitlines()) == 1
     assert f"{results['metrics']['AP']:.4f}" in text and f"{results['metrics_defects']['AP']:.4f}" in text
-    assert next(line for line in text.splitlines() if line.startswith("never seen")).split()[2:] == [
-        *"--",
-        "-",
+    assert next(line for line in text.splitlines() if line.strip().startswith("never seen")).split()[2:] == [
         "0",
-        *"--",
+        *"–––––",
     ]
     low, high = results["intervals"]["AP50"]
-    assert "defects" in text and f"{low:.4f} to {high:.4f}" in text
+    assert "defects" in text and f"[{low:.4f}, {high:.4f}]" in text
     assert f"Best score threshold {results['thresholds']['overall']['score']:.4f}: F1" in text
     assert f"{results['suppression']['repeats']} of {results['suppression']['detections']} detections above" in text
     assert "defects" not in format_results({**results, "metrics_defects": results["metrics"]})
     truth = dataclasses.replace(random_case(3)[0], annotations=[])
     nothing = format_results(analyse(truth, Predictions.empty(), split="val", samples=0).results)
-    assert "there is no best score threshold" in nothing and "95 % interval" not in nothing and " -" in nothing
+    assert "there is no best score threshold" in nothing and "95\u00a0% interval" not in nothing and " –" in nothing

@@ -51,7 +51,7 @@ def test_one_sheet_a_kind_as_png_and_pdf(tmp_path: Path, split: CocoSplit) -> No
     findings = make_findings([image.id for image in split.images])
     files = write_gallery(analysis_of(findings), split, predictions_of(split, 0.9), tmp_path / "out", "es")
     assert [sheet.name for sheet in files.sheets] == ["gallery_missed", "gallery_false_alarm"]
-    assert [sheet.title for sheet in files.sheets] == ["Peores omisiones", "Peores falsas alarmas"]
+    assert [sheet.title for sheet in files.sheets] == ["Las peores no detectadas", "Peores falsas alarmas"]
     assert files.left_out == ()
     for sheet in files.sheets:
         assert sheet.pdf.read_bytes().startswith(b"%PDF")

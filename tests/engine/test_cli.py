@@ -266,3 +266,20 @@ def test_output_folder_is_checked_without_being_made(tmp_path: Path, monkeypatch
     monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="not writable; check its permissions"):
         cli.require_output_folder(tmp_path / "new")
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, "en"), ("es", "es"), ("fr", None)])
+def test_the_environment_chooses_the_language(
+    value: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DEIMV2_LANG", raising=False)
+    if value is not None:
+        monkeypatch.setenv("DEIMV2_LANG", value)
+    parser = argparse.ArgumentParser()
+    if expected is None:
+        with pytest.raises(SystemExit) as leaving:
+            cli.add_language_argument(parser, "the console")
+        assert leaving.value.code == 2 and "DEIMV2_LANG is 'fr' in the environment" in capsys.readouterr().err
+        return
+    cli.add_language_argument(parser, "the console")
+    assert parser.parse_args([]).lang == expected and parser.parse_args(["--lang", "en"]).lang == "en"

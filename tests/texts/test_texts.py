@@ -7,13 +7,13 @@ import pytest
 
 from analysis.result import ERROR_KINDS
 from engine.metrics import METRIC_NAMES
-from texts import Language, catalogue, number, percent, texts_of
+from texts import Language, catalogue, number, percent, plain_table, texts_of
 
 
-def placeholders(language: Language) -> dict[str, set[str | None]]:
+def placeholders(language: Language) -> dict[str, set[str]]:
     texts = catalogue(language)
     return {
-        f"{section}.{key}": {name for _, name, _, _ in Formatter().parse(text)}
+        f"{section}.{key}": {name for _, name, _, _ in Formatter().parse(text) if name}
         for section, entries in texts.items()
         for key, text in entries.items()
     }
@@ -73,3 +73,25 @@ def test_every_name_of_a_result_has_its_text(section: str, keys: tuple[str, ...]
 
 def test_a_section() -> None:
     assert texts_of("es", "common")["all_classes"] == "Todas las clases"
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(1, "CPU, 1 hilo"), ("1", "CPU, 1 hilo"), (2, "CPU, 2 hilos"), ("12 000", "CPU, 12 000 hilos")],
+)
+def test_one_is_singular(count: int | str, expected: str) -> None:
+    assert texts_of("es", "training")("cpu", threads=count) == expected
+
+
+def test_spanish_keeps_to_its_terms() -> None:
+    """The score of a detection is its confidence; terms that engineers use stay as they are."""
+    texts = " ".join(text for part in catalogue("es").values() for text in part.values())
+    said = re.sub(r"{\w+", "", texts).lower()
+    assert not re.search(
+        r"checkpoint|juego de señalar|hallazgo|esperanza|duplicados?\b|\w\((s|es)\)|umbral de puntuación", said
+    )
+
+
+def test_a_table_for_the_console() -> None:
+    table = plain_table([["class", "AP", "what"], ["a", "0.1234", "x y"]], text_columns=(0, 2))
+    assert table == "  class      AP  what\n  a      0.1234  x y"
