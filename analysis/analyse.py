@@ -86,7 +86,7 @@ def analyse(
             "score": least_score,
             "counts": confusion(matches, iou=confusion_iou, score=least_score).tolist(),
         },
-        "errors": error_breakdown(matches, errors),
+        "errors": error_breakdown(matches, errors, score=least_score),
         "image_level": image_level(matches, truth.classes.normal_label, samples=samples, seed=seed),
         "sizes": size_histogram(matches, score=best_score),
         "cost": None if cost is None else asdict(cost),

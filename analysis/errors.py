@@ -63,6 +63,10 @@ class Errors:
     """[M], index into ERROR_KINDS; NO_ERROR for true positives and ignored detections."""
     targets: IntArray
     """[M], the box that a wrong place or class was meant for; -1 otherwise."""
+    first_truth: IntArray
+    """[M], the found box of its class that a detection overlaps most; -1 for none."""
+    first_iou: FloatArray
+    """[M], their IoU."""
     missed: BoolArray
     """[G], neither found nor the target of any error."""
     found: BoolArray
@@ -82,7 +86,7 @@ def classify_errors(matches: Matches) -> Errors:
     real = ~truth.crowd[boxes]
     own_truth, own_iou = _best_partner(pairs, same & real, len(labels))
     other_truth, other_iou = _best_partner(pairs, ~same & real, len(labels))
-    _, used_iou = _best_partner(pairs, same & real & found[boxes], len(labels))
+    used_truth, used_iou = _best_partner(pairs, same & real & found[boxes], len(labels))
 
     conditions = (
         (_LOCALISATION, (own_truth >= 0) & (own_iou <= FOREGROUND_IOU)),
@@ -101,19 +105,18 @@ def classify_errors(matches: Matches) -> Errors:
     touching = np.full(len(found), -1, dtype=np.int64)
     order = np.argsort(matches.found.scores[detections], kind="stable")
     touching[boxes[order]] = detections[order]  # the surest one stays
-    return Errors(kinds, targets, missed, found, touching)
+    return Errors(kinds, targets, used_truth, used_iou, missed, found, touching)
 
 
-def error_breakdown(matches: Matches, errors: Errors) -> dict[str, Any]:
+def error_breakdown(matches: Matches, errors: Errors, *, score: float) -> dict[str, Any]:
     """Compute how much AP50 would rise if one kind of error alone were mended, never below 0, and how many there are
-    (detections; boxes that are missed)."""
+    (detections; boxes that are missed): at any confidence, as the cost counts them, and from `score` on."""
     num_gt, labels, scores = matches.num_gt, matches.found.labels, matches.found.scores
     hits, kept = matches.truth_of >= 0, matches.outcomes[0, 0] != IGNORED
-    counts = {kind: int((errors.kinds == number).sum()) for number, kind in enumerate(ERROR_KINDS)}
-    counts["missed"] = int(errors.missed.sum())
+    counts = {f"counts{suffix}": _counts(matches, errors, least) for suffix, least in (("", 0.0), ("_at_score", score))}
     base = _ap50(labels, scores, hits, kept, num_gt, num_gt > 0)
     if base is None:
-        return {"base_ap50": None, "ap50_cost": dict.fromkeys(ERROR_KINDS, 0.0), "counts": counts}
+        return {"base_ap50": None, "ap50_cost": dict.fromkeys(ERROR_KINDS, 0.0), **counts}
     costs: dict[str, float] = {}
     for number, kind in enumerate(ERROR_KINDS):
         if kind == "missed":
@@ -122,7 +125,22 @@ def error_breakdown(matches: Matches, errors: Errors) -> dict[str, Any]:
         else:
             mended = _mended_ap50(matches, errors, number)
         costs[kind] = max((base if mended is None else mended) - base, 0.0)
-    return {"base_ap50": base, "ap50_cost": costs, "counts": counts}
+    return {"base_ap50": base, "ap50_cost": costs, **counts}
+
+
+def _counts(matches: Matches, errors: Errors, score: float) -> dict[str, int]:
+    """Count each kind among the detections of at least `score`, and the boxes that none of them finds or is meant for.
+
+    COCO matches the surest first, so what a detection is does not depend on those below it.
+    """
+    kept = matches.found.scores >= score
+    counts: dict[str, int] = {
+        kind: int(((errors.kinds == number) & kept).sum()) for number, kind in enumerate(ERROR_KINDS)
+    }
+    missed = ~matches.truth.crowd
+    for of in (matches.truth_of, errors.targets):
+        missed[of[(of >= 0) & kept]] = False
+    return counts | {"missed": int(missed.sum())}
 
 
 def _best_partner(

@@ -154,11 +154,13 @@ def draw_confusion_counts(analysis: Analysis, texts: Texts) -> DrawnFigure:
 def draw_errors(analysis: Analysis, texts: Texts) -> DrawnFigure:
     """Draw AP50 cost and number of each kind of error."""
     figure = new_figure(6.5)
-    left, right = figure.subplots(1, 2, sharey=True)
+    left, middle, right = figure.subplots(1, 3, sharey=True)
     errors, kinds = analysis.results["errors"], texts_of(texts.language, "error_kinds")
+    at_score = texts("errors_at_score", score=texts.number(analysis.results["confusion"]["score"], 2))
     written = []
     for axis, key, colour, decimals, title, least in (
         (left, "ap50_cost", FOUND_COLOUR, 3, texts["errors_cost"], 1e-2),
+        (middle, "counts_at_score", TRUTH_COLOUR, 0, at_score, 1.0),
         (right, "counts", TRUTH_COLOUR, 0, texts["errors_count"], 1.0),
     ):
         values = [errors[key][kind] for kind in ERROR_KINDS]
@@ -170,12 +172,14 @@ def draw_errors(analysis: Analysis, texts: Texts) -> DrawnFigure:
         axis.set_xlabel(title)
         axis.set_xlim(0, max(max(values) * 1.25, least))  # room for the numbers beside the bars
         axis.xaxis.set_major_formatter(AxisNumbers(texts.language))
-        axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
     left.set_yticks(np.arange(len(ERROR_KINDS)), [kinds[kind] for kind in ERROR_KINDS])
     left.invert_yaxis()
     if errors["base_ap50"] is None:
         left.set_title(texts["no_ground_truth"])
-    items = "; ".join(f"{kinds[kind]}: {cost}, {n}" for kind, cost, n in zip(ERROR_KINDS, *written, strict=True))
+    items = "; ".join(
+        f"{kinds[kind]}: {cost}, {n} ({every})" for kind, cost, n, every in zip(ERROR_KINDS, *written, strict=True)
+    )
     return DrawnFigure(figure, texts["errors_title"], texts("errors_alt", items=items))
 
 

@@ -46,6 +46,17 @@ def gallery(matches: Matches, errors: Errors, normal_label: int | None, *, score
     alarms = np.flatnonzero((errors.kinds >= 0) & (found.scores >= score) & (found.labels != normal_label))
     alarms = alarms[np.argsort(-found.scores[alarms], kind="stable")]
 
+    found_by = np.full(len(truth.labels), -1, dtype=np.int64)
+    hits = np.flatnonzero(matches.truth_of >= 0)
+    found_by[matches.truth_of[hits]] = hits
+
+    def alarm(row: int) -> Finding:
+        one = finding("false_alarm", found, row, float(found.scores[row]), errors.kinds[row])
+        if one.note != "duplicate":
+            return one
+        first = found.scores[found_by[errors.first_truth[row]]]
+        return one._replace(first_score=float(first), first_iou=float(errors.first_iou[row]))
+
     def finding(kind: Literal["missed", "false_alarm"], boxes: Boxes, row: int, score: float, note: int) -> Finding:
         x, y, width, height = boxes.xywh[row].tolist()
         image_id = int(matches.image_ids[boxes.images[row]])
@@ -53,10 +64,7 @@ def gallery(matches: Matches, errors: Errors, normal_label: int | None, *, score
 
     return [
         *(finding("missed", truth, row, float(touched[row]), notes[row]) for row in _few(misses, truth.images)),
-        *(
-            finding("false_alarm", found, row, float(found.scores[row]), errors.kinds[row])
-            for row in _few(alarms, found.images)
-        ),
+        *(alarm(row) for row in _few(alarms, found.images)),
     ]
 
 

@@ -132,7 +132,11 @@ def _crops(
 def _caption(finding: Finding, name: str, texts: Texts) -> str:
     name, score = tidy(name, 18), texts.number(finding.score, 2)
     if finding.kind == "false_alarm":
-        return f"{name} {score} · {texts_of(texts.language, 'error_kinds')[finding.note]}"
+        caption = f"{name} {score} · {texts_of(texts.language, 'error_kinds')[finding.note]}"
+        if finding.first_score is None:
+            return caption
+        first = {"score": texts.number(finding.first_score, 2), "iou": texts.number(finding.first_iou, 2)}
+        return f"{caption}\n{texts('duplicate_of', **first)}"
     return f"{name} · {texts('touched', score=score) if finding.score > 0 else texts['not_touched']}"
 
 
@@ -206,7 +210,7 @@ def _write_sheet(
     }
     figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=3)
     png, pdf = save_figure(figure, folder, name)
-    items = "; ".join(f"{crop.caption} ({tidy(crop.file_name, 40)})" for crop in crops)
+    items = "; ".join(f"{' '.join(crop.caption.split())} ({tidy(crop.file_name, 40)})" for crop in crops)
     return FigureFiles(name, title, texts("alt", title=title, count=len(crops), items=items), png, pdf)
 
 

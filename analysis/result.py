@@ -33,6 +33,10 @@ class Finding(NamedTuple):
     box_xywh: tuple[float, float, float, float]
     """Pixels of the original image."""
     note: ErrorKind
+    first_score: float | None = None
+    """Of a duplicate: the detection that found its box first."""
+    first_iou: float | None = None
+    """Of a duplicate: with that box."""
 
 
 @dataclass(frozen=True)

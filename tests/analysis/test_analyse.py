@@ -28,6 +28,12 @@ def findings(boxes, detections, *, score=0.3, **options) -> list[Finding]:  # ty
     return gallery(matches, classify_errors(matches), truth.classes.normal_label, score=score)
 
 
+def test_a_duplicate_says_who_found_its_box_first() -> None:
+    (alarm,) = findings([(1, "hole", A)], [(1, "hole", A, 0.9), (1, "hole", (A[0], A[1], A[2], A[3] / 2 + 1), 0.8)])
+    assert (alarm.note, alarm.first_score) == ("duplicate", 0.9)
+    assert alarm.first_iou == pytest.approx((A[3] / 2 + 1) / A[3])
+
+
 def test_gallery_shows_the_worst_first() -> None:
     boxes = [(1, "hole", A), (1, "hole", BIG), (2, "scratch", A), (2, "NORMAL", BIG), (3, "hole", A)]
     detections = [

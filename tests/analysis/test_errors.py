@@ -23,7 +23,7 @@ FAR: Box = (200, 200, 20, 20)
 
 def breakdown(boxes, detections, **options) -> dict[str, Any]:  # type: ignore[no-untyped-def]
     matches = match(*scene(boxes, detections, **options))
-    return error_breakdown(matches, classify_errors(matches))
+    return error_breakdown(matches, classify_errors(matches), score=0.5)
 
 
 def test_one_error_of_each_kind() -> None:
@@ -78,6 +78,15 @@ def test_nothing_to_judge() -> None:
     assert set(breakdown([], [])["counts"].values()) == {0}
 
 
+def test_counts_from_a_score_on_leave_weaker_detections_out() -> None:
+    """The box found with 0.4 alone is missed at 0.5, and its duplicate with 0.3 is no error there."""
+    near = (11, 10, 20, 20)
+    weak = [(1, "hole", A, 0.4), (1, "hole", near, 0.3)]
+    result = breakdown([(1, "hole", A), (2, "hole", A)], [*weak, (2, "hole", A, 0.9), (2, "hole", near, 0.8)])
+    assert {name: n for name, n in result["counts"].items() if n} == {"duplicate": 2}
+    assert {name: n for name, n in result["counts_at_score"].items() if n} == {"duplicate": 1, "missed": 1}
+
+
 @settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), num_images=st.integers(1, 8))
 def test_equal_to_the_oracle(seed: int, num_images: int) -> None:
@@ -90,7 +99,7 @@ def test_equal_to_the_oracle(seed: int, num_images: int) -> None:
     order = np.argsort(np.argsort(detections.scores, kind="stable"))
     detections = dataclasses.replace(detections, scores=(order + 1) / (len(order) + 1))
     matches = match(truth, detections)
-    result = error_breakdown(matches, classify_errors(matches))
+    result = error_breakdown(matches, classify_errors(matches), score=0.5)
     base, costs, counts = tide(truth, detections)
     assert result["base_ap50"] == pytest.approx(base)
     assert dict(result["counts"]) == counts
@@ -103,6 +112,6 @@ def test_agrees_with_the_matches_and_coco(seed: int) -> None:
     matches = match(truth, detections)
     errors = classify_errors(matches)
     assert ((errors.kinds >= 0) == (matches.outcomes[0, 0] == 0)).all()
-    result = error_breakdown(matches, errors)
+    result = error_breakdown(matches, errors, score=0.5)
     assert tuple(result["ap50_cost"]) == ERROR_KINDS
     assert result["base_ap50"] == pytest.approx(coco_numbers(truth, detections).metrics["AP50"], abs=1e-9)

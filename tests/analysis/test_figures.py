@@ -199,8 +199,9 @@ def test_confusion_shares_are_of_rows_and_counts_are_counts() -> None:
 def test_error_bars_have_the_values_and_a_hatch_each() -> None:
     analysis = make_analysis()
     errors = analysis.results["errors"]
-    left, right = drawn("errors", analysis).figure.axes
+    left, middle, right = drawn("errors", analysis).figure.axes
     assert [bar.get_width() for bar in left.patches] == pytest.approx(list(errors["ap50_cost"].values()))
+    assert [bar.get_width() for bar in middle.patches] == list(errors["counts_at_score"].values())
     assert [bar.get_width() for bar in right.patches] == list(errors["counts"].values())
     assert len({bar.get_hatch() for bar in left.patches}) == 6
 

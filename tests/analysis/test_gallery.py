@@ -114,9 +114,12 @@ def test_captions(split: CocoSplit) -> None:
         Finding("missed", image_id, 1, 0.0, box, "missed"),
         Finding("missed", image_id, 1, 0.31, box, "missed"),
         Finding("false_alarm", image_id, 0, 0.8, box, "localisation"),
+        Finding("false_alarm", image_id, 0, 0.7, box, "duplicate", first_score=0.82, first_iou=0.71),
     ]
     captions = [crop.caption for _, crop in sorted(crops_of(split, findings, []).items())]
+    expected: tuple[str, ...]
     expected = ("scratches · nothing near", "scratches · touched with confidence 0.31", "holes 0.80 · localisation")
+    expected += ("holes 0.70 · duplicate\nof the box found with 0.82 (IoU 0.71 with that box)",)
     assert captions == [*expected]
 
 

@@ -92,6 +92,7 @@ def make_analysis(
             "base_ap50": 0.62,
             "ap50_cost": {kind: float(rng.uniform(0, 0.1)) for kind in ERROR_KINDS},
             "counts": {kind: int(rng.integers(0, 3000)) for kind in ERROR_KINDS},
+            "counts_at_score": {kind: number for number, kind in enumerate(ERROR_KINDS, start=7)},
         },
         "image_level": {
             "auroc": 0.943,
@@ -162,6 +163,7 @@ def without_ground_truth(analysis: Analysis) -> Analysis:
                 "base_ap50": None,
                 "ap50_cost": dict.fromkeys(ERROR_KINDS, 0.0),
                 "counts": dict.fromkeys(ERROR_KINDS, 0),
+                "counts_at_score": dict.fromkeys(ERROR_KINDS, 0),
             },
             image_level={
                 **{"auroc": None, "auroc_interval": None, "num_clean": 0, "num_defective": 0},
