@@ -29,6 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     what = "folder of the runs (<mode>_seed<N>) and the tables (default: outputs/<config name>_ablation)"
     add("--output-dir", type=Path, metavar="DIR", help=what)
     cli.add_language_argument(parser, "console, tables and figure")
+    cli.add_caption_argument(parser)
     add("--samples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
     cli.add_overrides_argument(parser)
     cli.add_device_argument(parser)

@@ -7,7 +7,7 @@ from pathlib import Path
 from data.signals import leaving_quietly
 
 with leaving_quietly():
-    from engine.cli import add_language_argument, ending, require_output_folder, run_script, setup_logging
+    from engine import cli
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -20,7 +20,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--labels", nargs="+", default=[], metavar="LABEL", help=what)
     folder, what = Path("outputs/comparison"), "folder of the tables and plots (default: outputs/comparison)"
     add("--output-dir", type=Path, default=folder, metavar="DIR", help=what)
-    add_language_argument(parser, "console, tables and plots")
+    cli.add_language_argument(parser, "console, tables and plots")
+    cli.add_caption_argument(parser)
     add("--samples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
     return parser.parse_args()
@@ -28,18 +29,18 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    setup_logging()
-    require_output_folder(arguments.output_dir)
+    cli.setup_logging()
+    cli.require_output_folder(arguments.output_dir)
     with leaving_quietly():
         from analysis.compare import compare_runs
         from analysis.compare_report import write_comparison
 
     comparison = compare_runs(arguments.runs, labels=arguments.labels, samples=arguments.samples, seed=arguments.seed)
-    markdown = write_comparison(comparison, arguments.output_dir, arguments.lang)
+    markdown = write_comparison(comparison, arguments.output_dir, arguments.lang, captions=arguments.captions)
     table = f"\\input{{{(arguments.output_dir / 'comparison.tex').as_posix()}}}"
-    sys.stdout.write(f"{markdown}\n{ending(arguments.lang, arguments.output_dir, table)}")
+    sys.stdout.write(f"{markdown}\n{cli.ending(arguments.lang, arguments.output_dir, table)}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(cli.run_script(main))

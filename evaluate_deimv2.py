@@ -20,6 +20,7 @@ def main() -> None:
     add("--compile", action="store_true", help="compile the network first: seconds to minutes, then faster")
     add = parser.add_argument_group("analysis").add_argument
     cli.add_language_argument(parser, "console, figures and report")
+    cli.add_caption_argument(parser)
     add("--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals, 0: none (default: 1000)")
     what = "least IoU of the confusion matrix (default: 0.5)"
     add("--confusion-iou", type=float, default=0.5, metavar="IOU", help=what)

@@ -28,6 +28,9 @@ def main() -> int:
     text = "pixel of the original image whose patch is followed (default: the patches of the best object)"
     add("--point", nargs=2, type=float, metavar=("X", "Y"), help=text)
     cli.add_language_argument(parser, "console and figures")
+    cli.add_caption_argument(parser)
+    text = "maps over the greyed image, smoothed, with contours (default: as they are, unsmoothed)"
+    add("--overlay", action="store_true", help=text)
     add("--output-dir", type=Path, metavar="DIR", help="folder (default: attention_<checkpoint> beside the checkpoint)")
     add = parser.add_argument_group("faithfulness of the maps").add_argument
     add("--score", type=int, metavar="N", help="judge every kind of map on N images of the validation split")

@@ -68,6 +68,7 @@ class AblationOptions(Options):
     samples: int = Field(1000, ge=100, le=1_000_000, description="100 to 1000000; 1000 is usual")
     update: tuple[str, ...] = ()
     lang: Language = "en"
+    captions: bool = True
 
     @field_validator("modes")
     @classmethod
@@ -154,7 +155,9 @@ def ablate(options: Mapping[str, Any], dist: Distributed, *, runner: Runner | No
     if reader is not None and texts is not None and dist.is_main:
         facts = text_facts(texts, reader.config, data)
     run_all(tasks, records, states, manifest, runner or _trainer(asked, dist))
-    return write_answer(answer(tasks, facts, samples=asked.samples), folder, asked.lang) if dist.is_main else None
+    if not dist.is_main:
+        return None
+    return write_answer(answer(tasks, facts, samples=asked.samples), folder, asked.lang, captions=asked.captions)
 
 
 def plan(options: Mapping[str, Any]) -> tuple[AblationOptions, list[Task]]:

@@ -192,7 +192,7 @@ def judge(mode: str, against: Mapping[str, Effect], *, num_seeds: int, real: boo
     return Judgement(verdict(interval), None, None if learned is None else verdict(learned))
 
 
-def write_answer(answer: Answer, folder: Path, lang: Language) -> str:
+def write_answer(answer: Answer, folder: Path, lang: Language, *, captions: bool = True) -> str:
     """Write everything into `folder` and return the Markdown.
 
     ablation.md and ablation.tex hold all tables; each table is a CSV of its own; ablation.json has every number
@@ -204,10 +204,11 @@ def write_answer(answer: Answer, folder: Path, lang: Language) -> str:
     tables = answer_tables(answer, lang)
     markdown = _markdown(answer, tables, lang)
     if answer.texts is None:
-        for suffix in ("png", "pdf"):
+        for suffix in ("png", "pdf", "txt"):
             (folder / f"{FIGURE_NAME}.{suffix}").unlink(missing_ok=True)
     else:
-        _write_similarity_figure(answer.texts.similarity.numpy(), answer.classes, folder, lang)
+        text = None if captions else tables["similarity"].caption
+        _write_similarity_figure(answer.texts.similarity.numpy(), answer.classes, folder, lang, text)
     content = answer_to_json(answer, lang)
     write_tables(folder, "ablation", tables, lang, markdown=markdown, content=content, possible=_TABLES)
     return markdown
@@ -415,7 +416,9 @@ def _cautions(answer: Answer, modes: set[str], texts: Texts) -> list[str]:
     return notes
 
 
-def _write_similarity_figure(values: np.ndarray[Any, Any], names: Sequence[str], folder: Path, lang: Language) -> None:
+def _write_similarity_figure(
+    values: np.ndarray[Any, Any], names: Sequence[str], folder: Path, lang: Language, text_beside: str | None
+) -> None:
     """Shaded from the least similar pair (or 0) to 1: sentence encoders seldom go below 0."""
     count, lowest = len(values), min(0.0, float(values.min()))
     size = 7 if count <= 12 else 5
@@ -435,4 +438,4 @@ def _write_similarity_figure(values: np.ndarray[Any, Any], names: Sequence[str],
             colour = "white" if (value - lowest) / (1 - lowest) > 0.65 else INK
             place = {"x": column + 0.5, "y": row + 0.5, "ha": "center", "va": "center"}
             axis.text(**place, s=number(value, 2, lang), color=colour, fontsize=size)
-        save_figure(figure, folder, FIGURE_NAME)
+        save_figure(figure, folder, FIGURE_NAME, text_beside=text_beside)

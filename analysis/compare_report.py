@@ -34,7 +34,7 @@ _MARK_SHARE = 0.012
 """Width of a mark over the width of the axis."""
 
 
-def write_comparison(comparison: Comparison, folder: Path, lang: Language) -> str:
+def write_comparison(comparison: Comparison, folder: Path, lang: Language, *, captions: bool = True) -> str:
     """Write everything into `folder` and return the Markdown.
 
     comparison.md and comparison.tex hold all tables; each table is a CSV of its own; comparison.json has every number
@@ -45,7 +45,7 @@ def write_comparison(comparison: Comparison, folder: Path, lang: Language) -> st
     """
     tables = comparison_tables(comparison, lang)
     markdown = _markdown(comparison, tables, lang)
-    write_plots(comparison, folder, lang)
+    write_plots(comparison, folder, lang, captions=captions)
     content = comparison_to_json(comparison, lang)
     write_tables(folder, "comparison", tables, lang, markdown=markdown, content=content)
     return markdown
@@ -194,7 +194,7 @@ def estimates_to_json(
     }
 
 
-def write_plots(comparison: Comparison, folder: Path, lang: Language) -> None:
+def write_plots(comparison: Comparison, folder: Path, lang: Language, *, captions: bool = True) -> None:
     """Write PNG and PDF of every plot that at least one model has a number for, and remove those of the others.
 
     Raises:
@@ -208,10 +208,13 @@ def write_plots(comparison: Comparison, folder: Path, lang: Language) -> None:
             if result.cost[cost] is not None and result.metrics["AP"].value is not None
         ]
         if points:
+            axis, images = texts[f"axis_{name}"], comparison.judged_on.num_images
+            models = ", ".join(result.group.label for _, result, _ in points)
+            text = None if captions else texts("plot_caption", models=models, axis=axis, images=images)
             with figure_style():
-                save_figure(_plot(points, texts[f"axis_{name}"], texts, lang), folder, f"ap_vs_{name}")
+                save_figure(_plot(points, axis, texts, lang), folder, f"ap_vs_{name}", text_beside=text)
         else:
-            for suffix in ("png", "pdf"):
+            for suffix in ("png", "pdf", "txt"):
                 (folder / f"ap_vs_{name}.{suffix}").unlink(missing_ok=True)
 
 

@@ -63,6 +63,8 @@ class AnalysisOptions(Options):
     confusion_iou: float = Field(0.5, ge=MIN_IOU, lt=1, description=f"{MIN_IOU:g} to below 1, e.g. 0.5")
     confusion_score: float | None = Field(None, ge=0, le=1, description="0 to 1, e.g. 0.5")
     """None: the best score threshold of all classes together."""
+    captions: bool = True
+    """False: captions of figures go into text files beside them."""
     report: bool = True
     """Write figures, gallery and report.html."""
     cost: bool = True
@@ -169,7 +171,7 @@ def evaluate_checkpoint(
         shutil.rmtree(folder / "figures", ignore_errors=True)
         shutil.rmtree(folder / "gallery", ignore_errors=True)
         (folder / "report.html").unlink(missing_ok=True)
-    report = _write_pictures(result, analysis, data.splits[split], folder, options.lang) if options.report else None
+    report = _write_pictures(result, analysis, data.splits[split], folder, options) if options.report else None
     return Evaluation(result, folder, analysis, report)
 
 
@@ -199,14 +201,17 @@ def _cost(detector: Detector, split: SplitName) -> Cost:
     return measure_cost(detector, eval_batch=loader.batch_size or loader.images_per_step or 1)
 
 
-def _write_pictures(result: EvalResult, analysis: Analysis, split: CocoSplit, folder: Path, lang: Language) -> Path:
+def _write_pictures(
+    result: EvalResult, analysis: Analysis, split: CocoSplit, folder: Path, options: AnalysisOptions
+) -> Path:
     """Figures, gallery and report.html; matplotlib is loaded only here."""
     from analysis.figures import write_figures
     from analysis.gallery import write_gallery
     from analysis.report import write_report
 
-    figures = write_figures(analysis, folder / "figures", lang)
-    pictures = write_gallery(analysis, split, result.predictions, folder / "gallery", lang)
+    lang, captions = options.lang, options.captions
+    figures = write_figures(analysis, folder / "figures", lang, captions=captions)
+    pictures = write_gallery(analysis, split, result.predictions, folder / "gallery", lang, captions=captions)
     return write_report(analysis, folder, lang=lang, figures=figures, gallery=pictures)
 
 

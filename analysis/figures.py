@@ -54,10 +54,11 @@ class DrawnFigure(NamedTuple):
     description: str
 
 
-def write_figures(analysis: Analysis, folder: Path, lang: Language) -> list[FigureFiles]:
+def write_figures(analysis: Analysis, folder: Path, lang: Language, *, captions: bool = True) -> list[FigureFiles]:
     """Draw every figure and write it as `<name>.png` (200 dpi) and `<name>.pdf` (text as text) into `folder`.
 
-    What has nothing to show (no ground truth, no clean images, ...) says so in its place.
+    What has nothing to show (no ground truth, no clean images, ...) says so in its place. For `captions` see
+    `save_figure`.
 
     Raises:
         UserError: The folder cannot be written.
@@ -67,7 +68,8 @@ def write_figures(analysis: Analysis, folder: Path, lang: Language) -> list[Figu
     with figure_style():
         for name, draw in DRAWERS.items():  # one at a time: a figure of 80 classes is large
             drawn = draw(analysis, texts)
-            png, pdf = save_figure(drawn.figure, folder, name)
+            text = None if captions else f"{drawn.title}. {drawn.description}"
+            png, pdf = save_figure(drawn.figure, folder, name, text_beside=text)
             files.append(FigureFiles(name, drawn.title, drawn.description, png, pdf))
     return files
 

@@ -16,7 +16,17 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from analysis.result import Analysis, Finding
-from analysis.style import FOUND_COLOUR, TRUTH_COLOUR, FigureFiles, figure_style, new_figure, save_figure, tidy
+from analysis.style import (
+    FOUND_COLOUR,
+    TRUTH_COLOUR,
+    BoxNames,
+    FigureFiles,
+    figure_style,
+    frame,
+    new_figure,
+    save_figure,
+    tidy,
+)
 from data.coco import CocoSplit
 from data.errors import UserError
 from data.images import decode_image
@@ -34,8 +44,6 @@ _CROP_FILE_PX = 480
 """No crop is stored finer: 5 cm of paper at 200 dpi are 400 pixels."""
 _MAX_PREDICTIONS = 12
 _SAME_BOX_PX = 0.1
-_CHARACTER_WIDTH, _NAME_HEIGHT = 0.024, 0.045
-"""What a name takes of a crop, about: a character, and the line."""
 
 
 class GalleryFiles(NamedTuple):
@@ -65,7 +73,13 @@ class _Crop(NamedTuple):
 
 
 def write_gallery(
-    analysis: Analysis, split: CocoSplit, predictions: Sequence[Prediction], folder: Path, lang: Language
+    analysis: Analysis,
+    split: CocoSplit,
+    predictions: Sequence[Prediction],
+    folder: Path,
+    lang: Language,
+    *,
+    captions: bool = True,
 ) -> GalleryFiles:
     """Write gallery_missed.png/.pdf and gallery_false_alarm.png/.pdf into `folder`.
 
@@ -79,6 +93,7 @@ def write_gallery(
         predictions: COCO results of the split.
         folder: Created if need be.
         lang: Of the texts.
+        captions: False writes each sheet's description into a .txt beside it.
 
     Raises:
         UserError: The folder cannot be written.
@@ -90,7 +105,7 @@ def write_gallery(
         for kind, title in (("missed", texts["missed"]), ("false_alarm", texts["false_alarms"])):
             shown = [crops[k] for k, finding in enumerate(analysis.findings) if finding.kind == kind and k in crops]
             if shown:
-                sheets.append(_write_sheet(shown, folder, f"gallery_{kind}", title, min_score, texts))
+                sheets.append(_write_sheet(shown, folder, f"gallery_{kind}", title, min_score, texts, captions))
     return GalleryFiles(tuple(sheets), tuple(left_out))
 
 
@@ -192,7 +207,7 @@ def _cut(pixels: PixelArray, window: tuple[int, int, int, int]) -> PixelArray:
 
 
 def _write_sheet(
-    crops: Sequence[_Crop], folder: Path, name: str, title: str, min_score: float, texts: Texts
+    crops: Sequence[_Crop], folder: Path, name: str, title: str, min_score: float, texts: Texts, captions: bool
 ) -> FigureFiles:
     rows = math.ceil(len(crops) / _COLUMNS)
     figure = new_figure(5.2 * rows + 1.2)
@@ -209,9 +224,10 @@ def _write_sheet(
         texts["finding"]: Line2D([], [], color="black", linestyle="-", linewidth=2.6),
     }
     figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=3)
-    png, pdf = save_figure(figure, folder, name)
     items = "; ".join(f"{' '.join(crop.caption.split())} ({tidy(crop.file_name, 40)})" for crop in crops)
-    return FigureFiles(name, title, texts("alt", title=title, count=len(crops), items=items), png, pdf)
+    description = texts("alt", title=title, count=len(crops), items=items)
+    png, pdf = save_figure(figure, folder, name, text_beside=None if captions else description)
+    return FigureFiles(name, title, description, png, pdf)
 
 
 def _draw_crop(cell: Any, crop: _Crop) -> None:
@@ -219,6 +235,7 @@ def _draw_crop(cell: Any, crop: _Crop) -> None:
     left, top, right, bottom = crop.window_xyxy
     cell.imshow(crop.pixels, extent=(left, right, bottom, top))
     cell.set(xlim=(left, right), ylim=(bottom, top))
+    frame(cell)
     cell.set_title(f"{crop.caption}\n{tidy(crop.file_name, 34)}", fontsize=6)
     visible = []
     for box in crop.boxes:
@@ -239,28 +256,6 @@ def _draw_crop(cell: Any, crop: _Crop) -> None:
             path_effects=[withStroke(linewidth=width + 1.2, foreground="white")],
         )
         cell.add_patch(shape)
-    _write_names(cell, crop.window_xyxy, visible)
-
-
-def _write_names(cell: Any, window_xyxy: tuple[int, int, int, int], visible: Sequence[_DrawnBox]) -> None:
-    """The names of the boxes, moved into the crop where they would reach beyond it; those without room are left out."""
-    left, top, right, bottom = window_xyxy
-    taken: list[tuple[float, float, float]] = []
-    for box in reversed(visible):  # the finding first: later names give way
-        # Truth is named at the upper corner, predictions at the lower one: the same box needs both.
-        x, y = max(box.xyxy[0], left), max(box.xyxy[1], top) if box.is_truth else min(box.xyxy[3], bottom)
-        width = min(_CHARACTER_WIDTH * len(box.text), 1.0)
-        start, height = min((x - left) / (right - left), 1 - width), (y - top) / (bottom - top)
-        if any(start < u + w and u < start + width and abs(height - v) < _NAME_HEIGHT for u, v, w in taken):
-            continue
-        taken.append((start, height, width))
-        cell.text(
-            left + start * (right - left),
-            y,
-            box.text,
-            fontsize=5,
-            color=TRUTH_COLOUR if box.is_truth else FOUND_COLOUR,
-            va="top" if box.is_truth else "bottom",
-            clip_on=True,
-            path_effects=[withStroke(linewidth=1.4, foreground="white")],
-        )
+    visible.reverse()  # the finding first: other names give way
+    colours = [TRUTH_COLOUR if box.is_truth else FOUND_COLOUR for box in visible]
+    BoxNames(cell, [box.xyxy for box in visible], [box.text for box in visible], colours)

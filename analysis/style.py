@@ -6,18 +6,25 @@ Figures are plain `matplotlib.figure.Figure` objects on an Agg canvas: no pyplot
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.style
+import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.ticker import ScalarFormatter
 
-from data.files import write_atomically
+from data.files import write_atomically, write_text
+from engine.labels import place_labels
 from engine.pictures import class_colour
 from texts import Language, number
 
@@ -94,18 +101,90 @@ def new_figure(height_cm: float) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+def save_figure(figure: Figure, folder: Path, name: str, *, text_beside: str | None = None) -> tuple[Path, Path]:
     """Write `name`.png and `name`.pdf; the same figure gives the same bytes.
+
+    With `text_beside` the figure loses its caption and title, and that text becomes `name`.txt: documents have captions
+    of their own.
 
     Raises:
         UserError: They cannot be written.
     """
-    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+    png, pdf, txt = (folder / f"{name}.{suffix}" for suffix in ("png", "pdf", "txt"))
+    if text_beside is not None:
+        _drop_texts(figure)
     write_atomically(png, lambda file: figure.savefig(file, format="png"), what="figure")
     figure.set_layout_engine("none")  # it is laid out now; both files shall look the same
     undated = {"CreationDate": None}
     write_atomically(pdf, lambda file: figure.savefig(file, format="pdf", metadata=undated), what="figure")
+    if text_beside is None:
+        txt.unlink(missing_ok=True)  # an earlier call's
+    else:
+        write_text(txt, f"{text_beside}\n", what="caption")
     return png, pdf
+
+
+def _drop_texts(figure: Figure) -> None:
+    """Take away caption and title, and the height that they would need."""
+    for text in figure.texts:
+        height = text.get_window_extent().height / figure.dpi
+        figure.set_figheight(figure.get_figheight() - height)
+        text.set(visible=False, in_layout=False)
+
+
+class BoxNames(Artist):
+    """Names at boxes of axes, placed when the figure is painted: only then is known how large everything is."""
+
+    def __init__(self, axes: Any, boxes_xyxy: Sequence[Any], names: Sequence[str], colours: Sequence[str]) -> None:
+        """Boxes are in the axes' coordinates; the first names are the last to give way."""
+        super().__init__()
+        self.texts = [
+            Text(
+                text=name,
+                fontsize=5,
+                color=colour,
+                va="bottom",
+                path_effects=[withStroke(linewidth=1.4, foreground="white")],
+            )
+            for name, colour in zip(names, colours, strict=True)
+        ]
+        self._corners = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 2)
+        self.set(zorder=6, in_layout=False)
+        axes.add_artist(self)
+
+    def draw(self, renderer: Any) -> None:
+        """Place and paint the names, and the lines to boxes that are not beside them."""
+        axes: Any = self.axes
+        down = np.array([1, -1])  # pixels count from the bottom here
+        corners = (axes.transData.transform(self._corners) * down).reshape(-1, 2, 2)
+        boxes = np.hstack([corners.min(axis=1), corners.max(axis=1)])
+        for text in self.texts:
+            text.set_figure(axes.figure)
+        extents = [text.get_window_extent(renderer) for text in self.texts]
+        margin = renderer.points_to_pixels(1.2)  # lines and rims have a width
+        boxes += np.array([-1, -1, 1, 1]) * margin
+        sizes = [(one.width + 2 * margin, one.height) for one in extents]
+        (left, bottom), (right, top) = axes.bbox.get_points()
+        placed = place_labels(boxes, sizes, (left, -top, right, -bottom))
+        for text, place in zip(self.texts, placed, strict=True):
+            text.set_visible(place is not None)
+            if place is not None and place.leader is not None:
+                x1, y1, x2, y2 = place.leader
+                rim = [withStroke(linewidth=1.6, foreground="white")]
+                line = Line2D([x1, x2], [-y1, -y2], linewidth=0.6, color=text.get_color(), path_effects=rim)
+                line.set_figure(axes.figure)
+                line.draw(renderer)
+        for text, place in zip(self.texts, placed, strict=True):
+            if place is not None:
+                text.set_position((place.xyxy[0] + margin, -place.xyxy[3]))
+                text.draw(renderer)
+
+
+def frame(axes: Any) -> None:
+    """Show an image without axes, in a thin frame: white steel ends somewhere on white paper."""
+    axes.axis("off")
+    edge = {"transform": axes.transAxes, "edgecolor": FAINT, "linewidth": 0.4, "clip_on": False}
+    axes.add_patch(Rectangle((0, 0), 1, 1, fill=False, **edge))
 
 
 def class_line(label: int) -> dict[str, Any]:

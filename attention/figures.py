@@ -148,7 +148,7 @@ def draw_main(view: View) -> Iterator[Drawn]:
     _bar(figure, heat, texts, "attention_share", cell=cells[2, : 3 * heads], extend="max")
     if dots is not None:
         _bar(figure, dots, texts, "sampling_weight", cell=cells[2, 3 * heads :])
-    caption = add_caption(figure, texts("main_caption", focus=view.focus_text, block=block, layer=layer))
+    caption = add_caption(figure, texts("main_caption", focus=view.focus_text, block=block, layer=layer), scene)
     yield Drawn(figure, caption, {"vit_block": block, "decoder_layer": layer, **view.focus_facts})
 
 
@@ -178,7 +178,7 @@ def draw_overview(rows: Sequence[Row], texts: Texts) -> Drawn:
     if dots is not None:
         _bar(figure, dots, texts, "sampling_weight", cell=cells[-1, 3])
     text = texts["overview_caption"] if has_points else texts("baseline_caption", method=method)
-    return Drawn(figure, add_caption(figure, text), {"images": [row.name for row in rows]})
+    return Drawn(figure, add_caption(figure, text, rows[0].scene), {"images": [row.name for row in rows]})
 
 
 def _draw_row(axes: Sequence[Any], row: Row, high: float, heaviest: float) -> tuple[Any, Any]:
@@ -232,7 +232,7 @@ def draw_heads(view: View, *, from_class_token: bool) -> Iterator[Drawn]:
                 title = f"{texts('head', head=head)} [{texts.percent(float(share), 0)}]"
                 axis.set_title(title if head else f"{block} · {title}", fontsize=5.5)
         _bar(figure, heat, texts, "attention_share", axes=axes.ravel().tolist(), extend="max")
-        caption = add_caption(figure, f"{text} {texts['prefix_note']}")
+        caption = add_caption(figure, f"{text} {texts['prefix_note']}", scene)
         facts = {"vit_blocks": [layer for layer, *_ in on_page]} | focus
         yield Drawn(figure, caption, facts, f"_{page}" if page > 1 else "")
 
@@ -277,7 +277,7 @@ def draw_features(view: View) -> Iterator[Drawn]:
         explained=texts.percent(sum(colours.explained), 0),
     )
     facts = {"vit_block": last, "pca_images": colours.num_images, "pca_explained": list(colours.explained)}
-    yield Drawn(figure, add_caption(figure, text), facts | view.focus_facts)
+    yield Drawn(figure, add_caption(figure, text, scene), facts | view.focus_facts)
 
 
 def draw_objects(view: View) -> Iterator[Drawn]:
@@ -369,7 +369,7 @@ def draw_evidence(view: View) -> Iterator[Drawn]:
     _bar(figure, heat, texts, "relative_evidence", cell=cells[-1, 1:])
     layer, queries = view.evidence_layer, [one.query for one in view.objects]
     facts = {"queries": queries, "methods": list(EVIDENCE_METHODS), "layer": layer}
-    yield Drawn(figure, add_caption(figure, texts("evidence_caption", layer=layer)), facts)
+    yield Drawn(figure, add_caption(figure, texts("evidence_caption", layer=layer), scene), facts)
 
 
 def _predicted(row: Row) -> str:
@@ -416,7 +416,9 @@ def _bar(
     bar.outline.set_linewidth(0.4)
 
 
-def add_caption(figure: Figure, text: str) -> str:
-    """Write the caption below a figure and return it."""
+def add_caption(figure: Figure, text: str, with_maps: Scene | None = None) -> str:
+    """Write the caption below a figure and return it; of a figure with maps it says how they lie."""
+    if with_maps is not None and with_maps.overlay:
+        text = f"{text} {with_maps.texts['overlay_note']}"
     figure.supxlabel(textwrap.fill(text, 132), x=0.01, ha="left", fontsize=6)
     return text

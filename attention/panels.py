@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from analysis.style import FAINT, FOUND_COLOUR, INK, TRUTH_COLOUR, AxisNumbers, tidy
+from analysis.style import FAINT, FOUND_COLOUR, INK, TRUTH_COLOUR, AxisNumbers, BoxNames, frame, tidy
 from attention.capture import PredictedObject
 from attention.maps import EdgeDistribution, MapArray, SamplingPoints
 from data.images import as_pixels
@@ -29,15 +29,12 @@ COLOUR_MAP = "viridis"
 LONGEST_SHOWN_PX = 720
 """5 cm of paper at 200 dpi are 400 pixels; zoomed panels show a part."""
 STRIDES = (8, 16, 32)
+_CONTOURS = (0.25, 0.5, 0.75)
+"""As shares of the scale."""
 _LEVEL_MARKERS = ("o", "s", "^")
 _LEAST_WINDOW = 0.2
 _LEAST_WINDOW_ASPECT = 0.6
-_TALLEST_PANEL = 1.6
-_CHARACTER, _LINE = 0.034, 0.062
-"""Of a name in a picture, as shares of the panel's width where four panels stand in a row."""
 _SHOWN_TAIL = 0.002
-_Area = tuple[float, float, float, float]
-"""Left, top, width and height of a name, in pixels of the original image."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,8 @@ class Scene:
     """Annotated boxes [4] xyxy with their labels; None: not known."""
     names: tuple[str, ...]
     texts: Texts
+    overlay: bool = False
+    """Maps lie over the image."""
 
     def name(self, label: int) -> str:
         """Return a class's name, short enough for a picture."""
@@ -87,16 +86,31 @@ def show_image(axes: Any, scene: Scene, *, dimmed: bool = False) -> None:
 def show_map(axes: Any, scene: Scene, cells: MapArray, low: float = 0, high: float = 1) -> Any:
     """Show cells [h, w], or RGB [h, w, 3], over the whole image, unsmoothed: their resolution is what it is.
 
-    Returns what a colour bar needs.
+    With `Scene.overlay` values [h, w] lie over the greyed image, smoothed, the higher the less transparent, with
+    contours. Returns what a colour bar needs.
     """
-    limits = {"cmap": COLOUR_MAP, "vmin": low, "vmax": high if high > low else low + 1} if cells.ndim == 2 else {}
-    return _spread(axes, scene, cells, interpolation="nearest", **limits)
+    if cells.ndim == 3:
+        return _spread(axes, scene, cells, interpolation="nearest")
+    high = high if high > low else low + 1
+    scale = {"cmap": COLOUR_MAP, "vmin": low, "vmax": high}
+    if not scene.overlay:
+        return _spread(axes, scene, cells, interpolation="nearest", **scale)
+    grey = scene.picture.mean(axis=2)
+    _spread(axes, scene, grey, interpolation="antialiased", cmap="gray", vmin=0, vmax=255)
+    height, width = grey.shape
+    smooth = np.asarray(cv2.resize(cells.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR))
+    alpha = 0.25 + 0.5 * np.clip((smooth - low) / (high - low), 0, 1)
+    xs, ys = (np.linspace(0, side, count) for side, count in zip(scene.size_wh, (width, height), strict=True))
+    levels = [low + share * (high - low) for share in _CONTOURS]
+    if smooth.min() < levels[-1] and smooth.max() > levels[0]:
+        axes.contour(xs, ys, smooth, levels=levels, colors="white", linewidths=0.5)
+    return _spread(axes, scene, smooth, interpolation="nearest", alpha=alpha, **scale)
 
 
 def _spread(axes: Any, scene: Scene, cells: Any, **options: Any) -> Any:
     width, height = scene.size_wh
     drawn = axes.imshow(cells, extent=(0, width, height, 0), **options)
-    axes.axis("off")
+    frame(axes)
     axes.set(xlim=(0, width), ylim=(height, 0))
     return drawn
 
@@ -127,43 +141,19 @@ def draw_truth_and_objects(axes: Any, scene: Scene, objects: Sequence[PredictedO
     """Draw annotated boxes solid, predicted ones dashed, with names; "no object" where nothing was predicted."""
     if not objects:
         say_no_object(axes, scene)
-    written: list[_Area] = []
-    for box, label in scene.truth or ():
-        draw_box(axes, box, TRUTH_COLOUR)
-        written.append(_write(axes, scene, box, scene.name(label), TRUTH_COLOUR, written, at_top=True))
+    named = [(box, scene.name(label), TRUTH_COLOUR, "-") for box, label in scene.truth or ()]
     for one in objects:
-        box, text = scene.in_pixels(one.box_xyxy), f"{scene.name(one.label)} {scene.score(one.score)}"
-        draw_box(axes, box, FOUND_COLOUR, "--")
-        written.append(_write(axes, scene, box, text, FOUND_COLOUR, written, at_top=False))
+        text = f"{scene.name(one.label)} {scene.score(one.score)}"
+        named.append((scene.in_pixels(one.box_xyxy), text, FOUND_COLOUR, "--"))
+    for box, _, colour, style in named:
+        draw_box(axes, box, colour, style)
+    BoxNames(axes, [one[0] for one in named], [one[1] for one in named], [one[2] for one in named])
 
 
 def outline_objects(axes: Any, scene: Scene, objects: Sequence[PredictedObject]) -> None:
     """Draw thin white boxes, to find one's way on a map."""
     for one in objects:
         draw_box(axes, scene.in_pixels(one.box_xyxy), "white", "--", 0.6)
-
-
-def _write(
-    axes: Any, scene: Scene, box: Any, text: str, colour: str, written: Sequence[_Area], *, at_top: bool
-) -> _Area:
-    """A name in a corner of a box, within the image, clear of those written before."""
-    width, height = scene.size_wh
-    panel = max(width, height / _TALLEST_PANEL)
-    length, line = len(text) * _CHARACTER * panel, _LINE * panel
-    left = float(np.clip(box[0], 0, max(width - length, 0)))
-    top = float(np.clip(box[1] if at_top else box[3] - line, 0, max(height - line, 0)))
-    into_the_box = line if at_top else -line
-    tops = [top + k * into_the_box for k in (0, 1, 2, 3, -1, -2, -3)]
-    places = [(left, y, length, line) for y in tops if 0 <= y <= max(height - line, 0)]
-    free = (place for place in places if not any(_meet(place, other) for other in written))
-    area = next(free, (left, top, length, line))
-    y, anchor = (area[1], "top") if at_top else (area[1] + line, "bottom")
-    axes.text(left, y, text, fontsize=5, color=colour, va=anchor, clip_on=True, path_effects=_rim(1.4))
-    return area
-
-
-def _meet(one: _Area, other: _Area) -> bool:
-    return all(one[k] + one[k + 2] > other[k] and other[k] + other[k + 2] > one[k] for k in (0, 1))
 
 
 def draw_focus(axes: Any, scene: Scene, focus_xy: tuple[float, float]) -> None:

@@ -75,6 +75,10 @@ class ViewOptions(Options):
     """Where class evidence is taken, see `attention.evidence.resolve_layer`; None: the default."""
     point: tuple[NonNegativeFloat, NonNegativeFloat] | None = Field(None, description="pixels of the image, 0 or more")
     """x and y in the original image: the patch whose attention is shown; None: those of the best object."""
+    overlay: bool = False
+    """Maps over the greyed image, with contours; else as they are."""
+    captions: bool = True
+    """False: into text files beside the figures."""
     lang: Language = "en"
 
     @model_validator(mode="before")
@@ -221,7 +225,8 @@ class Visualisation:
         detector, options, texts = self.detector, self.options, texts_of(self.options.lang, "attention")
         pixels, image = open_image(source.path, detector)
         size_wh = (pixels.shape[1], pixels.shape[0])
-        scene = Scene(shrunk(pixels), size_wh, source.truth, detector.classes.names, texts)
+        names, overlay = detector.classes.names, options.overlay
+        scene = Scene(shrunk(pixels), size_wh, source.truth, names, texts, overlay)
         captured = capture(detector.model, image) if isinstance(detector.model, DEIM) else None
         with torch.no_grad():
             outputs = captured.outputs if captured else detector.model(image)
@@ -273,7 +278,7 @@ class Visualisation:
     def write(self, name: str, drawn: Drawn, facts: dict[str, Any]) -> None:
         """Write a figure as `name`.png, .pdf and .json, and its table."""
         path = self.folder / name
-        save_figure(drawn.figure, path.parent, path.name)
+        save_figure(drawn.figure, path.parent, path.name, text_beside=None if self.options.captions else drawn.caption)
         if drawn.table is not None:
             write_table(drawn.table, path, self.options.lang)
         self.write_json(name, {"figure": path.name, "caption": drawn.caption, **facts, "drawn": dict(drawn.facts)})

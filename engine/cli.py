@@ -198,6 +198,12 @@ def ending(lang: Language, folder: Path, next_step: str = "") -> str:
     return "\n".join(map(printable, lines)) + "\n"
 
 
+def add_caption_argument(parser: argparse.ArgumentParser) -> None:
+    """`--no-caption`, as `args.captions: bool`."""
+    text = "no caption in figures: the text goes into a .txt beside each, as LaTeX has \\caption"
+    parser.add_argument("--no-caption", dest="captions", action="store_false", help=text)
+
+
 def training_arguments(description: str | None) -> argparse.Namespace:
     """Parse the command line of the two training scripts."""
     parser = argparse.ArgumentParser(description=description)

@@ -24,14 +24,18 @@ class Placed(NamedTuple):
     leader: tuple[float, ...] | None
 
 
-def place_labels(boxes_xyxy: npt.ArrayLike, sizes_wh: npt.ArrayLike, canvas_xyxy: tuple[float, ...]) -> list[Placed]:
+def place_labels(
+    boxes_xyxy: npt.ArrayLike, sizes_wh: npt.ArrayLike, canvas_xyxy: tuple[float, ...]
+) -> list[Placed | None]:
     """Place a name of each size at each box, the first ones first, all inside the canvas if they fit into it.
 
     A name stands above its box, below or beside it; where it would hide something there, further off with a line.
+    None: it would hide another name wherever it stood.
     """
     low, high = np.array(canvas_xyxy[:2], np.float64), np.array(canvas_xyxy[2:], np.float64)
     boxes = np.clip(np.asarray(boxes_xyxy, np.float64).reshape(-1, 4), np.tile(low, 2), np.tile(high, 2))
-    sizes, names, placed = np.asarray(sizes_wh, np.float64).reshape(-1, 2), np.empty((0, 4)), []
+    sizes, names = np.asarray(sizes_wh, np.float64).reshape(-1, 2), np.empty((0, 4))
+    placed: list[Placed | None] = []
     for number, (box, size) in enumerate(zip(boxes, sizes, strict=True)):
         others, best, least = np.delete(boxes, number, axis=0), box, np.inf
         for ring in (*_RINGS, None):
@@ -44,6 +48,9 @@ def place_labels(boxes_xyxy: npt.ArrayLike, sizes_wh: npt.ArrayLike, canvas_xyxy
             costs = _costs(areas, box, _within(others, areas), _within(names, areas))
             if costs.min() < least:
                 best, least = areas[costs.argmin()], float(costs.min())
+        if _shared(best[None], names).any():
+            placed.append(None)
+            continue
         names = np.vstack([names, best])
         placed.append(Placed(tuple(best.tolist()), _leader(best, box)))
     return placed

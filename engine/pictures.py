@@ -107,13 +107,14 @@ def _annotated(
     sizes = [(math.ceil(draw.textlength(text, font=font)) + 6, font_px + 5) for text in texts]
     outer = np.round(boxes[drawn]) + np.array([-1, -1, 1, 1]) * (line + 1)
     placed = place_labels(outer, sizes, (0, 0, *canvas.size))
-    for k, (_, leader) in zip(drawn, placed, strict=True):
+    named = [(colours[k], text, place) for k, text, place in zip(drawn, texts, placed, strict=True) if place]
+    for colour, _, (_, leader) in named:
         if leader is not None:
             draw.line(leader, fill=(0, 0, 0), width=line + 2)
-            draw.line(leader, fill=colours[k], width=line)
-    for k, text, ((left, top, right, bottom), _) in zip(drawn, texts, placed, strict=True):
-        draw.rectangle((round(left), round(top), round(right) - 1, round(bottom) - 1), fill=colours[k])
-        bright = np.dot((0.299, 0.587, 0.114), colours[k]) > 125
+            draw.line(leader, fill=colour, width=line)
+    for colour, text, ((left, top, right, bottom), _) in named:
+        draw.rectangle((round(left), round(top), round(right) - 1, round(bottom) - 1), fill=colour)
+        bright = np.dot((0.299, 0.587, 0.114), colour) > 125
         draw.text((round(left) + 3, round(top) + 1), text, font=font, fill=(0, 0, 0) if bright else (255, 255, 255))
     return np.asarray(canvas)
 

@@ -38,7 +38,7 @@ def read(folder: Path) -> Any:
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time."""
-    monkeypatch.setattr("analysis.compare_report.write_plots", lambda *arguments: None)
+    monkeypatch.setattr("analysis.compare_report.write_plots", lambda *arguments, **options: None)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,9 @@ def test_plots_of_an_earlier_comparison_do_not_stay(tmp_path: Path) -> None:
     for name in ("ap_vs_latency.png", "ap_vs_latency.pdf", "ap_vs_memory.png", "mine.png"):
         (tmp_path / name).touch()
     copies = [write_run(tmp_path / "runs" / name, cost=None, seed=seed) for seed, name in enumerate("ab")]
-    assert run_here(*copies, "--samples", "100", "--output-dir", tmp_path, cwd=tmp_path).code == 0
+    assert run_here(*copies, "--samples", "100", "--no-caption", "--output-dir", tmp_path, cwd=tmp_path).code == 0
+    caption = (tmp_path / "ap_vs_parameters.txt").read_text(encoding="utf-8")
+    assert caption.startswith("AP of ") and "Horizontal: Parameters (millions)." in caption
     assert sorted(path.name for path in tmp_path.glob("*.p*")) == [
         "ap_vs_parameters.pdf",
         "ap_vs_parameters.png",

@@ -93,20 +93,21 @@ def test_a_checkpoint_is_all_it_needs(tiny: Path) -> None:
 
 
 def test_analysis_options(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+    seen: list[Any] = []
 
-    def figures(analysis: Analysis, folder: Path, lang: str) -> list[Any]:
-        seen.append(lang)
+    def figures(analysis: Analysis, folder: Path, lang: str, *, captions: bool) -> list[Any]:
+        seen.append((lang, captions))
         return []
 
     monkeypatch.setattr("analysis.figures.write_figures", figures)
     chosen = ["--bootstrap", "7", "--confusion-iou", "0.3", "--confusion-score", "0.01", "--lang", "es", "--no-cost"]
+    chosen.append("--no-caption")
     outcome = run_here("-r", "run/best.pth", "-d", "cpu", "--output-dir", "es", *chosen, cwd=tiny)
     assert outcome.code == 0, outcome.err
     results = read(tiny / "es" / "results.json")
     assert (results["bootstrap_samples"], results["cost"]) == (7, None)
     assert (results["confusion"]["iou"], results["confusion"]["score"]) == (0.3, 0.01)
-    assert seen == ["es"] and 'lang="es"' in (tiny / "es" / "report.html").read_text(encoding="utf-8")
+    assert seen == [("es", False)] and 'lang="es"' in (tiny / "es" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_checkpoints_config_draws_and_makes_nothing(tiny: Path) -> None:

@@ -65,10 +65,10 @@ class Drawn(dict[str, Figure]):
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     figures = Drawn()
 
-    def touch(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+    def touch(figure: Figure, folder: Path, name: str, **how: Any) -> tuple[Path, Path]:
         figures[name] = figure
         if name in figures.painted:
-            return save_figure(figure, folder, name)
+            return save_figure(figure, folder, name, **how)
         folder.mkdir(parents=True, exist_ok=True)
         paths = folder / f"{name}.png", folder / f"{name}.pdf"
         for path in paths:
@@ -135,6 +135,24 @@ def test_layers_and_a_point(tiny: Path, drawn: Drawn) -> None:
     assert done.code == 0, done.err
     shown = read(tiny / "point" / "0" / "heads_patch.json")["drawn"]
     assert shown["vit_blocks"] == [0, 2] and shown["focus_patches"] == [2] and shown["grid_hw"] == [4, 4]
+
+
+def test_maps_over_the_image_and_captions_beside(tiny: Path, drawn: Drawn) -> None:
+    drawn.painted = ("main",)
+    chosen = [*ANY, "--what", "decoder", "--overlay", "--no-caption", "--lang", "es", "--output-dir", "over"]
+    done = run_here("-r", "run/tiny.pth", "--images", "val/0.png", *chosen, cwd=tiny)
+    assert done.code == 0, done.err
+    caption = (tiny / "over" / "0" / "main.txt").read_text(encoding="utf-8")
+    assert caption.strip() == read(tiny / "over" / "0" / "main.json")["caption"]
+    assert "se superponen a la imagen en gris" in caption
+    assert not any(text.get_visible() for text in drawn["main"].texts)
+    ground, over = drawn["main"].axes[2].images
+    picture = np.asarray(Image.open(tiny / "val" / "0.png").convert("RGB"), np.float64).mean(axis=2)
+    np.testing.assert_allclose(ground.get_array(), picture)
+    alpha, values = np.ravel(over.get_alpha()), np.ravel(over.get_array())
+    assert (np.diff(alpha[np.argsort(values)]) >= 0).all() and 0.2 < alpha.min() < alpha.max() <= 0.75
+    bar = next(axes for axes in drawn["main"].axes if axes.get_xlabel() == "Proporción de la atención")
+    assert all(drawing.get_alpha() is None for drawing in bar.collections), "the bar shows the colours themselves"
 
 
 def test_evidence_of_vit_tokens(tiny: Path, drawn: Drawn) -> None:

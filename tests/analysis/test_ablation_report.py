@@ -223,7 +223,7 @@ def test_tables(found: Answer) -> None:
 @pytest.mark.usefixtures("unpainted")
 def test_files_in_both_languages(found: Answer, tmp_path: Path) -> None:
     (tmp_path / "ablation_zero_shot.csv").write_text("of an earlier writing", encoding="utf-8")
-    markdown = write_answer(found, tmp_path, "es")
+    markdown = write_answer(found, tmp_path, "es", captions=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "ablation.csv",
         "ablation.json",
@@ -234,6 +234,7 @@ def test_files_in_both_languages(found: Answer, tmp_path: Path) -> None:
         "ablation_similarity.csv",
         "text_similarity.pdf",
         "text_similarity.png",
+        "text_similarity.txt",
     ]
     assert markdown.startswith("# ¿Ayuda el texto?") and "no se muestra diferencia" in markdown
     assert (tmp_path / "ablation.md").read_text(encoding="utf-8") == markdown

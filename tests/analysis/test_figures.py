@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
@@ -260,6 +261,28 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with figure_style(), pytest.raises(UserError, match="Could not write figure"):
         save_figure(new_figure(4.0), tmp_path / "file", "errors")
+
+
+def test_a_caption_goes_into_a_file_beside_and_leaves_no_room(tmp_path: Path) -> None:
+    def figure() -> Figure:
+        made = new_figure(6.0)
+        made.subplots().plot([0, 1])
+        made.suptitle("A title")
+        made.supxlabel("What is\nto be seen")
+        return made
+
+    with figure_style():
+        save_figure(figure(), tmp_path, "with", text_beside=None)
+        bare = figure()
+        save_figure(bare, tmp_path, "bare", text_beside="What is to be seen, as á text")
+    assert (tmp_path / "bare.txt").read_text(encoding="utf-8") == "What is to be seen, as á text\n"
+    assert not any(text.get_visible() for text in bare.texts)
+    with Image.open(tmp_path / "with.png") as whole, Image.open(tmp_path / "bare.png") as image:
+        assert image.width == whole.width and whole.height - 120 < image.height < whole.height - 60
+        assert (np.asarray(image.convert("L"))[-1] == 255).all()
+    with figure_style():
+        save_figure(figure(), tmp_path, "bare")
+    assert {path.name for path in tmp_path.glob("bare.*")} == {"bare.png", "bare.pdf"}, "no caption of an earlier call"
 
 
 def test_names_become_one_printable_line() -> None:

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.style import figure_style
+from analysis.style import BoxNames, figure_style
 from attention.capture import PredictedObject
 from attention.maps import SamplingPoints
 from attention.panels import Scene, draw_truth_and_objects, show_image, window_of
@@ -36,10 +36,12 @@ def test_names_lie_in_the_picture_and_not_on_each_other(size_hw: tuple[int, int]
         show_image(axes, scene)
         draw_truth_and_objects(axes, scene, objects)
         canvas.draw()
-        areas = [text.get_window_extent() for text in axes.texts]
+        (names,) = [artist for artist in axes.artists if isinstance(artist, BoxNames)]
+        assert all(text.get_visible() for text in names.texts)
+        areas = [text.get_window_extent() for text in names.texts]
         assert len(areas) == 6
         for place, area in enumerate(areas):
-            assert area.x0 >= -1 and area.x1 <= axes.bbox.x1 + 1, axes.texts[place]
+            assert area.x0 >= -1 and area.x1 <= axes.bbox.x1 + 1, names.texts[place]
             for other in areas[place + 1 :]:
                 assert not area.overlaps(other), (area, other)
 
