@@ -138,9 +138,9 @@ def _crops(
         truth = [(split.boxes_xywh[row].tolist(), int(split.labels[row])) for row in split.training_rows(image)]
         for k in by_image[image.id]:
             boxes = _boxes(findings[k], truth, predicted[image.id], split, texts)
-            window = _window(findings[k].box_xywh, (pixels.shape[1], pixels.shape[0]))
+            window = window_around(findings[k].box_xywh, (pixels.shape[1], pixels.shape[0]))
             caption = _caption(findings[k], split.classes.names[findings[k].label], texts)
-            crops[k] = _Crop(_cut(pixels, window), window, boxes, caption, image.file_name)
+            crops[k] = _Crop(cut(pixels, window), window, boxes, caption, image.file_name)
     return crops, left_out
 
 
@@ -182,7 +182,7 @@ def _boxes(
     return [*(box for box in others if not box.is_finding), target]
 
 
-def _window(box_xywh: Sequence[float], size_wh: tuple[int, int]) -> tuple[int, int, int, int]:
+def window_around(box_xywh: Sequence[float], size_wh: tuple[int, int]) -> tuple[int, int, int, int]:
     """Corners of a square around the box, moved and cut so that it lies inside the image; at least one pixel."""
     x, y, w, h = box_xywh
     side = max(_CONTEXT * max(w, h), _LEAST_CROP_PX)
@@ -195,7 +195,7 @@ def _window(box_xywh: Sequence[float], size_wh: tuple[int, int]) -> tuple[int, i
     return left, top, right, bottom
 
 
-def _cut(pixels: PixelArray, window: tuple[int, int, int, int]) -> PixelArray:
+def cut(pixels: PixelArray, window: tuple[int, int, int, int]) -> PixelArray:
     """A copy, so that the whole image can be let go."""
     left, top, right, bottom = window
     part = pixels[top:bottom, left:right]

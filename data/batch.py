@@ -5,8 +5,9 @@ Legend: B images in the batch, N boxes of one image.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ class Target(TypedDict):
     """float32 [N, 4], cxcywh in [0, 1] of the image."""
     area: Tensor
     """float32 [N], width x height in pixels of the current image."""
+    pseudo: NotRequired[Tensor]
+    """bool [N], labelled by a network (`CocoSplit.pseudo`); in training."""
 
 
 @dataclass
@@ -44,40 +47,37 @@ class Batch:
     def __reduce__(self) -> tuple[Any, ...]:
         """How a worker sends a batch: only the images stay in shared memory.
 
-        torch would open a shared file for each of the 3 x B + 1 small tensors, too, and the main process would ask the
+        torch would open a shared file for each of the 4 x B + 1 small tensors, too, and the main process would ask the
         worker for each of them in turn.
         """
-        small = [(t["labels"].numpy(), t["boxes"].numpy(), t["area"].numpy()) for t in self.targets]
+        small = [{key: tensor.numpy() for key, tensor in _tensors(target)} for target in self.targets]
         return _received, (self.images, small, self.image_ids, self.orig_sizes_wh.numpy())
 
     def pin_memory(self) -> Batch:
         """Return the batch in pinned memory; the DataLoader calls it when `pin_memory` is on."""
-        targets = [
-            Target(labels=t["labels"].pin_memory(), boxes=t["boxes"].pin_memory(), area=t["area"].pin_memory())
-            for t in self.targets
-        ]
+        targets = [_target({key: tensor.pin_memory() for key, tensor in _tensors(t)}) for t in self.targets]
         return Batch(self.images.pin_memory(), targets, self.image_ids, self.orig_sizes_wh.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
         """Copy to `device`, asynchronously where the memory is pinned."""
         targets = [
-            Target(
-                labels=t["labels"].to(device, non_blocking=True),
-                boxes=t["boxes"].to(device, non_blocking=True),
-                area=t["area"].to(device, non_blocking=True),
-            )
-            for t in self.targets
+            _target({key: tensor.to(device, non_blocking=True) for key, tensor in _tensors(t)}) for t in self.targets
         ]
         images = self.images.to(device, non_blocking=True)
         return Batch(images, targets, self.image_ids, self.orig_sizes_wh.to(device, non_blocking=True))
 
 
+def _tensors(target: Target) -> Iterable[tuple[str, Tensor]]:
+    return cast("dict[str, Tensor]", target).items()
+
+
+def _target(tensors: dict[str, Tensor]) -> Target:
+    return cast(Target, tensors)
+
+
 def _received(
-    images: Tensor, targets: list[tuple[npt.NDArray[Any], ...]], image_ids: list[int], sizes: npt.NDArray[np.int64]
+    images: Tensor, targets: list[dict[str, npt.NDArray[Any]]], image_ids: list[int], sizes: npt.NDArray[np.int64]
 ) -> Batch:
     """The batch whose parts came through a pipe."""
-    made = [
-        Target(labels=torch.from_numpy(labels), boxes=torch.from_numpy(boxes), area=torch.from_numpy(area))
-        for labels, boxes, area in targets
-    ]
+    made = [_target({key: torch.from_numpy(array) for key, array in target.items()}) for target in targets]
     return Batch(images, made, image_ids, torch.from_numpy(sizes))

@@ -50,6 +50,8 @@ class CocoSplit:
     """[N], square pixels, as in the file or computed."""
     crowd: npt.NDArray[np.bool_]
     """[N], crowd boxes: never trained on, ignored regions in evaluation."""
+    pseudo: npt.NDArray[np.bool_]
+    """[N], boxes with `pseudo: 1`: drawn by a network, not by a person; `DEIMCriterion.pseudo_weight` weighs them."""
     annotation_ids: IntArray
     """[N], as in the file, for messages."""
 
@@ -90,6 +92,7 @@ class CocoSplit:
             labels=self.labels[rows],
             areas=self.areas[rows],
             crowd=self.crowd[rows],
+            pseudo=self.pseudo[rows],
             annotation_ids=self.annotation_ids[rows],
         )
 
@@ -105,6 +108,7 @@ class CocoSplit:
                 "area": float(self.areas[row]),
                 "iscrowd": int(self.crowd[row]),
             }
+            | ({"pseudo": 1} if self.pseudo[row] else {})
             for image in self.images
             for row in range(image.rows.start, image.rows.stop)
         ]
@@ -249,6 +253,7 @@ def _pack(
         labels=labels[order],
         areas=np.array(boxes.areas, dtype=np.float64)[order],
         crowd=np.array(boxes.crowd, dtype=np.bool_)[order],
+        pseudo=np.array(boxes.pseudo, dtype=np.bool_)[order],
         annotation_ids=np.array(boxes.annotation_ids, dtype=np.int64)[order],
     )
 

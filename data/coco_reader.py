@@ -55,6 +55,7 @@ class BoxColumns:
     """Four a box."""
     areas: array[float] = field(default_factory=lambda: array("d"))
     crowd: array[int] = field(default_factory=lambda: array("b"))
+    pseudo: array[int] = field(default_factory=lambda: array("b"))
 
 
 _Fault = tuple[str, str, str]
@@ -237,6 +238,7 @@ class AnnotationReader:
             boxes.boxes_xywh.extend(box_xywh)
             boxes.areas.append(area)
             boxes.crowd.append(bool(entry.get("iscrowd")))
+            boxes.pseudo.append(entry.get("pseudo") in (True, 1))
         if num_without_area:
             text = f"{num_without_area} of {total} annotations have no usable area"
             self.warn("annotations", text, "Nothing to do: it is computed as width x height", "missing area")

@@ -146,11 +146,12 @@ class IndustrialDataset(Dataset[Sample]):
         image = self.split.images[key.index]
         if self._transform is None:
             pixels, boxes, labels = self._resized(key.index, size_hw)
+            pseudo = None
         else:
             pixels, scene = draw(self._augmented(self._transform, key), size_hw)
-            boxes, labels = scene.boxes_xyxy, scene.labels
+            boxes, labels, pseudo = scene.boxes_xyxy, scene.labels, scene.pseudo
         cv2.split(pixels, list(out.numpy()))
-        return Sample(out, to_target(boxes, labels, size_hw), image.id, (image.width, image.height), key)
+        return Sample(out, to_target(boxes, labels, size_hw, pseudo), image.id, (image.width, image.height), key)
 
     def plan(self, epoch: int) -> EpochPlan:
         """Return what is on in an epoch."""
@@ -201,7 +202,8 @@ class IndustrialDataset(Dataset[Sample]):
         return self.split.boxes_xyxy[rows].astype(np.float64), self.split.labels[rows]
 
     def _scene(self, index: int) -> Scene:
-        return scene_of(_SplitImage(self, index), *self._boxes(index))
+        pseudo = self.split.pseudo[self.split.training_rows(self.split.images[index])]
+        return scene_of(_SplitImage(self, index), *self._boxes(index), pseudo)
 
     def _augmented(self, transform: TrainTransform, key: SampleKey) -> Scene:
         plan, op = self.plan(key.epoch), transform.mosaic

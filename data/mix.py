@@ -47,6 +47,7 @@ def mosaic(sources: Sequence[Scene], op: MosaicOp, rng: np.random.Generator) -> 
         window_xyxy=np.array([0.0, 0.0, 2 * tile_w, 2 * tile_h]),
         boxes_xyxy=np.concatenate(boxes),
         labels=np.concatenate([source.labels for source in sources]),
+        pseudo=np.concatenate([source.pseudo for source in sources]),
         fill=op.fill_value,
     )
     affine = _affine_matrix(2 * tile_w, 2 * tile_h, op, rng)
@@ -161,7 +162,10 @@ def _paste_object(
     place = image[:, top - margins[1] : top + h + margins[3], left - margins[0] : left + w + margins[2]]
     place.copy_(_blend(place, patch, weight) if weight else patch)
     box = torch.tensor([[(left + w / 2) / width, (top + h / 2) / height, w / width, h / height]])
-    return Target(labels=source["labels"][row : row + 1], boxes=box, area=torch.tensor([float(w * h)]))
+    pasted = Target(labels=source["labels"][row : row + 1], boxes=box, area=torch.tensor([float(w * h)]))
+    if "pseudo" in source:
+        pasted["pseudo"] = source["pseudo"][row : row + 1]
+    return pasted
 
 
 def _pixel_box(box_cxcywh: Tensor, width: int, height: int) -> tuple[int, int, int, int]:
@@ -224,8 +228,11 @@ def _blend(a: Tensor, b: Tensor, weight_of_a: float) -> Tensor:
 
 
 def _joined(*targets: Target) -> Target:
-    return Target(
+    joined = Target(
         labels=torch.cat([target["labels"] for target in targets]),
         boxes=torch.cat([target["boxes"] for target in targets]),
         area=torch.cat([target["area"] for target in targets]),
     )
+    if all("pseudo" in target for target in targets):
+        joined["pseudo"] = torch.cat([target["pseudo"] for target in targets])
+    return joined

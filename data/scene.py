@@ -69,6 +69,8 @@ class Scene:
     """[N, 4] View pixels."""
     labels: npt.NDArray[np.int64]
     """[N]"""
+    pseudo: npt.NDArray[np.bool_]
+    """[N] Labelled by a network."""
     fill: int = 0
     """Grey around the window, and between the tiles."""
     changes: tuple[Change, ...] = ()
@@ -92,12 +94,15 @@ class Scene:
 
     def select(self, keep: npt.NDArray[np.bool_]) -> Scene:
         """Keep only the boxes that a mask [N] keeps."""
-        return replace(self, boxes_xyxy=self.boxes_xyxy[keep], labels=self.labels[keep])
+        return replace(self, boxes_xyxy=self.boxes_xyxy[keep], labels=self.labels[keep], pseudo=self.pseudo[keep])
 
 
-def scene_of(source: Source, boxes_xyxy: npt.ArrayLike, labels: npt.ArrayLike) -> Scene:
-    """Take one image as it is, with its boxes [N, 4] in pixels and labels [N]."""
+def scene_of(
+    source: Source, boxes_xyxy: npt.ArrayLike, labels: npt.ArrayLike, pseudo: npt.ArrayLike | None = None
+) -> Scene:
+    """Take one image as it is, with its boxes [N, 4] in pixels, labels [N], and which of them a network made, [N]."""
     height, width = source.size_hw
+    known = np.asarray(labels, dtype=np.int64).reshape(-1)
     return Scene(
         tiles=(Tile(source, (0, 0, width, height)),),
         canvas_hw=(height, width),
@@ -105,7 +110,8 @@ def scene_of(source: Source, boxes_xyxy: npt.ArrayLike, labels: npt.ArrayLike) -
         size_hw=(height, width),
         window_xyxy=np.array([0.0, 0.0, width, height]),
         boxes_xyxy=np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4),
-        labels=np.asarray(labels, dtype=np.int64).reshape(-1),
+        labels=known,
+        pseudo=np.zeros(len(known), dtype=bool) if pseudo is None else np.asarray(pseudo, dtype=bool).reshape(-1),
     )
 
 

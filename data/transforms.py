@@ -72,7 +72,12 @@ def output_size_hw(config: TransformsConfig) -> tuple[int, int]:
     return config.resize.size
 
 
-def to_target(boxes_xyxy: FloatArray, labels: npt.NDArray[np.int64], size_hw: tuple[int, int]) -> Target:
+def to_target(
+    boxes_xyxy: FloatArray,
+    labels: npt.NDArray[np.int64],
+    size_hw: tuple[int, int],
+    pseudo: npt.NDArray[np.bool_] | None = None,
+) -> Target:
     """Make the target as the network sees it; boxes without area are dropped, areas computed from the boxes."""
     height, width = size_hw
     boxes = boxes_xyxy.clip(0, (width, height, width, height))
@@ -80,8 +85,11 @@ def to_target(boxes_xyxy: FloatArray, labels: npt.NDArray[np.int64], size_hw: tu
     keep = (sizes > 0).all(axis=1)
     boxes, sizes = boxes[keep], sizes[keep]
     boxes_cxcywh = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, sizes], axis=1) / (width, height, width, height)
-    return Target(
+    target = Target(
         labels=torch.from_numpy(labels[keep]),
         boxes=torch.from_numpy(boxes_cxcywh.astype(np.float32)),
         area=torch.from_numpy(sizes.prod(axis=1).astype(np.float32)),
     )
+    if pseudo is not None:
+        target["pseudo"] = torch.from_numpy(pseudo[keep])
+    return target

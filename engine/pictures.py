@@ -213,11 +213,11 @@ def prediction_pictures(
                 texts("prediction", score=texts.number(min_score, 2)),
             ),
         )
-        pictures.append(grid([_captioned(panel, caption) for panel, caption in panels], columns=3))
+        pictures.append(grid([captioned(panel, caption) for panel, caption in panels], columns=3))
     return pictures
 
 
-def _captioned(image: PixelArray, caption: str) -> PixelArray:
+def captioned(image: PixelArray, caption: str) -> PixelArray:
     """The image with one line of text on white above it, shortened to fit."""
     strip = Image.new("RGB", (image.shape[1], _FONT_PX + 7), (255, 255, 255))
     draw, font = ImageDraw.Draw(strip), _font(_FONT_PX)

@@ -274,6 +274,8 @@ class CriterionConfig(Section):
     """Weight of the negatives in the MAL loss; null means 1."""
     use_uni_set: bool = True
     """Box losses on the union of all layers' matches (GO); False: each layer on its own matches."""
+    pseudo_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Weight of a box with `pseudo: 1` (labelled by a network) in the losses of its matched queries (own addition)."""
 
     def rules(self) -> Iterator[str]:
         if self.matcher.repeat_targets > 1 and not self.use_uni_set:

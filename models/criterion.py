@@ -56,6 +56,8 @@ class _Boxes:
     """float32 [N, 4]"""
     per_image: tuple[int, ...]
     """B numbers that add to N."""
+    weight: Tensor | None
+    """float32 [N], of pseudo-labels less than 1; None: all count alike."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class DEIMCriterion(nn.Module):
             absent; DDF is absent where student and teacher are identical, as in the first step of training.
         """
         with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
-            return self._losses(outputs, _concatenate(targets), epoch, share)
+            return self._losses(outputs, _concatenate(targets, self.config.pseudo_weight), epoch, share)
 
     def _losses(
         self, outputs: Mapping[str, Any], boxes: _Boxes, epoch: int, share: WindowShare | None
@@ -228,8 +230,8 @@ class DEIMCriterion(nn.Module):
         class_iou = all_iou if class_pairs is pairs else _pair_iou(sets, boxes, class_pairs)
         sums = {
             "loss_mal": self._mal(sets, boxes, class_pairs, class_iou) / assignment.class_norm,
-            "loss_bbox": (predicted - boxes.cxcywh[pairs.box]).abs().sum((1, 2)) / norm,
-            "loss_giou": (1 - giou).sum(1) / norm,
+            "loss_bbox": _weighed((predicted - boxes.cxcywh[pairs.box]).abs(), boxes, pairs).sum((1, 2)) / norm,
+            "loss_giou": _weighed(1 - giou, boxes, pairs).sum(1) / norm,
             "loss_fgl": _fgl(sets, boxes, pairs, iou, bin_values, reg_scale) / norm,
         }
         # Weighted as vectors [S] and taken apart then: an operation per set would cost more than the arithmetic.
@@ -254,6 +256,8 @@ class DEIMCriterion(nn.Module):
         target = torch.zeros_like(weight)
         position = (pairs.query * logits.shape[-1] + boxes.labels[pairs.box]).expand(iou.shape)
         weight.flatten(1).scatter_(1, position, 1.0)
+        if boxes.weight is not None:
+            weight.flatten(1).scatter_(1, position, boxes.weight[pairs.box].expand(iou.shape))
         target.flatten(1).scatter_(1, position, iou**gamma)
         return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum((1, 2))
 
@@ -316,7 +320,15 @@ def _fgl(
     log_p = rows.view(num_sets, num_pairs, *sets.corners.shape[2:]).log_softmax(-1)
     bins = torch.stack([left_bin, left_bin + 1], dim=-1).expand(num_sets, num_pairs, 4, 2)
     weights = torch.stack([left_weight, right_weight], dim=-1) * iou[..., None, None]
-    return -(log_p.gather(-1, bins) * weights).sum((1, 2, 3))
+    terms = log_p.gather(-1, bins) * weights
+    return -_weighed(terms, boxes, _DevicePairs(query, pairs.box[:num_sets])).sum((1, 2, 3))
+
+
+def _weighed(terms: Tensor, boxes: _Boxes, pairs: _DevicePairs) -> Tensor:
+    """Terms of pairs, [S, P, ...], by their boxes' weights; the sums are still divided by the count of boxes."""
+    if boxes.weight is None:
+        return terms
+    return terms * boxes.weight[pairs.box].view(*pairs.box.shape, *[1] * (terms.dim() - 2))
 
 
 def _ddf(sets: _OutputSets, pairs: _DevicePairs, iou: Tensor, distillation: _Distillation) -> Tensor:
@@ -370,11 +382,16 @@ def _students_differ(corners: Tensor) -> Tensor:
     return (corners[1:] != corners[:1]).flatten(1).any(1).float()
 
 
-def _concatenate(targets: Sequence[Mapping[str, Tensor]]) -> _Boxes:
+def _concatenate(targets: Sequence[Mapping[str, Tensor]], pseudo_weight: float) -> _Boxes:
     cxcywh = torch.cat([target["boxes"].reshape(-1, 4) for target in targets]).float()
     labels = torch.cat([target["labels"] for target in targets])
     per_image = tuple(target["labels"].shape[0] for target in targets)
-    return _Boxes(labels, cxcywh, cxcywh_to_xyxy_clamped(cxcywh), per_image)
+    weight = None
+    if pseudo_weight != 1:  # else not even a multiplication: the losses are the original's
+        none = torch.zeros_like(labels, dtype=torch.bool)
+        pseudo = torch.cat([target.get("pseudo", none[: len(target["labels"])]) for target in targets])
+        weight = torch.where(pseudo, pseudo_weight, 1.0)
+    return _Boxes(labels, cxcywh, cxcywh_to_xyxy_clamped(cxcywh), per_image, weight)
 
 
 def _stack(

@@ -81,7 +81,7 @@ def split_set(
     groups, found = alike_groups(split, progress=progress)
     require_no_errors(found)
     ratios = np.array([fractions[name] for name in names])
-    chosen = assign_groups(_kinds(split, groups), np.bincount(groups), ratios, seed)
+    chosen = assign_groups(kinds_of_groups(split, groups), np.bincount(groups), ratios, seed)
     sets = {name: {split.images[i].id for i in np.flatnonzero(chosen[groups] == k)} for k, name in enumerate(names)}
     empty = [name for name, ids in sets.items() if not ids]
     if empty:
@@ -163,7 +163,7 @@ def _find_images(ann_file: Path) -> Path:
     return ann_file.parent
 
 
-def _kinds(split: CocoSplit, groups: IntArray) -> IntArray:
+def kinds_of_groups(split: CocoSplit, groups: IntArray) -> IntArray:
     """[G, C + 1] images of the group with a box of the class; last column: images without any."""
     held = np.zeros((len(split), len(split.classes) + 1), dtype=np.int64)
     for index, image in enumerate(split.images):

@@ -157,7 +157,7 @@ def test_names_stay_in_the_crop(split: CocoSplit) -> None:
     *(st.integers(1, 2000) for _ in range(2)),
 )
 def test_windows_lie_in_the_image(x: float, y: float, w: float, h: float, width: int, height: int) -> None:
-    left, top, right, bottom = gallery._window((x, y, w, h), (width, height))
+    left, top, right, bottom = gallery.window_around((x, y, w, h), (width, height))
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
 
 

@@ -1,4 +1,5 @@
 import importlib
+import json
 import os
 import signal
 import sys
@@ -20,7 +21,9 @@ from data.errors import UserError
 from data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, explain_worker_error
 from data.signals import STOP_SIGNALS, handlers
 from data.splits import build_datasets
+from engine.config import load_config
 from tests.support.coco_files import CocoFiles, data_config
+from tests.support.tiny_run import write_tiny_config, write_tiny_data
 
 
 @pytest.fixture(scope="module")
@@ -381,3 +384,26 @@ def test_a_worker_loads_no_network_and_not_the_script(
     modules = set((tmp_path / "probe.py.txt").read_text(encoding="utf-8").split())
     unneeded = {"torchvision", "models", "engine", "analysis", "transformers", "matplotlib", "faster_coco_eval"}
     assert {"torch", "cv2", "data.loader"} <= modules and not unneeded & modules
+
+
+def test_who_labelled_a_box_stays_with_it_through_every_mixture(tmp_path: Path) -> None:
+    """In this file a network labelled all bars and people all squares; mosaic, crops, mixup and copies keep it so."""
+    write_tiny_data(tmp_path, num_train=8)
+    content = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
+    for box in content["annotations"]:
+        box |= {"pseudo": 1} if box["category_id"] == 7 else {}
+    (tmp_path / "train.json").write_text(json.dumps(content), encoding="utf-8")
+    collate = "train_dataloader.collate_fn"
+    mixing = [f"{collate}.{kind}_{key}" for kind in ("mixup", "copyblend") for key in ("prob=0.5", "epochs=[0,3]")]
+    config = load_config(write_tiny_config(tmp_path), [*mixing, "train_dataloader.dataset.transforms.mosaic_prob=0.5"])
+    split = build_datasets(config, ("train",)).splits["train"]
+    loader = build_train_loader(config, split, split.classes, seed=0)
+    seen = []
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            for target in batch.targets:
+                assert target["pseudo"].tolist() == [label == 1 for label in target["labels"].tolist()]
+                seen += target["pseudo"].tolist()
+    loader.close()
+    assert 0 < sum(seen) < len(seen)

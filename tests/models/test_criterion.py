@@ -113,6 +113,19 @@ def test_mal_alpha_weighs_the_background() -> None:
     torch.testing.assert_close(weighed, 0.3 * plain)
 
 
+def test_pseudo_labels_weigh_less() -> None:
+    outputs, targets, _ = made_up([3, 0, 5])
+    targets = [target | {"pseudo": torch.ones(len(target["labels"]), dtype=torch.bool)} for target in targets]
+    plain, half, none = (make_criterion(reg_max=8, pseudo_weight=w)(outputs, targets, epoch=0) for w in (1.0, 0.5, 0.0))
+    for name, value in plain.items():
+        if not name.startswith("loss_ddf"):  # which compares layers, not labels
+            torch.testing.assert_close(half[name], (value + none[name]) / 2, rtol=1e-5, atol=1e-6)
+        if name.startswith(("loss_bbox", "loss_giou", "loss_fgl")):
+            assert none[name] == 0 < value
+    by_people = [target | {"pseudo": torch.zeros_like(target["pseudo"])} for target in targets]
+    assert make_criterion(reg_max=8, pseudo_weight=0.5)(outputs, by_people, epoch=0) == plain
+
+
 def test_denoising_indices_may_be_in_any_order_of_groups() -> None:
     """`dn_positive_idx` is read, not guessed: queries of two groups exchanged give the same losses."""
     outputs, targets, _ = made_up([2, 2], num_denoising=4)

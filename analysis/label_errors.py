@@ -1,0 +1,216 @@
+"""Find likely errors in annotations by comparing them with predictions of a network that has not seen them.
+
+The four kinds and the idea of a score per kind are ObjectLab's (Tkachenko, Thyagarajan, Mueller: ObjectLab: Automated
+Diagnosis of Mislabeled Images in Object Detection Data, 2023); the scores here are simpler. What they find and miss on
+NEU-DET stands in docs/results.md.
+
+Legend: G annotated boxes, M detections, P pairs of the two that overlap by `MIN_IOU`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from pydantic import FiniteFloat
+from torchvision.ops import batched_nms
+from typing_extensions import TypedDict
+
+from analysis.matching import Matches, match, overlapping
+from data.coco import CocoSplit
+from data.types import BoolArray, FloatArray, IntArray
+from engine.metrics import Box, GroundTruth, Id, Predictions
+
+Kind = Literal["missing", "class", "place", "extra"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SAME_OBJECT_IOU = 0.5
+_LEAST_SCORE = 0.02
+"""Detections below it say nothing, and are most of them."""
+_ERROR_PRIOR = 0.05
+"""Share of boxes too many that is expected; it only weighs this kind against the others."""
+_OTHER_CLASS_SUPPORT = 0.5
+"""What a detection of another class counts for the claim that a box holds something."""
+
+
+class Suggestion(TypedDict):
+    """One likely error, in COCO's terms. What there is not, is None."""
+
+    kind: Kind
+    suspicion: FiniteFloat
+    """In [0, 1]; it orders, and is no probability."""
+    image_id: Id
+    annotation_id: Id | None
+    """As in the annotation file; None for a missing box."""
+    category_id: Id | None
+    bbox: Box | None
+    suggested_category_id: Id | None
+    """None with `suggested_bbox` for a box too many."""
+    suggested_bbox: Box | None
+
+
+class _Found(NamedTuple):
+    """Likely errors of one kind."""
+
+    kind: Kind
+    suspicion: FloatArray
+    boxes: IntArray
+    """Annotated boxes; -1: none."""
+    detections: IntArray
+    """-1: none."""
+
+
+def find_label_errors(split: CocoSplit, predictions: Predictions) -> list[Suggestion]:
+    """List every annotation that predictions speak against, and every detection that no annotation explains, most
+    suspicious first; an annotation is listed once.
+
+    Args:
+        split: The annotations in doubt; crowd boxes are not doubted.
+        predictions: Of a network that was not trained on these annotations: one that was repeats their errors.
+    """
+    matches = match(GroundTruth.of(split), _without_repeats(predictions))
+    truth, found = matches.truth, matches.found
+    detections, boxes, ious = overlapping(matches)
+    scores, same = found.scores[detections], found.labels[detections] == truth.labels[boxes]
+    close = ious >= SAME_OBJECT_IOU
+    right = _largest(np.where(same & close, scores, 0.0), boxes, len(truth.labels))
+    doubt = scores * (1 - right.value[boxes])
+    explained = np.zeros(len(found.labels), dtype=bool)
+    explained[detections[same & close]] = True
+    kinds = [
+        _of_boxes("class", np.where(~same & close, doubt, 0.0), detections, boxes, matches),
+        _of_boxes("place", np.where(same & ~close & ~explained[detections], doubt, 0.0), detections, boxes, matches),
+        _extra(_largest(scores * ious * np.where(same, 1, _OTHER_CLASS_SUPPORT), boxes, len(truth.labels)), matches),
+    ]
+    alone = np.setdiff1d(np.arange(len(found.labels)), detections)
+    nothing = np.full(len(alone), -1)
+    kinds.append(_Found("missing", found.scores[alone], nothing, alone))
+    return _ranked(kinds, split, matches)
+
+
+class _Largest(NamedTuple):
+    value: FloatArray
+    """[G], 0 without pair."""
+    pair: IntArray
+    """[G], -1 without pair."""
+
+
+def _largest(values: FloatArray, boxes: IntArray, num_boxes: int) -> _Largest:
+    """Find the pair with the largest value for each box."""
+    order = np.argsort(values, kind="stable")
+    pair, value = np.full(num_boxes, -1), np.zeros(num_boxes)
+    pair[boxes[order]] = order  # the largest stays
+    value[pair >= 0] = values[pair[pair >= 0]]
+    return _Largest(value, pair)
+
+
+def _of_boxes(kind: Kind, values: FloatArray, detections: IntArray, boxes: IntArray, matches: Matches) -> _Found:
+    """The detection that speaks most against each box."""
+    best = _largest(values, boxes, len(matches.truth.labels))
+    doubted = np.flatnonzero((best.value > 0) & ~matches.truth.crowd)
+    return _Found(kind, best.value[doubted], doubted, detections[best.pair[doubted]])
+
+
+def _extra(support: _Largest, matches: Matches) -> _Found:
+    """Boxes where the network sees less than in others of the class: by their rank, since a class that is hard to see
+    has little support everywhere."""
+    real: BoolArray = ~matches.truth.crowd
+    share = np.ones(len(real))
+    for label in range(len(matches.names)):
+        own = np.flatnonzero(real & (matches.truth.labels == label))
+        values = support.value[own]
+        share[own] = np.searchsorted(np.sort(values), values, side="right") / max(len(own), 1)
+    suspicion = _ERROR_PRIOR / (_ERROR_PRIOR + (1 - _ERROR_PRIOR) * share)
+    doubted = np.flatnonzero(real)
+    return _Found("extra", suspicion[doubted], doubted, np.full(len(doubted), -1))
+
+
+def _without_repeats(predictions: Predictions) -> Predictions:
+    """Of detections of one class that overlap, the best one; those that say nothing are dropped."""
+    rows = np.flatnonzero(predictions.scores >= _LEAST_SCORE)
+    boxes = predictions.boxes_xywh[rows]
+    corners = torch.from_numpy(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1))
+    keys = np.column_stack([predictions.image_ids[rows], predictions.category_ids[rows]])
+    groups = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+    scores = torch.from_numpy(predictions.scores[rows])
+    kept = rows[batched_nms(corners, scores, torch.from_numpy(groups), SAME_OBJECT_IOU).numpy()]
+    return Predictions(
+        predictions.image_ids[kept],
+        predictions.category_ids[kept],
+        predictions.scores[kept],
+        predictions.boxes_xywh[kept],
+    )
+
+
+def _ranked(kinds: Sequence[_Found], split: CocoSplit, matches: Matches) -> list[Suggestion]:
+    """All kinds in one list, the most suspicious first."""
+    numbers = np.repeat(np.arange(len(kinds)), [len(one.suspicion) for one in kinds])
+    suspicion, boxes, detections = (np.concatenate([one[column] for one in kinds]) for column in (1, 2, 3))
+    sizes = {image.id: (image.width, image.height) for image in split.images}
+    ids, truth, found = split.classes.category_ids, matches.truth, matches.found
+    result: list[Suggestion] = []
+    listed: set[int] = set()
+    for row in np.argsort(-suspicion, kind="stable").tolist():
+        kind, box, detection = kinds[numbers[row]].kind, int(boxes[row]), int(detections[row])
+        if box in listed:
+            continue
+        if box >= 0:
+            listed.add(box)
+        image_id = int(matches.image_ids[truth.images[box] if box >= 0 else found.images[detection]])
+        suggested = None
+        if detection >= 0:
+            width, height = sizes[image_id]
+            x, y, w, h = found.xywh[detection].tolist()
+            left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
+            suggested = [round(value, 2) for value in (left, top, right - left, bottom - top)]
+            if min(suggested[2:]) <= 0:
+                continue
+        annotated = truth.xywh[box].tolist() if box >= 0 else None
+        result.append(
+            Suggestion(
+                kind=kind,
+                suspicion=round(float(suspicion[row]), 6),
+                image_id=image_id,
+                annotation_id=int(split.annotation_ids[box]) if box >= 0 else None,
+                category_id=ids[truth.labels[box]] if box >= 0 else None,
+                bbox=annotated,
+                suggested_category_id=ids[found.labels[detection]] if detection >= 0 else None,
+                # Another class is no reason to move the box.
+                suggested_bbox=annotated if kind == "class" else suggested,
+            )
+        )
+    return result
+
+
+def corrected(content: Mapping[str, Any], accepted: Iterable[Suggestion]) -> dict[str, Any]:
+    """Return a COCO file's content with some suggestions followed; all else stays as it is.
+
+    Raises:
+        KeyError: There is no annotation, or more than one, of a suggestion's id.
+    """
+    result = copy.deepcopy(dict(content))
+    annotations = result["annotations"]
+    rows: dict[int, int] = {}
+    for row, one in enumerate(annotations):
+        rows[one["id"]] = row if one["id"] not in rows else -1
+    next_id, gone = max([0, *(one["id"] for one in annotations)]) + 1, set()
+    for suggestion in accepted:
+        category_id, bbox = suggestion["suggested_category_id"], suggestion["suggested_bbox"]
+        new = {} if bbox is None else {"category_id": category_id, "bbox": bbox, "area": round(bbox[2] * bbox[3], 4)}
+        if suggestion["annotation_id"] is None:
+            annotations.append({"id": next_id, "image_id": suggestion["image_id"], **new, "iscrowd": 0})
+            next_id += 1
+            continue
+        row = rows.get(suggestion["annotation_id"], -1)
+        if row < 0:
+            raise KeyError(suggestion["annotation_id"])
+        if suggestion["kind"] == "extra":
+            gone.add(row)
+        elif suggestion["kind"] == "class":
+            annotations[row]["category_id"] = category_id
+        else:
+            annotations[row] = {key: v for key, v in annotations[row].items() if key != "segmentation"} | new
+    result["annotations"] = [one for row, one in enumerate(annotations) if row not in gone]
+    return result

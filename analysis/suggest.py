@@ -1,0 +1,338 @@
+"""Suggest corrections of an annotated split: what `suggest_labels.py errors` does."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
+
+from analysis.gallery import cut, window_around
+from analysis.label_errors import Suggestion, corrected, find_label_errors
+from analysis.style import tidy
+from data.coco import CocoSplit
+from data.config import loaders
+from data.convert.split import assign_groups, kinds_of_groups
+from data.errors import UserError
+from data.files import file_sha256, write_atomically, write_json
+from data.image_checks import alike_groups
+from data.images import decode_image
+from data.loader import build_eval_loader
+from data.splits import build_datasets
+from data.types import PixelArray
+from engine.cli import command_line, ending, require_output_folder
+from engine.config import load_config
+from engine.detector import Detector, load_detector
+from engine.distributed import Distributed
+from engine.evaluate import evaluate
+from engine.metrics import Predictions
+from engine.named_files import checkpoint_of
+from engine.options import Options
+from engine.pictures import captioned, draw_boxes, grid, save_picture
+from engine.results import read_evaluation
+from engine.train import train
+from engine.yaml_dialect import as_override
+from models.hub import output_folder
+from texts import Language, Texts, texts_of
+
+log = logging.getLogger(__name__)
+
+SUGGESTIONS_NAME = "suggestions.json"
+_SHEET_PAIRS = 24
+_PANEL_PX = 240
+
+
+class ErrorOptions(Options):
+    """What to doubt, and by whose predictions."""
+
+    split: Literal["train", "val", "test"] | None = None
+    """None: train with folds, else val."""
+    folds: int | None = Field(None, ge=2, le=20, description="2 to 20, e.g. 3")
+    """Networks to train, each without one part of the images, which it then judges."""
+    predictions: Path | None = None
+    """Folder of an evaluation whose predictions.json is of images of the split."""
+    count: int = Field(100, ge=1, description="1 or more")
+    """Suggestions on the page."""
+    accept: tuple[str, ...] = ()
+    """Do nothing but follow these of the suggestions made before."""
+    lang: Language = "en"
+
+
+class _File(TypedDict):
+    ann_file: str
+    sha256: str
+    suggestions: list[Suggestion]
+
+
+def suggest_errors(
+    checkpoint: Path | None,
+    device: torch.device,
+    given: Mapping[str, Any],
+    *,
+    config_path: Path | None = None,
+    overrides: Sequence[str] = (),
+    output_dir: Path | None = None,
+) -> list[str]:
+    """Rank likely label errors; write suggestions.json, a contact sheet and a page that shows both sides; return
+    lines for the console.
+
+    Args:
+        checkpoint: With `device`, `config_path` and `overrides` as `load_detector` takes them.
+        device: Where to compute.
+        given: Of `ErrorOptions`.
+        output_dir: Default `labels_<checkpoint>` beside the checkpoint, or `<run>_labels` beside the config's run.
+
+    Raises:
+        UserError: Bad input of any kind.
+    """
+    options = ErrorOptions(**given)
+    if options.accept:
+        return accept(output_dir, options.accept, options.lang)
+    name = options.split or ("val" if options.folds is None else "train")
+    sources = [checkpoint is not None, options.folds is not None, options.predictions is not None]
+    if sum(sources) != 1 or (checkpoint is None and config_path is None):
+        raise UserError(
+            "errors compares annotations with predictions of a network that has not seen them; give one of -r CKPT, "
+            "-c CONFIG --folds K (trains K networks), -c CONFIG --predictions FOLDER (of an evaluation)."
+        )
+    if checkpoint is not None:
+        detector = load_detector(checkpoint_of(checkpoint), device=device, config_path=config_path, overrides=overrides)
+        config, usual = detector.config, output_folder(detector.path, "labels")
+        _require_unseen(detector, name)
+    else:
+        assert config_path is not None
+        config = load_config(config_path, overrides)
+        usual = config.output_dir.with_name(f"{config.output_dir.name}_labels")
+    folder = output_dir or usual
+    require_output_folder(folder)
+    known = detector.classes if checkpoint is not None and detector.names_classes else None
+    split = build_datasets(config, (name,), classes=known).splits[name]
+    if checkpoint is not None:
+        loader = build_eval_loader(config, split, split.classes, which=name)
+        predictions = evaluate(replace(detector, classes=split.classes), loader, split).detections
+    elif options.predictions is not None:
+        predictions = _given(options.predictions, split)
+    else:
+        assert config_path is not None and options.folds is not None
+        predictions = _out_of_fold(config_path, overrides, device, split, options.folds, folder)
+    suggestions = find_label_errors(split, predictions)
+    source = {"ann_file": str(split.ann_file.resolve()), "sha256": file_sha256(split.ann_file)}
+    write_json(folder / SUGGESTIONS_NAME, source | {"suggestions": suggestions}, what="suggestions", indent=1)
+    texts = texts_of(options.lang, "labels")
+    _write_pages(folder, split, suggestions[: options.count], texts)
+    found = texts("found", count=texts.number(len(suggestions), 0), images=texts.number(len(split), 0))
+    accepting = command_line("suggest_labels.py", "errors", "--output-dir", folder, "--accept", "1-20,25")
+    return [found, ending(options.lang, folder / "label_errors.html", accepting).rstrip()]
+
+
+def accept(folder: Path | None, entries: Sequence[str], lang: Language) -> list[str]:
+    """Follow the suggestions of the given numbers: writes `corrected.json` beside suggestions.json; the annotation
+    file itself stays.
+
+    Args:
+        folder: Of an earlier `suggest_errors`.
+        entries: Numbers and ranges, `3` or `5-12`, with commas or spaces; or a text file of them.
+        lang: Of the console.
+
+    Raises:
+        UserError: Bad numbers, all at once; no suggestions; or annotations that changed since.
+    """
+    if folder is None:
+        raise UserError("--accept: name the folder of the suggestions with --output-dir.")
+    path = folder / SUGGESTIONS_NAME
+    try:
+        stored = TypeAdapter(_File).validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path}: cannot be read ({reason}). Run suggest_labels.py errors first, see there.") from error
+    numbers = _numbers(entries, len(stored["suggestions"]))
+    ann_file = Path(stored["ann_file"])
+    if not ann_file.is_file() or file_sha256(ann_file) != stored["sha256"]:
+        raise UserError(
+            f"{ann_file}: is gone or has changed since the suggestions were made; the numbers may mean other boxes. "
+            "Run suggest_labels.py errors again."
+        )
+    try:
+        content = corrected(
+            json.loads(ann_file.read_bytes()), [stored["suggestions"][number - 1] for number in numbers]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        advice = "python -m data.convert coco repairs it"
+        raise UserError(
+            f"{ann_file}: its annotations' ids are not unique whole numbers ({error}); {advice}."
+        ) from error
+    write_json(folder / "corrected.json", content, what="annotations")
+    said = texts_of(lang, "labels")("accepted", count=len(numbers))
+    return [said, ending(lang, folder / "corrected.json").rstrip()]
+
+
+def _numbers(entries: Sequence[str], count: int) -> list[int]:
+    """Suggestions by number, from 1."""
+    words = []
+    for entry in entries:
+        is_file = Path(entry).is_file()
+        words += re.split(r"[\s,;]+", Path(entry).read_text(encoding="utf-8") if is_file else entry)
+    numbers: list[int] = []
+    problems = []
+    for word in filter(None, words):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", word)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= first <= last <= count:
+            problems.append(f"{word}: expected a number or a range like 5-12, from 1 to {count}, or a file of them")
+            continue
+        numbers += range(first, last + 1)
+    if problems or not numbers:
+        raise UserError("--accept:", problems or ["expected the numbers of suggestions, e.g. 1-20,25"])
+    return sorted(set(numbers))
+
+
+def _require_unseen(detector: Detector, split: str) -> None:
+    """A network agrees with the labels it was trained on, right or wrong."""
+    trained = detector.checkpoint.get("config", {}).get("train_dataloader", {}).get("dataset", {}).get("ann_file")
+    ours = loaders(detector.config)[f"{split}_dataloader"].dataset.ann_file
+    if trained is not None and ours.resolve() == Path(trained).resolve():
+        raise UserError(
+            f"{detector.path}: was trained on {trained}, so it has learned the errors in it. Judge another split "
+            "(--split val), or use predictions of networks that did not see the images: -c CONFIG --folds 3."
+        )
+
+
+def _given(folder: Path, split: CocoSplit) -> Predictions:
+    """Predictions of another run of the same images."""
+    _, predictions = read_evaluation(folder)
+    ids = {image.id for image in split.images}
+    unknown = set(predictions.image_ids.tolist()) - ids
+    if unknown or not len(predictions):
+        raise UserError(
+            f"{folder}: its predictions are of other images than {split.ann_file} ({len(unknown)} unknown image ids, "
+            f"e.g. {sorted(unknown)[:3]}). Choose the split that was judged with --split."
+        )
+    return predictions
+
+
+def _out_of_fold(
+    config_path: Path, overrides: Sequence[str], device: torch.device, split: CocoSplit, count: int, folder: Path
+) -> Predictions:
+    """Train `count` networks, each on all images but one part, and gather what each says of its part.
+
+    A start that was interrupted goes on: folds that are complete are read, a half-trained one is resumed.
+    """
+    folds = folder / f"folds_{count}_{file_sha256(split.ann_file)[:8]}"
+    groups, _ = alike_groups(split)
+    kinds = kinds_of_groups(split, groups)
+    parts = assign_groups(kinds, np.bincount(groups), np.full(count, 1 / count), seed=0)[groups]
+    if len(np.unique(parts)) < count:
+        raise UserError(f"--folds {count}: {split.ann_file} has too few images that do not look alike; use fewer.")
+    found = []
+    for fold in range(count):
+        run = folds / f"fold_{fold + 1}"
+        settings = {"output_dir": run}
+        for name, is_other in (("train", parts == fold), ("val", parts != fold)):
+            others = [image.id for image, other in zip(split.images, is_other, strict=True) if other]
+            path = folds / f"fold_{fold + 1}_{name}.json"
+            write_json(path, split.without_images(others).to_coco(), what="annotations")
+            settings |= {
+                f"{name}_dataloader.dataset.{key}": file
+                for key, file in (("ann_file", path), ("img_folder", split.img_folder))
+            }
+        lines = [as_override(key, path.resolve().as_posix()) for key, path in settings.items()]
+        config = load_config(config_path, [*overrides, "synthetic=null", *lines])
+        last = run / "last.pth"
+        log.info("fold %d of %d: %s", fold + 1, count, run)
+        train(config, Distributed(0, 1, 0, device), run, resume=last if last.is_file() else None)
+        found.append(read_evaluation(run)[1])
+    columns = ([getattr(one, name) for one in found] for name in ("image_ids", "category_ids", "scores", "boxes_xywh"))
+    return Predictions(*(np.concatenate(column) for column in columns))
+
+
+def _write_pages(folder: Path, split: CocoSplit, suggestions: Sequence[Suggestion], texts: Texts) -> None:
+    """Write label_errors.png/.pdf, the first ones, and label_errors.html, all of `suggestions`."""
+    pairs = [_pair(split, one, number, texts) for number, one in enumerate(suggestions, start=1)]
+    shown = [picture for picture in pairs[:_SHEET_PAIRS] if picture is not None]
+    if shown:
+        sheet = grid(shown, columns=3)
+        save_picture(folder / "label_errors.png", sheet)
+        save_picture(folder / "label_errors.pdf", sheet)
+    names = {key: tidy(name) for key, name in zip(split.classes.category_ids, split.classes.names, strict=True)}
+    files_of = {image.id: image.file_name for image in split.images}
+    rows = [
+        {
+            "number": number,
+            "kind": texts[one["kind"]],
+            "suspicion": texts.number(one["suspicion"], 2),
+            "file": tidy(files_of[one["image_id"]]),
+            "annotated": names.get(one["category_id"] or -1, "–") if one["category_id"] is not None else "–",
+            "suggested": names[one["suggested_category_id"]] if one["suggested_category_id"] is not None else "–",
+            "picture": None if picture is None else _inline(picture),
+        }
+        for number, (one, picture) in enumerate(zip(suggestions, pairs, strict=True), start=1)
+    ]
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    template = files("analysis").joinpath("label_errors_template.html").read_text(encoding="utf-8")
+    page = environment.from_string(template).render(t=texts, rows=rows, ann_file=tidy(str(split.ann_file), 120))
+    content = page.encode("utf-8", "replace")
+    write_atomically(folder / "label_errors.html", lambda file: file.write(content), what="page")
+
+
+def _pair(split: CocoSplit, one: Suggestion, number: int, texts: Texts) -> PixelArray | None:
+    """Annotations as they are | as they would be, around the box in question; None for an image that cannot be read."""
+    image = next(image for image in split.images if image.id == one["image_id"])
+    try:
+        pixels = decode_image(image.path)
+    except (UserError, MemoryError) as error:
+        log.warning("no picture: %s", error)
+        return None
+    corners = np.array([box for box in (one["bbox"], one["suggested_bbox"]) if box is not None])
+    corners = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1)
+    low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
+    window = window_around([*low, *(high - low)], (pixels.shape[1], pixels.shape[0]))
+    label_of = split.classes.label_of
+    rows = split.training_rows(image)
+    before = [(int(split.annotation_ids[row]), split.boxes_xywh[row].tolist(), int(split.labels[row])) for row in rows]
+    after = [entry for entry in before if entry[0] != one["annotation_id"]]
+    if one["suggested_bbox"] is not None:
+        after.append((-1, one["suggested_bbox"], label_of[one["suggested_category_id"] or 0]))
+    captions = (f"{number} · {texts[one['kind']]} · {texts['annotated']}", texts["suggested"])
+    panels = []
+    for entries, caption in zip((before, after), captions, strict=True):
+        panels.append(captioned(_drawn(cut(pixels, window), window, entries, split.classes.names), caption))
+    return grid(panels, columns=2)
+
+
+def _drawn(
+    part: PixelArray,
+    window: tuple[int, int, int, int],
+    entries: Iterable[tuple[int, Sequence[float], int]],
+    names: Sequence[str],
+) -> PixelArray:
+    """A square panel of the crop with the boxes that reach into it."""
+    left, top, right, bottom = window
+    scale = _PANEL_PX / max(part.shape[:2])
+    size = max(round(part.shape[1] * scale), 1), max(round(part.shape[0] * scale), 1)
+    panel = np.asarray(Image.fromarray(part).resize(size), dtype=np.uint8)
+    factor = np.array([size[0] / (right - left), size[1] / (bottom - top)] * 2)
+    boxes, labels = [], []
+    for _, (x, y, w, h), label in entries:
+        if x < right and y < bottom and x + w > left and y + h > top:
+            boxes.append((np.array([x, y, x + w, y + h]) - [left, top, left, top]) * factor)
+            labels.append(label)
+    return draw_boxes(panel, np.array(boxes), labels, names, min_side_px=1)
+
+
+def _inline(picture: PixelArray) -> str:
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, format="JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"

@@ -1,0 +1,311 @@
+"""Which unlabelled images to label first, and labels to begin with: `suggest_labels.py next` and `pseudo`.
+
+Annotations are written as COCO that CVAT, Label Studio and FiftyOne import (docs/guide/labels.md).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
+
+from data.errors import UserError, printable
+from data.files import write_json, write_text
+from data.images import read_image
+from data.progress import progress_bar
+from data.types import FloatArray, PixelArray
+from deploy.pipeline import predict_frames, read_frames
+from deploy.sources import ImageSource, find_sources
+from deploy.thresholds import choose_thresholds
+from engine.cli import command_line, ending, require_output_folder
+from engine.detector import Detector, load_detector
+from engine.named_files import checkpoint_of
+from engine.options import Options
+from engine.yaml_dialect import as_override
+from models.detections import Detections
+from models.hub import output_folder
+from texts import Language, texts_of
+
+log = logging.getLogger(__name__)
+
+LEAST_INFORMATIVE_SCORE = 0.1
+"""Below it are most of a network's queries, in every image; their sum would hide what differs."""
+_SAME_OBJECT_IOU = 0.5
+
+
+class SuggestOptions(Options):
+    """Which images, and how sure a label must be."""
+
+    images: tuple[str, ...] = ()
+    """Files, folders, patterns."""
+    count: int = Field(50, ge=1, description="1 or more")
+    """Images to label next."""
+    order: Literal["information", "random"] = "information"
+    seed: int = 0
+    """Of the random order."""
+    score: float | None = Field(None, ge=0, le=1, description="0 to 1")
+    score_per_class: tuple[str, ...] = ()
+    batch_size: int = Field(8, ge=1, description="1 or more")
+    recursive: bool = False
+    lang: Language = "en"
+    progress: bool = True
+
+
+class Seen(NamedTuple):
+    """What the network says of one image."""
+
+    source: ImageSource
+    size_wh: tuple[int, int]
+    detections: Detections
+    """Without repeats, inside the image."""
+    features: FloatArray
+    """[F], unit length: the encoder's maps, averaged."""
+
+
+def suggest_next(checkpoint: Path | None, device: torch.device, given: Mapping[str, Any], **where: Any) -> list[str]:
+    """Rank unlabelled images by what their labels would tell; write next.csv and next.json, COCO with the detections as
+    labels to begin with, in the order of the ranking.
+
+    Args:
+        checkpoint: With `device`, and `config_path` and `overrides` of `where`, as `load_detector` takes them.
+        device: Where to compute.
+        given: Of `SuggestOptions`.
+        where: And `output_dir`; default `next_<checkpoint>` beside the checkpoint.
+
+    Returns:
+        Lines for the console.
+
+    Raises:
+        UserError: Bad input of any kind.
+    """
+    options = SuggestOptions(**given)
+    detector, folder = _prepared("next", checkpoint, device, options, **where)
+    thresholds = choose_thresholds(detector, options.score, options.score_per_class, "auto")
+    seen, failures = look(detector, options, folder, np.minimum(thresholds.scores, LEAST_INFORMATIVE_SCORE))
+    if options.order == "random":
+        ranked = np.random.default_rng(options.seed).permutation(len(seen))[: options.count].tolist()
+    else:
+        ranked = most_informative(
+            np.array([information_bits(one.detections) for one in seen]),
+            np.array([one.features for one in seen]),
+            options.count,
+        )
+    chosen = [seen[row] for row in ranked]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\r\n")
+    writer.writerow(["rank", "file", "information_bits"])
+    for rank, one in enumerate(chosen, start=1):
+        writer.writerow([rank, one.source.name, f"{information_bits(one.detections):.4f}"])
+    write_text(folder / "next.csv", table.getvalue(), what="table")
+    labelled = [one._replace(detections=one.detections.above(thresholds.scores)) for one in chosen]
+    write_json(folder / "next.json", to_coco(labelled, detector), what="annotations")
+    texts = texts_of(options.lang, "labels")
+    boxes = sum(len(one.detections) for one in labelled)
+    lines = [texts("next", count=len(chosen), total=len(seen), boxes=boxes), *failures]
+    return [*lines, ending(options.lang, folder).rstrip()]
+
+
+def suggest_pseudo(checkpoint: Path | None, device: torch.device, given: Mapping[str, Any], **where: Any) -> list[str]:
+    """Label images by the network itself, above the class's threshold; write pseudo.json and, with the checkpoint's own
+    training annotations, train_pseudo.json for a second training.
+
+    Images without any sure detection are left out: that nothing is sure does not mean that there is nothing.
+
+    Args:
+        checkpoint: With `device`, and `config_path` and `overrides` of `where`, as `load_detector` takes them.
+        device: Where to compute.
+        given: Of `SuggestOptions`.
+        where: And `output_dir`; default `pseudo_<checkpoint>` beside the checkpoint.
+
+    Returns:
+        Lines for the console.
+
+    Raises:
+        UserError: Bad input of any kind.
+    """
+    options = SuggestOptions(**given)
+    detector, folder = _prepared("pseudo", checkpoint, device, options, **where)
+    thresholds = choose_thresholds(detector, options.score, options.score_per_class, "auto")
+    seen, failures = look(detector, options, folder, np.minimum(thresholds.scores, LEAST_INFORMATIVE_SCORE))
+    sure = [one._replace(detections=one.detections.above(thresholds.scores)) for one in seen]
+    sure = [one for one in sure if len(one.detections)]
+    content = to_coco(sure, detector, pseudo=True)
+    write_json(folder / "pseudo.json", content, what="annotations")
+    texts = texts_of(options.lang, "labels")
+    boxes = sum(len(one.detections) for one in sure)
+    lines = [texts("pseudo", count=len(sure), total=len(seen), boxes=boxes), *failures]
+    joined = _with_training_labels(detector, sure, content)
+    if joined is None:
+        return [*lines, ending(options.lang, folder).rstrip()]
+    write_json(folder / "train_pseudo.json", joined[1], what="annotations")
+    paths = {"img_folder": joined[0], "ann_file": (folder / "train_pseudo.json").resolve()}
+    settings = [as_override(f"train_dataloader.dataset.{key}", path.as_posix()) for key, path in paths.items()]
+    training = command_line("train_deimv2.py", "-c", "CONFIG", "-u", *settings, "DEIMCriterion.pseudo_weight=0.5")
+    return [*lines, ending(options.lang, folder, training).rstrip()]
+
+
+def _prepared(
+    kind: str,
+    checkpoint: Path | None,
+    device: torch.device,
+    options: SuggestOptions,
+    *,
+    config_path: Path | None = None,
+    overrides: Sequence[str] = (),
+    output_dir: Path | None = None,
+) -> tuple[Detector, Path]:
+    if checkpoint is None or not options.images:
+        raise UserError(f"{kind} looks at unlabelled images with a checkpoint: {kind} -r CKPT --images FOLDER")
+    checkpoint = checkpoint_of(checkpoint)
+    folder = output_dir or output_folder(checkpoint, kind)
+    require_output_folder(folder)
+    return load_detector(checkpoint, device=device, config_path=config_path, overrides=overrides), folder
+
+
+def look(detector: Detector, options: SuggestOptions, folder: Path, least: FloatArray) -> tuple[list[Seen], list[str]]:
+    """Detect on images, and keep what the encoder made of each; returns what could not be read beside it.
+
+    Args:
+        detector: What looks.
+        options: At what.
+        folder: Of the output, which is passed over.
+        least: [C] least scores.
+
+    Raises:
+        UserError: There are no images, or the network has no encoder to take features of.
+    """
+    encoder = getattr(detector.model, "encoder", None)
+    if encoder is None:
+        raise UserError(f"{detector.path}: a baseline has no encoder to compare images by; use a DEIMv2 checkpoint.")
+    sources = find_sources(options.images, recursive=options.recursive, exclude=folder)
+    failures = list(sources.skipped)
+    pooled: list[Tensor] = []
+
+    def keep(_module: object, _inputs: object, maps: Sequence[Tensor]) -> None:
+        pooled.append(torch.cat([x.float().mean((2, 3)) for x in maps], dim=1).cpu())
+
+    def images() -> Iterator[tuple[ImageSource, Any]]:
+        def pixels(source: ImageSource) -> PixelArray:
+            return read_image(source.path)[0]
+
+        for source in sources.images:
+            yield source, partial(pixels, source)
+
+    bar: tqdm[None] = progress_bar(None, "look", total=len(sources.images), show=options.progress)
+    frames = read_frames(images(), detector, None, lambda error: failures.append(printable(str(error))))
+    found = []
+    hook = encoder.register_forward_hook(keep)
+    try:
+        with bar:
+            for frame, one in predict_frames(frames, detector, least, options.batch_size, _SAME_OBJECT_IOU):
+                found.append((frame.key, frame.size_wh, one.clipped(frame.size_wh)))
+                bar.update()
+    finally:
+        hook.remove()
+    if not found:
+        raise UserError("There is no image that can be read:", failures)
+    features = torch.nn.functional.normalize(torch.cat(pooled).double()).numpy()
+    return [Seen(*one, vector) for one, vector in zip(found, features, strict=True)], failures
+
+
+def information_bits(detections: Detections) -> float:
+    """Sum the entropies of "is this an object of the class?" over the detections: bits that answers would give."""
+    scores = detections.scores[detections.scores >= LEAST_INFORMATIVE_SCORE]
+    p = np.clip(scores, 1e-6, 1 - 1e-6)
+    return float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).sum())
+
+
+def most_informative(bits: FloatArray, features: FloatArray, count: int) -> list[int]:
+    """Choose images that tell much and differ from one another: the first has the most bits, each further one the most
+    bits x distance to the nearest one chosen.
+
+    Args:
+        bits: [I]
+        features: [I, F], unit length.
+        count: Images to choose; fewer if there are fewer.
+    """
+    distance = np.full(len(bits), np.inf)
+    chosen: list[int] = []
+    for _ in range(min(count, len(bits))):
+        gain = bits * np.minimum(distance, 2.0)  # 2: opposite
+        gain[chosen] = -1.0
+        best = int(np.argmax(gain))
+        chosen.append(best)
+        distance = np.minimum(distance, 1 - features @ features[best])
+    return chosen
+
+
+def to_coco(seen: Sequence[Seen], detector: Detector, *, pseudo: bool = False) -> dict[str, Any]:
+    """Return COCO's form as annotation tools read it, boxes inside the image; `pseudo` marks what no person saw."""
+    annotations: list[dict[str, Any]] = []
+    for image_id, one in enumerate(seen, start=1):
+        columns = (one.detections.boxes_xyxy, one.detections.labels, one.detections.scores)
+        for (left, top, right, bottom), label, score in zip(*(column.tolist() for column in columns), strict=True):
+            box = [round(value, 2) for value in (left, top, right - left, bottom - top)]
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": detector.classes.category_ids[label],
+                "bbox": box,
+                "area": round(box[2] * box[3], 4),
+                "segmentation": [],
+                "iscrowd": 0,
+                "score": round(score, 6),
+            }
+            annotations.append(annotation | ({"pseudo": 1} if pseudo else {}))
+    classes = zip(detector.classes.category_ids, detector.classes.names, strict=True)
+    return {
+        "info": {"description": printable(f"predicted by {detector.path}")},
+        "licenses": [],
+        "categories": [{"id": key, "name": name, "supercategory": ""} for key, name in classes],
+        "images": [
+            {"id": image_id, "file_name": one.source.name, "width": one.size_wh[0], "height": one.size_wh[1]}
+            for image_id, one in enumerate(seen, start=1)
+        ],
+        "annotations": annotations,
+    }
+
+
+def _with_training_labels(
+    detector: Detector, seen: Sequence[Seen], content: dict[str, Any]
+) -> tuple[Path, dict[str, Any]] | None:
+    """The folder that holds all images, and one COCO content of both; None where the training data are not at hand."""
+    dataset = detector.config.train_dataloader.dataset
+    try:
+        labelled = json.loads(dataset.ann_file.read_bytes())
+        root = Path(os.path.commonpath([dataset.img_folder.resolve(), *(one.source.path.resolve() for one in seen)]))
+        prefix = dataset.img_folder.resolve().relative_to(root)
+        first_image = max([0, *(one["id"] for one in labelled["images"])])
+        first_box = max([0, *(one["id"] for one in labelled["annotations"])])
+        known = {(prefix / one["file_name"]).as_posix() for one in labelled["images"]}
+        images = [one | {"file_name": (prefix / one["file_name"]).as_posix()} for one in labelled["images"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s: not joined with the pseudo-labels (%s)", dataset.ann_file, error)
+        return None
+    names = {n: one.source.path.resolve().relative_to(root).as_posix() for n, one in enumerate(seen, start=1)}
+    new = {n for n, name in names.items() if name not in known}
+    if len(new) < len(names):
+        log.warning("%d images have labels already and get no pseudo-labels", len(names) - len(new))
+    images += [
+        one | {"id": one["id"] + first_image, "file_name": names[one["id"]]}
+        for one in content["images"]
+        if one["id"] in new
+    ]
+    annotations = [
+        one | {"id": one["id"] + first_box, "image_id": one["image_id"] + first_image}
+        for one in content["annotations"]
+        if one["image_id"] in new
+    ]
+    return root, labelled | {"images": images, "annotations": [*labelled["annotations"], *annotations]}
