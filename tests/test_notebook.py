@@ -1,4 +1,4 @@
-"""`docs/quickstart.ipynb` runs from top to bottom: its cells call the scripts that a user types."""
+"""The quickstart notebooks run from top to bottom: their cells call the scripts that a user types."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,23 @@ from nbclient import NotebookClient
 
 from tests.support.tiny_run import ROOT, script_environment
 
-NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
+ENGLISH, SPANISH = (ROOT / "docs" / f"quickstart{language}.ipynb" for language in ("", ".es"))
+TRANSLATED = {
+    '"en"  # of consoles, figures and tables': '"es"  # de consola, figuras y tablas',
+    "# For a shorter trial: config values such as": "# Para probar en menos tiempo: valores de la configuración",
+    ", and another folder.": ", y otra carpeta.",
+    "# datasets/ and outputs/ are made here": "# aquí se crean datasets/ y outputs/",
+    "Do what `python SCRIPT ARGUMENTS` does in a terminal, inside this kernel: torch is loaded only once.": (
+        "Hace lo que `python SCRIPT ARGUMENTOS` en una terminal, pero aquí: torch se carga una sola vez."
+    ),
+    "ended with exit code {end.code}: see its message above": "terminó con el código {end.code}: vea su mensaje arriba",
+    'xlabel="step", ylabel="loss"': 'xlabel="paso", ylabel="pérdida"',
+    "| class | AP | AP50 | boxes |": "| clase | AP | AP50 | cajas |",
+    "**all**": "**todas**",
+    "# the text of comparison.md, shown below as tables": "# el texto de comparison.md, abajo como tablas",
+    '"whole run", "2 epochs"': '"completa", "2 épocas"',
+}
+"""What is said in code cells: nothing else in them differs."""
 TINY = "synthetic.num_train=12 synthetic.num_val=6 epoches=1 flat_epoch=0 DEIMTransformer.num_queries=20"
 
 
@@ -27,12 +43,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return written
 
 
-def execute(folder: Path, *, updates: str, cell_timeout_s: int) -> Any:
+def execute(path: Path, folder: Path, *, updates: str, cell_timeout_s: int) -> Any:
     """The notebook after all its cells, started in its own folder, as Jupyter does. A cell's error is raised."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
     # Without folders to look in, python3 is this interpreter's kernel, whatever else is installed under that name.
     kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
-    where = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    where = {"metadata": {"path": str(path.parent)}}
     client = NotebookClient(notebook, km=kernel, timeout=cell_timeout_s, resources=where)
     client.execute(env=script_environment() | {"QUICKSTART_UPDATES": updates, "QUICKSTART_FOLDER": str(folder)})
     return notebook
@@ -50,17 +66,30 @@ def metrics(folder: Path, run: str) -> dict[str, float]:
     return found
 
 
-def test_it_is_stored_without_outputs() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert len(code) > 10
-    assert not [cell.id for cell in code if cell.outputs or cell.execution_count is not None]
+def test_they_are_one_notebook_in_two_languages_without_outputs() -> None:
+    english, spanish = (nbformat.read(path, as_version=4).cells for path in (ENGLISH, SPANISH))
+    for cells in (english, spanish):
+        code = [cell for cell in cells if cell.cell_type == "code"]
+        assert len(code) > 10
+        assert not [cell.id for cell in code if cell.outputs or cell.execution_count is not None]
+    used = set()
+    for one, other in zip(english, spanish, strict=True):
+        assert (one.id, one.cell_type) == (other.id, other.cell_type)
+        if one.cell_type == "markdown":
+            assert one.source != other.source and one.source.count("`") == other.source.count("`")
+            continue
+        source = one.source
+        for words, translated in TRANSLATED.items():
+            used |= {words} if words in source else set()
+            source = source.replace(words, translated)
+        assert source == other.source
+    assert used == set(TRANSLATED)
 
 
 @pytest.mark.timeout(900)
 def test_every_cell_runs(folder: Path) -> None:
-    notebook = execute(folder, updates=TINY, cell_timeout_s=600)
+    """Of the Spanish one, whose code is the English one's."""
+    notebook = execute(SPANISH, folder, updates=TINY, cell_timeout_s=600)
     run = folder / "outputs" / "quickstart"
     assert json.loads((run / "results.json").read_text(encoding="utf-8"))["num_images"] == 6
     assert len(list((run / "predict_best" / "images").glob("*.jpg"))) == 4
@@ -68,13 +97,15 @@ def test_every_cell_runs(folder: Path) -> None:
     assert len(shown(notebook, "image/png")) >= 8
     assert len(shown(notebook, "image/jpeg")) == 4
     classes, comparison = shown(notebook, "text/markdown")
-    assert "| RAYONES |" in classes and "| whole run " in comparison and "| 2 epochs " in comparison
+    assert "| RAYONES | 0," in classes and "| completa " in comparison and "| 2 épocas " in comparison
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
+    assert "4 imágenes procesadas" in printed
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_quickstart_itself(folder: Path) -> None:
-    execute(folder, updates="", cell_timeout_s=3000)
+    execute(ENGLISH, folder, updates="", cell_timeout_s=3000)
     whole, short = metrics(folder, "quickstart"), metrics(folder, "quickstart_short")
     assert whole["AP50"] > 0.75 and whole["AP"] > 0.5
     assert whole["AP"] > short["AP"] + 0.05
