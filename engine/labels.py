@@ -11,7 +11,7 @@ _Array = npt.NDArray[np.float64]
 _RINGS = ((0.0,), (1.0, 2.0, 3.5), (5.5, 8.0, 11.0))
 """Gaps between a box and its name, in heights of the name, tried together."""
 _ON_A_NAME, _ON_AN_EDGE, _ON_A_BOX, _ON_OWN_BOX, _WHOLE_BOX = 10.0, 1.0, 0.6, 0.4, 2.0
-_LEADER, _DISTANCE, _LATER_PLACE = 0.2, 0.03, 0.001
+_LEADER, _DISTANCE, _LATER_PLACE = 0.2, 0.05, 0.001
 """What makes a place bad; the distance counts per height of the name."""
 _LEADER_FROM = 0.5
 """A name this far off, in its heights, needs a line to its box."""

@@ -47,6 +47,7 @@ SHEET_IMAGES = 12
 
 _MARGIN = 6
 _FONT_PX = 13
+_FRAME_GREY = 190
 _FORMATS: dict[str, dict[str, Any]] = {
     ".png": {"format": "PNG"},
     ".jpg": {"format": "JPEG", "quality": 92},
@@ -146,7 +147,7 @@ def _zoomed(image: PixelArray, factor: float) -> PixelArray:
 
 
 def grid(images: Sequence[PixelArray], columns: int | None = None) -> PixelArray:
-    """Put images side by side on white, in rows; by default about as many rows as columns.
+    """Put images side by side on white, in thin frames, in rows; by default about as many rows as columns.
 
     Images of different sizes are centred in cells of the largest width and height.
     """
@@ -158,6 +159,7 @@ def grid(images: Sequence[PixelArray], columns: int | None = None) -> PixelArray
     for k, image in enumerate(images):
         y = _MARGIN + (k // columns) * step_y + (height - image.shape[0]) // 2
         x = _MARGIN + (k % columns) * step_x + (width - image.shape[1]) // 2
+        sheet[y - 1 : y + image.shape[0] + 1, x - 1 : x + image.shape[1] + 1] = _FRAME_GREY
         sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
     return sheet
 

@@ -119,7 +119,7 @@ def test_captions(split: CocoSplit) -> None:
     captions = [crop.caption for _, crop in sorted(crops_of(split, findings, []).items())]
     expected: tuple[str, ...]
     expected = ("scratches · nothing near", "scratches · touched with confidence 0.31", "holes 0.80 · localisation")
-    expected += ("holes 0.70 · duplicate\nof the box found with 0.82 (IoU 0.71 with that box)",)
+    expected += ("holes 0.70 · duplicate\nof the box with 0.82 (IoU with it 0.71)",)
     assert captions == [*expected]
 
 
