@@ -285,6 +285,12 @@ def test_a_caption_goes_into_a_file_beside_and_leaves_no_room(tmp_path: Path) ->
     assert {path.name for path in tmp_path.glob("bare.*")} == {"bare.png", "bare.pdf"}, "no caption of an earlier call"
 
 
+@pytest.mark.usefixtures("unpainted")
+def test_every_description_goes_beside_its_figure(tmp_path: Path) -> None:
+    for file in write_figures(make_analysis(), tmp_path, "es", captions=False):
+        assert file.png.with_suffix(".txt").read_text(encoding="utf-8") == f"{file.title}. {file.description}\n"
+
+
 def test_names_become_one_printable_line() -> None:
     assert tidy(" a\n\tb\x00\u202ec ") == "a b c"
     assert tidy("PERFORACIÓN") == "PERFORACIÓN"

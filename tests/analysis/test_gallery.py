@@ -49,12 +49,15 @@ def missed_boxes(split: CocoSplit) -> list[Finding]:
 
 def test_one_sheet_a_kind_as_png_and_pdf(tmp_path: Path, split: CocoSplit) -> None:
     findings = make_findings([image.id for image in split.images])
-    files = write_gallery(analysis_of(findings), split, predictions_of(split, 0.9), tmp_path / "out", "es")
+    files = write_gallery(
+        analysis_of(findings), split, predictions_of(split, 0.9), tmp_path / "out", "es", captions=False
+    )
     assert [sheet.name for sheet in files.sheets] == ["gallery_missed", "gallery_false_alarm"]
     assert [sheet.title for sheet in files.sheets] == ["Las peores no detectadas", "Peores falsas alarmas"]
     assert files.left_out == ()
     for sheet in files.sheets:
         assert sheet.pdf.read_bytes().startswith(b"%PDF")
+        assert sheet.png.with_suffix(".txt").read_text(encoding="utf-8") == f"{sheet.description}\n"
         with Image.open(sheet.png) as image:
             assert image.width == pytest.approx(1260, abs=1)
     assert "0,80 · fondo" in files.sheets[1].description and "val_1.png" in files.sheets[1].description
