@@ -15,7 +15,12 @@ from tests.support.tiny_run import ROOT
 from tests.test_docs import TYPED
 
 REDUCED = {"num_train": 8, "num_val": 6, "epoches": 1, "flat_epoch": 0, "eval_interval_epochs": 1}
-SHORTER = {"--from-val 6": "--from-val 1", "--seeds 0 1 2": "--seeds 0", "--workers 4": "--workers 0"}
+SHORTER = {
+    "--from-val 6": "--from-val 1",
+    "--seeds 0 1 2": "--seeds 0",
+    "--workers 4": "--workers 0",
+    "--minutes 10": "--minutes 0.05",
+}
 OWN = re.compile(
     r"ckpts/|hf:|OWNER|industrial|datasets/mine|deimv2_base|FOLDER|\bCKPT\b|SRC DST|KEY|onnxruntime|venv"
     r"|engine\.config_reference"

@@ -66,6 +66,7 @@ ARGUMENTS = {
     "compare_models": ["a", "b"],
     "predict_deimv2": ["-r", "x.pth", "x.png"],
     "check_data": ["-c", "x.yml"],
+    "adapt_backbone": ["-c", "x.yml", "--images", "x"],
     "suggest_labels": ["errors", "-r", "x.pth"],
     "export_deimv2": ["-r", "x.pth", "--format", "onnx"],
     "evaluate_deimv2": ["-r", "x.pth"],
