@@ -61,7 +61,7 @@ def measure_cost(detector: Detector, *, eval_batch: int, budget_seconds: float =
     """
     deadline = time.perf_counter() + budget_seconds
     model, config, device = detector.model, detector.config, detector.device
-    plain = replace(detector, model=copy.deepcopy(model).eval(), compiled=False)
+    plain = replace(detector, model=copy.deepcopy(model).eval(), compiled=None)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         gflops = _gflops(plain)
         subject = replace(plain, compiled=detector.compiled)
@@ -79,7 +79,7 @@ def measure_cost(detector: Detector, *, eval_batch: int, budget_seconds: float =
         inference_memory_mb=None if inference_bytes is None else inference_bytes / 2**20,
         training_memory_mb=None if training_bytes is None else training_bytes / 2**20,
         device=_device_name(device),
-        dtype=str(detector.amp_dtype or torch.float32).removeprefix("torch.") + ", compiled" * detector.compiled,
+        dtype=str(detector.amp_dtype or torch.float32).removeprefix("torch.") + ", compiled" * bool(detector.compiled),
         threads=torch.get_num_threads(),
     )
 

@@ -44,7 +44,7 @@ from engine.cli import (  # noqa: E402
     run_script,
     setup_logging,
 )
-from engine.compiled import compiles  # noqa: E402
+from engine.compiled import compiler  # noqa: E402
 from engine.config import ExperimentConfig, load_config  # noqa: E402
 from engine.distributed import Distributed  # noqa: E402
 from engine.evaluate import evaluate  # noqa: E402
@@ -172,9 +172,10 @@ def steps_by_batch(bench: Bench) -> Iterator[Row]:
             config = bench.config(f"gradient_checkpointing={form == 'checkpointed'}", path=bench.network)
             model = build_detector(config).to(bench.device)
             if form == "compiled":
-                if not compiles(model, bench.device) or not isinstance(model, DEIM):
+                backend = compiler(model, bench.device)
+                if backend is None or not isinstance(model, DEIM):
                     continue
-                model.compile_training()
+                model.compile_training(backend)
             images = torch.zeros(batch, 3, *config.eval_spatial_size, dtype=torch.uint8, device=bench.device)
             if bench.on_gpu:
                 torch.cuda.reset_peak_memory_stats(bench.device)
@@ -237,8 +238,8 @@ def inference(bench: Bench) -> Iterator[Row]:
     forms = {"eager": detector}
     if isinstance(detector.model, DEIM):
         forms["deploy form"] = replace(detector, model=deploy(detector.model))
-        if bench.on_gpu and compiles(detector.model, bench.device):
-            forms["compiled"] = replace(detector, model=copy.deepcopy(detector.model), compiled=True)
+        if bench.on_gpu and (backend := compiler(detector.model, bench.device)):
+            forms["compiled"] = replace(detector, model=copy.deepcopy(detector.model), compiled=backend)
     for name, form in forms.items():
         for batch in (1, 16) if bench.on_gpu else (1,):
             if not bench.in_time(f"inference, {name}"):

@@ -1,4 +1,4 @@
-"""torch.compile: for which models it is used, and what is said where it cannot be."""
+"""torch.compile: for which models it is used, by which backend, and what is said where it cannot be."""
 
 from __future__ import annotations
 
@@ -13,12 +13,20 @@ from models.detector import DEIM
 log = logging.getLogger(__name__)
 
 
-def compiles(model: nn.Module, device: torch.device) -> bool:
-    """Whether to compile `model`; warns where a compiler or anything else it needs is missing."""
+def compiler(model: nn.Module, device: torch.device) -> str | None:
+    """The backend of torch.compile for `model`; warns where a compiler or anything else it needs is missing.
+
+    Returns:
+        `inductor`; on a GPU without Triton `cudagraphs`, which launches the same operations all at once; None: nothing.
+    """
     reason = _hindrance(model, device)
     if reason is not None:
         log.warning("not compiled: %s; everything is computed as without", reason)
-    return reason is None
+        return None
+    if device.type != "cuda" or has_triton():
+        return "inductor"
+    log.warning("compiled into CUDA graphs alone: Triton is missing (on Windows: pip install triton-windows)")
+    return "cudagraphs"
 
 
 def _hindrance(model: nn.Module, device: torch.device) -> str | None:
@@ -27,7 +35,7 @@ def _hindrance(model: nn.Module, device: torch.device) -> str | None:
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         return "sync_bn: True makes processes talk within the network; set it to False"
     if device.type == "cuda":
-        return None if has_triton() else "torch.compile needs Triton (on Windows: pip install triton-windows)"
+        return None
     from torch._inductor.cpp_builder import get_cpp_compiler  # takes seconds to load
     from torch._inductor.exc import InvalidCxxCompiler
 

@@ -24,7 +24,7 @@ from data.transforms import output_size_hw
 from data.types import PixelArray
 from engine.amp import choose_amp_dtype
 from engine.checkpoint import checkpoint_classes, checkpoint_config, load_checkpoint, model_state
-from engine.compiled import compiles
+from engine.compiled import compiler
 from engine.config import ExperimentConfig, apply_overrides, load_config
 from engine.multimodal import with_stored_texts
 from models.detections import Detections
@@ -54,12 +54,12 @@ class Detector:
     """The checkpoint's content without the weights."""
     names_classes: bool = True
     """Whether the checkpoint names its classes."""
-    compiled: bool = False
-    """Compute with torch.compile, anew for each size of a batch."""
+    compiled: str | None = None
+    """Backend of torch.compile to compute with, anew for each size of a batch."""
 
     def __post_init__(self) -> None:
         if self.compiled:
-            self.model.compile(dynamic=False)
+            self.model.compile(dynamic=False, backend=self.compiled)
 
     @property
     def epoch(self) -> int | None:
@@ -161,9 +161,9 @@ def load_detector(
     if isinstance(ema, dict):
         rest["ema"] = {key: value for key, value in ema.items() if key != "module"}
     amp_dtype = choose_amp_dtype(use_amp, device)
-    compiled = compiled and compiles(model, device)
     model.to(device).eval()
-    return Detector(model, config, classes, device, amp_dtype, path, rest, stored is not None, compiled)
+    backend = compiler(model, device) if compiled else None
+    return Detector(model, config, classes, device, amp_dtype, path, rest, stored is not None, backend)
 
 
 def judged_config(

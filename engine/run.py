@@ -29,7 +29,7 @@ from engine.checkpoint import (
     save_checkpoint,
     start_from,
 )
-from engine.compiled import compiles
+from engine.compiled import compiler
 from engine.config import ExperimentConfig, config_to_dict, derive_run_length
 from engine.detector import Detector
 from engine.distributed import Distributed
@@ -145,8 +145,8 @@ def build_run(
     model.to(dist.device)
     if dist.world_size > 1 and dist.device.type == "cuda" and config.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if config.compile and compiles(model, dist.device):
-        cast(DEIM, model).compile_training()
+    if config.compile and (backend := compiler(model, dist.device)):
+        cast(DEIM, model).compile_training(backend)
     wrapped = _wrap(model, dist)
     amp_dtype = choose_amp_dtype(config.use_amp, dist.device)
     optimizer = build_optimizer(model, optimizer_with_fusion(config, model))

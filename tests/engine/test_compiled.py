@@ -9,7 +9,7 @@ import torch
 import engine.compiled
 from analysis.cost import measure_cost
 from engine.checkpoint import save_checkpoint
-from engine.compiled import compiles
+from engine.compiled import compiler
 from engine.config import config_to_dict
 from engine.detector import load_detector
 from models.baselines import TorchvisionDetector
@@ -69,17 +69,17 @@ def test_compiled_detections_and_their_cost(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "device", "missing", "says"),
+    ("model", "device", "triton", "backend", "says"),
     [
-        (lambda: TorchvisionDetector.__new__(TorchvisionDetector), "cpu", None, "baseline"),
-        (tiny_model, "cuda", "has_triton", "Triton"),
-        (lambda: torch.nn.SyncBatchNorm.convert_sync_batchnorm(tiny_model()), "cpu", None, "sync_bn"),
+        (tiny_model, "cuda", True, "inductor", ""),
+        (tiny_model, "cuda", False, "cudagraphs", "Triton is missing"),
+        (lambda: TorchvisionDetector.__new__(TorchvisionDetector), "cpu", False, None, "baseline"),
+        (lambda: torch.nn.SyncBatchNorm.convert_sync_batchnorm(tiny_model()), "cpu", False, None, "sync_bn"),
     ],
 )
-def test_what_cannot_be_compiled_is_said_and_computed_as_without(
-    model: object, device: str, missing: str | None, says: str, monkeypatch: pytest.MonkeyPatch, caplog: object
+def test_by_which_backend_or_why_not(
+    model: object, device: str, triton: bool, backend: str | None, says: str, monkeypatch: object, caplog: object
 ) -> None:
-    if missing:
-        monkeypatch.setattr(engine.compiled, missing, lambda: False)
-    assert not compiles(model(), torch.device(device))
-    assert says in caplog.text and "as without" in caplog.text
+    monkeypatch.setattr(engine.compiled, "has_triton", lambda: triton)
+    assert compiler(model(), torch.device(device)) == backend
+    assert says in caplog.text and ("as without" in caplog.text) == (backend is None)

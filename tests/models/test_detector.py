@@ -265,6 +265,7 @@ def test_denoising_queries_added_for_constant_shapes_change_nothing(
     "backend",
     [
         "eager",
+        pytest.param("cudagraphs", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),  # on a CPU: its graph, eager
         pytest.param(
             "inductor",
             marks=[
