@@ -27,8 +27,10 @@ def main() -> int:
     add("--save", default="images,coco,csv", metavar="FORMS", help=what)
     what = "new folder (default: predict_<checkpoint> beside the checkpoint)"
     add("--output-dir", type=Path, metavar="DIR", help=what)
-    add("--tile", type=int, metavar="SIZE", help="cut large images into tiles of SIZE x SIZE pixels")
-    add("--overlap", type=float, default=0.2, metavar="F", help="share of a tile its neighbour sees too (default: 0.2)")
+    what = "cut large images into tiles of SIZE x SIZE pixels (default: as in training)"
+    add("--tile", type=int, metavar="SIZE", help=what)
+    what = "share of a tile its neighbour sees too (default: as in training, else 0.2)"
+    add("--overlap", type=float, metavar="F", help=what)
     what = "of boxes of one class that overlap more, keep the best, or none (default: auto, the evaluation's best)"
     add("--nms", default="auto", metavar="IOU", help=what)
     add("--batch-size", type=int, default=8, metavar="N", help="images or tiles at once (default: 8)")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from analysis.analyse import analyse
@@ -33,7 +34,7 @@ from engine.evaluate import EvalResult, evaluate
 from engine.metrics import CocoNumbers, GroundTruth
 from engine.named_files import checkpoint_of
 from engine.options import Options
-from engine.results import RESULTS_NAME, read_results, write_results
+from engine.results import RESULTS_NAME, read_results, tile_facts, write_results
 from models.hub import output_folder
 from texts import Language, Texts, plain_table, texts_of
 
@@ -137,6 +138,10 @@ def evaluate_checkpoint(
     data = build_datasets(config, splits=(split,), classes=detector.classes if detector.names_classes else None)
     detector = replace(detector, classes=data.classes)
     truth = GroundTruth.of(data.splits[split])
+    sizes_wh = data.splits[split].image_sizes_wh
+    warning = detector.other_scale(tuple(np.median(sizes_wh, axis=0).tolist())) if len(sizes_wh) else None
+    if warning is not None:
+        log.warning("split %s: images of %s", split, warning)
     facts = _facts(detector, use_amp=use_amp) | {"nms_iou": options.nms}
     # With the config a comparison knows which evaluations are seeds of one model, wherever their folders are.
     extra = {"config": json.loads(json.dumps(config_to_dict(config)))}
@@ -242,6 +247,7 @@ def _facts(detector: Detector, *, use_amp: bool) -> dict[str, Any]:
         "checkpoint_sha256": detector.sha256,
         "own_val_data": _val_data(config) == _val_data(trained),
         "input_size_hw": list(config.eval_spatial_size),
+        "tiles": tile_facts(config.tiles),
         "weights": "ema" if "ema" in checkpoint else "model",
         "epoch": detector.epoch,
         "epochs": config.epoches,

@@ -6,13 +6,15 @@ Legend: B images in the batch, N boxes of one image.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from data.types import Window
 
 
 class Target(TypedDict):
@@ -37,7 +39,9 @@ class Batch:
     targets: list[Target]
     image_ids: list[int]
     orig_sizes_wh: Tensor
-    """int64 [B, 2], width and height of the original images in pixels."""
+    """int64 [B, 2], width and height of the original images, or of their tiles, in pixels."""
+    windows: list[Window] | None = None
+    """Where tiles lie in their images; None: all images are whole."""
 
     @property
     def num_boxes(self) -> int:
@@ -51,12 +55,13 @@ class Batch:
         worker for each of them in turn.
         """
         small = [{key: tensor.numpy() for key, tensor in _tensors(target)} for target in self.targets]
-        return _received, (self.images, small, self.image_ids, self.orig_sizes_wh.numpy())
+        return _received, (self.images, small, self.image_ids, self.orig_sizes_wh.numpy(), self.windows)
 
     def pin_memory(self) -> Batch:
         """Return the batch in pinned memory; the DataLoader calls it when `pin_memory` is on."""
         targets = [_target({key: tensor.pin_memory() for key, tensor in _tensors(t)}) for t in self.targets]
-        return Batch(self.images.pin_memory(), targets, self.image_ids, self.orig_sizes_wh.pin_memory())
+        images, sizes = self.images.pin_memory(), self.orig_sizes_wh.pin_memory()
+        return replace(self, images=images, targets=targets, orig_sizes_wh=sizes)
 
     def to(self, device: torch.device) -> Batch:
         """Copy to `device`, asynchronously where the memory is pinned."""
@@ -64,7 +69,8 @@ class Batch:
             _target({key: tensor.to(device, non_blocking=True) for key, tensor in _tensors(t)}) for t in self.targets
         ]
         images = self.images.to(device, non_blocking=True)
-        return Batch(images, targets, self.image_ids, self.orig_sizes_wh.to(device, non_blocking=True))
+        sizes = self.orig_sizes_wh.to(device, non_blocking=True)
+        return replace(self, images=images, targets=targets, orig_sizes_wh=sizes)
 
 
 def _tensors(target: Target) -> Iterable[tuple[str, Tensor]]:
@@ -76,8 +82,12 @@ def _target(tensors: dict[str, Tensor]) -> Target:
 
 
 def _received(
-    images: Tensor, targets: list[dict[str, npt.NDArray[Any]]], image_ids: list[int], sizes: npt.NDArray[np.int64]
+    images: Tensor,
+    targets: list[dict[str, npt.NDArray[Any]]],
+    image_ids: list[int],
+    sizes: npt.NDArray[np.int64],
+    windows: list[Window] | None,
 ) -> Batch:
     """The batch whose parts came through a pipe."""
     made = [_target({key: torch.from_numpy(array) for key, array in target.items()}) for target in targets]
-    return Batch(images, made, image_ids, torch.from_numpy(sizes))
+    return Batch(images, made, image_ids, torch.from_numpy(sizes), windows)

@@ -1,23 +1,56 @@
-"""Boxes that vanish: too small for the network's input, or not in pixels at all.
+"""Sizes of boxes as the network sees them; boxes that vanish: too small for its input, or not in pixels at all.
 
 Legend: N boxes of a split without its crowd boxes, C classes.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from data.coco import CocoSplit
-from data.config import ResizeOp, SanitizeBoundingBoxesOp, TransformsConfig
+from data.config import ResizeOp, SanitizeBoundingBoxesOp, TilesConfig, TransformsConfig
 from data.problems import Problem
+from data.tiles import view_sizes_wh
+from data.transforms import output_size_hw
+from data.types import FloatArray
 
 _SMALL_PX = 4
 """Half a cell of the finest feature map (stride 8)."""
 _FIX = "Set a larger eval_spatial_size, cut the images into tiles, or correct the boxes"
 
 
-def check_box_sizes(split: CocoSplit, transforms: TransformsConfig, *, training: bool) -> list[Problem]:
+def object_scale(split: CocoSplit, transforms: TransformsConfig, tiles: TilesConfig | None) -> dict[str, Any]:
+    """Say at what scale the network sees the objects of a split: median network pixels per image pixel, `scale`, and
+    the sides of the objects in network pixels that 10, 50 and 90 % do not exceed, `sides_px`."""
+    input_hw = output_size_hw(transforms)
+    scales = scales_of(split.image_sizes_wh[~split.crowd], input_hw, tiles)
+    if not len(scales):
+        return {"scale": None, "sides_px": None}
+    sides = np.quantile(object_sides(split, input_hw, tiles), (0.1, 0.5, 0.9))
+    return {"scale": float(np.median(scales)), "sides_px": sides.tolist()}
+
+
+def scales_of(sizes_wh: npt.ArrayLike, input_hw: tuple[int, int], tiles: TilesConfig | None) -> FloatArray:
+    """Return network pixels per pixel of images of these sizes [..., 2], mean of both directions."""
+    seen = view_sizes_wh(np.asarray(sizes_wh, dtype=np.float64), tiles)
+    scales: FloatArray = np.sqrt((np.array(input_hw[::-1]) / seen).prod(axis=-1))
+    return scales
+
+
+def object_sides(split: CocoSplit, input_hw: tuple[int, int], tiles: TilesConfig | None) -> FloatArray:
+    """Return the side of each box that is no crowd box, square root of its area, in network pixels [N]."""
+    rows = np.flatnonzero(~split.crowd)
+    sides = np.sqrt(np.maximum(split.boxes_xywh[rows, 2:], 0).prod(axis=1))
+    scaled: FloatArray = sides * scales_of(split.image_sizes_wh[rows], input_hw, tiles)
+    return scaled
+
+
+def check_box_sizes(
+    split: CocoSplit, transforms: TransformsConfig, tiles: TilesConfig | None = None, *, training: bool
+) -> list[Problem]:
     """Count the boxes of each class that the network's input size leaves too small to be learnt or found.
 
     In training the transforms' own limits decide which boxes are lost, 1 px otherwise. Errors where nothing is left of
@@ -31,8 +64,10 @@ def check_box_sizes(split: CocoSplit, transforms: TransformsConfig, *, training:
         text = f"all coordinates of its {len(rows)} boxes are within 0 and 1: fractions of the image, expected pixels"
         fix = "Multiply x and width by the image's width, y and height by its height, or export pixels"
         return [Problem("error", file, where, text, fix, "boxes in fractions")]
-    lost, small = _too_small(split, rows, transforms, training=training)
+    lost, small = _too_small(split, rows, transforms, tiles, training=training)
     at = "{1} x {0}".format(*transforms.resize.size)
+    if tiles is not None:
+        at = f"tiles of {tiles.size} px resized to {at}"
     how = f"lost in training (too small at {at})" if training else f"below 1 px at {at}, too small to be found"
     if lost.all():
         return [Problem("error", file, where, f"all {len(rows)} boxes are {how}", _FIX, "lost boxes")]
@@ -56,14 +91,20 @@ def check_box_sizes(split: CocoSplit, transforms: TransformsConfig, *, training:
 
 
 def _too_small(
-    split: CocoSplit, rows: npt.NDArray[np.int64], transforms: TransformsConfig, *, training: bool
+    split: CocoSplit,
+    rows: npt.NDArray[np.int64],
+    transforms: TransformsConfig,
+    tiles: TilesConfig | None,
+    *,
+    training: bool,
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """[N] lost, [N] kept but smaller than `_SMALL_PX`: what the ops do to an image that is only resized."""
     sides = (split.boxes_xyxy[rows, 2:] - split.boxes_xyxy[rows, :2]).astype(np.float64)
+    seen_wh = view_sizes_wh(split.image_sizes_wh[rows], tiles)
     lost = np.zeros(len(rows), np.bool_)
     for op in transforms.ops:
         if isinstance(op, ResizeOp):
-            sides *= np.array(op.size[::-1]) / split.image_sizes_wh[rows]
+            sides *= np.array(op.size[::-1]) / seen_wh
         elif isinstance(op, SanitizeBoundingBoxesOp) and training:
             lost |= (sides < op.min_size).any(axis=1)
             lost |= sides.prod(axis=1) < op.min_area

@@ -212,6 +212,21 @@ class DatasetConfig(Section):
                 yield f"transforms.ops: Resize to {list(resize.size)}; height and width must be multiples of 32"
 
 
+class TilesConfig(Section):
+    """Cuts large images into overlapping tiles: the network sees these in training, evaluation and prediction alike."""
+
+    size: Annotated[int, Field(ge=32, le=8192)]
+    """Side of a tile, pixels of the image; resized to `eval_spatial_size`, so an equal one keeps all details. Images
+    that are no larger stay whole."""
+    overlap: Annotated[float, Field(ge=0.05, le=0.8)] = 0.2
+    """Least share of a tile that its neighbour sees too; objects smaller than that are whole in one of them."""
+    keep_empty: Fraction = 0.25
+    """Training only: share of the tiles without an object that an epoch shows, by turns."""
+    min_visible: Fraction = 0.4
+    """Training only: a tile that shows less of an object (of its area, or of what fits into a tile) has no box for it,
+    unless no tile shows more."""
+
+
 class CollateConfig(Section):
     """Says what happens to a whole batch: MixUp, CopyBlend, multi-scale (docs/deimv2.md, Collate)."""
 
@@ -390,6 +405,8 @@ class DataConfig(Section):
     """The validation split."""
     test_dataloader: LoaderConfig | None = None
     """The test split; what it leaves out is taken from `val_dataloader`."""
+    tiles: TilesConfig | None = None
+    """Cut images into tiles, for defects that are small in large images; null: every image is seen whole."""
     num_workers: NonNegativeInt = 0
     """Worker processes of loaders that state none themselves."""
     accumulation_steps: PositiveInt | Literal["auto"] = 1

@@ -6,6 +6,7 @@ A sample depends only on (seed, epoch, index): not on the worker that makes it, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -16,15 +17,17 @@ from torch.utils.data import Dataset
 
 from data.batch import Target
 from data.coco import CocoSplit, size_problem
+from data.coco_reader import ImageRecord
 from data.config import DataConfig, LoaderConfig
 from data.errors import UserError
-from data.images import REDUCTIONS, ImageFacts, read_image, read_reduced, resize_antialiased
+from data.images import REDUCTIONS, ImageFacts, read_image, read_reduced, reduced, resize_antialiased
 from data.mix import mosaic, shorter_side
 from data.pixel_cache import PixelCache
 from data.scene import Scene, at_most, draw, scene_of
 from data.schedule import EpochPlan, epoch_plan
+from data.tiles import TileRecord, image_numbers
 from data.transforms import TrainTransform, output_size_hw, to_target
-from data.types import PixelArray
+from data.types import PixelArray, Window
 
 FloatArray = npt.NDArray[np.float64]
 LabelArray = npt.NDArray[np.int64]
@@ -55,7 +58,9 @@ class Sample:
     target: Target
     image_id: int
     orig_size_wh: tuple[int, int]
-    """Size of the original image in pixels."""
+    """Size of the original image, or of its tile, in pixels."""
+    window: Window | None
+    """Where the tile lies in the image; None: it is whole."""
     key: SampleKey
 
 
@@ -113,8 +118,11 @@ class IndustrialDataset(Dataset[Sample]):
         training: bool,
         seed: int = 0,
         cache: PixelCache | None = None,
+        weights: FloatArray | None = None,
     ) -> None:
         """Prepare the transforms; nothing is read yet. The loader's collate section is needed for the schedule.
+
+        `split` may be one of `data.tiles.tiled`. Mosaic draws its partners by `weights` [images], or all alike.
 
         Raises:
             UserError: The transforms cannot work (see `TrainTransform`).
@@ -125,6 +133,8 @@ class IndustrialDataset(Dataset[Sample]):
         self.size_hw = output_size_hw(loader.dataset.transforms)
         """Height and width of the Resize op."""
         self._cache = cache
+        self._weights = None if weights is None else weights.cumsum()
+        self._opened: tuple[ImageRecord, PixelArray] | None = None
         self._planned: tuple[int, EpochPlan] | None = None
         self._transform = TrainTransform(loader.dataset.transforms) if training else None
 
@@ -151,7 +161,9 @@ class IndustrialDataset(Dataset[Sample]):
             pixels, scene = draw(self._augmented(self._transform, key), size_hw)
             boxes, labels, pseudo = scene.boxes_xyxy, scene.labels, scene.pseudo
         cv2.split(pixels, list(out.numpy()))
-        return Sample(out, to_target(boxes, labels, size_hw, pseudo), image.id, (image.width, image.height), key)
+        window = image.window if isinstance(image, TileRecord) else None
+        target = to_target(boxes, labels, size_hw, pseudo)
+        return Sample(out, target, image.id, (image.width, image.height), window, key)
 
     def plan(self, epoch: int) -> EpochPlan:
         """Return what is on in an epoch."""
@@ -164,10 +176,44 @@ class IndustrialDataset(Dataset[Sample]):
         cached = None if self._cache is None else self._cache.get(index, _version(reduction))
         if cached is not None:
             return cached
+        if isinstance(self.split.images[index], TileRecord):
+            return self._cut(index, reduction)
         pixels, facts = read_reduced(self.split.images[index].path, reduction)
-        self._require_size(index, facts)
+        self._require_size(self.split.images[index], facts)
         if self._cache is not None:
             self._cache.put(index, _version(reduction), pixels)
+        return pixels
+
+    def _cut(self, index: int, reduction: int) -> PixelArray:
+        """Return a tile; a large image is not read again for those beside it while there is memory for them."""
+        image = self._whole(index, fast=True)
+        own = reduced(_tile_of(image, self.split.images[index]), reduction)
+        for other in self._siblings(index) if self._cache is not None else ():
+            if self._cache is not None and self._cache.get(other, _version(reduction)) is None:
+                pixels = own if other == index else reduced(_tile_of(image, self.split.images[other]), reduction)
+                self._cache.put(other, _version(reduction), pixels)
+        return own
+
+    def _siblings(self, index: int) -> range:
+        """Positions of all tiles of one's image."""
+        numbers = self._numbers
+        return range(*np.searchsorted(numbers, [numbers[index], numbers[index] + 1]).tolist())
+
+    @cached_property
+    def _numbers(self) -> LabelArray:
+        return image_numbers(self.split)
+
+    def _whole(self, index: int, *, fast: bool) -> PixelArray:
+        """All pixels of the image that a tile is of; the latest one is kept, since tiles come one after another."""
+        tile = self.split.images[index]
+        image = tile.image if isinstance(tile, TileRecord) else tile
+        if self._opened is not None and self._opened[0] is image:
+            return self._opened[1]
+        self._opened = None  # before the next one takes its memory
+        pixels, facts = read_reduced(image.path, 1) if fast else read_image(image.path)
+        self._require_size(image, facts)
+        if image is not tile:
+            self._opened = image, pixels
         return pixels
 
     def at_most(self, index: int, size_hw: tuple[int, int]) -> PixelArray:
@@ -184,15 +230,14 @@ class IndustrialDataset(Dataset[Sample]):
 
     def _resized(self, index: int, size_hw: tuple[int, int]) -> tuple[PixelArray, FloatArray, LabelArray]:
         """Pixels, boxes and labels for evaluation."""
-        pixels, facts = read_image(self.split.images[index].path)
-        self._require_size(index, facts)
+        pixels = _tile_of(self._whole(index, fast=False), self.split.images[index])
         height, width = pixels.shape[:2]
         boxes, labels = self._boxes(index)
         scale = np.array([size_hw[1] / width, size_hw[0] / height] * 2)
         return resize_antialiased(pixels, size_hw), boxes * scale, labels
 
-    def _require_size(self, index: int, facts: ImageFacts) -> None:
-        problem = size_problem(self.split, self.split.images[index], facts)
+    def _require_size(self, image: ImageRecord, facts: ImageFacts) -> None:
+        problem = size_problem(self.split, image, facts)
         if problem is not None:
             raise UserError(str(problem))
 
@@ -211,9 +256,22 @@ class IndustrialDataset(Dataset[Sample]):
         scene = self._scene(key.index)
         is_mosaic = op is not None and rng.random() < plan.mosaic_prob and rng.random() < op.probability
         if op is not None and is_mosaic:
-            partners = rng.integers(len(self), size=3).tolist()
-            scene = mosaic([scene, *map(self._scene, partners)], op, rng)
+            scene = mosaic([scene, *map(self._scene, self._partners(rng))], op, rng)
         return transform(scene, plan, rng, mosaic=is_mosaic)
+
+    def _partners(self, rng: np.random.Generator) -> list[int]:
+        if self._weights is None:
+            return [int(index) for index in rng.integers(len(self), size=3)]
+        points = rng.random(3) * self._weights[-1]
+        return [int(index) for index in np.searchsorted(self._weights, points, side="right")]
+
+
+def _tile_of(pixels: PixelArray, record: ImageRecord) -> PixelArray:
+    """A tile's pixels out of its image's; all of them for an image."""
+    if not isinstance(record, TileRecord):
+        return pixels
+    left, top, right, bottom = record.window
+    return pixels[top:bottom, left:right]
 
 
 @dataclass(frozen=True, eq=False)

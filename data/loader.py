@@ -43,9 +43,10 @@ from data.industrial_dataset import (
 )
 from data.mix import batch_size_hw, mix_batch
 from data.pixel_cache import PixelCache, memory_to_spare
-from data.sampling import FloatArray, epoch_length, repeat_factors, repeated
+from data.sampling import FloatArray, IntArray, epoch_length, repeat_factors, repeated
 from data.signals import STOP_SIGNALS, held_back
 from data.splits import DataBundle, build_datasets
+from data.tiles import image_numbers, thinned, tiled
 
 __all__ = [
     "DataBundle",
@@ -87,10 +88,12 @@ def build_train_loader(
     """
     _require_same_classes(split, classes)
     loader = config.train_dataloader
-    order = _train_order(config, _factors(config, split), seed=seed, rank=rank, world_size=world_size)
+    factors, split = _factors(config, split), tiled(split, config.tiles)
+    order = _train_order(config, factors, seed=seed, rank=rank, world_size=world_size)
     workers = loader.num_workers if num_workers is None else num_workers
     cache = _cache(split, loader, shared=workers > 0)
-    dataset = IndustrialDataset(split, loader, training=True, seed=seed, cache=cache)
+    weights = None if config.tiles is None else factors
+    dataset = IndustrialDataset(split, loader, training=True, seed=seed, cache=cache, weights=weights)
     batches = _Batches(dataset, loader, training=True, seed=seed, rank=rank)
     return TrainLoader(batches, order, workers, pin_memory, config.micro_batches)
 
@@ -104,7 +107,8 @@ def steps_per_epoch(config: DataConfig) -> int:
         UserError: As `build_datasets` for the training split, or it is too small for a single step.
     """
     synthetic, ann_file = config.synthetic, config.train_dataloader.dataset.ann_file
-    if synthetic is not None and ann_file.is_relative_to(synthetic.root) and not ann_file.exists():
+    is_drawn = synthetic is None or not ann_file.is_relative_to(synthetic.root) or ann_file.exists()
+    if synthetic is not None and not is_drawn and config.tiles is None:
         factors = np.ones(synthetic.num_train)
     else:
         data = build_datasets(config.model_copy(update={"synthetic": None}), ("train",))
@@ -113,9 +117,10 @@ def steps_per_epoch(config: DataConfig) -> int:
 
 
 def _factors(config: DataConfig, split: CocoSplit) -> FloatArray:
-    """Return how often each image comes in an epoch."""
-    threshold = config.train_dataloader.repeat_factor_threshold
-    return np.ones(len(split)) if threshold is None else repeat_factors(split, threshold)
+    """Return how often each image, or tile, comes in an epoch."""
+    threshold, cut = config.train_dataloader.repeat_factor_threshold, tiled(split, config.tiles)
+    factors = np.ones(len(cut)) if threshold is None else repeat_factors(split, threshold, cut)
+    return thinned(factors, cut, config.tiles)
 
 
 def _train_order(
@@ -146,7 +151,7 @@ def build_eval_loader(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> EvalLoader:
-    """Give every image of the split once over all processes, only resized, in the file's order.
+    """Give every image of the split, or every tile, once over all processes, only resized, in the file's order.
 
     `which` chooses the loader section; `train` takes val's transforms. The config's `total_batch_size` is shared among
     the processes.
@@ -155,6 +160,7 @@ def build_eval_loader(
         UserError: There is no such section.
     """
     _require_same_classes(split, classes)
+    split = tiled(split, config.tiles)
     sections = loaders(config)
     key = "val_dataloader" if which == "train" else f"{which}_dataloader"
     if key not in sections:
@@ -162,7 +168,7 @@ def build_eval_loader(
     loader = sections[key]
     batch_size = loader.batch_size or max(1, (loader.images_per_step or 1) // world_size)
     batches = _Batches(IndustrialDataset(split, loader, training=False), loader, training=False)
-    order = _EvalOrder(len(split), batch_size, rank, world_size)
+    order = _EvalOrder(image_numbers(split), batch_size, rank, world_size)
     return EvalLoader(batches, order, loader.num_workers, pin_memory)
 
 
@@ -204,6 +210,7 @@ def collate(images: Tensor, samples: Sequence[Sample]) -> Batch:
         targets=[sample.target for sample in samples],
         image_ids=[sample.image_id for sample in samples],
         orig_sizes_wh=torch.tensor([sample.orig_size_wh for sample in samples], dtype=torch.int64),
+        windows=[sample.window for sample in samples if sample.window is not None] or None,
     )
 
 
@@ -360,10 +367,10 @@ class _EpochOrder(Sampler[Keys]):
 
 
 class _EvalOrder(Sampler[Keys]):
-    """Every image once over all processes, without padding."""
+    """Every image once over all processes, without padding; all tiles of an image on one process, in order."""
 
-    def __init__(self, num_images: int, batch_size: int, rank: int, world_size: int) -> None:
-        self._mine = range(rank, num_images, world_size)
+    def __init__(self, numbers: IntArray, batch_size: int, rank: int, world_size: int) -> None:
+        self._mine = np.flatnonzero(numbers % world_size == rank).tolist()
         self._batch_size = batch_size
 
     def __len__(self) -> int:

@@ -11,17 +11,22 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 
-def repeat_factors(split: CocoSplit, threshold: float) -> FloatArray:
+def repeat_factors(split: CocoSplit, threshold: float, tiles: CocoSplit | None = None) -> FloatArray:
     """Return how often each image comes in an epoch, on average, [images] (A. Gupta et al., LVIS, 2019, section 3.2).
 
     A class that a fraction f of the images holds asks for max(1, sqrt(threshold / f)); an image follows the one of
-    its classes that asks for most. Images without boxes come once.
+    its classes that asks for most. Images without boxes come once. With the split's `tiles` it is these that come,
+    and images that count.
     """
-    labels = [np.unique(split.labels[split.training_rows(image)]) for image in split.images]
+    labels = _labels(split)
     counts = np.bincount(np.concatenate([*labels, np.empty(0, np.int64)]), minlength=len(split.classes))
     fractions = np.maximum(counts, 1) / max(len(split), 1)
     per_class = np.maximum(1.0, np.sqrt(threshold / fractions))
-    return np.array([per_class[own].max(initial=1.0) for own in labels])
+    return np.array([per_class[own].max(initial=1.0) for own in (labels if tiles is None else _labels(tiles))])
+
+
+def _labels(split: CocoSplit) -> list[IntArray]:
+    return [np.unique(split.labels[split.training_rows(image)]) for image in split.images]
 
 
 def epoch_length(factors: FloatArray) -> int:

@@ -80,7 +80,7 @@ def read_splits(
         )
         splits.append(split)
         problems += found + check_class_count(split, config.num_classes) + check_annotations(split)
-        problems += check_box_sizes(split, dataset.transforms, training=name == "train")
+        problems += check_box_sizes(split, dataset.transforms, config.tiles, training=name == "train")
         if len(split.classes):
             classes = split.classes
     if not config.allow_split_overlap:

@@ -12,9 +12,10 @@ from typing import Generic, TypeVar
 from torch import Tensor
 
 from data.errors import UserError
-from data.types import FloatArray, PixelArray
-from deploy.tiling import Tiling, Window, merge_tiles, windows
+from data.tiles import windows
+from data.types import FloatArray, PixelArray, Window
 from engine.detector import Detector
+from engine.tiling import merge_tiles
 from models.detections import Detections
 
 Key = TypeVar("Key")
@@ -47,28 +48,26 @@ class Frame(Generic[Key]):
         return detector.prepare(self.pixels[tile.top : tile.bottom, tile.left : tile.right])
 
 
-def make_frame(key: Key, pixels: PixelArray, detector: Detector, tiling: Tiling | None) -> Frame[Key]:
+def make_frame(key: Key, pixels: PixelArray, detector: Detector) -> Frame[Key]:
     """Decide how to cut an image, and prepare it if it stays whole."""
-    tiles = windows((pixels.shape[1], pixels.shape[0]), tiling)
-    return Frame(key, pixels, tiles, detector.prepare(pixels) if len(tiles) == 1 else None)
+    cut = windows((pixels.shape[1], pixels.shape[0]), detector.config.tiles)
+    return Frame(key, pixels, cut, detector.prepare(pixels) if len(cut) == 1 else None)
 
 
 def read_frames(
     images: Iterable[tuple[Key, Callable[[], PixelArray]]],
     detector: Detector,
-    tiling: Tiling | None,
     failed: Callable[[UserError], object],
 ) -> Iterator[Frame[Key]]:
     """Yield frames in the order of `images`, read and prepared in threads, a few ahead.
 
     Args:
         images: What to read, and how: raises UserError for what cannot be read.
-        tiling: None takes images whole.
         failed: Called with the reason why an image could not be read; it is left out.
     """
 
     def load(key: Key, read: Callable[[], PixelArray]) -> Frame[Key]:
-        return make_frame(key, read(), detector, tiling)
+        return make_frame(key, read(), detector)
 
     def done() -> Iterator[Frame[Key]]:
         try:
@@ -76,7 +75,7 @@ def read_frames(
         except UserError as error:
             failed(error)
 
-    workers = _THREADS if tiling is None else 1  # an image to be tiled may have hundreds of megabytes
+    workers = _THREADS if detector.config.tiles is None else 1  # an image to be tiled may have hundreds of megabytes
     ahead: deque[Future[Frame[Key]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -111,12 +110,12 @@ def predict_frames(
     def detect(batch: Sequence[tuple[Frame[Key], Window]]) -> None:
         inputs = list(pool.map(lambda one: one[0].prepared(one[1], detector), batch))
         for (frame, _), found in zip(batch, detector.detect(inputs, [tile.size_wh for _, tile in batch]), strict=True):
-            frame.detections.append(found.above(thresholds))
+            frame.detections.append(found)
 
     def finished() -> Iterator[tuple[Frame[Key], Detections]]:
         while waiting and len(waiting[0].detections) == len(waiting[0].tiles):
             frame = waiting.popleft()
-            found = merge_tiles(frame.detections, frame.tiles, frame.size_wh)
+            found = merge_tiles(frame.detections, frame.tiles, frame.size_wh).above(thresholds)
             yield frame, found if nms_iou is None else found.without_repeats(nms_iou)
 
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from data.classes import ClassMap
+from data.config import TilesConfig
 from data.errors import UserError, printable
 from data.images import ImageFacts, has_pages, large_images_allowed, read_image, read_pages
 from data.progress import progress_bar
@@ -24,7 +25,6 @@ from data.types import PixelArray
 from deploy.pipeline import make_frame, predict_frames, read_frames
 from deploy.sources import ImageSource, Sources, VideoSource, find_sources
 from deploy.thresholds import Thresholds, choose_thresholds
-from deploy.tiling import Tiling
 from deploy.video import Recording, UnreadableVideo, VideoFile
 from deploy.writers import FORMS, Form, ImageWriter, Table, drawn, table_cells
 from engine.cli import command_line, ending, require_output_folder
@@ -47,9 +47,11 @@ class PredictOptions(Options):
     """`NAME=S`."""
     save: tuple[Form, ...] = ("images", "coco", "csv")
     tile: int | None = Field(None, ge=32, description="at least 32 pixels, e.g. the network's input")
-    overlap: float = Field(
-        0.2, ge=0.05, le=0.8, description="0.05 to 0.8, e.g. 0.2; objects on a border are joined through it"
+    """None: as in training."""
+    overlap: float | None = Field(
+        None, ge=0.05, le=0.8, description="0.05 to 0.8, e.g. 0.2; objects on a border are joined through it"
     )
+    """None: as in training, else 0.2."""
     nms: float | Literal["auto"] | None = "auto"
     """Of boxes of one class that overlap more, the best is kept; None keeps all. `auto`: what gave the best F1 in the
     checkpoint's evaluation."""
@@ -84,9 +86,13 @@ class PredictOptions(Options):
             raise ValueError("expected auto, none or an IoU between 0 and 1, e.g. 0.7")
         return iou
 
-    @property
-    def tiling(self) -> Tiling | None:
-        return None if self.tile is None else Tiling(self.tile, self.overlap)
+    def tiles(self, trained: TilesConfig | None) -> TilesConfig | None:
+        """How to cut images: as the network was trained, unless something else was asked for."""
+        if self.tile is None and trained is None:
+            return None
+        asked = {"size": self.tile, "overlap": self.overlap}
+        given = {key: value for key, value in asked.items() if value is not None}
+        return TilesConfig.model_validate((trained.model_dump() if trained is not None else {}) | given)
 
 
 @dataclass
@@ -106,6 +112,15 @@ class Prediction:
     """Of the images with 16 bits, by name: they hold 12-bit values, which were stretched."""
     seconds: float = 0.0
     interrupted: bool = False
+    other_scale: bool = False
+    """Whether a warning told of an image at another scale than the training's."""
+
+    def look_at_scale(self, detector: Detector, size_wh: tuple[int, int], name: str) -> None:
+        """Warn of the first image at another scale."""
+        warning = None if self.other_scale else detector.other_scale(size_wh)
+        if warning is not None:
+            self.other_scale = True
+            log.warning("%s: %s", name, warning)
 
 
 def predict(
@@ -142,11 +157,13 @@ def predict(
         use_amp=options.use_amp,
         compiled=options.compile,
     )
+    tiles = options.tiles(detector.config.tiles)
+    detector = detector.with_tiles(tiles)
     thresholds = choose_thresholds(detector, options.score, options.score_per_class, options.nms)
     prediction = Prediction(folder, detector.classes, thresholds, list(sources.skipped))
     started = time.perf_counter()
     try:
-        with large_images_allowed() if options.tile is not None else contextlib.nullcontext():
+        with large_images_allowed() if tiles is not None else contextlib.nullcontext():
             _predict_images(sources, detector, prediction, options)
         if sources.videos and not {"images", "csv"} & {*options.save}:
             log.warning("--save %s: a video leaves a video (images) and a table (csv) only", ",".join(options.save))
@@ -176,13 +193,14 @@ def _output_folder(checkpoint: Path, output_dir: Path | None) -> Path:
 def _info(detector: Detector, thresholds: Thresholds, options: PredictOptions) -> dict[str, object]:
     """Where detections come from, for those who find the file later."""
     evaluated = "the best F1 of " + str(thresholds.source) if thresholds.source else "the default"
+    tiles = detector.config.tiles
     return {
         "checkpoint": printable(str(detector.path)),
         "epoch": detector.epoch,
         "score_thresholds": dict(zip(unique_names(detector.classes), thresholds.scores.tolist(), strict=True)),
         "score_thresholds_from": "--score" if options.score is not None else printable(evaluated),
         "score_per_class": list(options.score_per_class),
-        "tile": None if options.tile is None else [options.tile, options.overlap],
+        "tile": None if tiles is None else [tiles.size, tiles.overlap],
         "nms": thresholds.nms_iou,
     }
 
@@ -219,11 +237,12 @@ def _predict_images(sources: Sources, detector: Detector, prediction: Prediction
         bar.update()
 
     images = _images_to_read(sources, prediction.is_12_bit)
-    frames = read_frames(images, detector, options.tiling, failed)
+    frames = read_frames(images, detector, failed)
     thresholds, nms_iou = prediction.thresholds.scores, prediction.thresholds.nms_iou
     info = _info(detector, prediction.thresholds, options)
     with bar, ImageWriter(prediction.folder, options.save, detector.classes, options.lang, info) as writer:
         for frame, found in predict_frames(frames, detector, thresholds, options.batch_size, nms_iou):
+            prediction.look_at_scale(detector, frame.size_wh, frame.key.name)
             writer.add(frame.key, frame.pixels, found)
             prediction.num_images += 1
             prediction.num_found.update(found.labels.tolist())
@@ -236,9 +255,7 @@ def _predict_video(source: VideoSource, detector: Detector, prediction: Predicti
     batch_size = 1 if source.is_live else options.batch_size
     try:
         recording = Recording(source.source, source.name, options.max_frames)
-        frames = (
-            make_frame(number, pixels, detector, options.tiling) for number, pixels in enumerate(recording.frames())
-        )
+        frames = (make_frame(number, pixels, detector) for number, pixels in enumerate(recording.frames()))
         bar: tqdm[None] = progress_bar(
             None, source.name, unit="frame", total=recording.expected_frames, show=options.progress
         )
@@ -246,6 +263,7 @@ def _predict_video(source: VideoSource, detector: Detector, prediction: Predicti
         thresholds, nms_iou = prediction.thresholds.scores, prediction.thresholds.nms_iou
         with bar, VideoFile(stem, recording.rate) as video, table:
             for frame, found in predict_frames(frames, detector, thresholds, batch_size, nms_iou):
+                prediction.look_at_scale(detector, frame.size_wh, source.name)
                 inside = found.clipped(frame.size_wh)
                 if "images" in options.save:
                     video.add(drawn(frame.pixels, inside, classes, options.lang, min_side_px=1))

@@ -204,7 +204,8 @@ def look(detector: Detector, options: SuggestOptions, folder: Path, least: Float
             yield source, partial(pixels, source)
 
     bar: tqdm[None] = progress_bar(None, "look", total=len(sources.images), show=options.progress)
-    frames = read_frames(images(), detector, None, lambda error: failures.append(printable(str(error))))
+    detector = detector.with_tiles(None)  # one vector an image
+    frames = read_frames(images(), detector, lambda error: failures.append(printable(str(error))))
     found = []
     hook = encoder.register_forward_hook(keep)
     try:

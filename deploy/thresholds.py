@@ -73,7 +73,7 @@ def _evaluated(
 ) -> tuple[float | None, Mapping[str, Any] | None, Path | None]:
     """The IoU of the suppression, and the thresholds of an evaluation under just this one with their file; None where
     there is none."""
-    about = (detector.path, detector.epoch, detector.input_size_hw)
+    about = (detector.path, detector.epoch, detector.input_size_hw, detector.config.tiles)
     found = evaluation_of(*about, section="thresholds")
     if found is not None:
         path, results = found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.box_sizes import scales_of
 from data.classes import ClassMap
 from data.coco_names import COCO_CLASSES
 from data.coco_reader import AnnotationReader
+from data.config import TilesConfig
 from data.errors import UserError
 from data.files import file_sha256
 from data.images import resize_antialiased
@@ -34,6 +37,9 @@ from models.postprocess import build_postprocessor
 from models.weights import load_state_dict_strict
 
 log = logging.getLogger(__name__)
+
+_OTHER_SCALE = 1.5
+"""Ratio of scales from which on images are not what the network was trained for: multi-scale varies by 1.25."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +82,29 @@ class Detector:
     def input_size_hw(self) -> tuple[int, int]:
         """Of the network's input, pixels, as evaluation resizes to it."""
         return output_size_hw(self.config.val_dataloader.dataset.transforms)
+
+    def with_tiles(self, tiles: TilesConfig | None) -> Detector:
+        """Return the same detector for images that are cut so; None: they are whole."""
+        return replace(self, config=self.config.model_copy(update={"tiles": tiles}))
+
+    def other_scale(self, size_wh: tuple[float, float]) -> str | None:
+        """Say so, with both numbers, where images of this size reach the network at another scale than in training."""
+        trained = self.checkpoint.get("object_scale")
+        try:
+            before, (low, _, high) = float(trained["scale"]), map(float, trained["sides_px"])  # type: ignore[index]
+        except (KeyError, TypeError, ValueError):
+            return None  # of another version, or without boxes
+        now = float(scales_of(size_wh, self.input_size_hw, self.config.tiles))
+        if not before > 0 or 1 / _OTHER_SCALE < now / before < _OTHER_SCALE:
+            return None
+        tiles = f"tiles of {self.config.tiles.size} pixels" if self.config.tiles else "no tiles"
+        ratio = now / before
+        return (
+            f"{size_wh[0]:g} x {size_wh[1]:g} pixels with {tiles} reach the network at {now:.3g} pixels per image "
+            f"pixel, in training it was {before:.3g}: what had a side of {low:.0f} to {high:.0f} pixels there has "
+            f"{low * ratio:.3g} to {high * ratio:.3g} here. Unless the objects are larger or smaller in these images, "
+            f"cut tiles of {math.sqrt(math.prod(self.input_size_hw)) / before:.0f} pixels"
+        )
 
     def prepare(self, pixels: PixelArray) -> Tensor:
         """Resize uint8 [H, W, 3] RGB to the network's input, uint8 [3, H, W], as evaluation does; thread-safe."""

@@ -15,8 +15,10 @@ from torch import nn
 from data.batch import Batch
 from data.coco import CocoSplit
 from data.progress import progress_bar
+from data.types import Window
 from engine.detector import Detector
 from engine.metrics import GroundTruth, Metrics, Prediction, Predictions, coco_numbers
+from engine.tiling import merge_tiles
 from models.detections import Detections
 
 
@@ -69,6 +71,7 @@ def evaluate(
     Args:
         detector: Judged in evaluation mode; its modules' modes are restored.
         batches: Of this process; all processes together must cover the split. An image that comes twice counts once.
+            All tiles of an image are in one process; what was found in them is merged and judged in the whole image.
         split: Ground truth, with the detector's classes.
         nms_iou: Of boxes of one class that overlap more, the best is kept; None keeps all, as DEIMv2 is judged.
         progress: Show a bar with ETA on stderr (rank 0 only).
@@ -81,10 +84,20 @@ def evaluate(
     rank = dist.get_rank() if _is_distributed() else 0
     started = time.perf_counter()
     seen: dict[int, Detections] = {}
+    in_tiles: dict[int, dict[Window, Detections]] = {}
     with _evaluation_mode(detector.model):
         for batch in progress_bar(batches, f"evaluate {split.name}", unit="batch", show=progress and rank == 0):
-            for image_id, one in zip(batch.image_ids, detector.detect(batch.images, batch.orig_sizes_wh), strict=True):
-                seen[image_id] = one if nms_iou is None else one.without_repeats(nms_iou)
+            found = detector.detect(batch.images, batch.orig_sizes_wh)
+            if batch.windows is None:
+                seen |= zip(batch.image_ids, found, strict=True)
+                continue
+            for image_id, window, one in zip(batch.image_ids, batch.windows, found, strict=True):
+                in_tiles.setdefault(image_id, {})[window] = one
+    sizes_wh = {image.id: (image.width, image.height) for image in split.images}
+    for image_id, parts_of in in_tiles.items():
+        seen[image_id] = merge_tiles([*parts_of.values()], [*parts_of], sizes_wh[image_id])
+    if nms_iou is not None:
+        seen = {image_id: one.without_repeats(nms_iou) for image_id, one in seen.items()}
     parts = _gather((seen, time.perf_counter() - started))
     result = None
     if rank == 0:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import FiniteFloat, TypeAdapter
 from typing_extensions import TypedDict
 
+from data.config import TilesConfig
 from data.errors import UserError
 from data.files import file_sha256, write_json
 from engine.metrics import Box, GroundTruth, Id, Prediction, Predictions
@@ -88,7 +89,13 @@ def _read(path: Path, kind: Any, parse: Callable[[Any], T]) -> T:
 
 
 def evaluation_of(
-    checkpoint: Path, epoch: int | None, input_size_hw: tuple[int, int], *, section: str, nms_iou: float | None = None
+    checkpoint: Path,
+    epoch: int | None,
+    input_size_hw: tuple[int, int],
+    tiles: TilesConfig | None,
+    *,
+    section: str,
+    nms_iou: float | None = None,
 ) -> tuple[Path, Mapping[str, Any]] | None:
     """The checkpoint's evaluation on its run's own validation split: in a folder `eval_val_<checkpoint>...` beside it,
     else the run's own.
@@ -100,6 +107,7 @@ def evaluation_of(
         checkpoint: Only a file that names it counts.
         epoch: Epochs that it was trained for; None where it does not tell.
         input_size_hw: Size of the network's input, pixels.
+        tiles: How images are cut.
         section: What is wanted of the file; one without is passed over.
         nms_iou: Of the suppression of repeats.
 
@@ -116,7 +124,7 @@ def evaluation_of(
             continue
         if results.get("split") != "val" or results.get("nms_iou") != nms_iou:
             continue
-        fault = _unlike(results, own.get("gt_hash"), checkpoint, epoch, input_size_hw)
+        fault = _unlike(results, own.get("gt_hash"), checkpoint, epoch, input_size_hw, tiles)
         if fault is None:
             return path, results
         log.warning("%s: not used, it judged %s. Run evaluate_deimv2.py again", path, fault)
@@ -124,7 +132,12 @@ def evaluation_of(
 
 
 def _unlike(
-    results: Mapping[str, Any], own_hash: object, checkpoint: Path, epoch: int | None, input_size_hw: tuple[int, int]
+    results: Mapping[str, Any],
+    own_hash: object,
+    checkpoint: Path,
+    epoch: int | None,
+    input_size_hw: tuple[int, int],
+    tiles: TilesConfig | None,
 ) -> str | None:
     """What keeps an evaluation from speaking of the checkpoint on its run's own validation data; None: nothing.
 
@@ -133,7 +146,7 @@ def _unlike(
         own_hash: Fingerprint of the run's own validation data; None where the run's results are not there.
         checkpoint: As it is now.
         epoch: Of the checkpoint.
-        input_size_hw: See `evaluation_of`.
+        input_size_hw: With `tiles`, see `evaluation_of`.
     """
     if results.get("gt_hash") != own_hash if own_hash is not None else not results.get("own_val_data"):
         return "other data than the run's own validation split"
@@ -146,7 +159,15 @@ def _unlike(
     size = results.get("input_size_hw")
     if size is not None and size != list(input_size_hw):
         return f"images of {size[0]} x {size[1]} pixels, now they have {input_size_hw[0]} x {input_size_hw[1]}"
+    if results.get("tiles") != tile_facts(tiles):
+        judged, now = (f"tiles {one}" if one else "whole images" for one in (results.get("tiles"), tile_facts(tiles)))
+        return f"{judged}, now it is {now}"
     return None
+
+
+def tile_facts(tiles: TilesConfig | None) -> dict[str, float] | None:
+    """What results.json says of the tiles that were judged."""
+    return None if tiles is None else {"size": tiles.size, "overlap": tiles.overlap}
 
 
 def read_results(path: Path) -> Mapping[str, Any]:

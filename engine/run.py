@@ -13,11 +13,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from data.box_sizes import object_scale
 from data.errors import UserError
 from data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, steps_per_epoch
 from data.section import require_variables
 from data.splits import DataBundle, build_datasets
 from data.synthetic import ensure_dataset
+from data.tiles import tiled
 from engine.amp import choose_amp_dtype
 from engine.batch_size import decide_batch
 from engine.checkpoint import (
@@ -51,6 +53,7 @@ log = logging.getLogger(__name__)
 _ORDER_KEYS = (
     "seed",
     "accumulation_steps",
+    "tiles",
     *(f"train_dataloader.{key}" for key in ("shuffle", "drop_last", "repeat_factor_threshold")),
 )
 """Settings that decide, with the batch size, which images a half-trained epoch still has to show."""
@@ -234,7 +237,8 @@ def _changes_since(checkpoint: Mapping[str, Any], path: Path, config: Experiment
     if not isinstance(stored, dict):
         return []
     ours = config_to_dict(config)
-    now, then = dict(leaves(ours)), dict(leaves(stored))
+    # The tiles as one value: there are none, or several keys.
+    now, then = (dict(leaves(one | {"tiles": str(one.get("tiles"))})) for one in (ours, stored))
     changed = {key: f"{key}: {then[key]} -> {now[key]}" for key in now if key in then and now[key] != then[key]}
     if checkpoint.get("batch_in_epoch"):
         problems = [line for key, line in changed.items() if key in _ORDER_KEYS]
@@ -266,7 +270,7 @@ def _build_data(
     data = build_datasets(config)
     is_open = "auto" in (config.train_dataloader.total_batch_size, config.accumulation_steps)
     stored = checkpoint_config(load_checkpoint(resume), resume) if is_open and resume is not None else None
-    config = decide_batch(config, dist, data.splits["train"], stored)
+    config = decide_batch(config, dist, tiled(data.splits["train"], config.tiles), stored)
     rank, world_size, pin = dist.rank, dist.world_size, dist.device.type == "cuda"
     train_loader = build_train_loader(
         config, data.splits["train"], data.classes, seed=config.seed, rank=rank, world_size=world_size, pin_memory=pin
@@ -322,6 +326,9 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
         "selection": position.selection.to_dict(),
         "nonfinite_in_a_row": position.nonfinite_in_a_row,
         "train_seconds": position.train_seconds,
+        "object_scale": object_scale(
+            run.data.splits["train"], run.config.val_dataloader.dataset.transforms, run.config.tiles
+        ),
     }
     if run.ema is not None:
         state["ema"] = run.ema.state_dict()

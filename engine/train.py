@@ -28,7 +28,7 @@ from engine.metrics import GroundTruth, best_thresholds
 from engine.nonfinite import keep_step
 from engine.optim import set_learning_rates
 from engine.pictures import prediction_pictures, write_prediction_sheets
-from engine.results import write_results
+from engine.results import tile_facts, write_results
 from engine.run import Run, build_run, save
 from engine.schedule import step_seed
 from engine.selection import decide
@@ -338,6 +338,7 @@ def run_facts(run: Run, epoch: int) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "train_seconds": run.position.train_seconds,
         "checkpoint": "best.pth",
+        "tiles": tile_facts(run.config.tiles),
     }
 
 

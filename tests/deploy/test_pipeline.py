@@ -4,15 +4,16 @@ import threading
 import weakref
 from collections.abc import Sequence
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from data.config import TilesConfig
 from data.types import PixelArray
 from deploy.pipeline import predict_frames, read_frames
-from deploy.tiling import Tiling
 from models.detections import Detections
 
 
@@ -21,6 +22,7 @@ class _Counting:
 
     def __init__(self) -> None:
         self.alive, self.most, self.seen = 0, 0, 0
+        self.config = SimpleNamespace(tiles=TilesConfig(size=64))
         self._lock = threading.Lock()
 
     def prepare(self, pixels: PixelArray) -> Tensor:
@@ -44,7 +46,7 @@ def test_no_more_tiles_than_a_batch(batch_size: int) -> None:
     """All tiles of an image together take many times its memory."""
     detector = _Counting()
     images = [(number, partial(np.zeros, (300, 260, 3), np.uint8)) for number in range(3)]
-    frames = read_frames(images, detector, Tiling(64), failed=lambda error: None)
+    frames = read_frames(images, detector, failed=lambda error: None)
     done = [frame.key for frame, _ in predict_frames(frames, detector, np.zeros(1), batch_size)]
     assert done == [0, 1, 2] and detector.seen == 3 * 6 * 5
     assert detector.most <= batch_size

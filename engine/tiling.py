@@ -1,4 +1,4 @@
-"""Cut large images into overlapping tiles, and make one set of boxes of what was detected in each.
+"""Make one set of boxes of what was detected in each tile of an image (`data/tiles.py`).
 
 Two tiles that overlap both see the region they share. Detections of one class from different tiles are one object
 if, *within that region*, they cover the same pixels. This one test holds for an object that both tiles see whole, for
@@ -12,61 +12,22 @@ Legend: N detections, T tiles.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from data.types import BoolArray, FloatArray, IntArray
+from data.types import BoolArray, FloatArray, IntArray, Window
 from models.detections import Detections
 
 SAME_IOU = 0.5
 """IoU, within the region that two tiles share, from which on two detections are one object."""
 SAME_IOS = 0.6
 """The same for a detection that its tile cuts: intersection over the smaller of both parts."""
+_MOST_PER_TILE = 100
+"""Detections of a tile that are merged, the best ones: as many as COCO judges of an image and class."""
 _BORDER_SHARE = 0.03
 """A box that ends within this share of the tile's side from an inner border counts as cut by it: networks are not exact
 about where an object leaves the picture."""
-
-
-class Window(NamedTuple):
-    """Part of an image, pixels; right and bottom are outside."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-    @property
-    def size_wh(self) -> tuple[int, int]:
-        return self.right - self.left, self.bottom - self.top
-
-
-class Tiling(NamedTuple):
-    """How images are cut."""
-
-    tile_px: int
-    """Side of a tile."""
-    overlap: float = 0.2
-    """Least share of a tile that its neighbour sees too."""
-
-
-def windows(size_wh: tuple[int, int], tiling: Tiling | None) -> tuple[Window, ...]:
-    """Return the tiles of an image, row by row, evenly spread; the whole image where it is no larger than a tile."""
-    if tiling is None:
-        return (Window(0, 0, *size_wh),)
-    columns, rows = (_spans(side, tiling) for side in size_wh)
-    return tuple(Window(left, top, right, bottom) for top, bottom in rows for left, right in columns)
-
-
-def _spans(length: int, tiling: Tiling) -> list[tuple[int, int]]:
-    rest = length - tiling.tile_px
-    if rest <= 0:
-        return [(0, length)]
-    step = max(math.floor(tiling.tile_px * (1 - tiling.overlap)), 1)
-    starts = np.linspace(0, rest, math.ceil(rest / step) + 1).round().astype(int).tolist()
-    return [(start, start + tiling.tile_px) for start in starts]
 
 
 def merge_tiles(parts: Sequence[Detections], tiles: Sequence[Window], size_wh: tuple[int, int]) -> Detections:
@@ -76,12 +37,13 @@ def merge_tiles(parts: Sequence[Detections], tiles: Sequence[Window], size_wh: t
     where a tile saw all of it, else the union of the fragments. Its score is the best of all.
 
     Args:
-        parts: [T] what was detected in each tile, boxes in pixels of the tile.
+        parts: [T] what was detected in each tile, best first, boxes in pixels of the tile.
         tiles: [T] where the tiles lie.
         size_wh: Of the image.
     """
     if len(tiles) == 1:
         return parts[0]
+    parts = [part.rows(slice(_MOST_PER_TILE)) for part in parts]
     tile_of = np.repeat(np.arange(len(tiles)), [len(part) for part in parts])
     found, cut = _in_the_image(Detections.joined(parts), np.array(tiles)[tile_of], size_wh)
     order = np.argsort(-found.scores, kind="stable")

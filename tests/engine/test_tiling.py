@@ -1,6 +1,7 @@
 """Tiles and their merging, with a detector that knows the truth."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data.types import PixelArray
+from data.config import TilesConfig
+from data.types import PixelArray, Window
 from deploy.pipeline import make_frame, predict_frames
-from deploy.tiling import Tiling, Window, merge_tiles, windows
+from engine.tiling import merge_tiles
 from models.detections import Detections
 
 Box = tuple[int, int, int, int]
@@ -20,8 +22,9 @@ Box = tuple[int, int, int, int]
 class PaintDetector:
     """Finds what it can see of each object: object k of class c is painted (k, c, 255); nothing is resized."""
 
-    def __init__(self) -> None:
+    def __init__(self, tiles: TilesConfig | None = None) -> None:
         self.batches: list[int] = []
+        self.config = SimpleNamespace(tiles=tiles)
 
     def prepare(self, pixels: PixelArray) -> Tensor:
         return torch.from_numpy(pixels.copy())
@@ -48,9 +51,9 @@ def paint(size_wh: tuple[int, int], objects: Sequence[tuple[int, Box]]) -> Pixel
     return pixels
 
 
-def find(pixels: PixelArray, tiling: Tiling | None, batch_size: int = 4) -> tuple[Detections, PaintDetector]:
-    detector = PaintDetector()
-    frames = [make_frame("image", pixels, detector, tiling)]
+def find(pixels: PixelArray, tiles: TilesConfig | None, batch_size: int = 4) -> tuple[Detections, PaintDetector]:
+    detector = PaintDetector(tiles)
+    frames = [make_frame("image", pixels, detector)]
     ((_, found),) = predict_frames(frames, detector, np.zeros(3), batch_size)
     return found, detector
 
@@ -71,13 +74,13 @@ def as_set(found: Detections) -> list[tuple[int, Box]]:
     ],
 )
 def test_an_object_on_a_border_comes_out_once_and_whole(box: Box) -> None:
-    found, _ = find(paint((300, 200), [(1, box)]), Tiling(100, 0.2))
+    found, _ = find(paint((300, 200), [(1, box)]), TilesConfig(size=100))
     assert as_set(found) == [(1, box)]
 
 
 def test_neighbours_and_other_classes_stay_apart() -> None:
     objects = [(0, (60, 20, 98, 60)), (0, (100, 20, 140, 60)), (1, (60, 62, 140, 90)), (2, (60, 92, 140, 110))]
-    found, detector = find(paint((300, 200), objects), Tiling(100, 0.2), batch_size=5)
+    found, detector = find(paint((300, 200), objects), TilesConfig(size=100), batch_size=5)
     assert as_set(found) == sorted(objects)
     assert detector.batches == [5, 5, 2]
 
@@ -94,22 +97,9 @@ def test_tiles_change_nothing(data: st.DataObject, tile_px: int, overlap: float)
         x, y = data.draw(st.integers(left, left + 58 - width)), data.draw(st.integers(top, top + 58 - height))
         objects.append((data.draw(st.integers(0, 2)), (x, y, x + width, y + height)))
     pixels = paint((240, 180), objects)
-    found, _ = find(pixels, Tiling(tile_px, overlap))
+    found, _ = find(pixels, TilesConfig(size=tile_px, overlap=overlap))
     assert as_set(found) == sorted(objects)
     assert (np.diff(found.scores) <= 0).all()
-
-
-@given(st.integers(1, 700), st.integers(1, 700), st.integers(32, 200), st.floats(0.05, 0.8))
-def test_tiles_cover_the_image_with_overlap(width: int, height: int, tile_px: int, overlap: float) -> None:
-    tiles = windows((width, height), Tiling(tile_px, overlap))
-    seen = np.zeros((height, width), dtype=bool)
-    for tile in tiles:
-        assert tile.right - tile.left == min(tile_px, width) and tile.bottom - tile.top == min(tile_px, height)
-        seen[tile.top : tile.bottom, tile.left : tile.right] = True
-    assert seen.all()
-    columns = sorted({(tile.left, tile.right) for tile in tiles})
-    for (_, end), (start, _) in zip(columns, columns[1:], strict=False):
-        assert end - start >= overlap * tile_px - 2  # two edges rounded to pixels
 
 
 def test_a_sliver_joins_the_whole_and_the_best_score_counts() -> None:
@@ -143,6 +133,6 @@ def test_repeats_go_where_asked_for() -> None:
     detector = PaintDetector()
     pixels[10:20, 19, 0] = 0  # and the first one shows again on the right
     for nms_iou, expected in ((None, 2), (0.7, 1)):
-        frames = [make_frame("image", pixels, detector, None)]
+        frames = [make_frame("image", pixels, detector)]
         ((_, found),) = predict_frames(frames, detector, np.zeros(3), 1, nms_iou)
         assert len(found) == expected
