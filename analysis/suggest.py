@@ -46,7 +46,7 @@ from engine.results import read_evaluation
 from engine.train import train
 from engine.yaml_dialect import as_override
 from models.hub import output_folder
-from texts import Language, Texts, texts_of
+from texts import NOTHING, Language, Texts, texts_of
 
 log = logging.getLogger(__name__)
 
@@ -211,14 +211,13 @@ def _require_unseen(detector: Detector, split: str) -> None:
 
 
 def _given(folder: Path, split: CocoSplit) -> Predictions:
-    """Predictions of another run of the same images."""
-    _, predictions = read_evaluation(folder)
-    ids = {image.id for image in split.images}
-    unknown = set(predictions.image_ids.tolist()) - ids
-    if unknown or not len(predictions):
+    """Predictions of another run, which must have judged every image of the split."""
+    truth, predictions = read_evaluation(folder)
+    absent = sorted({image.id for image in split.images} - set(truth.images))
+    if absent:
         raise UserError(
-            f"{folder}: its predictions are of other images than {split.ann_file} ({len(unknown)} unknown image ids, "
-            f"e.g. {sorted(unknown)[:3]}). Choose the split that was judged with --split."
+            f"{folder}: did not judge {len(absent)} of {len(split)} images of {split.ann_file} (e.g. {absent[0]}). "
+            "Name the split that it judged with --split, or evaluate that split first."
         )
     return predictions
 
@@ -266,7 +265,7 @@ def _write_pages(folder: Path, split: CocoSplit, suggestions: Sequence[Suggestio
         sheet = grid(shown, columns=3)
         save_picture(folder / "label_errors.png", sheet)
         save_picture(folder / "label_errors.pdf", sheet)
-    names = {key: tidy(name) for key, name in zip(split.classes.category_ids, split.classes.names, strict=True)}
+    names: dict[int | None, str] = dict(zip(split.classes.category_ids, map(tidy, split.classes.names), strict=True))
     files_of = {image.id: image.file_name for image in split.images}
     rows = [
         {
@@ -274,8 +273,8 @@ def _write_pages(folder: Path, split: CocoSplit, suggestions: Sequence[Suggestio
             "kind": texts[one["kind"]],
             "suspicion": texts.number(one["suspicion"], 2),
             "file": tidy(files_of[one["image_id"]]),
-            "annotated": names.get(one["category_id"] or -1, "–") if one["category_id"] is not None else "–",
-            "suggested": names[one["suggested_category_id"]] if one["suggested_category_id"] is not None else "–",
+            "annotated": names.get(one["category_id"], NOTHING),
+            "suggested": names.get(one["suggested_category_id"], NOTHING),
             "picture": None if picture is None else _inline(picture),
         }
         for number, (one, picture) in enumerate(zip(suggestions, pairs, strict=True), start=1)

@@ -375,9 +375,7 @@ def _fit(run: _Run, stop: StopSignal) -> None:
     """
     saved = time.monotonic()
     share = run.options.share_done(run.seconds, run.epochs)
-    bar: tqdm[None] = progress_bar(
-        None, "adapt", unit="%", total=100, initial=round(100 * share), show=run.dist.is_main
-    )
+    bar: tqdm[None] = progress_bar(None, "adapt", unit="%", total=100, initial=int(100 * share), show=run.dist.is_main)
     run.wrapped.train()
     with bar:
         while share < 1:
@@ -386,7 +384,7 @@ def _fit(run: _Run, stop: StopSignal) -> None:
             run.seconds += time.monotonic() - started
             # One clock decides: processes that end at different steps would wait for one another for ever.
             share = run.dist.from_main(lambda: run.options.share_done(run.seconds, run.epochs))
-            bar.update(round(min(100 * share, 100) - bar.n, 2))
+            bar.update(min(int(100 * share), 100) - bar.n)
             bar.set_postfix_str(f"loss {run.loss:.3f}, {run.epochs:.1f} epochs", refresh=False)
             if stop.requested(run.dist):
                 run.save()

@@ -35,6 +35,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "classes": classes,
         },
     )
+    (folder / "judged").mkdir()
+    for name, content in (("ground_truth", {"images": [], "annotations": [], "categories": []}), ("predictions", [])):
+        (folder / "judged" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 
@@ -117,6 +120,7 @@ def test_next_and_pseudo_leave_annotations_that_come_back(tiny: Path) -> None:
         (["errors", "-r", "run", "--split", "train"], "has learned the errors in it"),
         (["errors", "-c", "tiny.yml", "--folds", "1"], "2 to 20"),
         (["errors", "-c", "tiny.yml", "--predictions", "nowhere"], "no such file"),
+        (["errors", "-c", "tiny.yml", "--predictions", "judged"], "did not judge 5 of 5 images"),
         (["errors", "--accept", "1"], "--output-dir"),
         (["errors", "--accept", "1", "--output-dir", "nowhere"], "suggestions.json: cannot be read"),
         (["next", "-r", "run"], "next -r CKPT --images FOLDER"),
