@@ -190,7 +190,8 @@ def chosen(weights: Path, split: CocoSplit, known: set[int], count: int, order: 
     rest = {image.path.as_posix(): image.id for image in split.images if image.id not in known}
     target = weights.parent / f"next_{order}"
     given = {"images": tuple(rest), "count": count, "order": order, "seed": seed}
-    suggest_next(weights, torch.device("cpu"), given, output_dir=target)
+    if not (target / "next.json").is_file():
+        suggest_next(weights, torch.device("cpu"), given, output_dir=target)
     names = {Path(path).name: image_id for path, image_id in rest.items()}
     content = json.loads((target / "next.json").read_bytes())
     return {names[Path(one["file_name"]).name] for one in content["images"]}
@@ -220,8 +221,13 @@ def stage(
         path = next(line.partition("=")[2] for line in lines if "ann_file" in line)
         count = len(json.loads(Path(path.strip("'\"")).read_bytes())["images"])
     plain = load_config(arguments.config, [*arguments.update, *lines])
-    epochs = max(round(steps * (plain.train_dataloader.images_per_step or 1) / count), 2)
-    length = [f"epoches={epochs}", f"flat_epoch={epochs // 2}", "no_aug_epoch=1", f"eval_interval_epochs={epochs}"]
+    epochs = max(round(steps * (plain.train_dataloader.images_per_step or 1) / count), 1)
+    length = [
+        f"epoches={epochs}",
+        f"flat_epoch={epochs // 2}",
+        f"no_aug_epoch={int(epochs > 1)}",
+        f"eval_interval_epochs={epochs}",
+    ]
     config = load_config(arguments.config, [*arguments.update, *lines, *length, f"seed={seed}"])
     if not (run / "results.json").is_file():
         train(config, Distributed(0, 1, 0, torch.device("cpu")), run, resume=None, tuning=tuning)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from data.errors import UserError, printable
 from data.files import file_sha256, write_json
-from data.images import IMAGE_SUFFIXES, read_image, resize_antialiased
+from data.images import IMAGE_SUFFIXES, is_image, read_image, resize_antialiased
 from data.industrial_dataset import pixel_mean_std
 from data.progress import progress_bar
 from data.transforms import output_size_hw
@@ -99,11 +99,11 @@ class InstanceClassifier(nn.Module):
         return self.head(features), features
 
 
-def find_images(folders: Sequence[Path]) -> list[Path]:
-    """Images below the folders, sorted.
+def find_images(folders: Sequence[Path], at_least: int = 2) -> list[Path]:
+    """Images below the folders, sorted; what cannot be read is named in the log and left out.
 
     Raises:
-        UserError: A folder is missing, or there are fewer than two images.
+        UserError: A folder is missing, or there are fewer images than `at_least`.
     """
     absent = [f"{folder}: no such folder" for folder in folders if not folder.is_dir()]
     names = sorted(
@@ -115,11 +115,13 @@ def find_images(folders: Sequence[Path]) -> list[Path]:
             if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
         }
     )
-    if absent or len(names) < 2:
-        raise UserError(
-            "--images:", absent or [f"{', '.join(map(str, folders))}: {len(names)} images; two or more are needed"]
-        )
-    return names
+    images = [path for path in names if is_image(path)]
+    for path in sorted(set(names) - set(images)):
+        log.warning("%s: left out, it cannot be read as an image", path)
+    if absent or len(images) < at_least:
+        few = f"{', '.join(map(str, folders))}: {len(images)} images that can be read; {at_least} or more are needed"
+        raise UserError("--images:", absent or [few])
+    return images
 
 
 class ImageStore:
@@ -316,7 +318,7 @@ def adapt(
         raise UserError(f"{config_path}: a baseline has no ViT to adapt; use a DEIMv2 config.")
     folder = output_dir or config.output_dir.with_name(f"{config.output_dir.name}_backbone")
     require_output_folder(folder)
-    paths = find_images(options.images)
+    paths = find_images(options.images, at_least=max(2, dist.world_size))
     with StopSignal(texts_of(options.lang, "training")) as stop:
         with stop.at_once():
             run = _build(config, dist, options, folder, paths)

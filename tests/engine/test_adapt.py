@@ -31,6 +31,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "patterns").mkdir()
     for number, pattern in enumerate((columns // 8 % 2, rows // 2 % 2, (rows // 4 + columns // 4) % 2, noise)):
         Image.fromarray((60 + 150 * pattern).astype(np.uint8)).save(folder / "patterns" / f"{number}.png")
+    (folder / "unreadable").mkdir()
+    (folder / "unreadable" / "0.png").write_bytes(b"nonsense")
     (folder / "same").mkdir()
     for number in range(3):
         shutil.copy(folder / "train" / "0.png", folder / "same" / f"{number}.png")
@@ -85,6 +87,7 @@ def test_two_processes(tiny: Path) -> None:
     ("arguments", "complaint"),
     [
         (["--images", "nowhere"], "nowhere: no such folder"),
+        (["--images", "unreadable"], "0 images that can be read; 2 or more"),
         (["--images", "train", "--minutes", "0"], "--minutes 0: expected more than 0"),
         (["--images", "train", "--minutes", "1", "--epochs", "1"], "not allowed with argument"),
         (["--images", "train", "--batch-size", "1"], "2 or more"),
