@@ -9,7 +9,7 @@ with leaving_quietly():
     from engine import cli
 
 
-def main() -> None:
+def main() -> int:
     parser = cli.checkpoint_parser(__doc__, "evaluate")
     cli.add_device_argument(parser)
     add = parser.add_argument
@@ -18,18 +18,7 @@ def main() -> None:
     add("--output-dir", type=Path, metavar="DIR", help=what)
     add("--use-amp", action="store_true", help="mixed precision on a GPU (default: float32)")
     add("--compile", action="store_true", help="compile the network first: seconds to minutes, then faster")
-    add = parser.add_argument_group("analysis").add_argument
-    cli.add_language_argument(parser, "console, figures and report")
-    cli.add_caption_argument(parser)
-    add("--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals, 0: none (default: 1000)")
-    what = "least IoU of the confusion matrix (default: 0.5)"
-    add("--confusion-iou", type=float, default=0.5, metavar="IOU", help=what)
-    what = "least score of the confusion matrix (default: the threshold with the best F1)"
-    add("--confusion-score", type=float, metavar="SCORE", help=what)
-    what = "of boxes of one class that overlap more, judge only the best (default: judge all, as DEIMv2 does)"
-    add("--nms", type=float, metavar="IOU", help=what)
-    add("--no-report", dest="report", action="store_false", help="no figures, gallery and report.html")
-    add("--no-cost", dest="cost", action="store_false", help="do not measure FLOPs, time and memory")
+    cli.add_analysis_arguments(parser)
     arguments = parser.parse_args()
     cli.setup_logging()
     with leaving_quietly():
@@ -54,9 +43,10 @@ def main() -> None:
     if evaluation.analysis is not None:
         config = ["-c", arguments.config] if arguments.config else []
         look = cli.command_line("visualize_attention.py", "-r", arguments.resume, *config, "--from-val", 6)
-        place = evaluation.report or evaluation.folder
+        place = evaluation.decision or evaluation.report or evaluation.folder
         numbers = format_results(evaluation.analysis.results, arguments.lang)
         sys.stdout.write(f"{numbers}\n\n{cli.ending(arguments.lang, place, look)}")
+    return int(options.max_miss_rate is not None and dist.is_main and evaluation.decision is None)
 
 
 if __name__ == "__main__":

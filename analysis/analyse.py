@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.acceptance import AcceptanceOptions, acceptance
 from analysis.bootstrap import bootstrap
 from analysis.curves import precision_at_recall, ranked_hits, score_curves
 from analysis.errors import classify_errors, confusion, error_breakdown
@@ -34,6 +35,7 @@ def analyse(
     cost: Cost | None = None,
     facts: Mapping[str, Any] | None = None,
     numbers: CocoNumbers | None = None,
+    wishes: AcceptanceOptions | None = None,
 ) -> Analysis:
     """Analyse the detections of all images of a split.
 
@@ -42,6 +44,7 @@ def analyse(
         confusion_score: None takes the score with the best F1 over all classes.
         facts: Of the run, for results.json. Where `nms_iou` says that repeats were suppressed, nothing more is tried.
         numbers: COCO's numbers of these detections where they are known already.
+        wishes: Calibration, cost and promise; None: only how well scores are calibrated.
 
     Raises:
         ValueError: A fact has the name of a result.
@@ -88,6 +91,7 @@ def analyse(
         },
         "errors": error_breakdown(matches, errors, score=least_score),
         "image_level": image_level(matches, truth.classes.normal_label, samples=samples, seed=seed),
+        **acceptance(matches, truth.classes.normal_label, wishes or AcceptanceOptions(), samples=samples, seed=seed),
         "sizes": size_histogram(matches, score=best_score),
         "cost": None if cost is None else asdict(cost),
     }

@@ -8,13 +8,15 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from analysis.analyse import analyse
+from analysis.acceptance import AcceptanceOptions, acceptance_lines, promise_text
+from analysis.analyse import DEFAULT_SCORE, analyse
 from analysis.cost import measure_cost
 from analysis.matching import MIN_IOU
 from analysis.result import Analysis, Cost
@@ -28,12 +30,12 @@ from data.synthetic import ensure_dataset
 from engine.checkpoint import checkpoint_config
 from engine.cli import require_output_folder
 from engine.config import ExperimentConfig, config_to_dict
+from engine.decision import DECISION_NAME, Decision, traits_of, write_decision
 from engine.detector import Detector, load_detector
 from engine.distributed import Distributed
 from engine.evaluate import EvalResult, evaluate
-from engine.metrics import CocoNumbers, GroundTruth
+from engine.metrics import CocoNumbers, GroundTruth, unique_names
 from engine.named_files import checkpoint_of
-from engine.options import Options
 from engine.results import RESULTS_NAME, read_results, tile_facts, write_results
 from models.hub import output_folder
 from texts import Language, Texts, plain_table, texts_of
@@ -52,9 +54,11 @@ _QUESTION = {
     "nms_iou": "suppression",
 }
 """Keys of results.json that say what was asked, and their names: a folder holds answers to one question."""
+_ASSUMPTIONS = ("same_kind", "annotated", "independent", "chosen", "meaning")
+"""Texts of what a decision takes for granted."""
 
 
-class AnalysisOptions(Options):
+class AnalysisOptions(AcceptanceOptions):
     """What to do with the detections once they are there."""
 
     lang: Language = "en"
@@ -85,6 +89,8 @@ class Evaluation(NamedTuple):
     """On rank 0; None elsewhere."""
     report: Path | None
     """report.html, if written."""
+    decision: Path | None = None
+    """decision.json, if a promise was asked for and can be made."""
 
 
 def evaluate_checkpoint(
@@ -130,6 +136,11 @@ def evaluate_checkpoint(
     usual = output_folder(path, f"eval_{split}")
     wanted = output_dir or (usual if options.nms is None else usual.with_name(f"{usual.name}_nms"))
     require_output_folder(wanted)
+    if split != "val" and options.max_miss_rate is not None:
+        raise UserError(
+            f"--max-miss-rate, --split {split}: a threshold is chosen on validation images; use --split val. For other "
+            "images name their annotation file with -u val_dataloader.dataset.ann_file=..."
+        )
     if split == "test":
         _require_no_val_as_test(config)
     if config.synthetic is not None and dist.is_main:
@@ -169,6 +180,7 @@ def evaluate_checkpoint(
         cost=_cost(detector, split) if options.cost else None,
         facts=facts,
         numbers=CocoNumbers(result.metrics, result.metrics_defects, result.per_class),
+        wishes=options,
     )
     replaces = (folder / RESULTS_NAME).exists()
     write_results(folder, truth, result.detections, result.to_json() | analysis.results | extra)
@@ -177,7 +189,10 @@ def evaluate_checkpoint(
         shutil.rmtree(folder / "gallery", ignore_errors=True)
         (folder / "report.html").unlink(missing_ok=True)
     report = _write_pictures(result, analysis, data.splits[split], folder, options) if options.report else None
-    return Evaluation(result, folder, analysis, report)
+    decision = None
+    if analysis.results["acceptance"]["promise"] is not None:
+        decision = _write_decision(folder, detector, data.splits[split], result, analysis.results, options.lang)
+    return Evaluation(result, folder, analysis, report, decision)
 
 
 def _folder_for(wanted: Path, facts: Mapping[str, Any]) -> Path:
@@ -218,6 +233,46 @@ def _write_pictures(
     figures = write_figures(analysis, folder / "figures", lang, captions=captions)
     pictures = write_gallery(analysis, split, result.predictions, folder / "gallery", lang, captions=captions)
     return write_report(analysis, folder, lang=lang, figures=figures, gallery=pictures)
+
+
+def _write_decision(
+    folder: Path,
+    detector: Detector,
+    split: CocoSplit,
+    result: EvalResult,
+    results: Mapping[str, Any],
+    lang: Language,
+) -> Path | None:
+    """decision.json, if the promise can be made; one that was there before is left alone if it cannot."""
+    made, cost = (results["acceptance"][key] for key in ("promise", "cost"))
+    if made["threshold"] is None:
+        return None
+    texts, classes = texts_of(lang, "acceptance"), detector.classes
+    images = texts.number(results["num_images"], 0)
+    best = (cost or {}).get("threshold") or (results["thresholds"]["overall"] or {"score": DEFAULT_SCORE})["score"]
+    scores = dict.fromkeys((image.id for image in split.images), 0.0)
+    for one in result.predictions:
+        if classes.normal_label is None or one["category_id"] != classes.category_ids[classes.normal_label]:
+            scores[one["image_id"]] = max(scores[one["image_id"]], one["score"])
+    binding = [made["all"], *(made["per_class"].values() if made["promise_per_class"] else ())]
+    binding = [one for one in binding if one["threshold"] == made["threshold"]]
+    decision = Decision(
+        promise=f"{promise_text(made, texts)} {texts('passes_below', threshold=texts.number(made['threshold']))}",
+        assumptions=[texts(key, images=images) for key in _ASSUMPTIONS],
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        **{key: results[key] for key in ("split", "gt_hash", "checkpoint", "checkpoint_sha256", "nms_iou", "use_amp")},
+        **{key: made[key] for key in ("max_miss_rate", "confidence")},
+        per_class=made["promise_per_class"],
+        num_defective=binding[0]["num_defective"],
+        bound=binding[0]["bound"],
+        pass_below=made["threshold"],
+        reject_from=max(made["threshold"], best),
+        classes=unique_names(classes),
+        input_size_hw=detector.input_size_hw,
+        validation=traits_of(detector, split, scores),
+    )
+    write_decision(folder / DECISION_NAME, decision)
+    return folder / DECISION_NAME
 
 
 def _val_data(config: ExperimentConfig) -> tuple[Path, Path, str]:
@@ -293,6 +348,8 @@ def format_results(results: Mapping[str, Any], lang: Language = "en") -> str:
         *_suppression(results["suppression"], texts),
         texts["no_threshold"] if best is None else texts("best_threshold", **values),
     ]
+    if any(results["acceptance"].values()):
+        parts.append("\n".join(acceptance_lines(results, texts_of(lang, "acceptance"))))
     return "\n\n".join(parts)
 
 

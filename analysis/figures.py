@@ -227,6 +227,34 @@ def draw_image_level(analysis: Analysis, texts: Texts) -> DrawnFigure:
     return DrawnFigure(figure, title, texts("image_level_alt", auroc=auroc, **images))
 
 
+def draw_reliability(analysis: Analysis, texts: Texts) -> DrawnFigure:
+    """Draw the share of right detections against their score, and how many there are, before and after calibration."""
+    measured, own = analysis.results["calibration"], texts_of(texts.language, "acceptance")
+    figure = new_figure(8.5)
+    left, right = figure.subplots(1, 2)
+    _fraction_axes(left, texts, own["score"], own["share_right"])
+    left.plot([0, 1], [0, 1], label=own["perfect"], **_MARK_STYLE)
+    styles = {"before": (TRUTH_COLOUR, "o", "-"), "after": (FOUND_COLOUR, "s", "--")}
+    for key, (colour, marker, dashes) in styles.items():
+        if measured[key] is None:
+            continue
+        label = own["before"] if key == "before" else own("after", method=own[measured["method"]])
+        scores, hits, counts = (np.array(measured[key]["bins"][part]) for part in ("scores", "hits", "counts"))
+        style = {"color": colour, "linestyle": dashes, "label": label}
+        left.plot(scores[counts > 0], hits[counts > 0], marker=marker, markersize=3.5, **style)
+        right.stairs(counts, np.linspace(0, 1, len(counts) + 1), **style)
+    if not measured["before"]["detections"]:
+        _say(left, texts["no_ground_truth"])
+    right.set(xlim=(0, 1), xlabel=own["score"])
+    right.set_title(own["detections"])
+    right.set_yscale("symlog", linthresh=1)
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_major_formatter(AxisNumbers(texts.language))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    ece = " → ".join(texts.number(measured[key]["ece"]) for key in styles if measured[key] is not None)
+    return DrawnFigure(figure, own("reliability_title", ece=ece), own("reliability_alt", ece=ece))
+
+
 def draw_sizes(analysis: Analysis, texts: Texts) -> DrawnFigure:
     """Draw annotated and found boxes by size (top), share found (bottom). Every bin has the same width on paper."""
     edges, there, found = (_column(analysis.results["sizes"][key]) for key in ("edges_px", "ground_truth", "found"))
@@ -295,6 +323,7 @@ DRAWERS: Mapping[str, Callable[[Analysis, Texts], DrawnFigure]] = {
     "confusion_counts": draw_confusion_counts,
     "errors": draw_errors,
     "image_level": draw_image_level,
+    "reliability": draw_reliability,
     "sizes": draw_sizes,
 }
 """Name -> function, in the order of the report. To be called inside `figure_style`."""

@@ -30,13 +30,9 @@ def image_level(
     An image is defective if it has a box of a class other than NORMAL, a crowd box too. Its score is that of its
     best detection of such a class, wherever it is; 0 without any. The bootstrap draws the same images as `bootstrap`.
     """
-    truth, found = matches.truth, matches.found
-    num_images = len(matches.image_ids)
-    defective = np.zeros(num_images, dtype=bool)
-    defective[truth.images[truth.labels != normal_label]] = True
+    found, num_images = matches.found, len(matches.image_ids)
+    best, defective = image_scores(matches, normal_label)
     rows = found.labels != normal_label
-    best = np.zeros(num_images)
-    np.maximum.at(best, found.images[rows], found.scores[rows])
     alarms = np.sort(found.scores[rows & ~defective[found.images]])
     num_defective = int(defective.sum())
     num_clean = num_images - num_defective
@@ -53,6 +49,17 @@ def image_level(
         "false_alarms_per_clean_image": _ratios(false_alarms, num_clean),
         "miss_rate": _ratios(missed, num_defective),
     }
+
+
+def image_scores(matches: Matches, normal_label: int | None) -> tuple[FloatArray, BoolArray]:
+    """Return the score of each image's best detection of a defect [I], 0 without any, and whether it is defective."""
+    truth, found = matches.truth, matches.found
+    defective = np.zeros(len(matches.image_ids), dtype=bool)
+    defective[truth.images[truth.labels != normal_label]] = True
+    rows = found.labels != normal_label
+    best = np.zeros(len(defective))
+    np.maximum.at(best, found.images[rows], found.scores[rows])
+    return best, defective
 
 
 def _ratios(counts: Any, total: int) -> list[float | None]:

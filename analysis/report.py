@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from analysis.acceptance import acceptance_lines, promise_title, what_is_missing
 from analysis.gallery import GalleryFiles
 from analysis.result import Analysis
 from analysis.style import FigureFiles, decimal_mark, tidy
@@ -32,6 +33,7 @@ _FIGURES_OF = {
     "confusion": ["confusion", "confusion_counts"],
     "errors": ["errors"],
     "image-level": ["image_level"],
+    "acceptance": ["reliability"],
     "sizes": ["sizes"],
 }
 
@@ -75,6 +77,8 @@ def write_report(
         t=texts,
         f=figure_texts,
         g=texts_of(lang, "gallery"),
+        a=texts_of(lang, "acceptance"),
+        **_acceptance(results, texts_of(lang, "acceptance")),
         **{name: texts_of(lang, name) for name in ("metric_meanings", "error_kinds", "error_meanings")},
         pictures={"summary": [], "cost": [], "run": [], **pictures},
         left_out=gallery.left_out if gallery else (),
@@ -143,6 +147,21 @@ def _operating_points(results: Mapping[str, Any], texts: Texts) -> list[tuple[An
         measured = (level[key] for key in ("false_alarms_per_clean_image", "miss_rate"))
         rows.append((name, score, *(None if k is None else values[k] for values in measured)))
     return rows
+
+
+def _acceptance(results: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
+    """What the section "Acceptance" shows."""
+    measured = [one for one in (results["calibration"][key] for key in ("before", "after")) if one is not None]
+    rows = [(texts_of(texts.language, "common")["all_classes"], measured)]
+    rows += [(tidy(name), [one["per_class"][name] for one in measured]) for name in measured[0]["per_class"]]
+    made = results["acceptance"]["promise"]
+    promises = [] if made is None else [(texts["all"], made["all"]), *made["per_class"].items()]
+    return {
+        "eces": rows,
+        "acceptance_lines": acceptance_lines(results, texts),
+        "promise_title": "" if made is None else promise_title(made, texts),
+        "promises": [(tidy(name), one, what_is_missing(one, texts)) for name, one in promises],
+    }
 
 
 def _facts(analysis: Analysis, texts: Texts) -> Iterator[tuple[str, str]]:

@@ -204,6 +204,32 @@ def add_caption_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-caption", dest="captions", action="store_false", help=text)
 
 
+def add_analysis_arguments(parser: argparse.ArgumentParser) -> None:
+    """What an evaluation does with detections, under the names of `AnalysisOptions`."""
+    add = parser.add_argument_group("analysis").add_argument
+    add_language_argument(parser, "console, figures and report")
+    add_caption_argument(parser)
+    add("--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals, 0: none (default: 1000)")
+    what = "least IoU of the confusion matrix (default: 0.5)"
+    add("--confusion-iou", type=float, default=0.5, metavar="IOU", help=what)
+    what = "least score of the confusion matrix (default: the threshold with the best F1)"
+    add("--confusion-score", type=float, metavar="SCORE", help=what)
+    what = "of boxes of one class that overlap more, judge only the best (default: judge all, as DEIMv2 does)"
+    add("--nms", type=float, metavar="IOU", help=what)
+    add("--no-report", dest="report", action="store_false", help="no figures, gallery and report.html")
+    add("--no-cost", dest="cost", action="store_false", help="do not measure FLOPs, time and memory")
+    add = parser.add_argument_group("acceptance (docs/guide/acceptance.md)").add_argument
+    what = "curves that turn scores into chances, for predict_deimv2.py --calibrate (default: none)"
+    add("--calibrate", choices=("none", "temperature", "isotonic"), default="none", help=what)
+    add("--cost-miss", type=float, metavar="C", help="cost of a missed defective image: finds the cheapest threshold")
+    what = "cost of a good image that is rejected (default: 1)"
+    add("--cost-false-alarm", type=float, default=1.0, metavar="C", help=what)
+    what = "write decision.json, which lets at most this share of defective images pass, e.g. 0.02"
+    add("--max-miss-rate", type=float, metavar="F", help=what)
+    add("--confidence", type=float, default=0.95, metavar="F", help="how sure that is to be (default: 0.95)")
+    add("--promise-per-class", action="store_true", help="keep it for the images of each class")
+
+
 def training_arguments(description: str | None) -> argparse.Namespace:
     """Parse the command line of the two training scripts."""
     parser = argparse.ArgumentParser(description=description)

@@ -102,6 +102,7 @@ def test_the_page_has_every_section_once_and_links_to_it(tmp_path: Path, lang: L
     keys = [attributes["id"] for attributes in page.all("section")]
     assert keys == [
         *("summary", "classes", "curves", "confusion", "errors", "image-level"),
+        "acceptance",
         *("sizes", "gallery", "cost", "run"),
     ]
     assert [attributes["href"] for attributes in page.all("a")] == [f"#{key}" for key in keys]

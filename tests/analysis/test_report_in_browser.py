@@ -114,7 +114,7 @@ def test_nothing_overflows(seen: Any, place: int) -> None:
     page = seen[1]["pages"][place]
     assert page["width"] == WIDTHS_PX[place]
     assert page["overflow"] <= 0 and page["outside"] == []
-    assert len(page["headings"]) == 10 and all(page["headings"])
+    assert len(page["headings"]) == 11 and all(page["headings"])
     assert page["images"] == [True]
 
 

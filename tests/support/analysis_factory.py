@@ -103,6 +103,15 @@ def make_analysis(
             "false_alarms_per_clean_image": (90 * np.exp(-9 * scores) * (scores < 0.9)).tolist(),
             "miss_rate": (scores**3).tolist(),
         },
+        "calibration": make_calibration(names),
+        "acceptance": {
+            "cost": {
+                **{"miss": 100.0, "false_alarm": 1.0, "num_clean": 60, "num_defective": 300},
+                **{"threshold": 0.21, "threshold_interval": Interval(0.15, 0.3)},
+                **{"per_image": 0.4, "per_image_interval": Interval(0.2, 0.7)},
+            },
+            "promise": make_promise(names),
+        },
         "sizes": {
             "edges_px": [0.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0, 1024.0],
             "ground_truth": ground_truth.tolist(),
@@ -112,6 +121,28 @@ def make_analysis(
     }
     steps = 1 - (np.linspace(0, 1, 101) / (rng.uniform(0.7, 1, (count, 1, 1)) * np.array([[[1], [0.8], [0.6]]]))) ** 3
     return Analysis({**results, **facts}, facts, curves, np.clip(steps, 0, 1), findings)
+
+
+def make_calibration(names: Sequence[str]) -> dict[str, Any]:
+    """Scores that are too high, and what calibration makes of them."""
+
+    def measured(ece: float) -> dict[str, Any]:
+        one = {"ece": ece, "interval": Interval(ece - 0.01, ece + 0.01), "detections": 700}
+        scores = [(k + 0.5) / 15 for k in range(15)]
+        bins = {"scores": scores, "hits": [score * (1 - ece) for score in scores], "counts": [9, 0, *range(13)]}
+        return {**one, "per_class": dict.fromkeys(names, one), "bins": bins}
+
+    facts = {"method": "isotonic", "iou": 0.5, "least_score": 0.05, "curves": dict.fromkeys(names, [[0, 1], [0, 1]])}
+    return {**facts, "before": measured(0.12), "after": measured(0.03)}
+
+
+def make_promise(names: Sequence[str]) -> dict[str, Any]:
+    """A promise that is made for all and, for want of images, for no class."""
+    kept = {"num_defective": 300, "missed": 2, "threshold": 0.11, "bound": 0.0195, "needed": 149}
+    facts = {"max_miss_rate": 0.02, "confidence": 0.95, "promise_per_class": False, "num_clean": 60}
+    few = {"num_defective": 50, "missed": 0, "threshold": None, "bound": None, "needed": 149}
+    whole = {"all": kept, "per_class": dict.fromkeys(names, few), "threshold": 0.11, "false_alarm_rate": 0.25}
+    return facts | whole
 
 
 def make_suppression() -> dict[str, Any]:
@@ -145,6 +176,13 @@ def empty_class(one: dict[str, Any]) -> dict[str, Any]:
     return {**dict.fromkeys(one), "num_gt": 0, "num_images": 0, "intervals": {"AP": None, "AP50": None}}
 
 
+def _uncalibrated(results: dict[str, Any]) -> dict[str, Any]:
+    """No detection at all."""
+    nothing = {"ece": None, "interval": None, "detections": 0}
+    bins = dict.fromkeys(("scores", "hits", "counts"), [0] * 15)
+    return {**nothing, "per_class": dict.fromkeys(results["per_class"], nothing), "bins": bins}
+
+
 def without_ground_truth(analysis: Analysis) -> Analysis:
     """The same where nothing is annotated: None and NaN wherever they may be."""
     results = analysis.results
@@ -169,6 +207,8 @@ def without_ground_truth(analysis: Analysis) -> Analysis:
                 **{"auroc": None, "auroc_interval": None, "num_clean": 0, "num_defective": 0},
                 **{"false_alarms_per_clean_image": nothing, "miss_rate": nothing},
             },
+            calibration={"method": "none", "curves": None, "after": None, "before": _uncalibrated(results)},
+            acceptance={"cost": None, "promise": None},
             sizes={"ground_truth": zeros, "found": zeros},
             cost=None,
         ),
