@@ -19,14 +19,21 @@ def main() -> int:
     parser = cli.checkpoint_parser(__doc__, "predict with")
     cli.add_device_argument(parser)
     add = parser.add_argument
-    what = "images, folders, patterns, videos, camera indices, stream addresses"
-    add("sources", nargs="+", metavar="SOURCE", help=what)
+    add("sources", nargs="+", metavar="SOURCE", help="images, folders, patterns, videos, cameras, stream addresses")
     add("--score", type=float, metavar="S", help="least score (default: best F1 per class of the evaluation, else 0.5)")
     add("--score-per-class", nargs="+", action="extend", default=[], metavar="NAME=S", help="least score of a class")
-    what = "some of images,coco,csv,yolo,crops (default: images,coco,csv)"
-    add("--save", default="images,coco,csv", metavar="FORMS", help=what)
-    what = "new folder (default: predict_<checkpoint> beside the checkpoint)"
-    add("--output-dir", type=Path, metavar="DIR", help=what)
+    add(
+        "--save",
+        default="images,coco,csv",
+        metavar="FORMS",
+        help="of images,coco,csv,yolo,crops (default: first three)",
+    )
+    add(
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="new folder (default: predict_<checkpoint> beside the checkpoint)",
+    )
     what = "cut large images into tiles of SIZE x SIZE pixels (default: as in training)"
     add("--tile", type=int, metavar="SIZE", help=what)
     what = "share of a tile its neighbour sees too (default: as in training, else 0.2)"
@@ -38,6 +45,8 @@ def main() -> int:
     add("--compile", action="store_true", help="compile the network first: seconds to minutes, then faster")
     add("--recursive", action="store_true", help="look into the folders' folders too")
     add("--max-frames", type=int, metavar="N", help="stop each video or camera after N frames")
+    add("--calibrate", action="store_true", help="scores are chances, by evaluate_deimv2.py --calibrate")
+    add("--decision", type=Path, metavar="FILE", help="judge every image by decision.json of evaluate_deimv2.py")
     cli.add_language_argument(parser, "console and tables")
     arguments = parser.parse_args()
     cli.setup_logging()

@@ -30,7 +30,7 @@ from data.synthetic import ensure_dataset
 from engine.checkpoint import checkpoint_config
 from engine.cli import require_output_folder
 from engine.config import ExperimentConfig, config_to_dict
-from engine.decision import DECISION_NAME, Decision, traits_of, write_decision
+from engine.decision import DECISION_NAME, Decision, tile_of, traits_of, write_decision
 from engine.detector import Detector, load_detector
 from engine.distributed import Distributed
 from engine.evaluate import EvalResult, evaluate
@@ -54,6 +54,9 @@ _QUESTION = {
     "nms_iou": "suppression",
 }
 """Keys of results.json that say what was asked, and their names: a folder holds answers to one question."""
+_SAFER = 1 - 1e-5
+"""Of a threshold in decision.json: scores differ in their last digits between batches and machines, and the threshold
+is the score of an image that must not pass."""
 _ASSUMPTIONS = ("same_kind", "annotated", "independent", "chosen", "meaning")
 """Texts of what a decision takes for granted."""
 
@@ -265,10 +268,11 @@ def _write_decision(
         per_class=made["promise_per_class"],
         num_defective=binding[0]["num_defective"],
         bound=binding[0]["bound"],
-        pass_below=made["threshold"],
-        reject_from=max(made["threshold"], best),
+        pass_below=_SAFER * made["threshold"],
+        reject_from=_SAFER * max(made["threshold"], best),
         classes=unique_names(classes),
         input_size_hw=detector.input_size_hw,
+        tile=tile_of(detector),
         validation=traits_of(detector, split, scores),
     )
     write_decision(folder / DECISION_NAME, decision)

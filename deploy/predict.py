@@ -7,11 +7,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator
 from tqdm import tqdm
@@ -22,6 +23,7 @@ from data.errors import UserError, printable
 from data.images import ImageFacts, has_pages, large_images_allowed, read_image, read_pages
 from data.progress import progress_bar
 from data.types import PixelArray
+from deploy.acceptance import Judge, calibration_of, judge_of
 from deploy.pipeline import make_frame, predict_frames, read_frames
 from deploy.sources import ImageSource, Sources, VideoSource, find_sources
 from deploy.thresholds import Thresholds, choose_thresholds
@@ -62,6 +64,10 @@ class PredictOptions(Options):
     recursive: bool = False
     max_frames: int | None = Field(None, ge=1, description="1 or more")
     """Of each video or camera."""
+    calibrate: bool = False
+    """Scores are chances, by the curves of the checkpoint's evaluation."""
+    decision: Path | None = None
+    """decision.json, which every image is judged by."""
     progress: bool = True
 
     @field_validator("save", mode="before")
@@ -112,6 +118,8 @@ class Prediction:
     """Of the images with 16 bits, by name: they hold 12-bit values, which were stretched."""
     seconds: float = 0.0
     interrupted: bool = False
+    judge: Judge | None = None
+    """Of `--decision`."""
     other_scale: bool = False
     """Whether a warning told of an image at another scale than the training's."""
 
@@ -159,8 +167,16 @@ def predict(
     )
     tiles = options.tiles(detector.config.tiles)
     detector = detector.with_tiles(tiles)
-    thresholds = choose_thresholds(detector, options.score, options.score_per_class, options.nms)
-    prediction = Prediction(folder, detector.classes, thresholds, list(sources.skipped))
+    if options.calibrate and options.decision is None:
+        detector = replace(detector, calibration=calibration_of(detector))
+    judge = None
+    if options.decision is None:
+        thresholds = choose_thresholds(detector, options.score, options.score_per_class, options.nms)
+    else:
+        judge = judge_of(options.decision, detector, options, videos=bool(sources.videos))
+        scores = np.full(len(detector.classes), judge.decision.pass_below)
+        thresholds = Thresholds(scores, "decided", options.decision, judge.decision.nms_iou)
+    prediction = Prediction(folder, detector.classes, thresholds, list(sources.skipped), judge=judge)
     started = time.perf_counter()
     try:
         with large_images_allowed() if tiles is not None else contextlib.nullcontext():
@@ -194,6 +210,7 @@ def _info(detector: Detector, thresholds: Thresholds, options: PredictOptions) -
     """Where detections come from, for those who find the file later."""
     evaluated = "the best F1 of " + str(thresholds.source) if thresholds.source else "the default"
     tiles = detector.config.tiles
+    evaluated = str(thresholds.source) if thresholds.origin == "decided" else evaluated
     return {
         "checkpoint": printable(str(detector.path)),
         "epoch": detector.epoch,
@@ -202,6 +219,7 @@ def _info(detector: Detector, thresholds: Thresholds, options: PredictOptions) -
         "score_per_class": list(options.score_per_class),
         "tile": None if tiles is None else [tiles.size, tiles.overlap],
         "nms": thresholds.nms_iou,
+        "calibrated": detector.calibration is not None,
     }
 
 
@@ -238,12 +256,14 @@ def _predict_images(sources: Sources, detector: Detector, prediction: Prediction
 
     images = _images_to_read(sources, prediction.is_12_bit)
     frames = read_frames(images, detector, failed)
-    thresholds, nms_iou = prediction.thresholds.scores, prediction.thresholds.nms_iou
+    thresholds, nms_iou, judge = prediction.thresholds.scores, prediction.thresholds.nms_iou, prediction.judge
+    least = thresholds if judge is None else np.zeros_like(thresholds)  # a judge compares the scores of all images
     info = _info(detector, prediction.thresholds, options)
     with bar, ImageWriter(prediction.folder, options.save, detector.classes, options.lang, info) as writer:
-        for frame, found in predict_frames(frames, detector, thresholds, options.batch_size, nms_iou):
+        for frame, everything in predict_frames(frames, detector, least, options.batch_size, nms_iou):
             prediction.look_at_scale(detector, frame.size_wh, frame.key.name)
-            writer.add(frame.key, frame.pixels, found)
+            found = everything.above(thresholds)
+            writer.add(frame.key, frame.pixels, found, None if judge is None else judge(everything, frame.pixels))
             prediction.num_images += 1
             prediction.num_found.update(found.labels.tolist())
             bar.update()
@@ -305,6 +325,8 @@ def format_prediction(prediction: Prediction, lang: Language, checkpoint: Path) 
     if stretched:
         lines.append(texts("stretched", count=len(stretched), total=len(prediction.is_12_bit), example=stretched[0]))
     lines += [plain_table(rows), *([] if total else [texts["nothing"]])]
+    if prediction.judge is not None:
+        lines += prediction.judge.lines(texts)
     if prediction.failures:
         lines.append(texts("failures", count=len(prediction.failures)))
         lines += [f"  - {failure}" for failure in prediction.failures]

@@ -28,10 +28,10 @@ class Thresholds(NamedTuple):
 
     scores: FloatArray
     """[C], by label."""
-    origin: Literal["given", "evaluated", "default"]
+    origin: Literal["given", "evaluated", "default", "decided"]
     """Of those that were not given class by class."""
     source: Path | None
-    """The results.json whose best-F1 scores they are."""
+    """The results.json whose best-F1 scores they are, or the decision.json."""
     nms_iou: float | None
     """Of boxes of one class that overlap more, the best is kept; None keeps all."""
 
@@ -62,6 +62,8 @@ def choose_thresholds(
     scores = np.full(len(names), DEFAULT_SCORE if score is None else score)
     if table is not None and score is None:
         scores = np.array([_best(table, name) for name in names], dtype=np.float64)
+        if detector.calibration is not None:  # what is given is a chance already
+            scores = detector.calibration(scores, np.arange(len(names)))
     for label, value in own:
         scores[label] = value
     origin: Literal["given", "evaluated", "default"] = "default" if table is None else "evaluated"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -49,6 +50,7 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
         self._table = Table(folder / "predictions.csv", "image_columns", lang)
+        self._verdicts = Table(folder / "verdicts.csv", "verdict_columns", lang)
         writers = {
             "images": self._write_picture,
             "coco": self._add_to_coco,
@@ -58,8 +60,14 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         }
         self._writers = {form: writers[form] for form in forms}
 
-    def add(self, source: ImageSource, pixels: PixelArray, found: Detections) -> None:
-        """Write what was detected in one image.
+    def add(
+        self,
+        source: ImageSource,
+        pixels: PixelArray,
+        found: Detections,
+        judged: tuple[str, float] | None = None,
+    ) -> None:
+        """Write what was detected in one image, and its verdict and score where it was judged.
 
         Raises:
             UserError: A file cannot be written.
@@ -67,6 +75,10 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         inside = found.clipped((pixels.shape[1], pixels.shape[0]))
         for form, write in self._writers.items():
             write(source, pixels, found if form == "coco" else inside)
+        if judged is not None and "csv" in self._writers:
+            self._verdicts.add([[source.name, *judged]])
+        if judged is not None and "coco" in self._writers:
+            self._images[-1] |= {"verdict": judged[0], "defect_score": judged[1]}
 
     def _write_picture(self, source: ImageSource, pixels: PixelArray, found: Detections) -> None:
         suffix = "jpg" if max(pixels.shape[:2]) <= _LONGEST_JPEG_SIDE else "png"
@@ -111,10 +123,12 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
 
     def __exit__(self, *error: object) -> None:
         self._table.close()
+        self._verdicts.close()
         if self._images:
+            verdicts = Counter(image["verdict"] for image in self._images if "verdict" in image)
             classes = zip(self._classes.category_ids, self._classes.names, strict=True)
             content = {
-                "info": dict(self._info),
+                "info": {**self._info, **({"verdicts": verdicts} if verdicts else {})},
                 "images": self._images,
                 "annotations": self._annotations,
                 "categories": [{"id": key, "name": name} for key, name in classes],

@@ -45,7 +45,7 @@ class Calibration:
 
     def __call__(self, scores: FloatArray, labels: IntArray) -> FloatArray:
         """Return the chances [M] of scores [M] of these labels, with the decimals that scores have in files."""
-        chances = scores.astype(np.float64)
+        chances = scores.astype(np.float64).round(SCORE_DECIMALS)
         for label, curve in enumerate(self.curves):
             rows = labels == label
             own = chances[rows]

@@ -3,6 +3,7 @@ the promise is about."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from data.coco import CocoSplit
 from data.errors import UserError
 from data.files import write_json
-from data.images import read_image
+from data.images import large_images_allowed, read_image
 from engine.detector import Detector
 
 DECISION_NAME = "decision.json"
@@ -72,6 +73,8 @@ class Decision(BaseModel):
     """It is rejected from this score on; between the two somebody looks."""
     classes: list[str]
     input_size_hw: tuple[int, int]
+    tile: tuple[int, float] | None
+    """Size in pixels and overlap; None: whole images."""
     use_amp: bool
     nms_iou: float | None
     validation: Traits
@@ -129,9 +132,16 @@ def traits_of(detector: Detector, split: CocoSplit, scores: dict[int, float]) ->
         scores: Of each image's best defect, by image id.
     """
     traits = Traits()
-    for image in split.images:
-        traits.add(scores[image.id], detector.prepare(read_image(image.path)[0]))
+    with large_images_allowed() if detector.config.tiles is not None else contextlib.nullcontext():
+        for image in split.images:
+            traits.add(scores[image.id], detector.prepare(read_image(image.path)[0]))
     return traits
+
+
+def tile_of(detector: Detector) -> tuple[int, float] | None:
+    """Return size and overlap of the tiles in which a detector sees images; None: whole."""
+    tiles = detector.config.tiles
+    return None if tiles is None else (tiles.size, tiles.overlap)
 
 
 class Shift(NamedTuple):

@@ -26,6 +26,7 @@ from data.industrial_dataset import pixel_mean_std
 from data.transforms import output_size_hw
 from data.types import PixelArray
 from engine.amp import choose_amp_dtype
+from engine.calibration import Calibration
 from engine.checkpoint import checkpoint_classes, checkpoint_config, load_checkpoint, model_state
 from engine.compiled import compiler
 from engine.config import ExperimentConfig, apply_overrides, load_config
@@ -62,6 +63,8 @@ class Detector:
     """Whether the checkpoint names its classes."""
     compiled: str | None = None
     """Backend of torch.compile to compute with, anew for each size of a batch."""
+    calibration: Calibration | None = None
+    """Turns scores into chances; None leaves them as they are, as evaluation judges them."""
 
     def __post_init__(self) -> None:
         if self.compiled:
@@ -140,6 +143,8 @@ class Detector:
                 "(prediction: a smaller --batch-size; evaluation: -u val_dataloader.total_batch_size=1, or the split's "
                 "own), or --use-amp."
             ) from error
+        if self.calibration is not None:
+            detections = [one.rescored(self.calibration(one.scores, one.labels)) for one in detections]
         finite = [np.isfinite(one.scores) & np.isfinite(one.boxes_xyxy).all(axis=1) for one in detections]
         strange = sum(int((~rows).sum()) for rows in finite)
         if not strange:

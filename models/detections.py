@@ -66,6 +66,10 @@ class Detections:
         boxes, scores, labels = (torch.from_numpy(part) for part in (self.boxes_xyxy, self.scores, self.labels))
         return self.rows(batched_nms(boxes, scores, labels, most_iou).numpy())
 
+    def rescored(self, scores: FloatArray) -> Detections:
+        """Give them other scores [N], best first again; equal ones keep their order."""
+        return Detections(self.boxes_xyxy, scores, self.labels).rows(np.argsort(-scores, kind="stable"))
+
     def clipped(self, size_wh: tuple[int, int]) -> Detections:
         """Cut boxes off at the edges of an image of this size; those wholly outside are dropped."""
         boxes = np.clip(self.boxes_xyxy, 0, np.array([*size_wh, *size_wh], dtype=np.float64))
