@@ -22,18 +22,8 @@ def main() -> int:
     add("sources", nargs="+", metavar="SOURCE", help="images, folders, patterns, videos, cameras, stream addresses")
     add("--score", type=float, metavar="S", help="least score (default: best F1 per class of the evaluation, else 0.5)")
     add("--score-per-class", nargs="+", action="extend", default=[], metavar="NAME=S", help="least score of a class")
-    add(
-        "--save",
-        default="images,coco,csv",
-        metavar="FORMS",
-        help="of images,coco,csv,yolo,crops (default: first three)",
-    )
-    add(
-        "--output-dir",
-        type=Path,
-        metavar="DIR",
-        help="new folder (default: predict_<checkpoint> beside the checkpoint)",
-    )
+    add("--save", default="images,coco,csv", metavar="FORMS", help="images,coco,csv (default), yolo,crops")
+    add("--output-dir", type=Path, metavar="DIR", help="new folder (default: predict_<checkpoint> beside it)")
     what = "cut large images into tiles of SIZE x SIZE pixels (default: as in training)"
     add("--tile", type=int, metavar="SIZE", help=what)
     what = "share of a tile its neighbour sees too (default: as in training, else 0.2)"
