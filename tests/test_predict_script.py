@@ -195,6 +195,7 @@ def test_predictions_say_where_they_come_from(tiny: Path) -> None:
         "score_per_class": ["bar=0.7"],
         "tile": [48, 0.2],
         "nms": 0.6,
+        "calibrated": False,
     }
 
 
