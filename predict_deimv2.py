@@ -2,8 +2,7 @@
 
 SOURCE is an image (every page of a TIFF, GIF or the like: NAME, NAME_p2, ...), a folder, a pattern ("parts/*.png"), a
 video file, the index of a camera or the address of a stream (rtsp://..., http://...); Ctrl-C ends these two.
-Exit code 0: done; 1: done, but some files could not be read (they are listed); 2: bad input; 130: stopped by Ctrl-C,
-the tables are complete up to there.
+Exit code 0: done; 1: some files could not be read (listed); 2: bad input; 130: Ctrl-C, tables complete until then.
 """
 
 import sys
@@ -22,7 +21,8 @@ def main() -> int:
     add("sources", nargs="+", metavar="SOURCE", help="images, folders, patterns, videos, cameras, stream addresses")
     add("--score", type=float, metavar="S", help="least score (default: best F1 per class of the evaluation, else 0.5)")
     add("--score-per-class", nargs="+", action="extend", default=[], metavar="NAME=S", help="least score of a class")
-    add("--save", default="images,coco,csv", metavar="FORMS", help="images,coco,csv (default), yolo,crops")
+    what = "some of images,coco,csv,yolo,crops (default: images,coco,csv)"
+    add("--save", default="images,coco,csv", metavar="FORMS", help=what)
     add("--output-dir", type=Path, metavar="DIR", help="new folder (default: predict_<checkpoint> beside it)")
     what = "cut large images into tiles of SIZE x SIZE pixels (default: as in training)"
     add("--tile", type=int, metavar="SIZE", help=what)
