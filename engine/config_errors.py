@@ -80,7 +80,8 @@ def _message(kind: str, text: str, found: Any) -> str:
 
 
 def suggestion(schema_path: str, keys: frozenset[str]) -> str:
-    """Name the nearest key of the same section, else the same key elsewhere, else the section's keys if few."""
+    """Name the nearest key of the same section, else the same key elsewhere unless it stands in a list's item, else the
+    section's keys if few."""
     parent, _, name = schema_path.rpartition(".")
     siblings = {
         key.rpartition(".")[2].lower(): key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == parent
@@ -93,7 +94,7 @@ def suggestion(schema_path: str, keys: frozenset[str]) -> str:
         (key for key in keys if key.rpartition(".")[2] == name and "[" not in key),
         key=lambda key: (not key.startswith("train"), key),
     )
-    if elsewhere:
+    if elsewhere and "[" not in parent:
         return f"; did you mean {' or '.join(elsewhere[:3])}?"
     if len(siblings) <= 20:
         return f"; known here: {', '.join(sorted(siblings.values()))}" if siblings else ""
