@@ -13,24 +13,27 @@ from data.signals import leaving_quietly
 with leaving_quietly():
     from engine import cli
 
-MODES = ("cosine", "concat", "cross_attention", "learned", "random", "shuffled", "none")
+MODES = ("cosine", "concat", "cross_attention", "learned", "random", "shuffled", "waffle", "none")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     cli.add_config_argument(parser, required=True, help_text="YAML config of phase 2, a *_multimodal.yml")
-    what = "phase 1 checkpoint all runs start from, or its run folder"
-    add("-r", "--resume", type=Path, required=True, metavar="PHASE1", help=what)
+    what = "phase 1 checkpoint all runs start from, or its run folder; not with parts of the data"
+    add("-r", "--resume", type=Path, metavar="PHASE1", help=what)
     what = f"of {', '.join(MODES)} (default: all); verdicts need none, and learned to tell texts from parameters"
     add("--modes", nargs="+", default=list(MODES), metavar="MODE", help=what)
-    what = "seeds of every mode (default: 0 1 2)"
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help=what)
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds of every mode (default: 0 1 2)")
+    add("--fractions", nargs="+", type=float, metavar="F", help="train on shares of the images, such as 0.1 0.25 1")
+    add("--rare", nargs="+", metavar="CLASS=N", help="train with N images of a class, and judge it")
+    add("--held-out", nargs="+", metavar="CLASS", help="train without a class, and judge it by its text alone")
     what = "folder of the runs (<mode>_seed<N>) and the tables (default: outputs/<config name>_ablation)"
     add("--output-dir", type=Path, metavar="DIR", help=what)
     cli.add_language_argument(parser, "console, tables and figure")
     cli.add_caption_argument(parser)
     add("--samples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
+    add("--margin", type=float, default=0.005, metavar="AP", help="of the equivalence test (default: 0.005)")
     cli.add_overrides_argument(parser)
     cli.add_device_argument(parser)
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""The whole ablation: check, train what is missing, compare, write.
+"""The whole ablation: check, train what is missing, compare, write; on all labels, or on parts of the training set.
 
 `ablation_runs.json` says of every run folder beside it what it was made from, because a run folder itself does not:
 the content of the phase 1 checkpoint, the config and the encoder. It is written before a run starts.
@@ -7,6 +7,7 @@ the content of the phase 1 checkpoint, the config and the encoder. It is written
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import logging
 import time
@@ -18,18 +19,30 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from tqdm import tqdm
 
-from analysis.ablation_report import MODES, Task, TextFacts, answer, write_answer
+from analysis.ablation_report import (
+    HELD_OUT_REFERENCES,
+    MARGIN_AP,
+    MODES,
+    TEXT_MODES,
+    Task,
+    TextFacts,
+    answer,
+    write_answer,
+)
 from analysis.compare import config_differences, training_config
+from analysis.label_curve import part_of, write_parts
 from analysis.zero_shot import zero_shot
+from data.coco import CocoSplit
 from data.errors import UserError
 from data.files import file_sha256, write_json
 from data.splits import DataBundle, build_datasets
+from data.subsets import Subset
 from data.synthetic import ensure_dataset
 from engine.checkpoint import check_classes, load_checkpoint
 from engine.cli import require_output_folder
 from engine.config import ExperimentConfig, config_to_dict, load_config
 from engine.distributed import Distributed
-from engine.multimodal import start_of_phase_2
+from engine.multimodal import phase_1_config, start_of_phase_2
 from engine.named_files import checkpoint_of
 from engine.options import Options
 from engine.results import PREDICTIONS_NAME
@@ -41,11 +54,13 @@ from texts import Language
 log = logging.getLogger(__name__)
 
 MANIFEST_NAME = "ablation_runs.json"
+_PHASE_1 = "phase_1"
 _RESULTS = ("results.json", "best.pth", PREDICTIONS_NAME)
 _MOST_KEYS = 5
 _DECIDED = {
     "MultimodalFusion.mode": "--modes",
     "MultimodalFusion.seed": "--seeds",
+    "MultimodalFusion.held_out": "--held-out",
     "seed": "--seeds",
     "output_dir": "--output-dir",
     "resume": "-r",
@@ -60,12 +75,13 @@ class AblationOptions(Options):
     """What to do."""
 
     config: Path
-    resume: Path
-    """Phase 1 checkpoint that every run starts from."""
+    resume: Path | None = None
+    """Phase 1 checkpoint that every run starts from; None with parts of the training set, or text from the start."""
     output_dir: Path
     modes: tuple[str, ...] = MODES
     seeds: tuple[int, ...] = (0, 1, 2)
     samples: int = Field(1000, ge=100, le=1_000_000, description="100 to 1000000; 1000 is usual")
+    margin: float = Field(MARGIN_AP, gt=0, lt=1, description="a difference in AP above 0 and below 1; 0.005 is usual")
     update: tuple[str, ...] = ()
     lang: Language = "en"
     captions: bool = True
@@ -114,7 +130,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     phase_1: str
-    """sha256 of the checkpoint's file."""
+    """sha256 of the checkpoint's file, or of what phase 1 is made from, see `origins_of`."""
     texts: str | None
     """Encoder and its hash, where the mode reads texts."""
     config: dict[str, Any]
@@ -136,28 +152,50 @@ def ablate(options: Mapping[str, Any], dist: Distributed, *, runner: Runner | No
         UserError: Bad input, all of it at once as far as it can be known at once; or a run that failed.
         SystemExit: Stopped by a signal; the same command goes on.
     """
-    asked, tasks = plan({**options, "resume": checkpoint_of(options["resume"])})
-    config, folder = tasks[0].config, asked.output_dir
+    phase_1 = options.get("resume")
+    asked, tasks = plan({**options, "resume": None if phase_1 is None else checkpoint_of(phase_1)})
+    config, folder = load_config(asked.config, asked.update), asked.output_dir
     if config.synthetic is not None and dist.is_main:
         ensure_dataset(config.synthetic)
     dist.barrier()
     data = build_datasets(config)
-    check_classes(load_checkpoint(asked.resume), data.classes, asked.resume)
-    phase_1 = dist.from_main(lambda: file_sha256(asked.resume))
-    reader = next((task for task in tasks if task.reads_texts), None)
-    texts = None
+    if asked.resume is not None:
+        check_classes(load_checkpoint(asked.resume), data.classes, asked.resume)
+    readers = sorted((task for task in tasks if task.reads_texts), key=lambda task: task.mode == "waffle")
+    reader, texts = next(iter(readers), None), None
     if reader is not None:
         texts = dist.from_main(lambda: class_text_embeddings(reader.config, data.classes, folder))
-    records = [record_of(task, phase_1, None if texts is None else texts.source) for task in tasks]
+        if not texts.has_real_weights and any(task.subset and task.subset.held_out for task in tasks):
+            raise UserError(
+                f"--held-out: {texts.source} was never trained, so a text means nothing to it and no class can be "
+                "found by one. Take a trained encoder: texts.encoder.name=all-MiniLM-L6-v2, or CLIP or SigLIP."
+            )
+    dist.from_main(lambda: write_subsets(tasks, data.splits["train"]))
+    origins = dist.from_main(lambda: origins_of(tasks))
+    records = [
+        record_of(task, origin, None if texts is None else texts.source)
+        for task, origin in zip(tasks, origins, strict=True)
+    ]
     manifest = Manifest(folder) if dist.is_main else None
     states: list[State] = dist.from_main(lambda: states_of(tasks, records, manifest or Manifest(folder)))
     facts = None
-    if reader is not None and texts is not None and dist.is_main:
+    if reader is not None and texts is not None and reader.mode != "waffle" and dist.is_main:
         facts = text_facts(texts, reader.config, data)
     run_all(tasks, records, states, manifest, runner or _trainer(asked, dist))
-    if not dist.is_main:
-        return None
-    return write_answer(answer(tasks, facts, samples=asked.samples), folder, asked.lang, captions=asked.captions)
+    return _write(asked, tasks, facts) if dist.is_main else None
+
+
+def _write(asked: AblationOptions, tasks: Sequence[Task], facts: TextFacts | None) -> str:
+    """One answer for each part of the training set, and what they say together; return the Markdown."""
+    parts = []
+    markdown = ""
+    for subset in dict.fromkeys(task.subset for task in tasks):
+        runs = [task for task in tasks if task.subset == subset and task.mode != _PHASE_1]
+        found = answer(runs, facts, samples=asked.samples, margin=asked.margin)
+        markdown = write_answer(found, runs[0].folder.parent, asked.lang, captions=asked.captions)
+        if subset is not None:
+            parts.append(part_of(runs, found))
+    return write_parts(parts, asked.output_dir, asked.lang, captions=asked.captions) if parts else markdown
 
 
 def plan(options: Mapping[str, Any]) -> tuple[AblationOptions, list[Task]]:
@@ -166,8 +204,7 @@ def plan(options: Mapping[str, Any]) -> tuple[AblationOptions, list[Task]]:
     Raises:
         UserError: All faults of the options, the config and the checkpoint at once.
     """
-    problems: list[str] = []
-    phase_1 = options["resume"]
+    subsets, problems = _asked_subsets(options)
     try:
         asked = AblationOptions(**options)
     except UserError as error:
@@ -178,37 +215,153 @@ def plan(options: Mapping[str, Any]) -> tuple[AblationOptions, list[Task]]:
         problems.append(str(error))
     try:
         base = load_config(options["config"], options.get("update", ()))
-        if start_of_phase_2(base, phase_1).resume is not None:
-            problems.append(
-                f"-r {phase_1}: is of phase 2 (it has text fusion); all modes must start from the same "
-                "checkpoint of phase 1, such as best.pth of a run of train_deimv2.py"
-            )
+        problems += _start_problems(base, options, bool(subsets))
+        split = build_datasets(base, ("train",)).splits["train"] if subsets else None
+        problems += [line for subset in subsets for line in subset.problems(split)] if split is not None else []
     except UserError as error:
         problems.append(str(error))
     if problems:
         raise UserError("The ablation cannot start:", problems)
-    return asked, [_task(asked, mode, seed) for mode in asked.modes for seed in asked.seeds]
+    if split is None:
+        return asked, [_task(asked, mode, seed) for mode in asked.modes for seed in asked.seeds]
+    return asked, [task for subset in subsets for task in _subset_tasks(asked, base, subset, split)]
+
+
+def _asked_subsets(options: Mapping[str, Any]) -> tuple[list[Subset], list[str]]:
+    """The parts of the training set, and what is wrong with how they are written."""
+    fractions, rare, held_out = (options.get(key) or () for key in ("fractions", "rare", "held_out"))
+    problems = [f"--fractions {one:g}: expected above 0, at most 1" for one in fractions if not 0 < one <= 1]
+    subsets = [Subset(fraction=one) for one in fractions if 0 < one <= 1]
+    for text in rare:
+        name, _, count = text.rpartition("=")
+        if name and count.isdecimal() and int(count) > 0:
+            subsets.append(Subset(rare=(name, int(count))))
+        else:
+            problems.append(f"--rare {text}: expected CLASS=N, a class and how many of its images to keep, 1 or more")
+    subsets += [Subset(held_out=name) for name in held_out]
+    names = [subset.name for subset in subsets]
+    return subsets, problems + _given_twice("--fractions, --rare, --held-out", names)
+
+
+def _start_problems(base: ExperimentConfig, options: Mapping[str, Any], parts: bool) -> list[str]:
+    phase_1 = options.get("resume")
+    from_start = base.MultimodalFusion is not None and base.MultimodalFusion.from_start
+    if phase_1 is None:
+        if from_start or base.MultimodalFusion is None:
+            start_of_phase_2(base, None)
+        elif not parts:
+            return ["-r: missing; give best.pth of phase 1 or its run folder, or -u MultimodalFusion.from_start=True"]
+        elif phase_1_config(options["config"]) is None:
+            return [f"-c {options['config']}: includes no config without text that phase 1 could be trained with"]
+    elif parts:
+        return [
+            f"-r {phase_1}: has seen all labels; leave it out, phase 1 is trained anew on each part of the training set"
+        ]
+    elif start_of_phase_2(base, phase_1).resume is not None:
+        return [
+            f"-r {phase_1}: is of phase 2 (it has text fusion); all modes must start from the same "
+            "checkpoint of phase 1, such as best.pth of a run of train_deimv2.py"
+        ]
+    return []
 
 
 def _task(asked: AblationOptions, mode: str, seed: int) -> Task:
-    """The seed is also that of the controls' vectors and permutation: no control is judged by a single draw."""
     folder = asked.output_dir / f"{mode}_seed{seed}"
-    decided = [f"MultimodalFusion.mode={mode}", f"MultimodalFusion.seed={seed}", f"seed={seed}"]
-    config = load_config(asked.config, [*asked.update, *decided])
-    return Task(mode, seed, folder, config.model_copy(update={"output_dir": folder, "resume": None, "tuning": None}))
+    config = load_config(asked.config, [*asked.update, *_decided(mode, seed)])
+    return Task(mode, seed, folder, _in_folder(config, folder), asked.resume)
+
+
+def _decided(mode: str, seed: int) -> list[str]:
+    """The seed is also that of the controls' vectors and permutation: no control is judged by a single draw."""
+    return [f"MultimodalFusion.mode={mode}", f"MultimodalFusion.seed={seed}", f"seed={seed}"]
+
+
+def _in_folder(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
+    return config.model_copy(update={"output_dir": folder, "resume": None, "tuning": None})
+
+
+def _subset_tasks(asked: AblationOptions, base: ExperimentConfig, subset: Subset, split: CocoSplit) -> list[Task]:
+    """Phase 1 of every seed, unless text is there from the start, then the modes. `-u` holds for both phases."""
+    section = base.MultimodalFusion
+    assert section is not None, "checked before"
+    folder, modes, decided = asked.output_dir / subset.name, asked.modes, []
+    if subset.held_out is not None:
+        modes = (*(mode for mode in modes if mode in (*TEXT_MODES, "waffle")), *HELD_OUT_REFERENCES)
+        decided = [f"MultimodalFusion.held_out={split.classes.names.index(subset.held_out)}"]
+
+    def task(mode: str, seed: int, file: Path, overrides: Sequence[str], start: Path | None) -> Task:
+        own, ann_file = folder / f"{mode}_seed{seed}", folder / f"train_seed{seed}.json"
+        config = load_config(file, overrides)
+        config = load_config(file, [*overrides, *_as_many_steps(config, subset.fraction)])
+        loader = config.train_dataloader
+        dataset = loader.dataset.model_copy(update={"ann_file": ann_file})
+        config = config.model_copy(update={"train_dataloader": loader.model_copy(update={"dataset": dataset})})
+        return Task(mode, seed, own, _in_folder(config, own), start, subset)
+
+    phase_1 = None if section.from_start else phase_1_config(asked.config)
+    of_phase_1 = [one for one in asked.update if not one.startswith(("MultimodalFusion.", "texts."))]
+    first = [task(_PHASE_1, seed, phase_1, [*of_phase_1, f"seed={seed}"], None) for seed in asked.seeds if phase_1]
+    starts = {one.seed: one.folder / "best.pth" for one in first}
+    return first + [
+        task(mode, seed, asked.config, [*asked.update, *_decided(mode, seed), *decided], starts.get(seed))
+        for mode in modes
+        for seed in asked.seeds
+    ]
+
+
+def _as_many_steps(config: ExperimentConfig, fraction: float) -> list[str]:
+    """Epochs with which a fraction trains as many steps as the whole set: what differs is what there is to see."""
+    keys = ("epoches", "flat_epoch", "no_aug_epoch", "eval_interval_epochs")
+    return [f"{key}={round(getattr(config, key) / fraction)}" for key in keys]
+
+
+def write_subsets(tasks: Sequence[Task], split: CocoSplit) -> None:
+    """Write the annotation files of the parts that the tasks are trained on.
+
+    Raises:
+        UserError: There is another one in a file's place.
+    """
+    problems = []
+    files = {task.config.train_dataloader.dataset.ann_file: task for task in tasks if task.subset is not None}
+    for path, task in files.items():
+        assert task.subset is not None
+        content = task.subset.of(split, task.seed).to_coco()
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, content, what="part of the training set")
+        elif path.read_text(encoding="utf-8") != f"{json.dumps(content, separators=(',', ':'))}\n":
+            problems.append(f"{path}: is of another training set")
+    if problems:
+        raise UserError(
+            "Choose another folder with --output-dir, or move these files and the runs beside them:", problems
+        )
+
+
+def origins_of(tasks: Sequence[Task]) -> list[str]:
+    """Hash what each run starts from: the checkpoint of phase 1, or the images and the config phase 1 is made with."""
+    by_folder = {task.folder: task for task in tasks}
+    found = []
+    for task in tasks:
+        phase_1 = None if task.start is None else by_folder.get(task.start.parent)
+        if task.start is not None and phase_1 is None:
+            found.append(file_sha256(task.start))
+            continue
+        images = file_sha256(task.config.train_dataloader.dataset.ann_file)
+        made_with = "" if phase_1 is None else json.dumps(_training(phase_1.config), sort_keys=True)
+        found.append(hashlib.sha256(f"{images}{made_with}".encode()).hexdigest())
+    return found
 
 
 def _trainer(asked: AblationOptions, dist: Distributed) -> Runner:
     """Trains as `train_deimv2_multimodal.py` does, the texts' vectors shared by all runs."""
 
     def run(task: Task, checkpoint: Path | None) -> None:
-        start = start_of_phase_2(task.config, checkpoint or asked.resume)
         train(
             task.config,
             dist,
             task.folder,
-            resume=start.resume,
-            tuning=start.tuning,
+            resume=checkpoint,
+            tuning=task.start if checkpoint is None else None,
             text_cache=asked.output_dir,
             lang=asked.lang,
         )
@@ -275,9 +428,13 @@ class Manifest:
 
 def record_of(task: Task, phase_1: str, texts: str | None) -> Record:
     """Return what `task` would be made from: the hash of the checkpoint, the source of the texts' vectors."""
-    # Through JSON, as the manifest stores it: tuples become lists.
-    config = json.loads(json.dumps(training_config(config_to_dict(task.config))))
-    return Record(phase_1=phase_1, texts=texts if task.reads_texts else None, config=config)
+    return Record(phase_1=phase_1, texts=texts if task.reads_texts else None, config=_training(task.config))
+
+
+def _training(config: ExperimentConfig) -> dict[str, Any]:
+    """What decides which model comes out, through JSON, as the manifest stores it: tuples become lists."""
+    found: dict[str, Any] = json.loads(json.dumps(training_config(config_to_dict(config))))
+    return found
 
 
 def states_of(tasks: Sequence[Task], records: Sequence[Record], manifest: Manifest) -> list[State]:
@@ -288,7 +445,7 @@ def states_of(tasks: Sequence[Task], records: Sequence[Record], manifest: Manife
     """
     problems: list[str] = []
     states = [
-        _state(task.folder, record, manifest.records.get(task.folder.name), problems)
+        _state(task.folder, record, manifest.records.get(task.name), problems)
         for task, record in zip(tasks, records, strict=True)
     ]
     if problems:
@@ -308,8 +465,8 @@ def _state(folder: Path, wanted: Record, known: Record | None, problems: list[st
         return "missing"
     differences = []
     if wanted.phase_1 != known.phase_1:
-        hashes = f"({known.phase_1[:12]}, -r has {wanted.phase_1[:12]})"
-        differences.append(f"started from another phase 1 checkpoint {hashes}")
+        hashes = f"({known.phase_1[:12]}, now {wanted.phase_1[:12]})"
+        differences.append(f"started from another phase 1 or training set {hashes}")
     if wanted.texts != known.texts:
         differences.append(f"its texts are from {known.texts}, now from {wanted.texts}")
     if keys := config_differences([known.config, wanted.config]):
@@ -339,7 +496,7 @@ def run_all(
     for number, (task, record, state) in enumerate(zip(tasks, records, states, strict=True), start=1):
         if state == "finished":
             continue
-        name = task.folder.name
+        name = task.name
         log.info("run %d/%d, %s, %s", number, len(tasks), name, "started" if state == "missing" else "resumed")
         started = time.monotonic()
         if manifest is not None:

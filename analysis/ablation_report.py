@@ -3,7 +3,8 @@ that say so.
 
 Two references: `none` trained the same epochs without any text head, so the difference from it is what the head as a
 whole does. `learned` has the head `control_head` with free vectors instead of texts, so the difference of a mode of
-the same head from it is what the texts' meaning adds.
+the same head from it is what the texts' meaning adds. For a class that was held out the references are `random` and
+`shuffled`: without a vector it has no score.
 """
 
 from __future__ import annotations
@@ -18,10 +19,24 @@ from torch import Tensor
 
 from analysis.compare import EvaluatedRun, Results, class_estimates, estimates, read_runs, resample
 from analysis.compare_report import HASH_SHOWN, estimates_to_json, metric_name
-from analysis.differences import LEAST_SEEDS, Effect, Estimate, Verdict, effect, verdict
+from analysis.curves import SCORE_THRESHOLDS, ranked_hits, score_curves
+from analysis.differences import (
+    LEAST_SEEDS,
+    Effect,
+    Equivalence,
+    Estimate,
+    RankCorrelation,
+    Verdict,
+    effect,
+    rank_correlation,
+    tost,
+    verdict,
+)
+from analysis.errors import confusion
 from analysis.style import INK, AxisNumbers, figure_style, new_figure, save_figure, tidy
-from analysis.tables import Cell, Number, Table, escape_markdown, format_cell, format_number, write_tables
+from analysis.tables import Cell, Number, PValue, Table, escape_markdown, format_cell, format_number, write_tables
 from analysis.zero_shot import Accuracy, ZeroShot
+from data.subsets import Subset
 from engine.config import ExperimentConfig
 from engine.text_embeddings import alike_pairs, class_similarity
 from models.config import FusionConfig
@@ -32,8 +47,9 @@ MODES: tuple[str, ...] = get_args(FusionConfig.model_fields["mode"].annotation)
 TEXT_MODES = ("cosine", "concat", "cross_attention")
 """Modes that are given the texts of their classes; all others are controls."""
 REFERENCES = ("none", "learned")
-JUDGED = "AP"
-"""The metric of the verdicts."""
+HELD_OUT_REFERENCES = ("random", "shuffled")
+MARGIN_AP = 0.005
+"""A difference smaller than this is none, for the equivalence test."""
 FIGURE_NAME = "text_similarity"
 BOOTSTRAP_SEED = 0
 _TABLES = ("modes", "differences", "classes", "similarity", "zero_shot")
@@ -45,12 +61,21 @@ Reason = Literal["reference", "control", "random_weights", "few_seeds", "no_refe
 
 
 class Task(NamedTuple):
-    """One run: a mode with a seed."""
+    """One run: a mode with a seed; or, of a part of the training set, its phase 1."""
 
     mode: str
     seed: int
     folder: Path
     config: ExperimentConfig
+    start: Path | None = None
+    """Checkpoint of phase 1; None: it starts as a detector without text does."""
+    subset: Subset | None = None
+    """What of the training set it is given; None: all, from a phase 1 that was there."""
+
+    @property
+    def name(self) -> str:
+        """Of the run, in its ablation."""
+        return self.folder.name if self.subset is None else f"{self.folder.parent.name}/{self.folder.name}"
 
     @property
     def reads_texts(self) -> bool:
@@ -63,11 +88,12 @@ class Judgement(NamedTuple):
     """What may be said of a mode: a verdict, or why there is none."""
 
     verdict: Verdict | None
-    """Against `none`."""
+    """Against the first reference."""
     reason: Reason | None
     texts: Verdict | None = None
-    """Against `learned`, where there is a verdict and `learned` has the same head: whether the texts' meaning does
-    it."""
+    """Against the second, where there is a verdict and it has the same head: whether the texts' meaning does it."""
+    equivalence: Equivalence | None = None
+    """Against the first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +103,10 @@ class ModeResult:
     mode: str
     runs: Sequence[EvaluatedRun]
     metrics: Mapping[str, Estimate]
-    """AP, AP50, AP75 and, where NORMAL has boxes, AP_defects."""
+    """AP, AP50, AP75 and, where NORMAL has boxes, AP_defects; of a question about one class also its own AP."""
     per_class: Mapping[str, Mapping[str, Estimate]]
     against: Mapping[str, Mapping[str, Effect]]
-    """Reference -> metric -> effect; a mode is not compared with itself, `none` with nothing."""
+    """Reference -> metric -> effect; a mode is not compared with itself, the first reference with nothing."""
     judgement: Judgement
 
 
@@ -110,6 +136,23 @@ class Answer:
     """Of `learned`, `random` and `shuffled`."""
     texts: TextFacts | None
     """None where no mode reads texts."""
+    subset: Subset | None = None
+    """What of the training set was used, see `Task`."""
+    from_start: bool = False
+    """Trained with text from the first step."""
+    margin: float = MARGIN_AP
+    confused: RankCorrelation | None = None
+    """Of the similarity of two classes' texts and how often the first reference's models take one for the other."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Modes that the others are compared with."""
+        return _references(self.subset)
+
+    @property
+    def judged(self) -> str:
+        """The metric of the verdicts."""
+        return _judged(self.subset)
 
     @property
     def judged_on(self) -> Results:
@@ -121,13 +164,29 @@ class Answer:
         return tuple(self.modes[0].per_class)
 
 
-def answer(tasks: Sequence[Task], texts: TextFacts | None, *, samples: int, progress: bool = True) -> Answer:
+def _references(subset: Subset | None) -> tuple[str, ...]:
+    return REFERENCES if subset is None or subset.held_out is None else HELD_OUT_REFERENCES
+
+
+def _judged(subset: Subset | None) -> str:
+    return "AP" if subset is None or subset.judged_class is None else f"AP {subset.judged_class}"
+
+
+def answer(
+    tasks: Sequence[Task],
+    texts: TextFacts | None,
+    *,
+    samples: int,
+    margin: float = MARGIN_AP,
+    progress: bool = True,
+) -> Answer:
     """Compare finished runs.
 
     Args:
         tasks: All modes with the same seeds, mode by mode.
         texts: What the modes that read texts were given.
         samples: Bootstrap resamples.
+        margin: Of the equivalence test, AP.
         progress: Show a bar on stderr.
 
     Raises:
@@ -135,6 +194,11 @@ def answer(tasks: Sequence[Task], texts: TextFacts | None, *, samples: int, prog
     """
     runs = read_runs([task.folder for task in tasks])
     drawn = resample(runs, samples=samples, seed=BOOTSTRAP_SEED, progress=progress)
+    subset = tasks[0].subset
+    references, judged_metric = _references(subset), _judged(subset)
+    if subset is not None and subset.judged_class is not None:
+        for one in drawn:
+            one.metrics[judged_metric] = one.per_class[subset.judged_class]["AP"]
     of_modes = {task.mode: [i for i, other in enumerate(tasks) if other.mode == task.mode] for task in tasks}
     real = texts is not None and texts.embeddings.has_real_weights
     section = tasks[0].config.MultimodalFusion
@@ -142,8 +206,8 @@ def answer(tasks: Sequence[Task], texts: TextFacts | None, *, samples: int, prog
     modes = []
     for mode, own in of_modes.items():
         against: dict[str, dict[str, Effect]] = {}
-        for reference in REFERENCES:
-            if reference in of_modes and reference != mode != "none":
+        for reference in references:
+            if reference in of_modes and reference != mode != references[0]:
                 others = of_modes[reference]
                 against[reference] = {
                     name: effect(
@@ -153,7 +217,7 @@ def answer(tasks: Sequence[Task], texts: TextFacts | None, *, samples: int, prog
                     )
                     for name in drawn[0].metrics
                 }
-        judged = {reference: of_metrics[JUDGED] for reference, of_metrics in against.items()}
+        judged = {reference: of_metrics[judged_metric] for reference, of_metrics in against.items()}
         modes.append(
             ModeResult(
                 mode=mode,
@@ -161,35 +225,78 @@ def answer(tasks: Sequence[Task], texts: TextFacts | None, *, samples: int, prog
                 metrics=estimates([drawn[i].metrics for i in own]),
                 per_class=class_estimates([drawn[i] for i in own]),
                 against=against,
-                judgement=judge(mode, judged, num_seeds=len(own), real=real, control_head=control_head),
+                judgement=judge(
+                    mode,
+                    judged,
+                    num_seeds=len(own),
+                    real=real,
+                    control_head=control_head,
+                    references=references,
+                    margin=margin,
+                ),
             )
         )
-    return Answer(modes, list(dict.fromkeys(task.seed for task in tasks)), samples, control_head, texts)
+    confused = None
+    if texts is not None and references[0] in of_modes:
+        confused = _confused(texts.similarity.numpy(), [runs[i] for i in of_modes[references[0]]])
+    seeds = list(dict.fromkeys(task.seed for task in tasks))
+    from_start = section is not None and section.from_start
+    return Answer(modes, seeds, samples, control_head, texts, subset, from_start, margin, confused)
 
 
-def judge(mode: str, against: Mapping[str, Effect], *, num_seeds: int, real: bool, control_head: str) -> Judgement:
+def _confused(similarity: np.ndarray[Any, Any], runs: Sequence[EvaluatedRun]) -> RankCorrelation | None:
+    """Over pairs of classes: boxes of either that the models take for the other, at IoU 0.5 and the best F1."""
+    counts = np.zeros(np.add(similarity.shape, 1))
+    for run in runs:
+        f1 = score_curves(*ranked_hits(run.matches, None))[2]
+        score = float(SCORE_THRESHOLDS[f1.argmax()])  # the first where there is no ground truth, and nothing to count
+        counts += confusion(run.matches, iou=0.5, score=score)
+    boxes = counts[:-1].sum(axis=1)
+    first, second = np.triu_indices(len(similarity), k=1)
+    known = boxes[first] * boxes[second] > 0
+    first, second = first[known], second[known]
+    shares = (counts[first, second] + counts[second, first]) / (boxes[first] + boxes[second])
+    return rank_correlation(similarity[first, second], shares)
+
+
+def judge(
+    mode: str,
+    against: Mapping[str, Effect],
+    *,
+    num_seeds: int,
+    real: bool,
+    control_head: str,
+    references: Sequence[str] = REFERENCES,
+    margin: float = MARGIN_AP,
+) -> Judgement:
     """Say what may be said of a mode.
 
     Args:
         mode: One of `MODES`.
-        against: Its effects in `JUDGED` by reference.
+        against: Its effects in the judged metric by reference.
         num_seeds: Runs of the mode.
         real: The text encoder has learned weights.
-        control_head: Head of `learned`; only a mode of the same head differs from it by its texts alone.
+        control_head: Head of the controls; only a mode of the same head differs from them by its texts alone.
+        references: The two references, see `Judgement`.
+        margin: Of the equivalence test.
     """
+    first, second = references
     if mode not in TEXT_MODES:
-        return Judgement(None, "reference" if mode == "none" else "control")
+        return Judgement(None, "reference" if mode == first else "control")
     if not real:
         return Judgement(None, "random_weights")
-    if "none" not in against:
+    if first not in against:
         return Judgement(None, "no_reference")
-    if against["none"].value is None:
+    if against[first].value is None:
         return Judgement(None, "no_boxes")
-    interval = against["none"].interval
+    interval = against[first].interval
     if num_seeds < LEAST_SEEDS or interval is None:
         return Judgement(None, "few_seeds")
-    learned = against["learned"].interval if "learned" in against and mode == control_head else None
-    return Judgement(verdict(interval), None, None if learned is None else verdict(learned))
+    control = against[second].interval if second in against and mode == control_head else None
+    found, equivalence = verdict(interval), tost(against[first], margin)
+    if found == "no_difference" and equivalence is not None and equivalence.p_value < _FALSE_ALARM:
+        found = "equivalent"
+    return Judgement(found, None, None if control is None else verdict(control), equivalence)
 
 
 def write_answer(answer: Answer, folder: Path, lang: Language, *, captions: bool = True) -> str:
@@ -234,7 +341,7 @@ def answer_tables(answer: Answer, lang: Language) -> dict[str, Table]:
 
 
 def _modes_table(answer: Answer, texts: Texts) -> Table:
-    compared = [name for name in REFERENCES if any(name in one.against for one in answer.modes)]
+    compared = [name for name in answer.references if any(name in one.against for one in answer.modes)]
     metrics = [name for name in answer.modes[0].metrics if name != "AP75"]
     rows: list[list[Cell]] = []
     for one in answer.modes:
@@ -242,10 +349,12 @@ def _modes_table(answer: Answer, texts: Texts) -> Table:
         row: list[Cell] = [one.mode, len(one.runs)]
         row += [Number(one.metrics[name].value, spread=one.metrics[name].sd) for name in metrics]
         row.append(Number(float(np.mean(seconds)) / 60 if seconds else None, 1))
-        row += [_both(one.against[name][JUDGED]) if name in one.against else None for name in compared]
-        rows.append([*row, short_verdict(one.judgement, texts)])
+        row += [_both(one.against[name][answer.judged]) if name in one.against else None for name in compared]
+        bound = one.judgement.equivalence
+        rows.append([*row, Number(bound and bound.bound), short_verdict(one.judgement, texts, answer.margin)])
     columns = [texts["mode"], texts["seeds"], *(metric_name(name, texts) for name in metrics)]
-    columns += [texts["training_minutes"], *(texts("against", reference=name) for name in compared), texts["verdict"]]
+    against = [texts("against", metric=metric_name(answer.judged, texts), reference=name) for name in compared]
+    columns += [texts["training_minutes"], *against, texts["bound"], texts["verdict"]]
     return Table(columns, rows, texts["modes_caption"], "tab:ablation")
 
 
@@ -294,6 +403,10 @@ def _markdown(answer: Answer, tables: Mapping[str, Table], lang: Language) -> st
         gt_hash=results.gt_hash[:HASH_SHOWN],
         seeds=", ".join(map(str, answer.seeds)),
     )
+    start = "from_start" if answer.from_start else "start" if answer.subset is None else "own_start"
+    intro = f"{intro} {texts[f'intro_{start}']}"
+    if answer.subset is not None:
+        intro = f"{escape_markdown(subset_title(answer.subset, texts))}. {intro}"
     said, notes = (
         "\n".join(f"- {escape_markdown(line)}" for line in lines)
         for lines in (sentences_of(answer, lang), notes_of(answer, lang))
@@ -313,6 +426,11 @@ def answer_to_json(answer: Answer, lang: Language = "en") -> dict[str, Any]:
         "samples": answer.samples,
         "bootstrap_seed": BOOTSTRAP_SEED,
         "seeds": list(answer.seeds),
+        "subset": answer.subset and asdict(answer.subset),
+        "from_start": answer.from_start,
+        "judged": answer.judged,
+        "margin": answer.margin,
+        "text_similarity_and_confusion": answer.confused and answer.confused._asdict(),
         "answer": sentences_of(answer, lang),
         "modes": [
             {
@@ -334,7 +452,8 @@ def answer_to_json(answer: Answer, lang: Language = "en") -> dict[str, Any]:
                 },
                 "verdict": one.judgement.verdict,
                 "no_verdict": one.judgement.reason,
-                "against_learned": one.judgement.texts,
+                "against_control": one.judgement.texts,
+                "equivalence": one.judgement.equivalence and one.judgement.equivalence._asdict(),
             }
             for one in answer.modes
         ],
@@ -353,47 +472,81 @@ def answer_to_json(answer: Answer, lang: Language = "en") -> dict[str, Any]:
     }
 
 
-def short_verdict(judgement: Judgement, texts: Texts) -> str:
+def short_verdict(judgement: Judgement, texts: Texts, margin: float) -> str:
     """Return a judgement for a cell of a table."""
-    return texts[f"verdict_{judgement.verdict}" if judgement.verdict else f"reason_{judgement.reason}"]
+    if judgement.verdict is None:
+        return texts[f"reason_{judgement.reason}"]
+    return texts(f"verdict_{judgement.verdict}", margin=format_number(margin, 3, texts.language))
+
+
+def subset_title(subset: Subset, texts: Texts) -> str:
+    """Return what of the training set was used."""
+    if subset.rare is not None:
+        return texts("subset_rare", name=subset.rare[0], images=subset.rare[1])
+    if subset.held_out is not None:
+        return texts("subset_held_out", name=subset.held_out)
+    digits = 0 if round(100 * subset.fraction, 6).is_integer() else 1
+    return texts("subset_fraction", share=percent(subset.fraction, texts.language, digits))
 
 
 def sentences_of(answer: Answer, lang: Language) -> list[str]:
     """Return one plain sentence or two for every mode but the reference."""
-    sentences = (_sentence(one, answer.control_head, texts_of(lang, "ablation")) for one in answer.modes)
+    texts = texts_of(lang, "ablation")
+    sentences = [_sentence(one, answer, texts) for one in answer.modes]
+    if answer.subset is not None and answer.subset.held_out is not None:
+        name = answer.subset.held_out
+        for one in answer.modes:
+            found = one.per_class[name]["AP"]
+            shown = format_cell(Number(found.value, interval=found.interval, interval_digits=3), lang)
+            sentences.append(texts("sentence_zero_shot", mode=one.mode, name=name, value=shown))
     return [sentence for sentence in sentences if sentence]
 
 
-def _sentence(result: ModeResult, control_head: str, texts: Texts) -> str:
-    judgement, against = result.judgement, {}
+def _sentence(result: ModeResult, answer: Answer, texts: Texts) -> str:
+    judgement, against, (none, learned) = result.judgement, {}, answer.references
     for reference, effects in result.against.items():
-        difference, _, interval = format_cell(_both(effects[JUDGED]), texts.language).partition(" ")
-        against[reference] = {"mode": result.mode, "difference": difference, "interval": interval}
+        difference, _, interval = format_cell(_both(effects[answer.judged]), texts.language).partition(" ")
+        against[reference] = {
+            "mode": result.mode,
+            "difference": difference,
+            "interval": interval,
+            "metric": metric_name(answer.judged, texts),
+            "reference": reference,
+        }
     if judgement.verdict is not None:
-        first = texts(f"sentence_{judgement.verdict}", **against["none"])
+        margin = format_number(answer.margin, 3, texts.language)
+        p_value = format_cell(PValue(judgement.equivalence and judgement.equivalence.p_value), texts.language)
+        first = texts(f"sentence_{judgement.verdict}", **against[none], margin=margin, p_value=p_value)
         if judgement.texts is not None:
-            return f"{first} {texts(f'texts_{judgement.texts}', **against['learned'])}"
-        if "learned" in against:
-            return f"{first} {texts('text_other_head', head=control_head, **against['learned'])}"
+            control = {**against[learned], "reference": texts[f"said_{learned}"]}
+            return f"{first} {texts(f'texts_{judgement.texts}', **control)}"
+        if learned in against:
+            return f"{first} {texts('text_other_head', head=answer.control_head, **against[learned])}"
         return f"{first} {texts['text_unknown']}"
     if judgement.reason == "control":
-        return texts("control_sentence", **against["none"]) if "none" in against else ""
+        return texts("control_sentence", **against[none]) if none in against else ""
     return "" if judgement.reason == "reference" else texts(f"sentence_{judgement.reason}", mode=result.mode)
 
 
 def notes_of(answer: Answer, lang: Language) -> list[str]:
     """Return what a reader must know to read the numbers; cautions first."""
     texts, facts, modes = texts_of(lang, "ablation"), answer.texts, {one.mode for one in answer.modes}
-    notes = [*_cautions(answer, modes, texts), texts["note_references"], texts["note_interval"], texts["note_images"]]
+    first = answer.references[0]
+    notes = _cautions(answer, modes, texts)
+    notes += [texts[f"note_references_{first}"], texts("note_interval", reference=first)]
+    notes += [texts("note_margin", margin=format_number(answer.margin, 3, lang)), texts["note_images"]]
     judged = [one.mode for one in answer.modes if one.judgement.verdict is not None]
     if len(judged) > 1:
         chance = percent(1 - (1 - _FALSE_ALARM) ** len(judged), lang, 0)
-        notes.append(texts("note_several", count=len(judged), chance=chance))
+        notes.append(texts("note_several", count=len(judged), chance=chance, reference=first))
     notes.append(texts("note_selection", split=answer.judged_on.split))
-    if modes & {"random", "shuffled"}:
+    if modes & {"random", "shuffled", "waffle"}:
         notes.append(texts["note_controls"])
     if facts is None:
         return [*notes, texts["note_no_texts"]]
+    if answer.confused is not None:
+        shown = Number(answer.confused.value, 2, answer.confused.interval, 2, signed=True)
+        notes.append(texts("note_confused", value=format_cell(shown, lang), count=answer.confused.pairs, mode=first))
     notes.append(texts("note_source", source=facts.embeddings.source, language=facts.language))
     known = {"text_only": "note_text_only", "no_boxes": "note_no_boxes", None: "note_zero_shot"}
     notes.append(texts(known.get(facts.no_zero_shot, "note_zero_shot_failed"), reason=facts.no_zero_shot))
@@ -406,9 +559,9 @@ def _cautions(answer: Answer, modes: set[str], texts: Texts) -> list[str]:
         notes.append(texts("note_random_weights", source=facts.embeddings.source))
     if len(answer.seeds) < LEAST_SEEDS:
         notes.append(texts("note_few_seeds", count=len(answer.seeds)))
-    if "none" not in modes:
+    if "none" in answer.references and "none" not in modes:
         notes.append(texts["note_no_none"])
-    if "learned" not in modes and modes & set(TEXT_MODES):
+    if "learned" in answer.references and "learned" not in modes and modes & set(TEXT_MODES):
         notes.append(texts["note_no_learned"])
     if facts is not None and (alike := alike_pairs(facts.similarity, answer.classes)):
         pairs = (f"{one} / {two} ({format_number(similarity, 3, texts.language)})" for one, two, similarity in alike)

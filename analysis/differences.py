@@ -33,8 +33,10 @@ from data.types import FloatArray
 LEAST_SEEDS = 3
 """Fewer say too little about what another seed would have given."""
 _COVERED = 0.95
+_Z95 = 1.959964
+_NEARLY_1 = 1 - 1e-12
 
-Verdict = Literal["helps", "no_difference", "hurts"]
+Verdict = Literal["helps", "no_difference", "equivalent", "hurts"]
 
 
 class Resampled(NamedTuple):
@@ -81,6 +83,28 @@ class Effect(NamedTuple):
     """95 %, over the images alone: of these very models."""
     interval: Interval | None
     """95 %, over images and seeds: of the mode. Needs two seeds."""
+    standard_error: float | None = None
+    """Of `value`, over images and seeds."""
+    freedom: float | None = None
+    """Degrees of freedom of the standard error."""
+
+
+class Equivalence(NamedTuple):
+    """How small a difference is shown to be, by two one-sided tests (Schuirmann 1987)."""
+
+    bound: float
+    """The least margin that holds at 5 %: the farther end of the 90 % interval."""
+    p_value: float
+    """Of "it is the margin or more, to one side or the other"."""
+
+
+class RankCorrelation(NamedTuple):
+    """Spearman's, with the 95 % interval of Bonett and Wright (Psychometrika 65, 2000)."""
+
+    value: float
+    interval: Interval
+    pairs: int
+    """Of numbers."""
 
 
 def estimate(runs: Sequence[Resampled]) -> Estimate:
@@ -143,21 +167,37 @@ def effect(runs: Sequence[Resampled], reference: Sequence[Resampled], num_images
     samples = np.mean([run.samples - other.samples for run, other in pairs], axis=0)
     samples = samples[~np.isnan(samples)]
     seed_sd, value = _sd(points), float(points.mean())
-    interval = None
-    if seed_sd is not None and len(samples) > 1:
-        interval = _combined(
-            value, float(samples.var(ddof=1)), num_images - 1, seed_sd**2 / len(points), len(points) - 1
-        )
-    return Effect(value, per_seed, seed_sd, BootstrapResult.interval(samples), interval)
-
-
-def _combined(value: float, of_images: float, df_images: int, of_seeds: float, df_seeds: int) -> Interval:
-    total = of_images + of_seeds
-    if total == 0:
-        return Interval(value, value)
-    freedom = total**2 / (of_images**2 / max(df_images, 1) + of_seeds**2 / df_seeds)
+    found = Effect(value, per_seed, seed_sd, BootstrapResult.interval(samples), None)
+    if seed_sd is None or len(samples) < 2:
+        return found
+    of_images, of_seeds = float(samples.var(ddof=1)), seed_sd**2 / len(points)
+    total, freedom = of_images + of_seeds, float(len(points) - 1)
+    if total > 0:
+        freedom = total**2 / (of_images**2 / max(num_images - 1, 1) + of_seeds**2 / (len(points) - 1))
     half = float(stats.t.ppf((1 + _COVERED) / 2, freedom)) * math.sqrt(total)
-    return Interval(value - half, value + half)
+    interval = Interval(value - half, value + half)
+    return found._replace(interval=interval, standard_error=math.sqrt(total), freedom=freedom)
+
+
+def tost(found: Effect, margin: float) -> Equivalence | None:
+    """Test whether a difference is smaller than `margin` to both sides; None where its spread is not known."""
+    value, error, freedom = found.value, found.standard_error, found.freedom
+    if value is None or error is None or freedom is None:
+        return None
+    if error == 0:
+        return Equivalence(abs(value), 0.0 if abs(value) < margin else 1.0)
+    bound = abs(value) + float(stats.t.ppf(_COVERED, freedom)) * error
+    return Equivalence(bound, float(stats.t.sf((margin - abs(value)) / error, freedom)))
+
+
+def rank_correlation(first: FloatArray, second: FloatArray) -> RankCorrelation | None:
+    """Correlate the ranks of [N] and [N] numbers; None below five pairs, or where all numbers of one are equal."""
+    if len(first) < 5 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    value = float(stats.spearmanr(first, second).statistic)
+    half = _Z95 * math.sqrt((1 + value**2 / 2) / (len(first) - 3))
+    centre = math.atanh(min(max(value, -_NEARLY_1), _NEARLY_1))
+    return RankCorrelation(value, Interval(math.tanh(centre - half), math.tanh(centre + half)), len(first))
 
 
 def verdict(interval: Interval) -> Verdict:

@@ -8,10 +8,12 @@ regard to accents, case, hyphens, underscores and spaces.
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
+import numpy as np
 import yaml
 
 from data.errors import UserError
@@ -39,6 +41,7 @@ def texts_for_classes(
     own_texts: OwnTexts | None = None,
     use_phrasings: bool = True,
     template: str | None = None,
+    waffle_seed: int | None = None,
 ) -> list[list[str]]:
     """Return the texts of each class, in the order of `class_names`; every class gets at least one.
 
@@ -48,6 +51,7 @@ def texts_for_classes(
         own_texts: Texts from the config; for a class they replace the built-in ones and their phrasings.
         use_phrasings: False leaves one built-in text per class.
         template: Put around every text, which stands for its `{}`.
+        waffle_seed: Replace the words by meaningless ones; the template stays.
 
     Raises:
         UserError: Classes without a text, texts for classes that do not exist, empty texts; all at once.
@@ -74,7 +78,23 @@ def texts_for_classes(
             f"{', '.join(name for group in _BUILT_IN.values() for name in group['es'])}. To mend:",
             problems,
         )
+    if waffle_seed is not None:
+        texts = _waffle(texts, waffle_seed)
     return [[(template or "{}").replace("{}", text.strip()) for text in found] for found in texts]
+
+
+def _waffle(texts: Sequence[Sequence[str]], seed: int) -> list[list[str]]:
+    """Replace every word by random letters of the same number, consonants and vowels in turn; all else stays.
+
+    A control of texts (WaffleCLIP, Roth et al., ICCV 2023): the encoder is given as much, and it means nothing.
+    """
+    rng = np.random.default_rng(seed)
+
+    def word(found: re.Match[str]) -> str:
+        kinds = ("bcdfghklmnprstvz", "aeiou")
+        return "".join(kinds[place % 2][rng.integers(len(kinds[place % 2]))] for place in range(len(found[0])))
+
+    return [[re.sub(r"[^\W\d_]+", word, text) for text in of_class] for of_class in texts]
 
 
 def _built_in(name: str, language: Language, use_phrasings: bool) -> list[str]:

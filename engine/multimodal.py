@@ -65,8 +65,9 @@ def start_of_phase_2(config: ExperimentConfig, path: Path | None, config_path: P
             "The config has no section MultimodalFusion, so there is no text to train with. Use "
             "configs/deimv2_industrial_multimodal.yml or add the section; without text, train with train_deimv2.py."
         )
+    from_start = config.MultimodalFusion.from_start
     if path is None:
-        return Start(tuning=config.tuning or (config_path and _phase_1_of(config_path)))
+        return Start(tuning=config.tuning or (None if from_start or not config_path else _phase_1_of(config_path)))
     given, path = path, checkpoint_of(path, "last.pth")
     checkpoint = load_checkpoint(path)
     stored = _stored_config(checkpoint)
@@ -77,31 +78,41 @@ def start_of_phase_2(config: ExperimentConfig, path: Path | None, config_path: P
         )
     if stored.get("MultimodalFusion") is not None or has_fusion(checkpoint["model"]):
         return Start(resume=path)
+    if from_start:
+        raise UserError(
+            f"MultimodalFusion.from_start: True trains with text from the first step, but -r {given} is a detector "
+            "that was trained without. Leave -r out, or set from_start to False."
+        )
     return Start(tuning=checkpoint_of(given))
 
 
-def _phase_1_of(config_path: Path) -> Path | None:
-    """Return best.pth of the run that the nearest config without text among the includes describes; None: no such."""
+def phase_1_config(config_path: Path) -> Path | None:
+    """Find the nearest config without text among the includes; None: no such."""
     for file in included_experiments(config_path):
         try:
-            phase_1 = load_config(file)
+            has_text = load_config(file).MultimodalFusion is not None
         except UserError:
             continue  # a part of a config
-        if phase_1.MultimodalFusion is not None:
-            if found := _phase_1_of(file):
-                return found
-            continue
-        best = phase_1.output_dir / "best.pth"
-        shown = str(file).removeprefix(f"{os.getcwd()}{os.sep}")
-        if not best.is_file():
-            raise UserError(
-                f"Phase 2 starts from a trained detector. Looked for {best.as_posix()}, the run of {shown}, which "
-                f"{config_path} includes: it is not there. Train it first: python train_deimv2.py -c {shown}; or give "
-                "another checkpoint with -r."
-            )
-        log.info("phase 1: %s, the run of %s, which %s includes (-r takes another)", best, shown, config_path)
-        return best
+        if found := phase_1_config(file) if has_text else file:
+            return found
     return None
+
+
+def _phase_1_of(config_path: Path) -> Path | None:
+    """Return best.pth of the run that `phase_1_config` describes; None: no such."""
+    file = phase_1_config(config_path)
+    if file is None:
+        return None
+    best = load_config(file).output_dir / "best.pth"
+    shown = str(file).removeprefix(f"{os.getcwd()}{os.sep}")
+    if not best.is_file():
+        raise UserError(
+            f"Phase 2 starts from a trained detector. Looked for {best.as_posix()}, the run of {shown}, which "
+            f"{config_path} includes: it is not there. Train it first: python train_deimv2.py -c {shown}; or give "
+            "another checkpoint with -r."
+        )
+    log.info("phase 1: %s, the run of %s, which %s includes (-r takes another)", best, shown, config_path)
+    return best
 
 
 def prepare_texts(
@@ -132,7 +143,7 @@ def prepare_texts(
         return config, None
     if resume is not None:
         return with_stored_texts(config, load_checkpoint(resume), resume, resuming=True), None
-    if tuning is None:
+    if tuning is None and not section.from_start:
         raise UserError(
             "MultimodalFusion: training with text (phase 2) starts from a trained detector. Give its checkpoint: "
             "train_deimv2_multimodal.py -c CONFIG -r outputs/deimv2_industrial_defects/best.pth"

@@ -104,13 +104,14 @@ def alike_pairs(similarity: Tensor, names: tuple[str, ...], *, threshold: float 
 
 
 def _prompts(config: ExperimentConfig, classes: ClassMap) -> list[list[str]]:
-    texts = config.texts
+    texts, section = config.texts, config.MultimodalFusion
     return texts_for_classes(
         classes.names,
         language=texts.language,
         own_texts=texts.own,
         use_phrasings=texts.use_phrasings,
         template=texts.template,
+        waffle_seed=section.seed if section is not None and section.mode == "waffle" else None,
     )
 
 

@@ -363,14 +363,14 @@ class FusionConfig(Section):
     """Says how the class texts join the class scores (own addition, phase 2).
 
     Modes: `cosine`, `concat` and `cross_attention` read the texts; the controls have the same parts but free
-    embeddings (`learned`), random ones (`random`) or the texts of the wrong classes (`shuffled`); `none` trains the
-    same epochs without any of it.
+    embeddings (`learned`), random ones (`random`), the texts of the wrong classes (`shuffled`) or meaningless words of
+    the same number and length (`waffle`); `none` trains the same epochs without any of it.
     """
 
-    mode: Literal["cosine", "concat", "cross_attention", "learned", "random", "shuffled", "none"] = "cosine"
+    mode: Literal["cosine", "concat", "cross_attention", "learned", "random", "shuffled", "waffle", "none"] = "cosine"
     """How texts and queries meet, see above."""
     control_head: FusionHead = "cosine"
-    """The head that the controls `learned`, `random` and `shuffled` use."""
+    """The head that the controls use."""
     text_dim: PositiveInt | None = None
     """D, the width of the text embeddings; null takes it from the text encoder, or from the checkpoint."""
     num_prompts: PositiveInt | None = None
@@ -392,21 +392,29 @@ class FusionConfig(Section):
     weight_decay: NonNegativeFloat | None = None
     """Weight decay of the fusion's matrices; null is the optimizer's. Gates, scales, biases, embeddings have none."""
     seed: NonNegativeInt = 0
-    """Of the embeddings of `learned` (start) and `random`, and of the permutation of `shuffled`."""
+    """Of the embeddings of `learned` (start) and `random`, the permutation of `shuffled` and the words of `waffle`."""
+    from_start: bool = False
+    """Train from the first step with text, from the weights a detector without text would start from."""
+    held_out: NonNegativeInt | None = None
+    """A label without training images: it takes no part in the loss, and its scores are its text's alone."""
+
+    def rules(self) -> Iterator[str]:
+        if self.from_start and self.trainable != "all":
+            yield f"trainable: {self.trainable} would leave random weights as they are; from_start needs all"
 
     @property
     def head(self) -> FusionHead | None:
         """The head that is built; None in mode `none`."""
         if self.mode == "none":
             return None
-        if self.mode == "learned" or self.mode == "random" or self.mode == "shuffled":
-            return self.control_head
-        return self.mode
+        if self.mode in ("cosine", "concat", "cross_attention"):
+            return self.mode
+        return self.control_head
 
     @property
     def reads_texts(self) -> bool:
         """Whether the mode needs embeddings of real texts."""
-        return self.mode in ("cosine", "concat", "cross_attention", "shuffled")
+        return self.mode in ("cosine", "concat", "cross_attention", "shuffled", "waffle")
 
 
 class DEIMv2Sections(NamedTuple):
@@ -522,6 +530,9 @@ class ModelConfig(Section):
             yield f"DEIMCriterion.reg_max: {criterion.reg_max} must equal DEIMTransformer.reg_max {decoder.reg_max}"
         if self.MultimodalFusion is not None and self.MultimodalFusion.mode == "shuffled" and self.num_classes < 2:
             yield "MultimodalFusion.mode: shuffled needs at least two classes, num_classes is 1; use another mode"
+        held_out = None if self.MultimodalFusion is None else self.MultimodalFusion.held_out
+        if held_out is not None and held_out >= self.num_classes:
+            yield f"MultimodalFusion.held_out: {held_out}, expected a label, 0 to {self.num_classes - 1}"
 
 
 def memory_tokens(height: int, width: int) -> int:

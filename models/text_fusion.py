@@ -23,6 +23,8 @@ PREFIX = "text_fusion."
 """Start of the names of all parameters and buffers that phase 2 adds to the detector."""
 _INITIAL_SCALE = 10.0
 _LARGEST_SCALE = 100.0
+_NO_LOSS = -1e4
+"""A logit whose sigmoid is 0: as a negative it has neither loss nor gradient."""
 
 
 class CosineReadout(nn.Module):
@@ -255,6 +257,7 @@ class TextFusion(nn.Module):
         )
         self.gates = nn.Parameter(torch.full((places,), config.gate_init))
         self.selects_queries = config.query_selection
+        self._held_out = config.held_out
 
     def forward(self, features: Tensor, score_head: nn.Module, place: int) -> tuple[Tensor, Tensor]:
         """Class scores with the texts in them.
@@ -265,10 +268,18 @@ class TextFusion(nn.Module):
             place: Decoder layer 0..N-1, or -1 for the choice of queries.
 
         Returns:
-            The fused logits and the contribution in them before the gate, both float32 [..., C].
+            The fused logits and the contribution in them before the gate, both float32 [..., C]. Of a held-out class
+            training sees neither; in evaluation its logit is a constant, the score head's bias, and what its text says.
         """
         seen, contribution = self.head.fuse(features, self.texts(), place)
-        return score_head(seen).float() + self.gates[place] * contribution, contribution
+        logits = score_head(seen).float() + self.gates[place] * contribution
+        if self._held_out is None:
+            return logits, contribution
+        held_out = torch.arange(logits.shape[-1], device=logits.device) == self._held_out
+        if self.training:
+            return logits.masked_fill(held_out, _NO_LOSS), contribution.masked_fill(held_out, _NO_LOSS)
+        alone = score_head.get_parameter("bias") + self.gates[place] * contribution
+        return torch.where(held_out, alone, logits), contribution
 
 
 def build_text_fusion(config: ModelConfig) -> TextFusion | None:

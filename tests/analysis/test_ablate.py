@@ -30,6 +30,7 @@ from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.config import ExperimentConfig, load_config
 from models.text_encoder import encode_texts
 from tests.support.ablation import tasks_of
+from tests.support.comparison import make_truth, write_run
 from tests.support.configs import CONFIGS, changed
 from tests.support.scripts import start_script
 from tests.support.text_towers import write_bert, write_clip
@@ -75,7 +76,7 @@ def test_every_fault_at_once(tiny: Path, tmp_path: Path) -> None:
         plan(options(tiny, tmp_path / "file", seeds=[0, 0, -1], **wrong))
     problems = "\n".join(error.value.problems)
     for expected in (
-        "--modes: there is no magic; the modes are cosine, concat, cross_attention, learned, random, shuffled, none",
+        f"--modes: there is no magic; the modes are {', '.join(MODES)}",
         "--modes: cosine given twice; leave one out",
         "--seeds: 0 given twice; leave one out",
         "--seeds: -1; expected 0 or more",
@@ -251,11 +252,13 @@ def test_runs_of_something_else_are_refused(tasks: list[Task], tmp_path: Path) -
     )
     assert len(error.value.problems) == 5 and trainer.done == []
     assert (
-        "cosine_seed0: started from another phase 1 checkpoint (aaaaaaaaaaaa, -r has bbbbbbbbbbbb); its texts are"
+        "cosine_seed0: started from another phase 1 or training set (aaaaaaaaaaaa, now bbbbbbbbbbbb); its texts are"
         in (message)
     )
     assert "from encoder sha256:01, now from other sha256:02; another config (epoches, optimizer.lr)" in message
-    assert "none_seed1: started from another phase 1 checkpoint (aaaaaaaaaaaa, -r has bbbbbbbbbbbb); another" in message
+    assert (
+        "none_seed1: started from another phase 1 or training set (aaaaaaaaaaaa, now bbbbbbbbbbbb); another" in message
+    )
     assert f"cosine_seed2: is not in {MANIFEST_NAME}, so ablate_text.py did not make it" in message
 
 
@@ -301,3 +304,116 @@ def test_from_phase_1_to_the_answer(tiny: Path, tmp_path: Path, caplog: pytest.L
     assert ablate(wanted, alone(), runner=nothing) == markdown
     with pytest.raises(UserError, match=r"cosine_seed0: another config \(optimizer.lr\)"):
         ablate(wanted | {"update": [*SHORT, "optimizer.lr=0.1"]}, alone(), runner=nothing)
+
+
+def test_every_fault_of_the_parts_at_once(tiny: Path, tmp_path: Path) -> None:
+    wrong: dict[str, Any] = {
+        "fractions": [0.5, 0, 1.5, 0.5],
+        "rare": ["square", "=3", "square=0", "round=2", "square=7"],
+        "held_out": ["triangle"],
+        "margin": 0,
+        "update": [*SHORT, "MultimodalFusion.held_out=1"],
+    }
+    with pytest.raises(UserError, match="The ablation cannot start") as error:
+        plan(options(tiny, tmp_path / "out", **wrong))
+    expected = (
+        "--fractions 0: expected above 0, at most 1",
+        "--fractions 1.5: expected above 0, at most 1",
+        "--rare square: expected CLASS=N, a class and how many of its images to keep, 1 or more",
+        "--rare =3: expected CLASS=N",
+        "--rare square=0: expected CLASS=N",
+        "--fractions, --rare, --held-out: fraction_0.5 given twice; leave one out",
+        "--margin 0: expected a difference in AP above 0 and below 1; 0.005 is usual",
+        "-u MultimodalFusion.held_out=1: --held-out decides MultimodalFusion.held_out; leave it out",
+        "best.pth: has seen all labels; leave it out, phase 1 is trained anew on each part of the training set",
+        "--rare round: no class of the data set; the classes are square, bar",
+        "--rare square=7: only 6 training images hold the class",
+        "--held-out triangle: no class of the data set; the classes are square, bar",
+    )
+    problems = list(error.value.problems)
+    assert len(problems) == len(expected)
+    assert all(any(one in problem for problem in problems) for one in expected), problems
+    for changes, message in (
+        (
+            {"resume": None},
+            "-r: missing; give best.pth of phase 1 or its run folder, or -u MultimodalFusion.from_start",
+        ),
+        ({"resume": None, "fractions": [0.5]}, "includes no config without text that phase 1 could be trained with"),
+    ):
+        with pytest.raises(UserError, match=message):
+            plan(options(tiny, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def phases(tiny: Path) -> Path:
+    """A config of phase 2 that includes phase 1's."""
+    path = tiny / "phases.yml"
+    path.write_text("__include__: [tiny.yml]\n" + FUSION.format(encoder=(tiny / "bert").as_posix()), encoding="utf-8")
+    return path
+
+
+def test_parts_train_a_phase_1_each_as_many_steps(phases: Path, tiny: Path, tmp_path: Path) -> None:
+    wanted = {"config": phases, "resume": None, "fractions": [0.25, 1.0], "rare": ["bar=2"], "held_out": ["bar"]}
+    _, tasks = plan(options(tiny, tmp_path / "out", modes=["cosine", "learned", "none"], **wanted))
+    assert [task.name for task in tasks] == [
+        *(f"{part}/{mode}_seed0" for part in ("fraction_0.25", "fraction_1", "rare_bar_2") for mode in
+          ("phase_1", "cosine", "learned", "none")),
+        *(f"held_out_bar/{mode}_seed0" for mode in ("phase_1", "cosine", "random", "shuffled")),
+    ]  # fmt: skip
+    first, fused = tasks[0], tasks[1]
+    assert first.config.MultimodalFusion is None and (first.config.epoches, first.config.flat_epoch) == (4, 4)
+    assert fused.start == first.folder / "best.pth" and fused.config.epoches == 4 and tasks[4].config.epoches == 1
+    assert fused.config.train_dataloader.dataset.ann_file == first.folder.parent / "train_seed0.json"
+    section = tasks[-1].config.MultimodalFusion
+    assert section is not None and section.held_out == 1 and section.mode == "shuffled"
+    from_start = [*SHORT, "MultimodalFusion.from_start=True"]
+    _, tasks = plan(options(tiny, tmp_path / "out", **{**wanted, "held_out": []}, update=from_start))
+    assert {task.mode for task in tasks} == {"cosine", "none"} and all(task.start is None for task in tasks)
+
+
+def test_a_held_out_class_needs_an_encoder_that_learned(phases: Path, tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--held-out: .*\(random weights\) was never trained, so a text means nothing"):
+        ablate(options(tiny, tmp_path / "out", config=phases, resume=None, held_out=["bar"]), alone())
+
+
+def test_parts_from_the_question_to_the_curve(phases: Path, tiny: Path, tmp_path: Path) -> None:
+    """With runs that are simulated; training them is `test_two_fractions_are_trained`."""
+    out, done = tmp_path / "out", []
+
+    def simulated(task: Task, checkpoint: Path | None) -> None:
+        done.append(task.name)
+        quality = 0.85 if task.mode == "cosine" else 0.4
+        number = sum(map(ord, task.mode)) + task.seed
+        write_run(task.folder, quality=quality, seed=task.seed, truth=make_truth(60), detections_seed=number)
+        for name in ("best.pth", "last.pth"):
+            (task.folder / name).touch()
+
+    wanted = options(tiny, out, config=phases, resume=None, fractions=[0.5, 1.0], modes=["cosine", "learned", "none"])
+    markdown = ablate(wanted | {"seeds": [0, 1, 2]}, alone(), runner=simulated)
+    assert len(done) == 2 * 3 * 4 and done[0] == "fraction_0.5/phase_1_seed0"
+    assert markdown is not None and "50 % of the training images: cosine: no verdict. The text encoder has" in markdown
+    assert {"labels.md", "labels.tex", "labels.csv", "labels.json", "label_curve.png"} <= {
+        p.name for p in out.iterdir()
+    }
+    content = json.loads((out / "labels.json").read_text(encoding="utf-8"))
+    assert [part["images"] for part in content["parts"]] == [4, 8]
+    files = [out / name / "train_seed1.json" for name in ("fraction_0.5", "fraction_1")]
+    small, whole = ({i["id"] for i in json.loads(file.read_text(encoding="utf-8"))["images"]} for file in files)
+    assert small < whole
+    assert ablate(wanted | {"seeds": [0, 1, 2], "lang": "es"}, alone(), runner=simulated) is not None
+    assert len(done) == 24, "what is finished is not done again"
+    assert "# ¿Ayuda el texto con pocas anotaciones?" in (out / "labels.md").read_text(encoding="utf-8")
+    (out / "fraction_0.5" / "train_seed0.json").write_text("{}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="train_seed0.json: is of another training set"):
+        ablate(wanted, alone(), runner=simulated)
+
+
+@pytest.mark.slow
+def test_two_fractions_are_trained(phases: Path, tiny: Path, tmp_path: Path) -> None:
+    wanted = {"config": phases, "resume": None, "fractions": [0.5, 1.0]}
+    for name, update in (("phases", SHORT), ("from_start", (*SHORT, "MultimodalFusion.from_start=True"))):
+        out = tmp_path / name
+        assert ablate(options(tiny, out, update=list(update), **wanted), alone()) is not None
+        assert (out / "fraction_0.5" / "phase_1_seed0").exists() == (name == "phases")
+        assert (out / "fraction_1" / "cosine_seed0" / "best.pth").is_file() and (out / "label_curve.pdf").is_file()

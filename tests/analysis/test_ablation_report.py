@@ -24,10 +24,12 @@ from analysis.ablation_report import (
     short_verdict,
     write_answer,
 )
-from analysis.differences import Effect
+from analysis.differences import Effect, RankCorrelation
 from analysis.result import Interval
+from analysis.tables import Number
 from analysis.zero_shot import Accuracy, ZeroShot
 from data.errors import UserError
+from data.subsets import Subset
 from engine.config import ExperimentConfig, load_config
 from tests.support.ablation import QUALITY, facts, tasks_of, write_runs
 from tests.support.configs import CONFIGS
@@ -142,7 +144,7 @@ def test_sentences_without_a_verdict(found: Answer) -> None:
             changed = dataclasses.replace(found, modes=[dataclasses.replace(result, judgement=judgement)])
             (sentence,) = sentences_of(changed, lang)
             assert sentence.startswith(start)
-            assert short_verdict(judgement, texts_of(lang, "ablation")).startswith(start[8:-2])
+            assert short_verdict(judgement, texts_of(lang, "ablation"), 0.005).startswith(start[8:-2])
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,52 @@ def test_a_gain_is_of_the_texts_only_if_learned_lacks_it(
 def effect_of(low: float) -> Effect:
     """With an interval of 0.2 from `low` on."""
     return Effect(low + 0.1, (low + 0.1,) * 3, 0.0, None, Interval(low, low + 0.2))
+
+
+def test_a_small_difference_is_said_to_be_no_larger(found: Answer) -> None:
+    small = Effect(0.001, (0.001,) * 3, 0.0, None, Interval(-0.002, 0.004), 0.001, 8.0)
+    judged = judge("cosine", {"none": small}, num_seeds=3, real=True, control_head="cosine")
+    assert judged.verdict == "equivalent" and judged.equivalence is not None
+    assert judge("cosine", {"none": small}, num_seeds=3, real=True, control_head="cosine", margin=0.002).verdict == (
+        "no_difference"
+    )
+    result = dataclasses.replace(mode(found, "cosine"), judgement=judged, against={"none": {"AP": small}})
+    changed = dataclasses.replace(found, modes=[result])
+    (english,), (spanish,) = (sentences_of(changed, lang) for lang in ("en", "es"))
+    assert english.startswith("cosine: a difference, if any, is smaller than 0.005: AP +0.001 [-0.002, +0.004] against")
+    assert "two one-sided tests, p 0.00" in english and spanish.startswith(
+        "cosine: si hay diferencia, es menor que 0,005"
+    )
+    rows = answer_tables(changed, "en")["modes"].rows
+    assert rows[0][-1] == "no larger than 0.005" and rows[0][-2] == Number(judged.equivalence.bound)
+
+
+def test_one_class_held_out_and_rare(runs: Path, config: ExperimentConfig) -> None:
+    names = ["cosine", "random", "learned", "none"]
+    tasks = [task._replace(subset=Subset(held_out="scratch")) for task in tasks_of(runs, config, names[:2])]
+    held_out = answer(tasks, facts(), samples=SAMPLES, progress=False)
+    assert held_out.judged == "AP scratch" and set(mode(held_out, "cosine").against) == {"random"}
+    assert mode(held_out, "cosine").judgement.verdict == "helps"
+    first, *rest = sentences_of(held_out, "en")
+    assert first.startswith("cosine helps: AP scratch +0.") and "against random" in first
+    assert [
+        re.match(r"(\w+): AP of scratch by its vector alone: 0\.\d+ \[0\.\d", line) is not None for line in rest[-2:]
+    ] == [
+        True,
+        True,
+    ]
+    tasks = [task._replace(subset=Subset(rare=("scratch", 3))) for task in tasks_of(runs, config, ["cosine", "none"])]
+    rare = answer(tasks, facts(), samples=SAMPLES, progress=False)
+    own = mode(rare, "cosine").per_class["scratch"]["AP"].value
+    assert rare.judged == "AP scratch" and mode(rare, "cosine").metrics["AP scratch"].value == own
+    assert "Of scratch only 3 training images" in write_answer(rare, runs, "en")
+
+
+def test_similar_texts_and_confused_classes(found: Answer) -> None:
+    assert found.confused is None, "two classes are one pair"
+    shown = dataclasses.replace(found, confused=RankCorrelation(0.41, Interval(-0.13, 0.76), 15))
+    note = next(note for note in notes_of(shown, "en") if note.startswith("Similarity of class texts"))
+    assert "confusion of none: Spearman +0.41 [-0.13, +0.76] over 15 pairs of classes" in note
 
 
 def test_notes(found: Answer) -> None:

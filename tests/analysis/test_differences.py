@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analysis.bootstrap import BootstrapResult, bootstrap
-from analysis.differences import Resampled, effect, estimate, holm, paired_difference, verdict, without_class
+from analysis.differences import (
+    Effect,
+    Resampled,
+    effect,
+    estimate,
+    holm,
+    paired_difference,
+    rank_correlation,
+    tost,
+    verdict,
+    without_class,
+)
 from analysis.result import Interval
 from tests.support.comparison import WITH_NORMAL, make_tables, make_truth
 
@@ -180,6 +191,52 @@ def test_the_interval_by_hand() -> None:
     half = stats.t.ppf(0.975, freedom) * (of_images + of_seeds) ** 0.5
     assert found.interval == pytest.approx((0.2 - half, 0.2 + half))
     assert found.image_interval == pytest.approx((0.2 - 0.019, 0.2 + 0.019))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "freedom", "bound", "p_value"),
+    [
+        # By a table of Student's t: t(0.95, 2) = 2.920, t(0.95, 10) = 1.812, t(0.95, 30) = 1.697
+        (0.0, 0.001, 2.0, 0.00292, 0.018875),
+        (0.002, 0.001, 10.0, 0.003812, 0.006672),
+        (-0.002, 0.001, 10.0, 0.003812, 0.006672),
+        (0.004, 0.002, 30.0, 0.007395, 0.310351),
+        (0.02, 0.001, 10.0, 0.021812, 1.0),
+        (0.003, 0.0, 2.0, 0.003, 0.0),
+        (0.006, 0.0, 2.0, 0.006, 1.0),
+    ],
+)
+def test_equivalence_by_hand(value: float, error: float, freedom: float, bound: float, p_value: float) -> None:
+    found = tost(Effect(value, (value,) * 3, 0.0, None, None, error, freedom), 0.005)
+    assert found is not None
+    assert found.bound == pytest.approx(bound, abs=2e-6) and found.p_value == pytest.approx(p_value, abs=2e-4)
+    assert (found.p_value < 0.05) == (found.bound < 0.005), "the test and the 90 % interval say the same"
+
+
+def test_equivalence_is_the_larger_of_two_one_sided_tests() -> None:
+    gains = np.array([0.001, -0.002, 0.0005, 0.0015])
+    runs, none = ([Resampled(0.5 + gain, np.full(50, 0.5 + gain)) for gain in of] for of in (gains, np.zeros(4)))
+    found = tost(effect(runs, none, IMAGES), 0.005)
+    sides = (
+        stats.ttest_1samp(gains, -0.005, alternative="greater"),
+        stats.ttest_1samp(gains, 0.005, alternative="less"),
+    )
+    assert found is not None and found.p_value == pytest.approx(max(side.pvalue for side in sides))
+    assert tost(effect(runs[:1], none[:1], IMAGES), 0.005) is None, "one seed has no spread"
+
+
+def test_rank_correlation() -> None:
+    first = np.arange(15.0)
+    second = np.array([2, 0, 1, 5, 3, 4, 8, 6, 7, 11, 9, 10, 14, 12, 13.0])
+    found = rank_correlation(first, second)
+    rho = 1 - 6 * 30 / (15 * (15**2 - 1))  # the squared rank differences add up to 30
+    half = 1.959964 * ((1 + rho**2 / 2) / 12) ** 0.5
+    assert found is not None and found.value == pytest.approx(rho) and found.pairs == 15
+    assert found.interval == pytest.approx((np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)))
+    turned, perfect = rank_correlation(first, -second), rank_correlation(first, first)
+    assert turned is not None and turned.value == pytest.approx(-rho)
+    assert perfect is not None and perfect.value == pytest.approx(1) and perfect.interval.high <= 1
+    assert rank_correlation(first, np.ones(15)) is None and rank_correlation(first[:4], second[:4]) is None
 
 
 def test_few_seeds_that_disagree_show_nothing() -> None:

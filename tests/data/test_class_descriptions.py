@@ -89,6 +89,20 @@ def test_the_template_goes_around_every_text() -> None:
     assert texts == [["photo of a {hole}!", "photo of dent!"]]
 
 
+def test_waffle_has_as_many_words_as_long() -> None:
+    names = list(OURS["es"])
+    texts, waffled, other = (
+        texts_for_classes(names, language="es", template="foto de {}, 3 mm", waffle_seed=seed) for seed in (None, 0, 1)
+    )
+    again = texts_for_classes(names, language="es", template="foto de {}, 3 mm", waffle_seed=0)
+    assert waffled == again != other
+    for one, two in zip([t for of in texts for t in of], [t for of in waffled for t in of], strict=True):
+        assert [len(word) for word in one.split()] == [len(word) for word in two.split()]
+        assert two.startswith("foto de ") and two.endswith(", 3 mm"), "the template is no text of the class"
+        meant = {word for word in one.removeprefix("foto de ").lower().split() if len(word) > 4}
+        assert not meant & set(two.split())
+
+
 def test_everything_wrong_is_said_at_once() -> None:
     own = {"OXIDO": {"es": "Óxido"}, "rayone": "typo", "NORMAL": ["  "], "normal": "twice", "zzz": "unknown"}
     with pytest.raises(UserError) as caught:

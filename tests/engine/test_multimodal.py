@@ -226,6 +226,19 @@ def test_phase_2_needs_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_text_from_the_first_step(tiny: Path, tmp_path: Path) -> None:
+    config = load_config(tiny / "fused.yml", ["MultimodalFusion.from_start=True"])
+    assert start_of_phase_2(config, None, tiny / "fused.yml") == Start()
+    with pytest.raises(UserError, match=r"from_start: True trains with text from the first step, but -r .*best.pth"):
+        start_of_phase_2(config, tiny / "phase_1" / "best.pth")
+    assert start_of_phase_2(config, tiny / "phase_2" / "last.pth").resume is not None
+    fused = build_run(config, alone(), tmp_path / "run", resume=None, tuning=None)
+    assert any(name.startswith(PREFIX) for name, _ in fused.model.named_parameters())
+    fused.close()
+    with pytest.raises(UserError, match="MultimodalFusion.trainable: heads would leave random weights as they are"):
+        load_config(tiny / "fused.yml", ["MultimodalFusion.from_start=True", "MultimodalFusion.trainable=heads"])
+
+
 def test_another_detector_cannot_start_phase_2(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="best.pth: these are not the weights of the configured model"):
         build(tiny, tmp_path / "run", "DEIMTransformer.num_layers=3")

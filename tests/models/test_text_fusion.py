@@ -31,7 +31,7 @@ from tests.support.models import NUM_CLASSES, images, shake, targets, tiny_confi
 from tests.support.text_fusion import TEXT_DIM, fused_model, section, texts
 
 HEADS = ("cosine", "concat", "cross_attention")
-CONTROLS = ("learned", "random", "shuffled")
+CONTROLS = ("learned", "random", "shuffled", "waffle")
 
 
 def losses_of(model: DEIM, counts: tuple[int, ...] = (2, 1), **values: Any) -> dict[str, Tensor]:
@@ -294,6 +294,37 @@ def test_the_contrastive_loss() -> None:
         losses_of(model, **values)["loss_contrastive"], torch.tensor(0.5 * math.log(NUM_CLASSES))
     )
     assert "loss_contrastive" not in losses_of(fused_model(mode="none", **values), mode="none", **values)
+
+
+def test_a_held_out_class_is_scored_by_its_text_alone_and_not_trained() -> None:
+    label = NUM_CLASSES - 1
+    model = fused_model(held_out=label, gate_init=0.5)
+    assert model.text_fusion is not None
+    fusion, head, features = model.text_fusion, model.decoder.dec_score_head[0], torch.randn(5, 32)
+    features = torch.randn(5, head.in_features)
+    model.eval()
+    logits, contribution = fusion(features, head, 0)
+    free = fused_model(gate_init=0.5)
+    assert free.text_fusion is not None
+    others = free.text_fusion(features, free.decoder.dec_score_head[0], 0)[0]
+    torch.testing.assert_close(logits[:, :label], others[:, :label])
+    torch.testing.assert_close(logits[:, label], head.bias[label] + 0.5 * contribution[:, label])
+    assert not torch.allclose(logits[:, label], others[:, label])
+    model.train()
+    fusion.texts.embeds.requires_grad_()
+    values = {"held_out": label, "gate_init": 0.5, "contrastive_weight": 1.0}
+    given = [{**one, "labels": one["labels"].clamp(max=label - 1)} for one in targets(2, 1)]
+    torch.manual_seed(3)
+    losses = build_criterion(tiny_config(MultimodalFusion=section(**values)))(model(images(), given), given, epoch=0)
+    torch.stack(list(losses.values())).sum().backward()
+    grad = fusion.texts.embeds.grad
+    assert grad is not None and grad[:label].abs().sum() > 0 and grad[label].abs().sum() == 0
+    assert all(float(one.weight.grad[label].abs().sum()) == 0 for one in model.decoder.dec_score_head)  # type: ignore[union-attr, index]
+
+
+def test_a_held_out_label_must_be_one() -> None:
+    with pytest.raises(UserError, match=f"held_out: {NUM_CLASSES}, expected a label, 0 to {NUM_CLASSES - 1}"):
+        tiny_config(MultimodalFusion=section(held_out=NUM_CLASSES))
 
 
 def test_texts_are_in_the_state_dict_and_phase_1_keys_stay() -> None:
