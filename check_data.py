@@ -21,7 +21,11 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_data_argument(parser)
     cli.add_overrides_argument(parser)
     parser.add_argument(
-        "--show", type=int, default=0, metavar="N", help="also write a picture of N training samples per stage (PNG)"
+        "--show",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also write a picture of N training samples per stage, and the objects' sizes (PNG)",
     )
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="folder of the pictures (default: <run folder>_samples)"

@@ -5,6 +5,8 @@ Legend: N boxes of a split without its crowd boxes, C classes.
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,13 @@ import numpy.typing as npt
 from data.coco import CocoSplit
 from data.config import ResizeOp, SanitizeBoundingBoxesOp, TilesConfig, TransformsConfig
 from data.problems import Problem
-from data.tiles import view_sizes_wh
+from data.tiles import view_sizes_wh, windows
 from data.transforms import output_size_hw
 from data.types import FloatArray
 
+SIDE_EDGES_PX = (0, 8, 16, 32, 64, 128)
+_LEAST_SIDE_PX = 16
+_LARGEST_INPUT_PX = 1280
 _SMALL_PX = 4
 """Half a cell of the finest feature map (stride 8)."""
 _FIX = "Set a larger eval_spatial_size, cut the images into tiles, or correct the boxes"
@@ -46,6 +51,48 @@ def object_sides(split: CocoSplit, input_hw: tuple[int, int], tiles: TilesConfig
     sides = np.sqrt(np.maximum(split.boxes_xywh[rows, 2:], 0).prod(axis=1))
     scaled: FloatArray = sides * scales_of(split.image_sizes_wh[rows], input_hw, tiles)
     return scaled
+
+
+def size_advice(split: CocoSplit, input_hw: tuple[int, int], tiles: TilesConfig | None) -> list[str]:
+    """Say how large the network sees the objects of a split, and what to set where many are too small for it.
+
+    A tenth of the objects may be smaller than `_LEAST_SIDE_PX`; nothing is enlarged beyond an image's own pixels.
+    """
+    sides = object_sides(split, input_hw, tiles)
+    if not len(sides):
+        return []
+    seen = f"eval_spatial_size {list(input_hw)}" + (f" in tiles of {tiles.size} px" if tiles else "")
+    smallest, half, largest = np.quantile(sides, (0.1, 0.5, 0.9))
+    lines = [
+        f"objects of {split.name} at {seen}, side (square root of the area): 10 % up to {smallest:.3g} px, half up to "
+        f"{half:.3g} px, 90 % up to {largest:.3g} px"
+    ]
+    for low, high in pairwise([*SIDE_EDGES_PX, np.inf]):
+        share = float(((sides >= low) & (sides < high)).mean())
+        below = f"; below {high:g} px {(sides < high).mean():.0%}" if high in (8, 16, 32) else ""
+        lines.append(
+            f"  {f'{low:g} px and more' if high == np.inf else f'{low:g} to {high:g} px':>15}  "
+            f"{'#' * round(40 * share):40} {share:.0%}{below}"
+        )
+    sizes_wh = split.image_sizes_wh[~split.crowd]
+    now = float(np.median(scales_of(sizes_wh, input_hw, tiles)))
+    wanted = min(now * _LEAST_SIDE_PX / smallest, 1.0)
+    if smallest >= _LEAST_SIDE_PX or wanted <= 1.05 * now:
+        return lines
+    enlarged = [32 * math.ceil(side * wanted / now / 32) for side in input_hw]
+    choices = [f"eval_spatial_size: {enlarged}"] if max(enlarged) <= _LARGEST_INPUT_PX else []
+    size = round(math.sqrt(math.prod(input_hw)) / wanted)
+    width, height = np.median(sizes_wh, axis=0).round().astype(int).tolist()
+    if size < 0.75 * min(width, height):
+        overlap = min(max(math.ceil(20 * largest / now / size) / 20, 0.1), 0.5)
+        count = len(windows((width, height), TilesConfig(size=max(size, 32), overlap=overlap)))
+        choices.append(
+            f"tiles: {{size: {max(size, 32)}, overlap: {overlap:g}}}  # {count} passes of the network an image"
+        )
+    if choices:
+        lines.append(f"  so that 10 % at most are below {smallest * wanted / now:.3g} px, in the config:")
+    lines += [f"    {line}" for line in "\n# or\n".join(choices).splitlines()]
+    return lines
 
 
 def check_box_sizes(

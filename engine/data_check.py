@@ -6,6 +6,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from data.box_sizes import SIDE_EDGES_PX, object_sides, size_advice
 from data.coco import CocoSplit
 from data.config import loaders
 from data.image_checks import check_images
@@ -13,7 +16,7 @@ from data.loader import TrainLoader, build_train_loader
 from data.problems import Problem, errors_of, problem_lines, shorten, warnings_of
 from data.schedule import describe, epoch_plan, stage_starts
 from data.splits import read_splits
-from data.types import PixelArray
+from data.types import FloatArray, PixelArray
 from engine.config import ExperimentConfig
 from engine.pictures import batch_pictures, grid, save_picture
 
@@ -40,6 +43,7 @@ def check_data(config: ExperimentConfig, *, limit_per_kind: int | None, progress
     problems = list(dict.fromkeys(problems))
     errors = errors_of(problems)
     lines = [_summary(split) for split in splits]
+    lines += size_advice(splits[0], config.eval_spatial_size, config.tiles)
     lines += _section("error", errors, limit_per_kind) + _section("warning", warnings_of(problems), limit_per_kind)
     if errors:
         lines.append("`python -m data.convert coco SRC DST` repairs much of what other tools export.")
@@ -78,7 +82,29 @@ def write_training_sheets(config: ExperimentConfig, folder: Path, count: int) ->
         save_picture(path, grid(_training_pictures(loader, split.classes.names, start, count)))
         text = f"epochs {start + 1} to {end}: {describe(transforms, epoch_plan(transforms, collate, start))}"
         sheets.append((path, text))
+    sides = object_sides(split, config.eval_spatial_size, config.tiles)
+    if len(sides):
+        save_picture(folder / "object_sides.png", _histogram(sides))
+        sheets.append((folder / "object_sides.png", "sides of the objects as the network sees them"))
     return sheets
+
+
+def _histogram(sides_px: FloatArray) -> PixelArray:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), dpi=150, layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
+    axes.hist(sides_px, bins=list(2.0 ** np.arange(0, 10.25, 0.25)))
+    axes.set(xscale="log", xlabel="side of the object, network pixels", ylabel="objects")
+    ticks = [1, 2, 4, *SIDE_EDGES_PX[1:], 256, 512, 1024]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    for edge in (8, 16, 32):
+        axes.axvline(edge, color="0.3", linestyle=":")
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels: PixelArray = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+    return pixels
 
 
 def _training_pictures(loader: TrainLoader, names: Sequence[str], epoch: int, count: int) -> list[PixelArray]:

@@ -105,8 +105,8 @@ def test_pictures_of_every_stage(tmp_path: Path, train: CocoFiles, val: CocoFile
     code, out, _ = run_here("-c", _config(tmp_path, epoches=9), *options)
     assert code == 1 and "there is no file" in out  # the picture shows what is left
     names = sorted(path.name for path in folder.iterdir())
-    assert names[0] == "training_samples_epoch_1.png" and len(names) >= 3
-    with Image.open(folder / names[0]) as sheet:
+    assert names[:2] == ["object_sides.png", "training_samples_epoch_1.png"] and len(names) >= 4
+    with Image.open(folder / names[1]) as sheet:
         assert sheet.mode == "RGB" and min(sheet.size) > 320
     assert "training_samples_epoch_3.png: epochs 3 to " in out
 

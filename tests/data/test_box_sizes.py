@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from data.box_sizes import check_box_sizes
+from data.box_sizes import check_box_sizes, size_advice
 from data.coco import read_split
-from data.config import LoaderConfig, TransformsConfig
+from data.config import LoaderConfig, TilesConfig, TransformsConfig
 from data.errors import UserError
 from data.industrial_dataset import IndustrialDataset
 from data.problems import Problem
@@ -89,3 +89,32 @@ def test_training_does_not_start_on_fractions(tmp_path: Path) -> None:
     for on_bad_data in ("error", "skip"):
         with pytest.raises(UserError, match="split train: all coordinates of its 8 boxes are within 0 and 1"):
             build_datasets(data_config(tmp_path, on_bad_data=on_bad_data))
+
+
+def _advice(root: Path, sides: list[int], size_wh: tuple[int, int], tiles: TilesConfig | None = None) -> str:
+    files = CocoFiles(root, num_images=1, boxes_per_image=0, size_wh=size_wh)
+    for side in sides:
+        files.add_box(1, [0, 0, side, side], 1)
+    split, _ = read_split("train", files.save().ann_file, files.img_folder)
+    return "\n".join(size_advice(split, (640, 640), tiles))
+
+
+@pytest.mark.parametrize(
+    ("sides", "size_wh", "tiles", "expected", "absent"),
+    [
+        ([], (640, 640), None, "", "objects"),
+        ([20, 40, 200], (640, 640), None, "half up to 40 px", "in the config"),
+        # 2560 pixels on 640: a quarter; 20 px become 5, at full detail 20: more than the 16 that are asked for.
+        ([20] * 9 + [90], (2560, 2560), None, "tiles: {size: 800, overlap: 0.1}  # 16 passes", "eval_spatial_size: ["),
+        ([20] * 9 + [90], (2560, 2560), TilesConfig(size=800), "in tiles of 800 px", "in the config"),
+        ([20] * 9 + [90], (1280, 1280), None, "eval_spatial_size: [1024, 1024]", "99 px"),
+        ([8] * 10, (1280, 1280), None, "10 % at most are below 8 px", "99 px"),  # no more than all the image's pixels
+        ([4] * 10, (640, 640), None, "below 8 px 100%", "in the config"),
+    ],
+)
+def test_what_small_objects_need(
+    tmp_path: Path, sides: list[int], size_wh: tuple[int, int], tiles: TilesConfig | None, expected: str, absent: str
+) -> None:
+    """Advice that is followed is the last: at the advised size nothing more is advised."""
+    text = _advice(tmp_path, sides, size_wh, tiles)
+    assert expected in text and absent not in text, text
