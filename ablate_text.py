@@ -20,16 +20,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     cli.add_config_argument(parser, required=True, help_text="YAML config of phase 2, a *_multimodal.yml")
-    what = "phase 1 checkpoint all runs start from, or its run folder; not with parts of the data"
-    add("-r", "--resume", type=Path, metavar="PHASE1", help=what)
+    add("-r", "--resume", type=Path, metavar="PHASE1", help="phase 1 checkpoint or run; not with parts of the data")
     what = f"of {', '.join(MODES)} (default: all); verdicts need none, and learned to tell texts from parameters"
     add("--modes", nargs="+", default=list(MODES), metavar="MODE", help=what)
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds of every mode (default: 0 1 2)")
     add("--fractions", nargs="+", type=float, metavar="F", help="train on shares of the images, such as 0.1 0.25 1")
     add("--rare", nargs="+", metavar="CLASS=N", help="train with N images of a class, and judge it")
     add("--held-out", nargs="+", metavar="CLASS", help="train without a class, and judge it by its text alone")
-    what = "folder of the runs (<mode>_seed<N>) and the tables (default: outputs/<config name>_ablation)"
-    add("--output-dir", type=Path, metavar="DIR", help=what)
+    add("--output-dir", type=Path, metavar="DIR", help="of runs and tables (default: outputs/<config name>_ablation)")
     cli.add_language_argument(parser, "console, tables and figure")
     cli.add_caption_argument(parser)
     add("--samples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
@@ -46,7 +44,6 @@ def main() -> int:
     with leaving_quietly():
         from analysis.ablate import ablate
         from engine.distributed import cleanup, init_distributed
-
     dist = init_distributed(arguments.device)
     cli.setup_logging(is_main=dist.is_main)
     try:

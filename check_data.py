@@ -20,17 +20,13 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_config_argument(parser, required=True, help_text="YAML config, e.g. configs/neu_det.yml")
     cli.add_data_argument(parser)
     cli.add_overrides_argument(parser)
-    parser.add_argument(
-        "--show",
-        type=int,
-        default=0,
-        metavar="N",
-        help="also write a picture of N training samples per stage, and the objects' sizes (PNG)",
-    )
+    shown = "also write a picture of N training samples per stage, and the objects' sizes (PNG)"
+    parser.add_argument("--show", type=int, default=0, metavar="N", help=shown)
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="folder of the pictures (default: <run folder>_samples)"
     )
     parser.add_argument("--all", action="store_true", help=f"list all problems, not {_SHOWN_PER_KIND} of each kind")
+    cli.add_language_argument(parser, "the console")
     arguments = parser.parse_args()
     if arguments.show < 0:
         parser.error(f"--show {arguments.show}: expected a number of samples, 0 for none")
@@ -48,11 +44,11 @@ def main() -> int:
     folder = arguments.output_dir or config.output_dir.with_name(f"{config.output_dir.name}_samples")
     if arguments.show:
         cli.require_output_folder(folder)
-    report, sound = check_data(config, limit_per_kind=None if arguments.all else _SHOWN_PER_KIND)
+    report, sound = check_data(config, limit_per_kind=None if arguments.all else _SHOWN_PER_KIND, lang=arguments.lang)
     sys.stdout.write(report + "\n")
     sys.stdout.flush()
     if arguments.show:
-        for path, text in write_training_sheets(config, folder, arguments.show):
+        for path, text in write_training_sheets(config, folder, arguments.show, arguments.lang):
             sys.stdout.write(f"{path}: {text}\n")
     return 0 if sound else 1
 

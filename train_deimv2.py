@@ -45,8 +45,11 @@ def main(description: str | None = __doc__, *, phase: int = 1) -> int:
                 numbers = format_results(evaluation.analysis.results, arguments.lang)
                 say(f"{numbers}\n\n{ending(arguments.lang, evaluation.folder)}")
             return 0
-        start_of = start_of_phase_1 if phase == 1 else start_of_phase_2
-        start = start_of(config, arguments.resume or config.resume, arguments.config)
+        resume = arguments.resume or config.resume
+        if phase == 1:
+            start = start_of_phase_1(config, resume)
+        else:
+            start = start_of_phase_2(config, resume, arguments.config, arguments.data)
         # A resumed run goes on where its checkpoint is, unless the command line names a folder.
         named = any(override.partition("=")[0].strip() == "output_dir" for override in overrides)
         folder = config.output_dir if start.resume is None or named else start.resume.parent

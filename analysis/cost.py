@@ -78,7 +78,7 @@ def measure_cost(detector: Detector, *, eval_batch: int, budget_seconds: float =
         latencies=latencies,
         inference_memory_mb=None if inference_bytes is None else inference_bytes / 2**20,
         training_memory_mb=None if training_bytes is None else training_bytes / 2**20,
-        device=_device_name(device),
+        device=device_name(device),
         dtype=str(detector.amp_dtype or torch.float32).removeprefix("torch.") + ", compiled" * bool(detector.compiled),
         threads=torch.get_num_threads(),
     )
@@ -206,7 +206,7 @@ def _weight_bytes(model: nn.Module) -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """The hardware, as a reader of a table wants to see it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from pydantic import Field
 
 from analysis.acceptance import AcceptanceOptions, acceptance_lines, promise_text
 from analysis.analyse import DEFAULT_SCORE, analyse
-from analysis.cost import measure_cost
+from analysis.cost import device_name, measure_cost
 from analysis.matching import MIN_IOU
 from analysis.result import Analysis, Cost
 from data.coco import CocoSplit
@@ -156,7 +157,8 @@ def evaluate_checkpoint(
     warning = detector.other_scale(tuple(np.median(sizes_wh, axis=0).tolist())) if len(sizes_wh) else None
     if warning is not None:
         log.warning("split %s: images of %s", split, warning)
-    facts = _facts(detector, use_amp=use_amp) | {"nms_iou": options.nms}
+    ann_file = loaders(config)[f"{split}_dataloader"].dataset.ann_file.as_posix()
+    facts = _facts(detector, use_amp=use_amp) | {"nms_iou": options.nms, "data": ann_file}
     # With the config a comparison knows which evaluations are seeds of one model, wherever their folders are.
     extra = {"config": json.loads(json.dumps(config_to_dict(config)))}
     judged = {"split": split, "gt_hash": truth.fingerprint()}
@@ -302,6 +304,8 @@ def _facts(detector: Detector, *, use_amp: bool) -> dict[str, Any]:
     config, checkpoint = detector.config, detector.checkpoint
     trained = checkpoint_config(checkpoint, detector.path) if "config" in checkpoint else config
     return {
+        "run": detector.path.resolve().parent.name,
+        "config_file": checkpoint.get("config_file"),
         "checkpoint": detector.path.name,
         "checkpoint_sha256": detector.sha256,
         "own_val_data": _val_data(config) == _val_data(trained),
@@ -314,6 +318,8 @@ def _facts(detector: Detector, *, use_amp: bool) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in detector.model.parameters()),
         "train_seconds": checkpoint.get("train_seconds"),
         "use_amp": use_amp,
+        "date": datetime.now().isoformat(sep=" ", timespec="minutes"),
+        "machine": f"{device_name(detector.device)}, {platform.system()}",
     }
 
 

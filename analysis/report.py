@@ -66,9 +66,7 @@ def write_report(
     by_name = {figure.name: figure for figure in figures}
     pictures = {key: [_picture(by_name[n]) for n in names if n in by_name] for key, names in _FIGURES_OF.items()}
     pictures["gallery"] = [_picture(sheet) for sheet in gallery.sheets] if gallery else []
-    subtitle = [f"{texts['split']} {results['split']}", f"{texts['images']}: {texts.number(results['num_images'], 0)}"]
-    if analysis.facts.get("checkpoint"):
-        subtitle.append(tidy(str(analysis.facts["checkpoint"])))
+    identity = dict(_identity(analysis, texts))
     style, script = _resource("report.css"), _resource("report.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["tidy"] = tidy
@@ -82,7 +80,7 @@ def write_report(
         **{name: texts_of(lang, name) for name in ("metric_meanings", "error_kinds", "error_meanings")},
         pictures={"summary": [], "cost": [], "run": [], **pictures},
         left_out=gallery.left_out if gallery else (),
-        subtitle=" · ".join(subtitle),
+        identity=identity,
         confusions=_confusions(results["confusion"], figure_texts),
         operating_points=_operating_points(results, texts),
         facts=list(_facts(analysis, texts)),
@@ -96,6 +94,24 @@ def write_report(
     # A lone surrogate in a name is no character; it becomes a question mark.
     write_atomically(path, lambda file: file.write(page.encode("utf-8", "replace")), what="report")
     return path
+
+
+def _identity(analysis: Analysis, texts: Texts) -> Iterator[tuple[str, str]]:
+    """What was judged, with what, when and where, as far as it is known."""
+    names, facts, results = texts_of(texts.language, "facts"), analysis.facts, analysis.results
+    judged = texts("judged_on", split=results["split"], images=texts.number(results["num_images"], 0))
+    epoch = texts("at_epoch", epoch=facts["epoch"], epochs=facts["epochs"]) if facts.get("epoch") else None
+    sha256 = f"sha256 {facts['checkpoint_sha256'][:8]}" if facts.get("checkpoint_sha256") else None
+    for name, parts in (
+        (names["run"], [facts.get("run")]),
+        (names["config_file"], [facts.get("config_file")]),
+        (names["data"], [judged, facts.get("data")]),
+        (names["checkpoint"], [facts.get("checkpoint"), epoch, sha256]),
+        (names["date"], [facts.get("date")]),
+        (names["machine"], [facts.get("machine")]),
+    ):
+        if any(parts):
+            yield name, tidy(", ".join(str(part) for part in parts if part))
 
 
 def _picture(figure: FigureFiles) -> dict[str, Any]:

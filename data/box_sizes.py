@@ -18,6 +18,7 @@ from data.problems import Problem
 from data.tiles import view_sizes_wh, windows
 from data.transforms import output_size_hw
 from data.types import FloatArray
+from texts import Texts
 
 SIDE_EDGES_PX = (0, 8, 16, 32, 64, 128)
 _LEAST_SIDE_PX = 16
@@ -53,7 +54,7 @@ def object_sides(split: CocoSplit, input_hw: tuple[int, int], tiles: TilesConfig
     return scaled
 
 
-def size_advice(split: CocoSplit, input_hw: tuple[int, int], tiles: TilesConfig | None) -> list[str]:
+def size_advice(split: CocoSplit, input_hw: tuple[int, int], tiles: TilesConfig | None, texts: Texts) -> list[str]:
     """Say how large the network sees the objects of a split, and what to set where many are too small for it.
 
     A tenth of the objects may be smaller than `_LEAST_SIDE_PX`; nothing is enlarged beyond an image's own pixels.
@@ -61,19 +62,20 @@ def size_advice(split: CocoSplit, input_hw: tuple[int, int], tiles: TilesConfig 
     sides = object_sides(split, input_hw, tiles)
     if not len(sides):
         return []
-    seen = f"eval_spatial_size {list(input_hw)}" + (f" in tiles of {tiles.size} px" if tiles else "")
+
+    def px(side: float) -> str:
+        return texts.number(side, 0 if side >= 10 else 1)
+
+    seen = f"eval_spatial_size {list(input_hw)}" + (texts("in_tiles", size=tiles.size) if tiles else "")
     smallest, half, largest = np.quantile(sides, (0.1, 0.5, 0.9))
-    lines = [
-        f"objects of {split.name} at {seen}, side (square root of the area): 10 % up to {smallest:.3g} px, half up to "
-        f"{half:.3g} px, 90 % up to {largest:.3g} px"
-    ]
+    quantiles = {"low": px(smallest), "half": px(half), "high": px(largest)}
+    lines = [texts("object_sides", split=split.name, seen=seen, **quantiles)]
     for low, high in pairwise([*SIDE_EDGES_PX, np.inf]):
         share = float(((sides >= low) & (sides < high)).mean())
-        below = f"; below {high:g} px {(sides < high).mean():.0%}" if high in (8, 16, 32) else ""
-        lines.append(
-            f"  {f'{low:g} px and more' if high == np.inf else f'{low:g} to {high:g} px':>15}  "
-            f"{'#' * round(40 * share):40} {share:.0%}{below}"
-        )
+        below = texts("below", high=f"{high:g}", share=texts.percent((sides < high).mean(), 0))
+        row = texts("sides_from" if high == np.inf else "sides_between", low=low, high=f"{high:g}")
+        bar = f"{'#' * round(40 * share):40} {texts.percent(share, 0)}"
+        lines.append(f"  {row:>15}  {bar}{below if high in (8, 16, 32) else ''}")
     sizes_wh = split.image_sizes_wh[~split.crowd]
     now = float(np.median(scales_of(sizes_wh, input_hw, tiles)))
     wanted = min(now * _LEAST_SIDE_PX / smallest, 1.0)
@@ -86,12 +88,10 @@ def size_advice(split: CocoSplit, input_hw: tuple[int, int], tiles: TilesConfig 
     if size < 0.75 * min(width, height):
         overlap = min(max(math.ceil(20 * largest / now / size) / 20, 0.1), 0.5)
         count = len(windows((width, height), TilesConfig(size=max(size, 32), overlap=overlap)))
-        choices.append(
-            f"tiles: {{size: {max(size, 32)}, overlap: {overlap:g}}}  # {count} passes of the network an image"
-        )
+        choices.append(f"tiles: {{size: {max(size, 32)}, overlap: {overlap:g}}}  # {texts('passes', count=count)}")
     if choices:
-        lines.append(f"  so that 10 % at most are below {smallest * wanted / now:.3g} px, in the config:")
-    lines += [f"    {line}" for line in "\n# or\n".join(choices).splitlines()]
+        lines.append("  " + texts("so_that", side=px(smallest * wanted / now)))
+    lines += [f"    {line}" for line in f"\n# {texts['or']}\n".join(choices).splitlines()]
     return lines
 
 

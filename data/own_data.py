@@ -76,10 +76,15 @@ def find_data(folder: Path, cache: Path = CACHE) -> dict[str, Split]:
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:
-    """Group the files below `folder` by suffix; all images under "image"."""
+    """Group the files below `folder` by suffix, all images under "image"; what the scripts wrote there is left out."""
     suffixes = (".json", ".xml", ".txt", ".yaml", ".yml", ".data", ".names")
     files: dict[str, list[Path]] = defaultdict(list)
+    ours = CACHE.parent.resolve()
+    inside = folder.resolve() in ours.parents  # the scripts are started in the folder of the data
+    ours = folder / ours.relative_to(folder.resolve()) if inside else ours
     for path in files_below(folder, (*suffixes, *IMAGE_SUFFIXES)):
+        if inside and path.is_relative_to(ours):
+            continue
         suffix = path.suffix.lower()
         files["image" if suffix in IMAGE_SUFFIXES else suffix].append(path)
     return files
@@ -249,7 +254,8 @@ def _divided(folder: Path, splits: dict[str, Split], place: Path) -> dict[str, S
     made = {name: target / f"{source.ann_file.stem}_{name}.json" for name in ("train", "val", "test")}
     if made["train"].is_file() and made["val"].is_file():
         log.info("%s: divided as %s says", folder, target)
-        return splits | {name: Split(source.img_folder, path) for name, path in made.items() if path.is_file()}
+        divided = {name: Split(source.img_folder, path) for name, path in made.items() if path.is_file()}
+        return {name: split for name, split in (splits | divided).items() if name != "all"}
     parts = {"train": 0.8, "val": 0.2, "test": 0} if "test" in splits else {"train": 0.7, "val": 0.15, "test": 0.15}
     content = _json(source.ann_file)
     entries = content.get("images") if isinstance(content, dict) else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,6 +112,8 @@ class Provenance:
 
     stated: dict[str, Statement]
     log: tuple[derived_values.Note, ...] = ()
+    file: str | None = None
+    """The config file that was asked for."""
 
     def statement(self, path: str) -> Statement | None:
         """Return the highest statement about `path`, a part of it, or a section that holds it."""
@@ -186,6 +188,11 @@ class ExperimentConfig(DataConfig, ModelConfig):
     def derivation_log(self) -> tuple[str, ...]:
         """What `load_config` derived, one line each; empty for a config out of a checkpoint."""
         return tuple(note.text for note in self._provenance.log) if self._provenance else ()
+
+    @property
+    def file(self) -> str | None:
+        """The file it was loaded from; None for a config out of a checkpoint."""
+        return self._provenance.file if self._provenance else None
 
     def origin(self, key: str) -> str | None:
         """Say who gave a dotted key its value; None where nobody did, or nobody is known."""
@@ -305,7 +312,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
         values["num_classes"] = count_classes(dataset.ann_file, dataset.img_folder)
         text = f"num_classes: auto -> {values['num_classes']} (categories of {dataset.ann_file.as_posix()})"
         notes.append(derived_values.Note(text, overrides=False))
-    return _checked(values, str(path), Provenance(provenance.stated, tuple(notes)))
+    return _checked(values, str(path), Provenance(provenance.stated, tuple(notes), path.as_posix()))
 
 
 def apply_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
@@ -322,7 +329,7 @@ def apply_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> Exper
     values = config_to_dict(_checked_fields(to_own_form(merge(values, changes), new.rank), "-u", LOADING))
     notes = derived_values.apply(values, derived_values.input_sizes(values, new.rank), new.rank)
     known = config._provenance
-    both = known and Provenance(known.stated | new.stated, (*known.log, *notes))
+    both = known and Provenance(known.stated | new.stated, (*known.log, *notes), known.file)
     return _checked(values, "-u", both)
 
 
@@ -336,7 +343,7 @@ def with_batch(config: ExperimentConfig, total: int, steps: int, why: str) -> Ex
             notes.append(derived_values.Note(f"{path}: auto -> {number} ({why})", overrides=False))
     if config.train_dataloader.total_batch_size == "auto":
         notes += derived_values.apply(values, derived_values.learning_rates(values, known.rank), known.rank)
-    return _checked(values, "the derived config", Provenance(known.stated, (*known.log, *notes)))
+    return _checked(values, "the derived config", replace(known, log=(*known.log, *notes)))
 
 
 def derive_run_length(config: ExperimentConfig, steps_per_epoch: int) -> tuple[ExperimentConfig, list[str]]:
@@ -356,7 +363,7 @@ def derive_run_length(config: ExperimentConfig, steps_per_epoch: int) -> tuple[E
     values = config_to_dict(config)
     changes = derived_values.run_length(values, known.rank, config.epoches * steps_per_epoch)
     notes = derived_values.apply(values, changes, known.rank)
-    result = _checked(values, "the derived config", Provenance(known.stated, (*known.log, *notes)))
+    result = _checked(values, "the derived config", replace(known, log=(*known.log, *notes)))
     return result, [note.text for note in notes]
 
 

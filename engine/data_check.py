@@ -19,17 +19,21 @@ from data.splits import read_splits
 from data.types import FloatArray, PixelArray
 from engine.config import ExperimentConfig
 from engine.pictures import batch_pictures, grid, save_picture
+from texts import Language, Texts, texts_of
 
 log = logging.getLogger(__name__)
 
 
-def check_data(config: ExperimentConfig, *, limit_per_kind: int | None, progress: bool = True) -> tuple[str, bool]:
+def check_data(
+    config: ExperimentConfig, *, limit_per_kind: int | None, progress: bool = True, lang: Language = "en"
+) -> tuple[str, bool]:
     """Check every split of the config, images included.
 
     Args:
         config: Its data sections are read.
         limit_per_kind: How many problems of one kind to list; None lists all.
         progress: Show a bar while images are opened.
+        lang: Of the report; the problems themselves are in English.
 
     Returns:
         The report, and whether there are no errors.
@@ -41,24 +45,28 @@ def check_data(config: ExperimentConfig, *, limit_per_kind: int | None, progress
     splits, problems = read_splits(config, names)
     problems += check_images(splits, allow_split_overlap=config.allow_split_overlap, progress=progress)
     problems = list(dict.fromkeys(problems))
-    errors = errors_of(problems)
-    lines = [_summary(split) for split in splits]
-    lines += size_advice(splits[0], config.eval_spatial_size, config.tiles)
-    lines += _section("error", errors, limit_per_kind) + _section("warning", warnings_of(problems), limit_per_kind)
+    errors, texts = errors_of(problems), texts_of(lang, "data_check")
+    lines = [_summary(split, texts) for split in splits]
+    lines += size_advice(splits[0], config.eval_spatial_size, config.tiles, texts)
+    for kind, found in (("error", errors), ("warning", warnings_of(problems))):
+        lines += _section(kind, found, limit_per_kind, texts)
     if errors:
-        lines.append("`python -m data.convert coco SRC DST` repairs much of what other tools export.")
+        lines.append(texts["repair"])
     if errors and config.on_bad_data == "skip" and all(error.skippable for error in errors):
-        lines.append("on_bad_data: skip: training will leave the faulty entries out.")
+        lines.append(texts["skip"])
     return "\n".join(lines), not errors
 
 
-def write_training_sheets(config: ExperimentConfig, folder: Path, count: int) -> list[tuple[Path, str]]:
+def write_training_sheets(
+    config: ExperimentConfig, folder: Path, count: int, lang: Language = "en"
+) -> list[tuple[Path, str]]:
     """A picture of `count` training samples for every stage of training, boxes and names drawn in.
 
     Args:
         config: Data and schedule.
         folder: Where the PNG files go.
         count: Samples per sheet.
+        lang: Of the descriptions.
 
     Returns:
         Path and description of each sheet; none if the training split has no usable image.
@@ -76,27 +84,28 @@ def write_training_sheets(config: ExperimentConfig, folder: Path, count: int) ->
     section = config.train_dataloader
     transforms, collate = section.dataset.transforms, section.collate_fn
     starts = stage_starts(transforms, collate, config.epoches)
-    sheets = []
+    sheets, texts = [], texts_of(lang, "data_check")
     for start, end in zip(starts, [*starts[1:], config.epoches], strict=True):
         path = folder / f"training_samples_epoch_{start + 1}.png"
         save_picture(path, grid(_training_pictures(loader, split.classes.names, start, count)))
-        text = f"epochs {start + 1} to {end}: {describe(transforms, epoch_plan(transforms, collate, start))}"
-        sheets.append((path, text))
+        what = describe(transforms, epoch_plan(transforms, collate, start))
+        key = "sheet" if end > start + 1 else "one_epoch"
+        sheets.append((path, texts(key, first=start + 1, last=end, what=what)))
     sides = object_sides(split, config.eval_spatial_size, config.tiles)
     if len(sides):
-        save_picture(folder / "object_sides.png", _histogram(sides))
-        sheets.append((folder / "object_sides.png", "sides of the objects as the network sees them"))
+        save_picture(folder / "object_sides.png", _histogram(sides, texts))
+        sheets.append((folder / "object_sides.png", texts["sides"]))
     return sheets
 
 
-def _histogram(sides_px: FloatArray) -> PixelArray:
+def _histogram(sides_px: FloatArray, texts: Texts) -> PixelArray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.5), dpi=150, layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
     axes.hist(sides_px, bins=list(2.0 ** np.arange(0, 10.25, 0.25)))
-    axes.set(xscale="log", xlabel="side of the object, network pixels", ylabel="objects")
+    axes.set(xscale="log", xlabel=texts["side_axis"], ylabel=texts["objects_axis"])
     ticks = [1, 2, 4, *SIDE_EDGES_PX[1:], 256, 512, 1024]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
@@ -117,18 +126,16 @@ def _training_pictures(loader: TrainLoader, names: Sequence[str], epoch: int, co
     return pictures[:count]
 
 
-def _section(severity: str, problems: Sequence[Problem], limit_per_kind: int | None) -> list[str]:
+def _section(severity: str, problems: Sequence[Problem], limit_per_kind: int | None, texts: Texts) -> list[str]:
     if not problems:
-        return [f"No {severity}s."]
-    head = f"{len(problems)} {severity}{'s' if len(problems) > 1 else ''}:"
-    return [head, *(f"  {severity}: {line}" for line in problem_lines(problems, limit_per_kind))]
+        return [texts[f"no_{severity}"]]
+    lines = problem_lines(problems, limit_per_kind)
+    return [texts(f"{severity}s", count=len(problems)), *(f"  {texts[severity]}: {line}" for line in lines)]
 
 
-def _summary(split: CocoSplit) -> str:
+def _summary(split: CocoSplit, texts: Texts) -> str:
     counts = split.boxes_per_class()
     per_class = ", ".join(f"{shorten(name)} {count}" for name, count in zip(split.classes.names, counts, strict=True))
     empty = sum(1 for image in split.images if image.rows.start == image.rows.stop)
-    return (
-        f"{split.name}: {len(split)} images ({empty} without boxes), {sum(counts)} boxes"
-        f"{f' ({per_class})' if per_class else ''}; {split.ann_file}"
-    )
+    values = {"images": len(split), "empty": empty, "boxes": sum(counts), "path": split.ann_file}
+    return texts("split", split=split.name, classes=f" ({per_class})" if per_class else "", **values)

@@ -16,6 +16,7 @@ from torch import nn
 from data.classes import ClassMap
 from data.errors import UserError
 from engine.checkpoint import load_checkpoint
+from engine.cli import command_line
 from engine.config import ExperimentConfig, OptimizerConfig, ParamGroupConfig, config_to_dict, load_config
 from engine.distributed import Distributed
 from engine.named_files import checkpoint_of
@@ -43,12 +44,14 @@ class Start:
     tuning: Path | None = None
 
 
-def start_of_phase_1(config: ExperimentConfig, path: Path | None, config_path: Path | None = None) -> Start:
+def start_of_phase_1(config: ExperimentConfig, path: Path | None) -> Start:
     """Go on from the checkpoint at `path` or a run folder's last.pth, or start from `tuning` where there is none."""
     return Start(tuning=config.tuning) if path is None else Start(resume=checkpoint_of(path, "last.pth"))
 
 
-def start_of_phase_2(config: ExperimentConfig, path: Path | None, config_path: Path | None = None) -> Start:
+def start_of_phase_2(
+    config: ExperimentConfig, path: Path | None, config_path: Path | None = None, data: Path | None = None
+) -> Start:
     """Resume a checkpoint with text, or start phase 2 from one without.
 
     Args:
@@ -56,6 +59,7 @@ def start_of_phase_2(config: ExperimentConfig, path: Path | None, config_path: P
         path: The checkpoint, or a run folder: of phase 1 its best.pth is taken, of phase 2 its last.pth. None: that of
             `tuning`, else of the run that the config file's includes describe.
         config_path: The config's file.
+        data: The folder of `--data`, for what is to be typed.
 
     Raises:
         UserError: The config has no text fusion, or the file is a baseline's or no checkpoint.
@@ -67,7 +71,9 @@ def start_of_phase_2(config: ExperimentConfig, path: Path | None, config_path: P
         )
     from_start = config.MultimodalFusion.from_start
     if path is None:
-        return Start(tuning=config.tuning or (None if from_start or not config_path else _phase_1_of(config_path)))
+        if config.tuning or from_start or not config_path:
+            return Start(tuning=config.tuning)
+        return Start(tuning=_phase_1_of(config_path, data))
     given, path = path, checkpoint_of(path, "last.pth")
     checkpoint = load_checkpoint(path)
     stored = _stored_config(checkpoint)
@@ -98,7 +104,7 @@ def phase_1_config(config_path: Path) -> Path | None:
     return None
 
 
-def _phase_1_of(config_path: Path) -> Path | None:
+def _phase_1_of(config_path: Path, data: Path | None) -> Path | None:
     """Return best.pth of the run that `phase_1_config` describes; None: no such."""
     file = phase_1_config(config_path)
     if file is None:
@@ -106,10 +112,10 @@ def _phase_1_of(config_path: Path) -> Path | None:
     best = load_config(file).output_dir / "best.pth"
     shown = str(file).removeprefix(f"{os.getcwd()}{os.sep}")
     if not best.is_file():
+        command = command_line("train_deimv2.py", "-c", shown, *(["--data", data] if data else []))
         raise UserError(
             f"Phase 2 starts from a trained detector. Looked for {best.as_posix()}, the run of {shown}, which "
-            f"{config_path} includes: it is not there. Train it first: python train_deimv2.py -c {shown}; or give "
-            "another checkpoint with -r."
+            f"{config_path} includes: it is not there. Train it first: {command}; or give another checkpoint with -r."
         )
     log.info("phase 1: %s, the run of %s, which %s includes (-r takes another)", best, shown, config_path)
     return best

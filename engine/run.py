@@ -67,6 +67,8 @@ class Run:
     config: ExperimentConfig
     dist: Distributed
     folder: Path
+    config_file: str | None
+    """The file the run was started with; None where nobody knows."""
     seed: int
     data: DataBundle
     train_loader: TrainLoader
@@ -174,6 +176,7 @@ def build_run(
         config=config,
         dist=dist,
         folder=folder,
+        config_file=(checkpoint if checkpoint and resume else {}).get("config_file", config.file),
         seed=config.seed,
         data=data,
         train_loader=train_loader,
@@ -318,6 +321,7 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
         "criterion": {},
         "postprocessor": {},
         "config": config_to_dict(run.config),
+        "config_file": run.config_file,
         "classes": run.data.classes.to_dict(),
         "seed": run.seed,
         "step": position.step,

@@ -48,9 +48,12 @@ def val(tmp_path: Path) -> CocoFiles:
 
 
 def test_sound_data(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
-    code, out, _ = run_here("-c", _config(tmp_path))
-    assert code == 0
-    assert "train: 6 images (0 without boxes), 12 boxes (holes " in out and "No errors.\nNo warnings." in out
+    for lang, summary, end in (
+        ("en", "train: 6 images (0 without boxes), 12 boxes (holes ", "No errors.\nNo warnings.\n"),
+        ("es", "train: 6 imágenes (0 sin cajas), 12 cajas (holes ", "Sin errores.\nSin avisos.\n"),
+    ):
+        code, out, _ = run_here("-c", _config(tmp_path), "--lang", lang)
+        assert code == 0 and out.startswith(summary) and out.endswith(end)
 
 
 def test_everything_is_reported_at_once(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 
 from engine.results import PREDICTIONS_NAME
 from tests.support.comparison import WITH_NORMAL, change_results, make_cost, make_truth, write_run
-from tests.support.latex import LINE_PT, tabular_widths_pt
+from tests.support.latex import LINE_PT, compile_article, tabular_widths_pt
 from tests.support.scripts import start_script
 
 CONFIG = {"num_classes": 2, "epoches": 40}
@@ -118,6 +119,20 @@ def test_tables(compared: Path) -> None:
     assert latex.count(r"\begin{table}") == 4 and r"dent \& hole" in latex
     assert max(tabular_widths_pt(latex)) <= LINE_PT and latex.count(r"\begin{tabular}") == 4
     assert "twin: not joined" in markdown and "mean ± standard deviation" in markdown
+
+
+@pytest.mark.parametrize("lang", ["en", "es"])
+def test_long_names_and_seeds_fit_a_page(runs: Path, no_plots: None, lang: str, tmp_path: Path) -> None:
+    detectors = ("Faster R-CNN, EfficientNet-B0, 640 px", "DEIMv2-S, text, concat", "DEIMv2-S, 1 seed", "FCOS_resnet18")
+    labels = [detectors[number] for number in (0, 1, 1, 2, 3)]
+    outcome = run_here(*ALL_RUNS, "--labels", *labels, "--lang", lang, "--output-dir", tmp_path, cwd=runs)
+    assert outcome.code == 0, outcome.err
+    latex = (tmp_path / "comparison.tex").read_text(encoding="utf-8")
+    quality, cost, classes, differences = latex.split(r"\end{table}")[:4]
+    sizes = {*re.findall(r"\\(?:\w*small|tiny|footnotesize|scriptsize|resizebox|scalebox)", latex)}
+    assert sizes == {r"\footnotesize"} and max(tabular_widths_pt(latex)) <= LINE_PT
+    assert r"$\pm$" in quality and "AP75" in quality and "FPS" not in quality and "AP75" not in cost
+    compile_article(latex, tmp_path, "spanish" if lang == "es" else None)
 
 
 def test_spanish_labels_and_nasty_names(runs: Path, no_plots: None) -> None:

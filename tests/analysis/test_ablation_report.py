@@ -33,8 +33,8 @@ from data.subsets import Subset
 from engine.config import ExperimentConfig, load_config
 from tests.support.ablation import QUALITY, facts, tasks_of, write_runs
 from tests.support.configs import CONFIGS
-from tests.support.latex import LINE_PT, tabular_widths_pt
-from texts import texts_of
+from tests.support.latex import LINE_PT, compile_article, tabular_widths_pt
+from texts import Language, texts_of
 
 SAMPLES = 200
 ZERO_SHOT = ZeroShot(
@@ -298,6 +298,14 @@ def test_files_in_both_languages(found: Answer, tmp_path: Path) -> None:
     assert latex.count(r"\begin{table}") == 4 and r"cross\_attention" in latex and "dent \\& hole" in latex
     english = write_answer(dataclasses.replace(found, texts=None), tmp_path, "en")
     assert english.startswith("# Does text help?") and not list(tmp_path.glob("text_similarity.*"))
+
+
+@pytest.mark.parametrize("lang", ["en", "es"])
+def test_the_tables_compile(found: Answer, tmp_path: Path, lang: Language) -> None:
+    write_answer(found, tmp_path, lang, captions=False)
+    latex = (tmp_path / "ablation.tex").read_text(encoding="utf-8")
+    assert max(tabular_widths_pt(latex)) <= LINE_PT
+    compile_article(latex, tmp_path, "spanish" if lang == "es" else None)
 
 
 def test_every_text_is_used_and_filled(found: Answer) -> None:

@@ -110,6 +110,37 @@ def test_the_page_has_every_section_once_and_links_to_it(tmp_path: Path, lang: L
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.parametrize(
+    ("facts", "lang", "expected"),
+    [
+        ({}, "en", "split val, 360 images"),
+        (
+            {
+                "run": "quickstart",
+                "config_file": "configs/quickstart.yml",
+                "data": "datasets/quickstart/val.json",
+                "checkpoint": "best.pth",
+                "epoch": 5,
+                "epochs": 6,
+                "checkpoint_sha256": "0123456789" * 6,
+                "date": "2026-01-02 03:04",
+                "machine": "GPU, Linux",
+            },
+            "es",
+            "quickstart · configs/quickstart.yml · partición val, 360 imágenes, datasets/quickstart/val.json · "
+            "best.pth, época 5 de 6, sha256 01234567 · 2026-01-02 03:04 · GPU, Linux",
+        ),
+    ],
+)
+def test_title_and_top_say_what_was_judged(
+    tmp_path: Path, facts: dict[str, Any], lang: Language, expected: str
+) -> None:
+    content = write(tmp_path, make_analysis(facts=facts), lang)
+    (title,) = re.findall("<title>(.*) – .*</title>", content)
+    assert title == expected
+    assert re.findall("<dd>([^<]*)</dd></div>\n", content.partition("<nav")[0]) == expected.split(" · ")
+
+
 def test_names_from_data_are_text_and_nothing_else(tmp_path: Path) -> None:
     facts = {"checkpoint": HOSTILE[0], HOSTILE[1]: HOSTILE[2], "nested": {HOSTILE[2]: [HOSTILE[0]]}}
     gallery = GalleryFiles((one_figure(tmp_path, "gallery_missed", HOSTILE[2]),), (HOSTILE[0],))
@@ -205,6 +236,7 @@ def test_operating_points_ring_least_for_the_misses_they_allow() -> None:
 def test_facts_are_flattened_named_and_written_in_the_language() -> None:
     facts = {
         "epoch": 3,
+        "epochs": 9,
         "use_amp": True,
         "train_seconds": 5400.5,
         "seed": None,

@@ -52,6 +52,9 @@ function look(frame) {
       .filter((e) => !inScroll(e) && e.getBoundingClientRect().right > root.clientWidth + 1).map((e) => e.tagName),
     hurt: frame.contentWindow.hurt === 1,
     images: [...page.images].map((i) => i.complete && i.naturalWidth > 0 && i.alt !== ""),
+    widths: [...page.images].map((i) => i.getBoundingClientRect().width / root.clientWidth),
+    cues: [...page.querySelectorAll(".scroll")].filter((e) => e.scrollWidth > e.clientWidth)
+      .map((e) => frame.contentWindow.getComputedStyle(e).backgroundAttachment),
     headings: [...page.querySelectorAll("h2")].map((h) => h.offsetHeight > 0),
   };
 }
@@ -115,7 +118,8 @@ def test_nothing_overflows(seen: Any, place: int) -> None:
     assert page["width"] == WIDTHS_PX[place]
     assert page["overflow"] <= 0 and page["outside"] == []
     assert len(page["headings"]) == 11 and all(page["headings"])
-    assert page["images"] == [True]
+    assert page["images"] == [True] and all(0.75 < width <= 1 for width in page["widths"])
+    assert {*page["cues"]} == {"local, local, scroll, scroll"}, "wide tables have shadows that say so"
 
 
 def test_names_from_the_data_do_nothing(seen: Any) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.tables import Number, PValue, Table, escape_latex, escape_markdown, format_cell, format_number
-from tests.support.latex import LINE_PT, tabular_widths_pt
+from tests.support.latex import LINE_PT, compile_article, tabular_widths_pt
 from texts import Language
 
 NASTY = r"50 % of_a & b|c #1 $x$ {y} ~^ \end{table} <b> `k` [link](url) *é ñ* -- \\ "
@@ -172,32 +170,11 @@ def test_a_wide_latex_table_is_laid_out_step_by_step() -> None:
     assert parts.count("\nClass & ") == 2 and parts.count("\ndent & ") == 2 and parts.count(r"\begin{table}") == 1
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 @pytest.mark.parametrize("spanish", [False, True])
 def test_latex_compiles(tmp_path: Path, spanish: bool) -> None:
-    babel = r"\usepackage[spanish]{babel}" if spanish else ""
-    if spanish and not has_spanish():
-        pytest.skip("babel's Spanish is not installed")
     rows = [
         [character, Number(0.5, interval=(0.4, 0.6))] for character in "\\{}$&#%_~^<>|\"`[]*-±−·…Δ×≥≤ñÁ¿?!'.,;:/=+@()"
     ]
     parts = [*WIDE, Table(["x", "y"], rows, "characters"), Table(["empty"], [])]
     text = "\n".join(table.to_latex("es" if spanish else "en") for table in parts)
-    head = rf"\documentclass[a4paper,11pt]{{article}}\usepackage{{booktabs}}{babel}"
-    source = rf"{head}\begin{{document}}{text}\end{{document}}"
-    (tmp_path / "x.tex").write_text(source, encoding="utf-8")
-    done = subprocess.run(
-        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "x.tex"],
-        cwd=tmp_path,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    log = done.stdout.decode("utf-8", errors="replace")
-    assert done.returncode == 0, log[-3000:]
-    assert "Missing character" not in log and "Overfull" not in log
-
-
-def has_spanish() -> bool:
-    found = subprocess.run(["kpsewhich", "spanish.ldf"], capture_output=True, timeout=60, check=False)
-    return found.returncode == 0
+    compile_article(text, tmp_path, "spanish" if spanish else None)

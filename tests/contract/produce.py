@@ -22,7 +22,7 @@ GOLDEN = HERE / "golden"
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yml"))
 VOLATILE = {"date", "seconds", "seconds_per_image", "versions", "package_versions"} | {
-    *("device", "threads", "command", "cost"),
+    *("device", "machine", "threads", "command", "cost"),
 }
 """Keys whose values differ from machine to machine and from day to day."""
 

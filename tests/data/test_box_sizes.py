@@ -11,6 +11,7 @@ from data.industrial_dataset import IndustrialDataset
 from data.problems import Problem
 from data.splits import build_datasets
 from tests.support.coco_files import CocoFiles, data_config
+from texts import texts_of
 
 RESIZE = {"type": "Resize", "size": [32, 64]}
 SANITIZE = {"type": "SanitizeBoundingBoxes", "min_size": 1}
@@ -96,7 +97,7 @@ def _advice(root: Path, sides: list[int], size_wh: tuple[int, int], tiles: Tiles
     for side in sides:
         files.add_box(1, [0, 0, side, side], 1)
     split, _ = read_split("train", files.save().ann_file, files.img_folder)
-    return "\n".join(size_advice(split, (640, 640), tiles))
+    return "\n".join(size_advice(split, (640, 640), tiles, texts_of("en", "data_check")))
 
 
 @pytest.mark.parametrize(
@@ -108,8 +109,8 @@ def _advice(root: Path, sides: list[int], size_wh: tuple[int, int], tiles: Tiles
         ([20] * 9 + [90], (2560, 2560), None, "tiles: {size: 800, overlap: 0.1}  # 16 passes", "eval_spatial_size: ["),
         ([20] * 9 + [90], (2560, 2560), TilesConfig(size=800), "in tiles of 800 px", "in the config"),
         ([20] * 9 + [90], (1280, 1280), None, "eval_spatial_size: [1024, 1024]", "99 px"),
-        ([8] * 10, (1280, 1280), None, "10 % at most are below 8 px", "99 px"),  # no more than all the image's pixels
-        ([4] * 10, (640, 640), None, "below 8 px 100%", "in the config"),
+        ([8] * 10, (1280, 1280), None, "10 % at most are below 8.0 px", "99 px"),  # no more than all the image's pixels
+        ([4] * 10, (640, 640), None, "below 8 px 100\u00a0%", "in the config"),
     ],
 )
 def test_what_small_objects_need(

@@ -141,9 +141,9 @@ def test_half_a_conversion_is_made_again(here: Path) -> None:
     assert find_data(Path("mine")) == first and names_of(first["train"].ann_file) == ["holes", "scratches"]
 
 
-@pytest.mark.parametrize("case", ["train and test", "one set", "a space in the name", "YOLO"])
+@pytest.mark.parametrize("case", ["train and test", "one set", "a space in the name", "YOLO", "inside"])
 def test_a_missing_val_is_offered_as_a_command_that_works(
-    here: Path, case: str, capsys: pytest.CaptureFixture[str]
+    here: Path, case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path("my data" if "space" in case else "mine")
     if case == "YOLO":
@@ -156,6 +156,9 @@ def test_a_missing_val_is_offered_as_a_command_that_works(
         write_coco(folder, "files at the top", ("train",))
         (folder / "train.json").rename(folder / "annotations.json")
         (folder / "data" / "train").rename(folder / "data" / "photos")
+    if case == "inside":
+        monkeypatch.chdir(folder)
+        folder = Path(".")
     with pytest.raises(UserError, match="has no validation split .looked for val, valid or validation") as error:
         find_data(folder)
     command = str(error.value).splitlines()[-1]
@@ -164,7 +167,7 @@ def test_a_missing_val_is_offered_as_a_command_that_works(
         "--train 0.8 --val 0.2 --test 0" if "test" in case else "--train 0.7 --val 0.15 --test 0.15"
     )
     assert convert(shlex.split(command)[3:]) == 0, capsys.readouterr().err
-    assert {"train", "val"} <= {*find_data(folder)}
+    assert {"train", "val"} <= {*find_data(folder)} <= {"train", "val", "test"}
 
 
 def broken(folder: Path) -> None:

@@ -1,13 +1,16 @@
-"""How wide a LaTeX table is, by the metrics of Computer Modern."""
+"""Whether LaTeX tables fit: by the metrics of Computer Modern, and compiled where LaTeX is installed."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import unicodedata
 from functools import cache
 from pathlib import Path
 
 import matplotlib
+import pytest
 from matplotlib.ft2font import FT2Font, LoadFlags
 
 LINE_PT = 360.0
@@ -36,6 +39,22 @@ def tabular_widths_pt(source: str) -> list[float]:
             ]
             widths.append(sum(between_pt + size_pt * max(map(_width_em, cells)) for cells in zip(*rows, strict=True)))
     return widths
+
+
+def compile_article(tables: str, folder: Path, babel: str | None = None) -> None:
+    """Compile tables in an article on A4 at 11 pt; skips the test without LaTeX, or without this language of babel."""
+    if shutil.which("pdflatex") is None:
+        pytest.skip("pdflatex is not installed")
+    if babel and subprocess.run(["kpsewhich", f"{babel}.ldf"], capture_output=True, timeout=60, check=False).returncode:
+        pytest.skip(f"babel's {babel} is not installed")
+    head = r"\documentclass[a4paper,11pt]{article}\usepackage{booktabs}"
+    head += rf"\usepackage[{babel}]{{babel}}" if babel else ""
+    (folder / "x.tex").write_text(rf"{head}\begin{{document}}{tables}\end{{document}}", encoding="utf-8")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "x.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=120, check=False)
+    log = done.stdout.decode("utf-8", errors="replace")
+    assert done.returncode == 0, log[-3000:]
+    assert "Missing character" not in log and "Overfull" not in log
 
 
 def _width_em(cell: str) -> float:
