@@ -198,9 +198,6 @@ def _tapped(model: nn.Module, layer: EvidenceLayer) -> Iterator[list[Tensor]]:
     taken: list[Tensor] = []
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     handles = [layer.module.register_forward_hook(lambda _module, _inputs, out: _make_leaves(out, layer.level, taken))]
-    if isinstance(model, DEIM) and torch.is_grad_enabled():
-        # A frozen ViT runs under no_grad, which ends, whatever is set inside, with the ViT's own call.
-        handles.append(model.backbone.dinov3.register_forward_pre_hook(_enable_grad))
     for parameter in learning:
         parameter.requires_grad_(False)
     try:
@@ -210,10 +207,6 @@ def _tapped(model: nn.Module, layer: EvidenceLayer) -> Iterator[list[Tensor]]:
             parameter.requires_grad_(True)
         for handle in handles:
             handle.remove()
-
-
-def _enable_grad(_module: nn.Module, _inputs: Any) -> None:
-    torch.set_grad_enabled(True)
 
 
 def _make_leaves(output: Any, level: int | None, taken: list[Tensor]) -> Any:

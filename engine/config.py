@@ -8,6 +8,7 @@ The order: read and merge the files (`engine.yaml_dialect`), apply `-u`, bring o
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -218,6 +219,7 @@ class ExperimentConfig(DataConfig, ModelConfig):
         yield from DataConfig.rules(self)
         yield from self._schedule_rules()
         yield from self._token_rules()
+        yield from self._rate_rules()
 
     def _schedule_rules(self) -> Iterator[str]:
         epochs, flat, no_aug = self.epoches, self.flat_epoch, self.no_aug_epoch
@@ -271,6 +273,25 @@ class ExperimentConfig(DataConfig, ModelConfig):
                 f"are fewer than DEIMTransformer.num_queries {queries}; lower num_queries, raise base_size, or set "
                 "base_size_repeat to ~"
             )
+
+    def _rate_rules(self) -> Iterator[str]:
+        factor = None if self.DINOv3STAs is None else self.DINOv3STAs.backbone_lr_factor
+        groups = self.optimizer.params
+        of_vit = [index for index, group in enumerate(groups) if derived_values.is_of_vit(group.params)]
+        if factor is None or self.train_dataloader.total_batch_size == "auto":
+            return  # with `auto`, the rates are derived later
+        if not of_vit:
+            yield (
+                "DINOv3STAs.backbone_lr_factor: no group of optimizer.params names the ViT's parameters, whose rate it "
+                "sets; take the groups of configs/deimv2/deimv2_dinov3_s_coco.yml, or remove it"
+            )
+        for index in of_vit:
+            rate = groups[index].lr
+            if rate is None or not math.isclose(rate, factor * self.optimizer.lr):
+                yield (
+                    f"DINOv3STAs.backbone_lr_factor: {factor} x optimizer.lr {self.optimizer.lr:g} contradicts "
+                    f"optimizer.params[{index}].lr {rate}, which is stated; remove one of them"
+                )
 
 
 def merge_yaml(path: str | Path) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def say_start(run: Run, *, resume: Path | None, tuning: Path | None) -> None:
     rows = [
         ("device", _device(run)),
         ("model", _model(run)),
+        *([("frozen", frozen)] if (frozen := _frozen(run)) else []),
         ("weights", _weights(text, config, resume, tuning)),
         *((name, _split(text, split)) for name, split in run.data.splits.items()),
         ("batch", _batch(run)),
@@ -171,6 +172,15 @@ def _model(run: Run) -> str:
         name += f" + MultimodalFusion {config.MultimodalFusion.mode}"
     total, learn = _sizes(run.model.parameters()), _sizes(p for p in run.model.parameters() if p.requires_grad)
     return text("parameters", model=name, count=text.number(total, 0), learn=text.number(learn, 0))
+
+
+def _frozen(run: Run) -> str | None:
+    backbone, text = run.config.DINOv3STAs, run.text
+    if backbone is None or (backbone.finetune and backbone.freeze == "none"):
+        return None
+    if isinstance(backbone.freeze, int):
+        return text("frozen_blocks", count=backbone.freeze, depth=backbone.vit.depth)
+    return text["frozen_backbone" if backbone.freeze == "all" else "frozen_vit"]
 
 
 def _sizes(parameters: Iterable[torch.nn.Parameter]) -> int:

@@ -205,7 +205,7 @@ def input_sizes(values: Values, rank: Rank) -> Iterator[Change]:
 
 
 def learning_rates(values: Values, rank: Rank) -> Iterator[Change]:
-    """Scale with the images per step; a ViT that starts from random weights learns as fast as the rest."""
+    """Scale with the images per step; the ViT has `backbone_lr_factor`, or from random weights the rate of the rest."""
     train, vit = values["train_dataloader"], values["DINOv3STAs"]
     if "auto" in (train["total_batch_size"], train["batch_size"] and values["accumulation_steps"]):
         return  # becomes a number when the training starts
@@ -218,12 +218,21 @@ def learning_rates(values: Values, rank: Rank) -> Iterator[Change]:
     # Phase 2, with text, starts from phase 1's weights whatever weights_path says.
     starts_fresh = values["tuning"] is None and values["MultimodalFusion"] is None
     random_vit = vit is not None and vit["weights_path"] is None and starts_fresh
+    relative = vit and vit["backbone_lr_factor"]
     for index, group in enumerate(values["optimizer"]["params"]):
-        if random_vit and group["lr"] is not None and any(re.search(group["params"], name) for name in _VIT_NAMES):
+        if relative is not None and is_of_vit(group["params"]):
+            reason = f"backbone_lr_factor {relative} x optimizer.lr"
+            yield Change(f"optimizer.params[{index}].lr", relative * main_lr, reason)
+        elif random_vit and group["lr"] is not None and is_of_vit(group["params"]):
             reason = "equal to optimizer.lr, the ViT starts from random weights"
             yield Change(f"optimizer.params[{index}].lr", main_lr, reason)
         elif group["lr"] is not None:
             yield Change(f"optimizer.params[{index}].lr", group["lr"] * factor, why)
+
+
+def is_of_vit(pattern: str) -> bool:
+    """Tell whether a pattern of `optimizer.params` names parameters of the ViT."""
+    return any(re.search(pattern, name) for name in _VIT_NAMES)
 
 
 def run_length(values: Values, rank: Rank, steps: int) -> Iterator[Change]:

@@ -359,8 +359,24 @@ def _load_weights(
         return None
     if config.tuning_class_map:
         raise UserError("tuning_class_map: chooses rows of the weights to tune from, so it needs them: -t CKPT.")
+    _warn_of_frozen_noise(config)
     load_backbone_weights(model, config)
     return None
+
+
+def _warn_of_frozen_noise(config: ExperimentConfig) -> None:
+    """A run that starts from no detector keeps for ever what it freezes of random weights."""
+    backbone = config.DINOv3STAs
+    if backbone is None or (backbone.finetune and backbone.freeze == "none"):
+        return
+    if backbone.weights_path is None:
+        log.warning("DINOv3STAs: frozen at random weights, which never learn; give weights_path, or -t CKPT")
+    elif backbone.freeze == "all":
+        log.warning(
+            "DINOv3STAs.freeze: all freezes the detail branch and the convolutions behind the ViT at random weights, "
+            "for weights_path holds the ViT alone; start from a whole detector (-t CKPT), or set finetune: False "
+            "instead, which freezes the ViT"
+        )
 
 
 def _wrap(model: nn.Module, dist: Distributed) -> nn.Module:

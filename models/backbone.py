@@ -35,7 +35,6 @@ class DINOv3STAs(nn.Module):
 
     def __init__(self, config: BackboneConfig, gradient_checkpointing: bool = False) -> None:
         super().__init__()
-        self._finetune = config.finetune
         dinov3 = config.name.startswith("dinov3")
         vit = VisionTransformer(
             config.vit,
@@ -45,8 +44,6 @@ class DINOv3STAs(nn.Module):
             gradient_checkpointing=gradient_checkpointing,
         )
         self.dinov3: nn.Module = vit if dinov3 else TinyBackbone(vit)
-        if not config.finetune:
-            self.dinov3.requires_grad_(False)
         self.sta = SpatialTuningAdapter(config.conv_inplane) if config.use_sta else None
         details = (0,) * NUM_MAPS if self.sta is None else self.sta.channels
         width = config.out_channels
@@ -54,6 +51,15 @@ class DINOv3STAs(nn.Module):
             nn.Conv2d(config.vit.width + detail, width, kernel_size=1, bias=False) for detail in details
         )
         self.norms = nn.ModuleList(BatchNorm2d(width) for _ in details)
+        self._frozen: list[nn.Module] = []
+        if config.freeze == "all":
+            self._frozen = [*self.children()]
+        elif not config.finetune:
+            self._frozen = [self.dinov3]
+        elif isinstance(config.freeze, int):
+            self._frozen = vit.freeze(config.freeze)
+        for part in self._frozen:
+            part.requires_grad_(False).eval()
 
     @property
     def vit(self) -> VisionTransformer:
@@ -63,19 +69,15 @@ class DINOv3STAs(nn.Module):
         return vit
 
     def train(self, mode: bool = True) -> DINOv3STAs:
-        """As `nn.Module.train`, but a frozen ViT stays in evaluation mode (docs/deimv2.md, Known defects, 28)."""
+        """As `nn.Module.train`, but frozen parts stay in evaluation mode (docs/deimv2.md, Known defects, 28)."""
         super().train(mode)
-        if not self._finetune:
-            self.dinov3.eval()
+        for part in self._frozen:
+            part.eval()
         return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] -> maps [B, D, H/8, W/8], [B, D, H/16, W/16], [B, D, H/32, W/32]."""
-        if self._finetune:
-            semantic = self.dinov3(images)
-        else:
-            with torch.no_grad():
-                semantic = self.dinov3(images)
+        semantic = self.dinov3(images)
         if len(semantic) == 1:
             semantic = semantic * NUM_MAPS
         semantic = [_to_stride(x, index) for index, x in enumerate(semantic)]

@@ -81,7 +81,11 @@ class BackboneConfig(Section):
     interaction_indexes: tuple[NonNegativeInt, ...]
     """Blocks (0-based) whose output is used: three, or one for all three maps."""
     finetune: bool = True
-    """False freezes the ViT."""
+    """False freezes the ViT; the detail branch and the convolutions that join both learn."""
+    freeze: Literal["none", "all"] | PositiveInt = "none"
+    """Frozen, with statistics: `all`, the whole backbone; a number, the ViT up to so many blocks (own addition)."""
+    backbone_lr_factor: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Learning rate of the ViT over `optimizer.lr`; null leaves it to `optimizer.params` (own addition)."""
     embed_dim: PositiveInt = 192
     """Width; read by the `vit_*` names only."""
     num_heads: PositiveInt = 3
@@ -122,6 +126,12 @@ class BackboneConfig(Section):
             )
         if self.name == "vit_custom" and not math.isclose(width * ratio, round(width * ratio)):
             yield f"mlp_ratio: embed_dim {width} x {ratio} is no whole number of channels"
+        if not self.finetune and self.freeze != "none":
+            yield f"freeze: {self.freeze} contradicts finetune: False, which freezes just the ViT; remove one of them"
+        if self.backbone_lr_factor is not None and (self.freeze == "all" or not self.finetune):
+            yield "backbone_lr_factor: has no effect on a frozen ViT; remove one of them"
+        if isinstance(self.freeze, int) and self.freeze > depth:
+            yield f"freeze: the ViT has {depth} blocks, found {self.freeze}; give 1 to {depth}, none or all"
         indexes = self.interaction_indexes
         if len(indexes) not in (1, 3):
             yield f"interaction_indexes: found {len(indexes)} blocks, expected three (or one, used for all three maps)"

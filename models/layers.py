@@ -49,9 +49,14 @@ def weights_in_autocast_type(model: nn.Module, exact: Sequence[nn.Module]) -> di
         if isinstance(module, nn.Linear | nn.Conv2d | SelfAttention) and id(module) not in kept
         for name, parameter in module.named_parameters(recurse=False)
     }
-    sizes = [parameter.numel() for parameter in cast.values()]
-    parts = in_autocast_type(torch.cat([parameter.flatten() for parameter in cast.values()])).split(sizes)
-    return {name: part.view_as(parameter) for (name, parameter), part in zip(cast.items(), parts, strict=True)}
+    casts: dict[str, Tensor] = {}
+    for learns in (True, False):  # apart, or the backward pass would go through what is frozen
+        group = {name: parameter for name, parameter in cast.items() if parameter.requires_grad is learns}
+        if group:
+            flat = torch.cat([parameter.flatten() for parameter in group.values()])
+            parts = in_autocast_type(flat).split([parameter.numel() for parameter in group.values()])
+            casts |= {name: part.view_as(group[name]) for name, part in zip(group, parts, strict=True)}
+    return casts
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -207,6 +207,7 @@ class VisionTransformer(nn.Module):
         self._dinov3 = dinov3
         self.returned_blocks = tuple(returned_blocks)
         self.gradient_checkpointing = gradient_checkpointing
+        self._num_frozen = 0
         self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
         if dinov3:
             self.storage_tokens = nn.Parameter(torch.zeros(1, _NUM_REGISTERS, shape.width))
@@ -230,6 +231,16 @@ class VisionTransformer(nn.Module):
         else:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
 
+    def freeze(self, num_blocks: int) -> list[nn.Module]:
+        """Take the tokens, the patch embedding and the first blocks from training; return the modules of these."""
+        self._num_frozen = num_blocks
+        for parameter in self.parameters(recurse=False):
+            parameter.requires_grad_(False)
+        frozen = [self.patch_embed, *self.blocks[:num_blocks]]
+        for part in frozen:
+            part.requires_grad_(False)
+        return frozen
+
     @property
     def num_prefix(self) -> int:
         """P: the class token and the registers, which come before the patches."""
@@ -241,10 +252,10 @@ class VisionTransformer(nn.Module):
         prefix = self._prefix_tokens(images.shape[0])
         num_prefix = prefix.shape[1]
         x = torch.cat([prefix, self.patch_embed(images)], dim=1)
-        rescales = self._dinov3 and self.training
         rotation = None
         maps = []
         for index in range(self.returned_blocks[-1] + 1):
+            rescales = self._dinov3 and self.training and index >= self._num_frozen
             if rotation is None or rescales:
                 rotation = self._rotation(height, width, num_prefix, rescales)
             x = self._run_block(self.blocks[index], x, rotation)
@@ -269,7 +280,7 @@ class VisionTransformer(nn.Module):
         return make_rotation(self.rope_embed(height, width, rescale), num_prefix)
 
     def _run_block(self, block: nn.Module, x: Tensor, rotation: Tensor) -> Tensor:
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+        if self.gradient_checkpointing and block.training and torch.is_grad_enabled():
             # Nothing random happens inside a block, so its recomputation needs no saved generator state.
             out: Tensor = checkpoint(block, x, rotation, use_reentrant=False, preserve_rng_state=False)
         else:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from engine.config import ExperimentConfig, derive_run_length, load_config, merge_yaml
+from engine.config import ExperimentConfig, derive_run_length, load_config, merge_yaml, with_batch
 from engine.console import say_derived
 from engine.derived_values import Schedule
 from tests.support.configs import CONFIGS, INDUSTRIAL, changed, industrial, official, small_config, write
@@ -301,6 +301,50 @@ def test_a_vit_from_random_weights_learns_like_the_rest(tmp_path: Path) -> None:
         assert any("the ViT starts from random weights" in line for line in config.derivation_log)
     tuned = load_config(child(tmp_path, text), ["tuning=x.pth"])
     assert tuned.optimizer.params[0].lr == pytest.approx(1.25e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "rates"),
+    [
+        ("", [], [2.5e-5, 2.5e-5, None]),
+        ("", ["optimizer.lr=0.001"], [1e-4, 1e-4, None]),
+        ("DINOv3STAs: {weights_path: ~}", [], [2.5e-5, 2.5e-5, None]),
+        ("accumulation_steps: auto", [], [2.5e-5, 2.5e-5, None]),
+        ("optimizer: {lr: 0.001, params: [{params: dinov3, lr: 1e-4}]}", [], [1e-4]),
+    ],
+)
+def test_the_backbones_rate_is_a_share_of_the_base_rate(
+    tmp_path: Path, text: str, overrides: list[str], rates: list[float | None]
+) -> None:
+    path = child(tmp_path, f"train_dataloader: {{total_batch_size: 16}}\n{text}")
+    config = load_config(path, [*overrides, "DINOv3STAs.backbone_lr_factor=0.1"])
+    assert [group.lr for group in config.optimizer.params] == [rate and pytest.approx(rate) for rate in rates]
+
+
+def test_the_backbones_rate_waits_for_the_batch(tmp_path: Path) -> None:
+    config = load_config(
+        child(tmp_path, "train_dataloader: {total_batch_size: auto}\nDINOv3STAs: {backbone_lr_factor: 0.1}")
+    )
+    assert with_batch(config, 16, 1, "measured").optimizer.params[0].lr == pytest.approx(2.5e-5)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            "[{params: dinov3, lr: 1e-5}]",
+            r"0.1 x optimizer.lr 0.00025 contradicts optimizer.params\[0\].lr 1e-05, which is stated; remove one",
+        ),
+        (
+            "[{params: decoder, lr: 1e-5}]",
+            "no group of optimizer.params names the ViT's parameters, whose rate it sets",
+        ),
+    ],
+)
+def test_two_rates_for_the_backbone_are_refused(tmp_path: Path, params: str, message: str) -> None:
+    path = child(tmp_path, f"train_dataloader: {{total_batch_size: 16}}\noptimizer: {{params: {params}}}")
+    with pytest.raises(UserError, match=message):
+        load_config(path, ["DINOv3STAs.backbone_lr_factor=0.1"])
 
 
 def test_a_stated_input_size_is_the_size_everywhere(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -43,15 +44,39 @@ def test_without_detail_branch() -> None:
 
 
 @pytest.mark.parametrize("name", ["vit_custom", "dinov3_vits16"])
-def test_a_frozen_vit_stays_in_evaluation_mode_and_gets_no_gradient(name: str) -> None:
-    backbone = tiny(name=name, finetune=False, interaction_indexes=[0], hidden_dim=32)
+@pytest.mark.parametrize(
+    ("section", "frozen"),
+    [
+        ({"finetune": False}, r"dinov3"),
+        ({"freeze": "all"}, r""),
+        ({"freeze": 2}, r"dinov3\.(_model\.)?(\w+_tokens?$|patch_embed|blocks\.[01]\.)"),
+    ],
+)
+def test_frozen_parts_stay_in_evaluation_mode_and_get_no_gradient(
+    name: str, section: dict[str, Any], frozen: str
+) -> None:
+    backbone = tiny(name=name, interaction_indexes=[2], hidden_dim=32, **section)
+    backbone.vit.gradient_checkpointing = True
     backbone.train()
-    assert not any(module.training for module in backbone.dinov3.modules())
-    assert backbone.sta.training and backbone.norms.training
-    sum(x.square().mean() for x in backbone(images())).backward()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    found = sum(x.square().mean() for x in backbone(images()))
+    if found.requires_grad:
+        found.backward()
     for key, parameter in backbone.named_parameters():
-        assert (parameter.grad is None) == key.startswith("dinov3"), key
-        assert parameter.requires_grad != key.startswith("dinov3"), key
+        unused = re.search(r"blocks\.([3-9]|1\d)\.", key) is not None
+        assert parameter.requires_grad is not (unused or re.match(frozen, key) is not None), key
+        assert (parameter.grad is None) == (not parameter.requires_grad), key
+    for key, value in backbone.state_dict().items():
+        if "running" in key:
+            assert torch.equal(value, before[key]) == (re.match(frozen, key) is not None), key
+
+
+def test_frozen_blocks_see_the_same_positions_in_training() -> None:
+    """Only blocks that learn have their coordinates rescaled at random."""
+    backbone = tiny(name="dinov3_vits16", interaction_indexes=[0, 1, 2], hidden_dim=32, freeze=2)
+    torch.nn.init.ones_(backbone.vit.blocks[2].ls1.gamma)
+    maps = [backbone.train(mode).vit(images()) for mode in (True, False)]
+    assert [torch.equal(*pair) for pair in zip(*maps, strict=True)] == [True, True, False]
 
 
 def test_key_levels_of_the_two_families() -> None:

@@ -14,6 +14,12 @@ from tests.support.configs import changed, official, small_config
 
 RULES: list[tuple[dict[str, Any], str]] = [
     ({"DINOv3STAs__num_heads": 5}, "DINOv3STAs.num_heads: 5 does not divide embed_dim 96"),
+    ({"DINOv3STAs__freeze": 7}, "DINOv3STAs.freeze: the ViT has 6 blocks, found 7; give 1 to 6, none or all"),
+    ({"DINOv3STAs__freeze": 2, "DINOv3STAs__finetune": False}, "DINOv3STAs.freeze: 2 contradicts finetune: False"),
+    (
+        {"DINOv3STAs__freeze": "all", "DINOv3STAs__backbone_lr_factor": 0.1},
+        "backbone_lr_factor: has no effect on a fro",
+    ),
     ({"DINOv3STAs__num_heads": 16}, "heads of 6 channels; rotary embedding needs a multiple of 4"),
     ({"DINOv3STAs__mlp_ratio": 1.03}, "DINOv3STAs.mlp_ratio: embed_dim 96 x 1.03 is no whole number"),
     ({"DINOv3STAs__interaction_indexes": [1, 3]}, "found 2 blocks, expected three (or one"),

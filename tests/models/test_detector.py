@@ -217,13 +217,18 @@ def test_mixed_precision(dtype: torch.dtype) -> None:
     assert model.decoder.enc_score_head.weight.grad.abs().max() > 0  # its weights are also read outside the graph
 
 
-@pytest.mark.parametrize("finetune", [True, False])
-def test_weights_cast_at_once_give_the_same_numbers(finetune: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against autocast, which casts them one by one; batches are counted, and parameters are themselves afterwards."""
-    found = []
+@pytest.mark.parametrize("freeze", ["none", 2, "all"])
+def test_weights_cast_at_once_give_the_same_numbers(freeze: str | int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against autocast, which casts them one by one; batches are counted, and parameters are themselves afterwards.
+
+    What is frozen has no backward pass.
+    """
+    found, blocks = [], []
     for at_once in (True, False):
-        model = tiny_model(DINOv3STAs__finetune=finetune)
+        model = tiny_model(DINOv3STAs__freeze=freeze)
         shake(model)
+        for block in model.backbone.vit.blocks:
+            block.register_forward_hook(lambda *taken: blocks.append(taken[-1].requires_grad))
         if not at_once:
             monkeypatch.setattr(model, "_casts_weights", lambda _: False)
         before = [parameter.data_ptr() for parameter in model.parameters()]
@@ -233,10 +238,11 @@ def test_weights_cast_at_once_give_the_same_numbers(finetune: bool, monkeypatch:
         total(outputs).backward()
         assert [parameter.data_ptr() for parameter in model.parameters()] == before
         counts = {int(value) for name, value in model.named_buffers() if name.endswith("num_batches_tracked")}
-        assert counts == {1}
+        assert counts == ({1} if freeze != "all" else {0, 1})
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         found.append((tensors_of(outputs), gradients))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert blocks == 2 * {"none": [True] * 3, 2: [False, False, True], "all": [False] * 3}[freeze]
 
 
 BOXES = {"some": (3, 1), "none": (0, 0), "more than denoising queries": (31, 2)}
