@@ -26,10 +26,13 @@ from data.types import PixelArray
 
 _HASH_SIDE = 16
 _HASH_BITS = _HASH_SIDE * _HASH_SIDE
-NEAR_DUPLICATE_BITS = 24
+NEAR_DUPLICATE_BITS = 22
 """Two images look alike when their difference hashes differ in at most so many of 256 bits. On NEU-DET
-recompression (JPEG quality 60) changes 6 bits, resizing 3, brightness 2 (medians), a shift by 1 % about 33; the
-most alike among 360 x 1440 different images differ in 34."""
+recompression (JPEG quality 60) changes 3 bits, resizing 1, brightness 2 (medians), a shift by 1 % about 23; the
+most alike among 360 x 1440 different images differ in 24, the next in 39."""
+_UNDECIDED = 0.3
+"""Neighbours that differ by less than this share of the standard deviation have no bit: chance or rounding would
+decide it, and so it would be the same in all images that are blank but for a small thing."""
 _FLAT_LEVELS = 0.5
 """Standard deviation of the detail, in grey levels, below which an image has nothing to compare."""
 _ORDINARY_MODES = ("RGB", "L", "1")
@@ -56,8 +59,8 @@ class _Inspection:
     error: str = ""
     facts: ImageFacts | None = None
     pixel_hash: bytes = b""
-    look: npt.NDArray[np.bool_] | None = None
-    """[256] difference hash; None for a flat image."""
+    look: npt.NDArray[np.float32] | None = None
+    """[256] difference hash, as `_difference_hash` gives it; None for a flat image."""
     transparent: bool = False
 
 
@@ -137,10 +140,11 @@ def _inspect(path: Path, *, pixels: bool) -> _Inspection:
     )
 
 
-def _difference_hash(pixels: PixelArray) -> npt.NDArray[np.bool_] | None:
-    """Which neighbours on a 16 x 17 grid get brighter from left to right (dHash, N. Krawetz 2013).
+def _difference_hash(pixels: PixelArray) -> npt.NDArray[np.float32] | None:
+    """Which neighbours on a 16 x 17 grid get brighter from left to right (dHash, N. Krawetz 2013): 1, else -1.
 
-    Uneven light is taken away first: on smooth surfaces it would decide all bits.
+    0 where they hardly differ; the length of the whole is 1. Uneven light is taken away first: on smooth surfaces it
+    would decide all bits.
     """
     grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (64, 64), interpolation=cv2.INTER_AREA)
     detail = grey.astype(np.float32)
@@ -148,7 +152,9 @@ def _difference_hash(pixels: PixelArray) -> npt.NDArray[np.bool_] | None:
     if float(detail.std()) < _FLAT_LEVELS:
         return None
     small = cv2.resize(detail, (_HASH_SIDE + 1, _HASH_SIDE), interpolation=cv2.INTER_AREA)
-    bits: npt.NDArray[np.bool_] = (small[:, 1:] > small[:, :-1]).ravel()
+    steps = np.diff(small, axis=1).ravel()
+    signs = np.sign(steps) * (np.abs(steps) > _UNDECIDED * steps.std())
+    bits: npt.NDArray[np.float32] = signs / np.linalg.norm(signs)
     return bits
 
 
@@ -260,15 +266,15 @@ def _near_duplicates(splits: Sequence[CocoSplit], inspections: Sequence[Sequence
 
 def _pairs_alike(a: Sequence[_Inspection], b: Sequence[_Inspection]) -> Iterator[tuple[int, int, int]]:
     """Yield index in a, index in b and number of differing bits of all pairs within `NEAR_DUPLICATE_BITS`."""
-    (index_a, signs_a), (index_b, signs_b) = _signs(a), _signs(b)
+    (index_a, looks_a), (index_b, looks_b) = _looks(a), _looks(b)
     for start in range(0, len(index_a), 256):
-        # With bits as +1 and -1, the number of differing bits is (256 - dot product) / 2.
-        differing = (_HASH_BITS - signs_a[start : start + 256] @ signs_b.T) / 2
+        # If all 256 are decided, 256 x dot product is those that are equal less those that differ.
+        differing = _HASH_BITS * (1 - looks_a[start : start + 256] @ looks_b.T) / 2
         for row, column in np.argwhere(differing <= NEAR_DUPLICATE_BITS).tolist():
-            yield index_a[start + row], index_b[column], int(differing[row, column])
+            yield index_a[start + row], index_b[column], round(float(differing[row, column]))
 
 
-def _signs(inspections: Sequence[_Inspection]) -> tuple[list[int], npt.NDArray[np.float32]]:
-    """Return the indices of images that are not flat, and their bits as +1 and -1, [images, 256]."""
+def _looks(inspections: Sequence[_Inspection]) -> tuple[list[int], npt.NDArray[np.float32]]:
+    """Return the indices of images that are not flat, and their hashes, [images, 256]."""
     looks = {index: one.look for index, one in enumerate(inspections) if one.look is not None}
-    return list(looks), np.where(np.array([*looks.values()]).reshape(-1, _HASH_BITS), np.float32(1), np.float32(-1))
+    return list(looks), np.array([*looks.values()], dtype=np.float32).reshape(-1, _HASH_BITS)

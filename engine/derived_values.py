@@ -128,6 +128,7 @@ def at_load(
     notes += apply(values, run_epochs(values, rank, missing), rank, missing)
     notes += apply(values, input_sizes(values, rank), rank)
     notes += apply(values, learning_rates(values, rank), rank)
+    notes += apply(values, mosaic(values), rank)
     return notes + apply(
         values, [Change("output_dir", f"outputs/{name}", "named after the config file")], rank, missing
     )
@@ -202,6 +203,15 @@ def input_sizes(values: Values, rank: Rank) -> Iterator[Change]:
         yield Change(f"{_COLLATE}.base_size", size[0], why, over)
     else:
         yield Change(f"{_COLLATE}.base_size_repeat", None, f"multi-scale makes square batches; {why}", over)
+
+
+def mosaic(values: Values) -> Iterator[Change]:
+    """Switch off a Mosaic that is asked for and not among the ops, whoever states it: nothing would be done."""
+    transforms = values["train_dataloader"]["dataset"]["transforms"]
+    if transforms["mosaic_prob"] and not any(op["type"] == "Mosaic" for op in transforms["ops"]):
+        side = min(values["eval_spatial_size"]) // 2
+        why = f"no Mosaic among ops; add {{type: Mosaic, output_size: {side}}} as the first to have it"
+        yield Change("train_dataloader.dataset.transforms.mosaic_prob", 0.0, why, OVERRIDE + 1)
 
 
 def learning_rates(values: Values, rank: Rank) -> Iterator[Change]:

@@ -4,13 +4,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from data.coco import CocoSplit, check_annotations, check_overlap, read_split
-from data.image_checks import check_images
+from data.image_checks import _difference_hash, _Inspection, _pairs_alike, check_images
 from data.problems import Problem, errors_of, warnings_of
+from data.types import PixelArray
 from tests.support.coco_files import CocoFiles
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -176,3 +178,30 @@ def test_neu_det_has_no_errors_and_one_known_copy() -> None:
     assert problem.severity == "warning"
     assert "patches_105.jpg): has the same pixels as patches_101.jpg" in str(problem)
     assert (len(train), len(val), len(train.labels) + len(val.labels)) == (1440, 360, 4186)
+
+
+def _blank(scratch: int | None, *, shift_px: int = 0, gain: float = 1.0, noise: float = 0.0) -> PixelArray:
+    """A grey sheet, with a scratch that depends on its number, noise of its own."""
+    grey = np.full((256, 256), 128, np.float32)
+    if scratch is not None:
+        (x, y), (dx, dy) = np.random.default_rng(scratch).integers(((60, 60), (-50, -50)), ((196, 196), (50, 50)))
+        cv2.line(grey, (int(x), int(y)), (int(x + dx), int(y + dy)), 60, 3)
+    grey = np.roll(grey, shift_px, axis=1) * gain
+    grey += noise * np.random.default_rng([scratch or 0, shift_px]).normal(size=grey.shape)
+    return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (_blank(None, noise=3), _blank(None, noise=3, shift_px=1), False),
+        *((_blank(i), _blank(i + 1), False) for i in range(0, 20, 2)),
+        *((_blank(i, noise=2), _blank(i + 1, noise=2), False) for i in range(0, 20, 2)),
+        *((_blank(i), _blank(i, gain=0.9), True) for i in range(3)),
+        *((_blank(i), _blank(i, shift_px=1), True) for i in range(3)),
+        *((_blank(i), _blank(i, noise=0.5), True) for i in range(2)),  # shorter scratches drown in noise
+    ],
+)
+def test_nearly_blank_images_are_alike_by_what_is_on_them(one: PixelArray, other: PixelArray, alike: bool) -> None:
+    looks = [_Inspection(look=_difference_hash(pixels)) for pixels in (one, other)]
+    assert bool([*_pairs_alike(looks[:1], looks[1:])]) is alike

@@ -420,3 +420,16 @@ def test_bounds_for_any_length(steps_per_epoch: int) -> None:
 def test_no_steps_at_all() -> None:
     with pytest.raises(ValueError, match="steps_per_epoch is 0"):
         derive_run_length(QUICK, 0)
+
+
+@pytest.mark.parametrize("by_override", [True, False])
+def test_a_mosaic_that_is_not_among_the_ops_is_off_and_said(tmp_path: Path, by_override: bool) -> None:
+    key, normalize = "train_dataloader.dataset.transforms", "mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]"
+    ops = f"[{{type: Resize, size: [640, 640]}}, {{type: Normalize, {normalize}}}]"
+    path = child(tmp_path, f"train_dataloader: {{dataset: {{transforms: {{ops: {ops}}}}}}}")
+    config = load_config(path, [f"{key}.mosaic_prob=0.7"] if by_override else [])
+    before = 0.7 if by_override else 0.5
+    advice = "no Mosaic among ops; add {type: Mosaic, output_size: 320} as the first to have it"
+    assert config.train_dataloader.dataset.transforms.mosaic_prob == 0
+    assert f"{key}.mosaic_prob: {before} -> 0 ({advice})" in config.derivation_log
+    assert notes_of(config)[f"{key}.mosaic_prob"] is by_override, "a warning where it was asked for"
