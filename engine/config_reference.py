@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,12 @@ def meaning(field: FieldInfo) -> str:
 
 def type_of(section: type[BaseModel], name: str) -> str:
     """Say in words which values a field of a section takes."""
-    return _words(section.model_json_schema()["properties"][name])
+    return _words(_properties(section)[name])
+
+
+@cache
+def _properties(section: type[BaseModel]) -> dict[str, Any]:
+    return dict(section.model_json_schema()["properties"])
 
 
 def _words(schema: dict[str, Any]) -> str:

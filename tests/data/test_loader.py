@@ -300,6 +300,7 @@ class TestWorkers:
     ) -> None:
         monkeypatch.setattr("data.loader._CHECKED_EVERY_SECONDS", 1)
         monkeypatch.setattr("data.loader._STALLED_AFTER_SECONDS", 1.5)
+        monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)  # torch's patience with each
         loader = _train(root, train_dataloader__num_workers=1)
         start = loader._loader._get_iterator
 

@@ -1,8 +1,4 @@
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 
 import pytest
 
@@ -51,17 +47,3 @@ def test_the_earlier_handlers_come_back() -> None:
     with StopSignal():
         assert signal.getsignal(signal.SIGINT) != before
     assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_exit_code_of_a_process() -> None:
-    code = textwrap.dedent(
-        """
-        import signal
-        from engine.interrupt import StopSignal
-        with StopSignal() as stop:
-            signal.raise_signal(signal.SIGTERM)
-            raise stop.exit()
-        """
-    )
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 143

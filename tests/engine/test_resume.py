@@ -12,14 +12,22 @@ import pytest
 import torch
 
 from data.errors import UserError
-from engine.checkpoint import save_checkpoint
+from engine.checkpoint import restore, save_checkpoint
 from engine.config import load_config
-from engine.run import Run, build_run, save
+from engine.run import Run, _load_weights, build_run, save
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import alone, assert_same_state, checkpoint
 
 State = dict[str, Any]
 NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that refuses states: nothing of them is used, so that one serves all."""
+    folder = tmp_path_factory.mktemp("refusing")
+    write_tiny_data(folder)
+    return start(write_tiny_config(folder), folder / "run", None)
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +174,17 @@ MOMENTS = ("optimizer", "state", 0)
     ],
 )
 def test_a_malformed_state_is_one_message(
-    tiny: tuple[Path, State], tmp_path: Path, change: Callable[[State], None], message: str
+    tiny: tuple[Path, State], run: Run, tmp_path: Path, change: Callable[[State], None], message: str
 ) -> None:
-    config, state = tiny
-    state = copy.deepcopy(state)
+    state = copy.deepcopy(tiny[1])
     change(state)
+    path = tmp_path / "changed.pth"
+    save_checkpoint(path, state)
+    before = copy.deepcopy((run.optimizer.state_dict(), run.ema.state_dict()["updates"] if run.ema else 0))
+    parts = {"optimizer": run.optimizer, "ema": run.ema, "scaler": run.scaler, "train_loader": run.train_loader}
     with pytest.raises(UserError, match=message):
-        resumed(config, tmp_path, state)
-    assert not (tmp_path / "resumed").exists()
+        restore(_load_weights(run.model, run.config, run.data, resume=path, tuning=None), path, **parts)
+    assert before == (run.optimizer.state_dict(), run.ema.state_dict()["updates"] if run.ema else 0)
 
 
 def test_everything_is_said_at_once(tiny: tuple[Path, State], tmp_path: Path) -> None:
@@ -183,3 +194,4 @@ def test_everything_is_said_at_once(tiny: tuple[Path, State], tmp_path: Path) ->
     with pytest.raises(UserError, match="Resume with the config the run was started with") as error:
         resumed(config, tmp_path, state)
     assert [line.split(":")[0] for line in error.value.problems] == ["step", "train_seconds", "optimizer"]
+    assert not (tmp_path / "resumed").exists()
