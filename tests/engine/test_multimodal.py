@@ -230,7 +230,7 @@ def test_text_from_the_first_step(tiny: Path, tmp_path: Path) -> None:
     config = load_config(tiny / "fused.yml", ["MultimodalFusion.from_start=True"])
     assert start_of_phase_2(config, None, tiny / "fused.yml") == Start()
     with pytest.raises(UserError, match=r"from_start: True trains with text from the first step, but -r .*best.pth"):
-        start_of_phase_2(config, tiny / "phase_1" / "best.pth")
+        start_of_phase_2(config, tiny / "run" / "best.pth")
     assert start_of_phase_2(config, tiny / "phase_2" / "last.pth").resume is not None
     fused = build_run(config, alone(), tmp_path / "run", resume=None, tuning=None)
     assert any(name.startswith(PREFIX) for name, _ in fused.model.named_parameters())
