@@ -136,27 +136,12 @@ def evaluate_checkpoint(
         use_amp=use_amp,
         compiled=compiled,
     )
-    config = detector.config
     usual = output_folder(path, f"eval_{split}")
     wanted = output_dir or (usual if options.nms is None else usual.with_name(f"{usual.name}_nms"))
     require_output_folder(wanted)
-    if split != "val" and options.max_miss_rate is not None:
-        raise UserError(
-            f"--max-miss-rate, --split {split}: a threshold is chosen on validation images; use --split val. For other "
-            "images name their annotation file with -u val_dataloader.dataset.ann_file=..."
-        )
-    if split == "test":
-        _require_no_val_as_test(config)
-    if config.synthetic is not None and dist.is_main:
-        ensure_dataset(config.synthetic)
-    dist.barrier()
-    data = build_datasets(config, splits=(split,), classes=detector.classes if detector.names_classes else None)
-    detector = replace(detector, classes=data.classes)
-    truth = GroundTruth.of(data.splits[split])
-    sizes_wh = data.splits[split].image_sizes_wh
-    warning = detector.other_scale(tuple(np.median(sizes_wh, axis=0).tolist())) if len(sizes_wh) else None
-    if warning is not None:
-        log.warning("split %s: images of %s", split, warning)
+    _require_fitting_split(split, detector.config, options)
+    detector, images = _with_images(detector, split, dist)
+    config, truth = detector.config, GroundTruth.of(images)
     ann_file = loaders(config)[f"{split}_dataloader"].dataset.ann_file.as_posix()
     facts = _facts(detector, use_amp=use_amp) | {"nms_iou": options.nms, "data": ann_file}
     # With the config a comparison knows which evaluations are seeds of one model, wherever their folders are.
@@ -165,14 +150,14 @@ def evaluate_checkpoint(
     folder = _folder_for(wanted, {**judged, **facts, **extra}) if dist.is_main else wanted
     loader = build_eval_loader(
         config,
-        data.splits[split],
-        data.classes,
+        images,
+        detector.classes,
         which=split,
         rank=dist.rank,
         world_size=dist.world_size,
         pin_memory=dist.device.type == "cuda",
     )
-    result = evaluate(detector, loader, data.splits[split], nms_iou=options.nms)
+    result = evaluate(detector, loader, images, nms_iou=options.nms)
     if not dist.is_main:
         return Evaluation(result, folder, None, None)
     analysis = analyse(
@@ -189,15 +174,46 @@ def evaluate_checkpoint(
     )
     replaces = (folder / RESULTS_NAME).exists()
     write_results(folder, truth, result.detections, result.to_json() | analysis.results | extra)
-    if replaces:  # of the evaluation before: all that is in a folder is of one evaluation
-        shutil.rmtree(folder / "figures", ignore_errors=True)
-        shutil.rmtree(folder / "gallery", ignore_errors=True)
-        (folder / "report.html").unlink(missing_ok=True)
-    report = _write_pictures(result, analysis, data.splits[split], folder, options) if options.report else None
+    if replaces:
+        _remove_pictures(folder)
+    report = _write_pictures(result, analysis, images, folder, options) if options.report else None
     decision = None
     if analysis.results["acceptance"]["promise"] is not None:
-        decision = _write_decision(folder, detector, data.splits[split], result, analysis.results, options.lang)
+        decision = _write_decision(folder, detector, images, result, analysis.results, options.lang)
     return Evaluation(result, folder, analysis, report, decision)
+
+
+def _require_fitting_split(split: SplitName, config: ExperimentConfig, options: AnalysisOptions) -> None:
+    """Raise a UserError if the split is not one to choose a threshold on, or if the test split is the validation's."""
+    if split != "val" and options.max_miss_rate is not None:
+        raise UserError(
+            f"--max-miss-rate, --split {split}: a threshold is chosen on validation images; use --split val. For other "
+            "images name their annotation file with -u val_dataloader.dataset.ann_file=..."
+        )
+    if split == "test":
+        _require_no_val_as_test(config)
+
+
+def _with_images(detector: Detector, split: SplitName, dist: Distributed) -> tuple[Detector, CocoSplit]:
+    """The split's images, and the detector with the data's classes; warns where it sees them at another scale."""
+    config = detector.config
+    if config.synthetic is not None and dist.is_main:
+        ensure_dataset(config.synthetic)
+    dist.barrier()
+    data = build_datasets(config, splits=(split,), classes=detector.classes if detector.names_classes else None)
+    images = data.splits[split]
+    sizes_wh = images.image_sizes_wh
+    warning = detector.other_scale(tuple(np.median(sizes_wh, axis=0).tolist())) if len(sizes_wh) else None
+    if warning is not None:
+        log.warning("split %s: images of %s", split, warning)
+    return replace(detector, classes=data.classes), images
+
+
+def _remove_pictures(folder: Path) -> None:
+    """Of the evaluation before: all that is in a folder is of one evaluation."""
+    for name in ("figures", "gallery"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "report.html").unlink(missing_ok=True)
 
 
 def _folder_for(wanted: Path, facts: Mapping[str, Any]) -> Path:
