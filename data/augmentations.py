@@ -14,12 +14,12 @@ from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from data.colour import Brightness, Change, ChannelOrder, Contrast, GreyCurve, Hue, Saturation
-from data.scene import FloatArray, Scene, shift
+from data.scene import Scene, shift
 from data.section import Chance, Fraction, Grey, Pair, PositiveFloat, PositiveInt, Range
+from data.types import BoolArray, FloatArray
 
 Augmentation = Callable[..., Scene]
 Rng = np.random.Generator
@@ -141,7 +141,7 @@ def find_crop(
     aspects: Pair = (0.5, 2.0),
     least_ious: tuple[float, ...] = _LEAST_IOUS,
     trials: int = 40,
-) -> tuple[tuple[int, int, int, int], npt.NDArray[np.bool_]] | None:
+) -> tuple[tuple[int, int, int, int], BoolArray] | None:
     """Return left, top, width and height, and which box centres are inside [N]; None leaves the image as it is."""
     height, width = size_hw
     x0, y0, x1, y1 = boxes_xyxy.T

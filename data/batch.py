@@ -9,12 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NotRequired, TypedDict, cast
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from data.types import Window
+from data.types import IntArray, Window
 
 
 class Target(TypedDict):
@@ -85,7 +84,7 @@ def _received(
     images: Tensor,
     targets: list[dict[str, npt.NDArray[Any]]],
     image_ids: list[int],
-    sizes: npt.NDArray[np.int64],
+    sizes: IntArray,
     windows: list[Window] | None,
 ) -> Batch:
     """The batch whose parts came through a pipe."""

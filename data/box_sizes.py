@@ -17,7 +17,7 @@ from data.config import ResizeOp, SanitizeBoundingBoxesOp, TilesConfig, Transfor
 from data.problems import Problem
 from data.tiles import view_sizes_wh, windows
 from data.transforms import output_size_hw
-from data.types import FloatArray
+from data.types import BoolArray, FloatArray, IntArray
 from texts import Texts
 
 SIDE_EDGES_PX = (0, 8, 16, 32, 64, 128)
@@ -139,12 +139,12 @@ def check_box_sizes(
 
 def _too_small(
     split: CocoSplit,
-    rows: npt.NDArray[np.int64],
+    rows: IntArray,
     transforms: TransformsConfig,
     tiles: TilesConfig | None,
     *,
     training: bool,
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+) -> tuple[BoolArray, BoolArray]:
     """[N] lost, [N] kept but smaller than `_SMALL_PX`: what the ops do to an image that is only resized."""
     sides = (split.boxes_xyxy[rows, 2:] - split.boxes_xyxy[rows, :2]).astype(np.float64)
     seen_wh = view_sizes_wh(split.image_sizes_wh[rows], tiles)

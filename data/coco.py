@@ -22,12 +22,11 @@ from data.errors import UserError
 from data.image_files import check_image_files
 from data.images import ImageFacts
 from data.problems import Problem, errors_of, problem_lines, shorten
+from data.types import BoolArray, FloatArray, IntArray
 
 log = logging.getLogger(__name__)
 
 NormalBoxes = Literal["keep", "as_negative"]
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 _WHOLE_IMAGE_SHARE = 0.9
 
@@ -48,9 +47,9 @@ class CocoSplit:
     """[N], contiguous."""
     areas: FloatArray
     """[N], square pixels, as in the file or computed."""
-    crowd: npt.NDArray[np.bool_]
+    crowd: BoolArray
     """[N], crowd boxes: never trained on, ignored regions in evaluation."""
-    pseudo: npt.NDArray[np.bool_]
+    pseudo: BoolArray
     """[N], boxes with `pseudo: 1`: drawn by a network, not by a person; `DEIMCriterion.pseudo_weight` weighs them."""
     annotation_ids: IntArray
     """[N], as in the file, for messages."""

@@ -12,10 +12,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from data.images import as_pixels
-from data.types import PixelArray
+from data.types import FloatArray, PixelArray
 
 _GREY = np.array([0.2989, 0.587, 0.114])
 """Weights of R, G, B in torchvision's grey."""
@@ -70,7 +69,7 @@ class GreyCurve:
 
 Change = Brightness | Contrast | Saturation | Hue | ChannelOrder | GreyCurve
 
-Linear = npt.NDArray[np.float64]
+Linear = FloatArray
 """[3, 4]: a matrix for colours, and what is added."""
 Step = Linear | Hue | GreyCurve
 """What is done to pixels; numbers that depend on the image are filled in."""
@@ -141,7 +140,7 @@ def _mean_grey(sample: PixelArray) -> float:
     return max(0.0, float(np.dot(cv2.mean(sample)[:3], _GREY)) - 0.5)
 
 
-def _linear(matrix: npt.NDArray[np.float64], offset: float) -> Linear:
+def _linear(matrix: FloatArray, offset: float) -> Linear:
     return np.concatenate([matrix, np.full((3, 1), offset + _TRUNCATE)], axis=1)
 
 

@@ -22,7 +22,7 @@ from data.errors import UserError
 from data.images import UNREADABLE_FIX, ImageFacts, open_image, read_facts, read_image
 from data.problems import Problem
 from data.progress import progress_bar
-from data.types import PixelArray
+from data.types import IntArray, PixelArray
 
 _HASH_SIDE = 16
 _HASH_BITS = _HASH_SIDE * _HASH_SIDE
@@ -84,7 +84,7 @@ def check_images(
     return problems
 
 
-def alike_groups(split: CocoSplit, *, progress: bool = True) -> tuple[npt.NDArray[np.int64], list[Problem]]:
+def alike_groups(split: CocoSplit, *, progress: bool = True) -> tuple[IntArray, list[Problem]]:
     """Group the images of a split that look alike, directly or through others, as `check_images` compares splits.
 
     Returns:

@@ -10,7 +10,6 @@ from functools import cached_property
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -27,10 +26,9 @@ from data.scene import Scene, at_most, draw, scene_of
 from data.schedule import EpochPlan, epoch_plan
 from data.tiles import TileRecord, image_numbers
 from data.transforms import TrainTransform, output_size_hw, to_target
-from data.types import PixelArray, Window
+from data.types import FloatArray, IntArray, PixelArray, Window
 
-FloatArray = npt.NDArray[np.float64]
-LabelArray = npt.NDArray[np.int64]
+LabelArray = IntArray
 
 SAMPLE_STREAM, BATCH_STREAM, SHUFFLE_STREAM = 1, 2, 3
 """First number of every random seed, so that no two purposes share one."""

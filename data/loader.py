@@ -43,10 +43,11 @@ from data.industrial_dataset import (
 )
 from data.mix import batch_size_hw, mix_batch
 from data.pixel_cache import PixelCache, memory_to_spare
-from data.sampling import FloatArray, IntArray, epoch_length, repeat_factors, repeated
+from data.sampling import epoch_length, repeat_factors, repeated
 from data.signals import STOP_SIGNALS, held_back
 from data.splits import DataBundle, build_datasets
 from data.tiles import image_numbers, thinned, tiled
+from data.types import FloatArray, IntArray
 
 __all__ = [
     "DataBundle",

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from data.coco import CocoSplit
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from data.types import FloatArray, IntArray
 
 
 def repeat_factors(split: CocoSplit, threshold: float, tiles: CocoSplit | None = None) -> FloatArray:

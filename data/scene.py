@@ -19,9 +19,8 @@ import numpy.typing as npt
 
 from data.colour import Change, apply_changes, apply_steps, needs_mean, steps_of
 from data.images import REDUCTIONS, as_pixels
-from data.types import PixelArray
+from data.types import BoolArray, FloatArray, IntArray, PixelArray
 
-FloatArray = npt.NDArray[np.float64]
 Matrix = FloatArray
 _HAIR = 1e-6
 _SAMPLE_SIDE = 96
@@ -67,9 +66,9 @@ class Scene:
     """[4] The part of the view that the canvas covers; the rest is filled."""
     boxes_xyxy: FloatArray
     """[N, 4] View pixels."""
-    labels: npt.NDArray[np.int64]
+    labels: IntArray
     """[N]"""
-    pseudo: npt.NDArray[np.bool_]
+    pseudo: BoolArray
     """[N] Labelled by a network."""
     fill: int = 0
     """Grey around the window, and between the tiles."""
@@ -92,7 +91,7 @@ class Scene:
         (height, width), (new_height, new_width) = self.size_hw, size_hw
         return self.moved(scaling(new_width / width, new_height / height), size_hw)
 
-    def select(self, keep: npt.NDArray[np.bool_]) -> Scene:
+    def select(self, keep: BoolArray) -> Scene:
         """Keep only the boxes that a mask [N] keeps."""
         return replace(self, boxes_xyxy=self.boxes_xyxy[keep], labels=self.labels[keep], pseudo=self.pseudo[keep])
 

@@ -11,12 +11,9 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from data.coco import CocoSplit
-
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
+from data.types import BoolArray, IntArray
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from data.errors import UserError
 from data.progress import progress_bar
 from data.section import require_variables
 from data.synthetic_draw import DEFECTS, Array, clean_surface
+from data.types import BoolArray
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class DrawnDefect:
     """Pixels; the right and bottom edges are exclusive."""
     contrast: float
     """Measured as `SyntheticConfig.contrast_range` has it."""
-    mask: npt.NDArray[np.bool_]
+    mask: BoolArray
     """[N, N], the visibly changed pixels."""
 
 
@@ -119,7 +120,7 @@ def _at_contrast(surface: Array, drawn: Array, contrast: float) -> Array:
     return np.clip(surface + change * factor, 0, 255)
 
 
-def _box_of(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
+def _box_of(mask: BoolArray) -> tuple[int, int, int, int]:
     """Box around the True pixels, right and bottom exclusive."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

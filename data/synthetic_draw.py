@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from data.config import DefectName, TextureName
+from data.types import FloatArray
 
 Array = npt.NDArray[np.float32]
-Points = npt.NDArray[np.float64]
+Points = FloatArray
 Surface = Callable[[np.random.Generator, int, Array], Array]
 Defect = Callable[[np.random.Generator, Array, float, Array, float], Array]
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from data.augmentations import AUGMENTATIONS, Augmentation
 from data.batch import Target
 from data.config import MosaicOp, TransformsConfig
 from data.errors import UserError
-from data.scene import FloatArray, Scene
+from data.scene import Scene
 from data.schedule import EpochPlan
+from data.types import BoolArray, FloatArray, IntArray
 
 
 def sanitize(scene: Scene, rng: np.random.Generator, *, min_size: float, min_area: float) -> Scene:
@@ -74,9 +74,9 @@ def output_size_hw(config: TransformsConfig) -> tuple[int, int]:
 
 def to_target(
     boxes_xyxy: FloatArray,
-    labels: npt.NDArray[np.int64],
+    labels: IntArray,
     size_hw: tuple[int, int],
-    pseudo: npt.NDArray[np.bool_] | None = None,
+    pseudo: BoolArray | None = None,
 ) -> Target:
     """Make the target as the network sees it; boxes without area are dropped, areas computed from the boxes."""
     height, width = size_hw

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-_Array = npt.NDArray[np.float64]
+from data.types import FloatArray
+
 _RINGS = ((0.0,), (1.0, 2.0, 3.5), (5.5, 8.0, 11.0))
 """Gaps between a box and its name, in heights of the name, tried together."""
 _ON_A_NAME, _ON_AN_EDGE, _ON_A_BOX, _ON_OWN_BOX, _WHOLE_BOX = 10.0, 1.0, 0.6, 0.4, 2.0
@@ -56,7 +57,7 @@ def place_labels(
     return placed
 
 
-def _around(box: _Array, size: _Array, gaps: tuple[float, ...]) -> _Array:
+def _around(box: FloatArray, size: FloatArray, gaps: tuple[float, ...]) -> FloatArray:
     """Upper left corners [N, 2] of names around a box, above first."""
     (x1, y1, x2, y2), (width, height) = box.tolist(), size.tolist()
     corners = []
@@ -68,19 +69,19 @@ def _around(box: _Array, size: _Array, gaps: tuple[float, ...]) -> _Array:
     return np.array(corners)
 
 
-def _anywhere(size: _Array, low: _Array, high: _Array) -> _Array:
+def _anywhere(size: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
     """Corners [N, 2] all over the canvas, by rows."""
     xs, ys = (np.arange(low[k], max(high[k] - size[k], low[k]) + 1e-9, size[k] / (2 - k)) for k in (0, 1))
     return np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
 
 
-def _within(boxes: _Array, areas: _Array) -> _Array:
+def _within(boxes: FloatArray, areas: FloatArray) -> FloatArray:
     """The boxes that can meet an area: most are far away."""
     low, high = areas[:, :2].min(axis=0), areas[:, 2:].max(axis=0)
     return np.asarray(boxes[((boxes[:, :2] < high) & (boxes[:, 2:] > low)).all(axis=1)])
 
 
-def _costs(areas: _Array, box: _Array, others: _Array, names: _Array) -> _Array:
+def _costs(areas: FloatArray, box: FloatArray, others: FloatArray, names: FloatArray) -> FloatArray:
     """How bad each area [N, 4] is for a box's name, given the other boxes and the names placed before."""
     size = areas[0, 2:] - areas[0, :2]
     on_names = (_shared(areas, names) / size.prod()).sum(axis=1)
@@ -96,7 +97,7 @@ def _costs(areas: _Array, box: _Array, others: _Array, names: _Array) -> _Array:
     return np.asarray(hidden + far + _LATER_PLACE * np.arange(len(areas)))
 
 
-def _shared(areas: _Array, boxes: _Array) -> _Array:
+def _shared(areas: FloatArray, boxes: FloatArray) -> FloatArray:
     """Overlap [N, M] of areas with boxes; rounding does not make an overlap of names that touch."""
     width, height = (
         np.minimum(areas[:, k + 2, None], boxes[:, k + 2]) - np.maximum(areas[:, k, None], boxes[:, k]) for k in (0, 1)
@@ -104,12 +105,12 @@ def _shared(areas: _Array, boxes: _Array) -> _Array:
     return np.asarray(np.where((width > 1e-6) & (height > 1e-6), width * height, 0))
 
 
-def _gaps(areas: _Array, box: _Array) -> _Array:
+def _gaps(areas: FloatArray, box: FloatArray) -> FloatArray:
     between = np.maximum(box[:2] - areas[:, 2:], areas[:, :2] - box[2:]).clip(0)
     return np.asarray(np.hypot(*between.T))
 
 
-def _leader(area: _Array, box: _Array) -> tuple[float, ...] | None:
+def _leader(area: FloatArray, box: FloatArray) -> tuple[float, ...] | None:
     if _gaps(area[None], box)[0] <= _LEADER_FROM * (area[3] - area[1]):
         return None
     start = np.clip((box[:2] + box[2:]) / 2, area[:2], area[2:])

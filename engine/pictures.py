@@ -27,7 +27,7 @@ from data.coco import CocoSplit
 from data.errors import printable
 from data.files import write_atomically
 from data.images import decode_image
-from data.types import PixelArray
+from data.types import FloatArray, PixelArray
 from engine.labels import place_labels
 from engine.metrics import Prediction
 from models.boxes import cxcywh_to_xyxy
@@ -120,9 +120,7 @@ def _annotated(
     return np.asarray(canvas)
 
 
-def _draw_box(
-    draw: Any, size_wh: tuple[int, int], box: npt.NDArray[np.float64], colour: tuple[int, int, int], line: int
-) -> None:
+def _draw_box(draw: Any, size_wh: tuple[int, int], box: FloatArray, colour: tuple[int, int, int], line: int) -> None:
     width, height = size_wh
     left, top, right, bottom = (int(v) for v in np.clip(np.round(box), 0, [width, height, width, height]))
     # Right and bottom are the outer edges of the last pixel.

@@ -23,10 +23,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.types import IntArray
 from models.boxes import cxcywh_to_xyxy_clamped, paired_iou, paired_iou_giou
 from models.config import CriterionConfig, ModelConfig
 from models.distribution import box_to_bins, weighting_function
-from models.matcher import HungarianMatcher, IndexArray, Pairs, assign, go_union
+from models.matcher import HungarianMatcher, Pairs, assign, go_union
 
 DDF_TEMPERATURE = 5.0
 
@@ -436,7 +437,7 @@ def _denoising_pairs(meta: Mapping[str, Any], boxes: _Boxes, num_queries: int) -
     return _DevicePairs(query[None], box_index[None])
 
 
-def _upload(arrays: Sequence[IndexArray], device: torch.device) -> list[Tensor]:
+def _upload(arrays: Sequence[IntArray], device: torch.device) -> list[Tensor]:
     """Host to device in one transfer that nothing waits for; shapes are kept."""
     packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
     if device.type == "cuda":

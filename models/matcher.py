@@ -18,10 +18,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from data.types import IntArray
 from models.boxes import cxcywh_to_xyxy_clamped, paired_iou, paired_iou_giou
 from models.config import MatcherConfig
-
-IndexArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class Pairs:
         box: int64 [S, P], position among the N boxes of the batch.
     """
 
-    query: IndexArray
-    box: IndexArray
+    query: IntArray
+    box: IntArray
 
 
 class HungarianMatcher:

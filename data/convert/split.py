@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from data.coco import CocoSplit, check_annotations, read_split
 from data.convert.common import folder_beside, require_no_errors, write_checked
 from data.errors import UserError
 from data.image_checks import alike_groups
 from data.problems import Problem
+from data.types import FloatArray, IntArray
 
 _NAMES = ("train", "val", "test")
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
