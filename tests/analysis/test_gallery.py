@@ -53,7 +53,7 @@ def test_one_sheet_a_kind_as_png_and_pdf(tmp_path: Path, split: CocoSplit) -> No
         analysis_of(findings), split, predictions_of(split, 0.9), tmp_path / "out", "es", captions=False
     )
     assert [sheet.name for sheet in files.sheets] == ["gallery_missed", "gallery_false_alarm"]
-    assert [sheet.title for sheet in files.sheets] == ["Las peores no detectadas", "Peores falsas alarmas"]
+    assert [sheet.title for sheet in files.sheets] == ["Peores cajas no detectadas", "Peores falsas alarmas"]
     assert files.left_out == ()
     for sheet in files.sheets:
         assert sheet.pdf.read_bytes().startswith(b"%PDF")
