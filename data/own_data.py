@@ -39,6 +39,7 @@ _LOOKED_FOR = (
     "YOLO: data.yaml or classes.txt, and text files under labels",
     "Pascal VOC: XML files, such as Annotations, JPEGImages and ImageSets/Main",
     "labelme: a JSON file with shapes beside each image",
+    'Other text files are converted first: python -m data.convert txt FOLDER DST --format "x1 y1 x2 y2 class"',
 )
 _READERS: dict[str, Callable[[Path], Gathered]] = {"YOLO": read_yolo, "Pascal VOC": read_voc, "labelme": read_labelme}
 _COMMANDS = {"COCO": "coco", "YOLO": "yolo", "Pascal VOC": "voc", "labelme": "labelme"}

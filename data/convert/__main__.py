@@ -2,6 +2,7 @@
 
     python -m data.convert voc SRC DST        Pascal VOC (XML)
     python -m data.convert yolo SRC DST       YOLO (text files)
+    python -m data.convert txt SRC DST --format "x1 y1 x2 y2 class"   other text files
     python -m data.convert labelme SRC DST    labelme (JSON)
     python -m data.convert coco SRC DST       COCO of other tools (JSON), repaired
     python -m data.convert split SRC.json --train 0.7 --val 0.15 --test 0.15
@@ -19,10 +20,20 @@ from pathlib import Path
 from typing import Any
 
 _SHOWN_PER_KIND = 10
-_FORMATS = {"voc": "Pascal VOC", "yolo": "YOLO", "labelme": "labelme", "coco": "COCO of other tools"}
+_FORMATS = {
+    "voc": "Pascal VOC",
+    "yolo": "YOLO",
+    "txt": "text files, a box a line",
+    "labelme": "labelme",
+    "coco": "COCO of other tools",
+}
 _ORIGIN = (
     "1: pixels counted from 1, both ends inside (VOC's own rule); 0: corners as they stand; auto: 0 if a box begins at "
     "0 or corners have fractions, else 1"
+)
+_FORMAT = (
+    "fields of a line with what stands between them: x1 y1 x2 y2 | x y w h | cx cy w h, class (name or number), score "
+    "(dropped), - (passed over); blanks, commas, semicolons or \\t"
 )
 
 
@@ -40,6 +51,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         if name == "voc":
             add("--origin", choices=("auto", "0", "1"), default="auto", help=_ORIGIN)
             add("--skip-difficult", action="store_true", help="leave out objects marked difficult")
+        if name == "txt":
+            add("--format", required=True, metavar="FIELDS", help=_FORMAT)
+            what = "of the numbers: pixels (default), or fractions of the image's sides"
+            add("--units", choices=("pixels", "fractions"), default="pixels", help=what)
+            what = "the first class's, where classes are numbers and --classes names them (default: 0)"
+            add("--first-class", type=int, default=0, metavar="N", help=what)
+            what = "what names of images have behind those of their text files, as _test"
+            add("--image-ending", default="", metavar="TEXT", help=what)
     add = commands.add_parser("split", help="one COCO file into train, val and test").add_argument
     add("source", type=Path, metavar="SRC.json", help="COCO annotation file")
     for name, part in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
@@ -73,12 +92,15 @@ def _convert(options: argparse.Namespace) -> tuple[list[str], Sequence[Any]]:
     from data.convert.coco import read_coco
     from data.convert.common import write_coco
     from data.convert.labelme import read_labelme
+    from data.convert.txt import read_txt
     from data.convert.voc import read_voc
     from data.convert.yolo import read_yolo
     from data.convert.yolo_config import read_class_file
 
     readers: dict[str, Any] = {"voc": read_voc, "yolo": read_yolo, "labelme": read_labelme, "coco": read_coco}
-    own = {key: value for key, value in vars(options).items() if key in ("origin", "skip_difficult")}
+    readers["txt"] = read_txt
+    common = ("command", "source", "target", "reference", "classes")
+    own = {key: value for key, value in vars(options).items() if key not in common}
     names = None if options.classes is None else read_class_file(options.classes)
     gathered = readers[options.command](options.source, class_names=names, **own)
     converted = write_coco(gathered, options.target, copy_images=not options.reference)
