@@ -49,6 +49,7 @@ MALFORMED = "malformed label"
 _NO_NUMBERS = "line without numbers"
 _SCORE = ("lines have a score", "It is dropped")
 _HEADER = ("files begin with a line of names", "It is passed over")
+_LIKELY = [(units, box) for units in _UNITS for box in sorted(_CORNERS, reverse=units == "pixels")]
 _SAMPLED_FILES = 200
 _SLACK_PX = 1
 
@@ -258,7 +259,7 @@ def _fitting(samples: Sequence[tuple[str, tuple[int, int]]]) -> list[LineFormat]
         counts = {len(line.split(separator)) for line, _ in samples}
         width = counts.pop() if len(counts) == 1 else 0
         found: dict[LineFormat, int] = {}
-        for units, box in ((units, box) for units in _UNITS for box in sorted(_CORNERS, reverse=units == "pixels")):
+        for units, box in _LIKELY:
             for start in (("class", *box), (*box, "class"), ("class", "-", *box), (*box, "-", "class")):
                 form = LineFormat((*start, *["-"] * (width - len(start))), separator, units)
                 if len(form.fields) == width and (classes := _classes_if_inside(form, samples)):
