@@ -1,6 +1,7 @@
 """Finds train, val and test in a folder of data: COCO as it stands; YOLO, Pascal VOC and labelme converted to a cache.
 
-The cache holds annotation files alone, in a folder named after the data's state: what changed is converted anew.
+The cache holds annotation files alone, in a folder named after the data's state: what changed is converted anew. Other
+code converts anew in the same place, and which image the user put into which split stays.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from data.convert.voc import read_voc
 from data.convert.yolo import read_yolo
 from data.convert.yolo_config import is_class_list
 from data.errors import UserError
+from data.files import write_json
 from data.images import IMAGE_SUFFIXES
 from data.names import name_key
 from data.problems import errors_of, problem_lines, warnings_of
@@ -134,10 +136,8 @@ def _not_one(folder: Path, files: Mapping[str, Sequence[Path]], kinds: Mapping[s
 
 
 def _state(folder: Path, files: Mapping[str, Sequence[Path]]) -> str:
-    """Return what the converted files depend on, as a short hash: the data's files and the converters themselves."""
+    """Return the state of the data's files as a short hash."""
     digest = hashlib.sha256(str(folder.resolve()).encode(errors="surrogateescape"))
-    for module in sorted((Path(__file__).parent / "convert").glob("*.py")):
-        digest.update(module.read_bytes())
     for path in sorted(path for paths in files.values() for path in paths):
         facts = path.stat()
         digest.update(f"{path.relative_to(folder)}|{facts.st_size}|{facts.st_mtime_ns}\n".encode(errors="replace"))
@@ -227,11 +227,13 @@ def _converted(folder: Path, kind: str, place: Path, made: Gathered | None) -> d
     """Return the splits in the cache folder `place`, converted now unless they are there."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_name(f"{place.name}.lock")):  # the processes of a torchrun come together
-        source = _json(place / _SOURCE)
-        if source is None:
+        source, code = _json(place / _SOURCE) or {}, _code_state()
+        if source.get("converters") != code:
             shutil.rmtree(place, ignore_errors=True)
             converted = write_coco(made or _READERS[kind](folder), place, copy_images=False)
+            _renew_divided(place, Path(source.get("img_folder", converted.img_folder)), converted.img_folder)
             source = {"folder": str(folder.resolve()), "format": kind, "img_folder": str(converted.img_folder)}
+            source["converters"] = code
             (place / _SOURCE).write_text(json.dumps(source, indent=1), encoding="utf-8")
             for line in (*converted.notes, *problem_lines(converted.warnings, _SHOWN)):
                 log.info("%s: %s", folder, line)
@@ -244,6 +246,30 @@ def _converted(folder: Path, kind: str, place: Path, made: Gathered | None) -> d
     return {name: Split(Path(source["img_folder"]), files[name]) for name in order if name in files}
 
 
+def _code_state() -> str:
+    """Return the state of the converters as a short hash."""
+    modules = sorted((Path(__file__).parent / "convert").glob("*.py"))
+    return hashlib.sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()[:8]
+
+
+def _divided_folder(place: Path) -> Path:
+    """Return where the splits are that the user made: beside what is converted anew."""
+    return place.with_name(f"{place.name}-splits")
+
+
+def _renew_divided(place: Path, old_img_folder: Path, img_folder: Path) -> None:
+    """Take the annotations of the splits that the user made from a new conversion; the images of each stay."""
+    for path in sorted(_divided_folder(place).glob("*.json")):
+        old, whole = _json(path), _json(place / "annotations" / f"{path.stem.rpartition('_')[0]}.json")
+        if not (isinstance(old, dict) and isinstance(whole, dict)):
+            continue  # broken, which the checks tell; or the converter itself divides now
+        kept = {old_img_folder / image["file_name"] for image in old["images"]}
+        images = [image for image in whole["images"] if img_folder / image["file_name"] in kept]
+        ids = {image["id"] for image in images}
+        annotations = [one for one in whole["annotations"] if one["image_id"] in ids]
+        write_json(path, {**whole, "images": images, "annotations": annotations}, what="annotations")
+
+
 def _divided(folder: Path, splits: dict[str, Split], place: Path) -> dict[str, Split]:
     """Return the splits with a train and a val: those that `data.convert split` made of them before, if it did."""
     if {"train", "val"} <= {*splits}:
@@ -251,7 +277,7 @@ def _divided(folder: Path, splits: dict[str, Split], place: Path) -> dict[str, S
     source = splits.get("train") or splits.get("all")
     if source is None:
         raise UserError(f"--data {folder}: has no training split; found {', '.join(splits)} alone. Looked for train.")
-    target = place / "splits"
+    target = _divided_folder(place)
     made = {name: target / f"{source.ann_file.stem}_{name}.json" for name in ("train", "val", "test")}
     if made["train"].is_file() and made["val"].is_file():
         log.info("%s: divided as %s says", folder, target)

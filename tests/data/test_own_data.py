@@ -100,6 +100,12 @@ def write_foreign(kind: str, root: Path) -> None:
                 path.replace(root / name)
 
 
+def other_converters(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "data" / "convert").mkdir(parents=True)
+    (here / "data" / "convert" / "yolo.py").write_text("# another version", encoding="utf-8")
+    monkeypatch.setattr("data.own_data.__file__", str(here / "data" / "own_data.py"))
+
+
 @pytest.mark.parametrize("kind", ["Pascal VOC", "YOLO", "labelme"])
 def test_other_formats_are_converted_once(
     here: Path, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -126,10 +132,10 @@ def test_other_formats_are_converted_once(
     next(path for path in before if path.suffix == ".png").touch()
     second = find_data(folder)
     assert second != first, "what changed is converted anew"
-    (here / "data" / "convert").mkdir(parents=True)
-    (here / "data" / "convert" / "yolo.py").write_text("# another version", encoding="utf-8")
-    monkeypatch.setattr("data.own_data.__file__", str(here / "data" / "own_data.py"))
-    assert find_data(folder) != second, "by other converters, too"
+    caplog.clear()
+    other_converters(here, monkeypatch)
+    with caplog.at_level("INFO"):
+        assert find_data(folder) == second and f"{kind} converted to" in caplog.text, "by other converters, too"
 
 
 def test_half_a_conversion_is_made_again(here: Path) -> None:
@@ -167,7 +173,14 @@ def test_a_missing_val_is_offered_as_a_command_that_works(
         "--train 0.8 --val 0.2 --test 0" if "test" in case else "--train 0.7 --val 0.15 --test 0.15"
     )
     assert convert(shlex.split(command)[3:]) == 0, capsys.readouterr().err
-    assert {"train", "val"} <= {*find_data(folder)} <= {"train", "val", "test"}
+    divided = find_data(folder)
+    assert {"train", "val"} <= {*divided} <= {"train", "val", "test"}
+    before = {name: json.loads(split.ann_file.read_bytes()) for name, split in divided.items()}
+    if case == "YOLO":  # which is converted: by other code here, so its annotations are others
+        divided["train"].ann_file.write_text(json.dumps({**before["train"], "annotations": []}), encoding="utf-8")
+    other_converters(here, monkeypatch)
+    assert find_data(folder) == divided, "another version of the code asks for no other division"
+    assert before == {name: json.loads(split.ann_file.read_bytes()) for name, split in divided.items()}
 
 
 def broken(folder: Path) -> None:
