@@ -22,6 +22,7 @@ from analysis.image_level import image_scores
 from analysis.matching import IGNORED, TRUE_POSITIVE, Matches
 from data.types import BoolArray, FloatArray, IntArray
 from engine.calibration import Calibration, Method
+from engine.decision import decimals, promise_text, shares
 from engine.options import Options
 from texts import Texts
 
@@ -268,7 +269,7 @@ def _promises(
 
 def promise_title(made: Mapping[str, Any], texts: Texts) -> str:
     """Write what was asked for."""
-    return texts("promise_title", **_shares(made, texts))
+    return texts("promise_title", **shares(made, texts))
 
 
 def what_is_missing(one: Mapping[str, Any], texts: Texts) -> str:
@@ -276,21 +277,6 @@ def what_is_missing(one: Mapping[str, Any], texts: Texts) -> str:
     if one["threshold"] is not None:
         return texts["enough"]
     return texts("needed_images", count=texts.number(one["needed"], 0)) if one["needed"] else texts["never"]
-
-
-def promise_text(made: Mapping[str, Any], texts: Texts) -> str:
-    """Write the promise in plain words."""
-    return texts("promise_per_class" if made["promise_per_class"] else "promise", **_shares(made, texts))
-
-
-def _shares(made: Mapping[str, Any], texts: Texts) -> dict[str, str]:
-    """`rate` and `confidence` with the decimals they need."""
-    rate, confidence = (texts.percent(made[key], _decimals(100 * made[key])) for key in ("max_miss_rate", "confidence"))
-    return {"rate": rate, "confidence": confidence}
-
-
-def _decimals(value: float) -> int:
-    return next((count for count in range(4) if math.isclose(value, round(value, count))), 4)
 
 
 def acceptance_lines(results: Mapping[str, Any], texts: Texts) -> list[str]:
@@ -301,7 +287,7 @@ def acceptance_lines(results: Mapping[str, Any], texts: Texts) -> list[str]:
         counts = {key: texts.number(cost[f"num_{key}"], 0) for key in ("defective", "clean")}
         lines.append(texts("no_cost", **counts))
     elif cost is not None:
-        numbers = {key: texts.number(cost[key], _decimals(cost[key])) for key in ("miss", "false_alarm")}
+        numbers = {key: texts.number(cost[key], decimals(cost[key])) for key in ("miss", "false_alarm")}
         numbers |= {"threshold": texts.number(cost["threshold"]), "per_image": texts.number(cost["per_image"])}
         intervals = {f"{key}_interval": texts.interval(cost[f"{key}_interval"]) for key in ("threshold", "per_image")}
         lines.append(texts("cost", **numbers, **intervals))

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from analysis.acceptance import AcceptanceOptions, acceptance_lines, promise_text
+from analysis.acceptance import AcceptanceOptions, acceptance_lines
 from analysis.analyse import DEFAULT_SCORE, analyse
 from analysis.cost import device_name, measure_cost
 from analysis.matching import MIN_IOU
@@ -31,7 +31,7 @@ from data.synthetic import ensure_dataset
 from engine.checkpoint import checkpoint_config
 from engine.cli import require_output_folder
 from engine.config import ExperimentConfig, config_to_dict
-from engine.decision import DECISION_NAME, Decision, tile_of, traits_of, write_decision
+from engine.decision import DECISION_NAME, Decision, promise_text, tile_of, traits_of, write_decision
 from engine.detector import Detector, load_detector
 from engine.distributed import Distributed
 from engine.evaluate import EvalResult, evaluate

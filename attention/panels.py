@@ -22,6 +22,7 @@ from attention.capture import PredictedObject
 from attention.maps import EdgeDistribution, MapArray, SamplingPoints
 from data.images import as_pixels
 from data.types import FloatArray, PixelArray
+from engine.pictures import class_name
 from texts import Texts
 
 COLOUR_MAP = "viridis"
@@ -54,7 +55,7 @@ class Scene:
 
     def name(self, label: int) -> str:
         """Return a class's name, short enough for a picture."""
-        return tidy(self.names[label], 16) if 0 <= label < len(self.names) else f"class {label}"
+        return tidy(class_name(label, self.names, self.texts.language), 16)
 
     def score(self, value: float) -> str:
         """Write two decimals in the language."""

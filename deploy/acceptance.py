@@ -11,12 +11,21 @@ from typing import Any
 from data.errors import UserError
 from data.types import PixelArray
 from engine.calibration import Calibration
-from engine.decision import LEAST_IMAGES, Decision, Traits, Verdict, read_decision, shift, tile_of
+from engine.decision import (
+    LEAST_IMAGES,
+    Decision,
+    Traits,
+    Verdict,
+    promise_text,
+    read_decision,
+    shift,
+    tile_of,
+)
 from engine.detector import Detector
 from engine.metrics import unique_names
 from engine.results import evaluation_of
 from models.detections import SCORE_DECIMALS, Detections
-from texts import Texts
+from texts import Texts, texts_of
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +49,11 @@ class Judge:
 
     def lines(self, texts: Texts) -> Iterator[str]:
         """Say the promise, the verdicts, and whether the promise may not hold for these images."""
-        yield self.decision.promise
+        made = self.decision  # its own words are in the evaluation's language
+        aim = {"max_miss_rate": made.max_miss_rate, "confidence": made.confidence, "promise_per_class": made.per_class}
+        words = texts_of(texts.language, "acceptance")
+        passes = words("passes_below", threshold=texts.number(made.pass_below))
+        yield f"{promise_text(aim, words)} {passes}"
         yield texts("verdicts", **{word: self.verdicts[word] for word in ("pass", "look", "reject")})
         found = shift(self.decision.validation, self._seen)
         if found is None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -18,6 +20,7 @@ from data.errors import UserError
 from data.files import write_json
 from data.images import large_images_allowed, read_image
 from engine.detector import Detector
+from texts import Texts
 
 DECISION_NAME = "decision.json"
 Verdict = Literal["pass", "look", "reject"]
@@ -82,6 +85,22 @@ class Decision(BaseModel):
     def verdict(self, score: float) -> Verdict:
         """Judge an image by the score of its best defect, 0 without any."""
         return "pass" if score < self.pass_below else "look" if score < self.reject_from else "reject"
+
+
+def promise_text(made: Mapping[str, Any], texts: Texts) -> str:
+    """Write in plain words what `max_miss_rate` and `confidence` promise, for all images or for those of each class."""
+    return texts("promise_per_class" if made["promise_per_class"] else "promise", **shares(made, texts))
+
+
+def shares(made: Mapping[str, Any], texts: Texts) -> dict[str, str]:
+    """Write `rate` and `confidence` with the decimals they need."""
+    rate, confidence = (texts.percent(made[key], decimals(100 * made[key])) for key in ("max_miss_rate", "confidence"))
+    return {"rate": rate, "confidence": confidence}
+
+
+def decimals(value: float) -> int:
+    """Count the decimals that a number needs, at most four."""
+    return next((count for count in range(4) if math.isclose(value, round(value, count))), 4)
 
 
 def write_decision(path: Path, decision: Decision) -> None:

@@ -60,6 +60,11 @@ def class_colour(label: int) -> tuple[int, int, int]:
     return CLASS_COLOURS[label % len(CLASS_COLOURS)]
 
 
+def class_name(label: int, names: Sequence[str], lang: Language) -> str:
+    """Return the name of a class, or its number in words where it has none."""
+    return names[label] if 0 <= label < len(names) else texts_of(lang, "common")("unnamed_class", label=label)
+
+
 def draw_boxes(
     image: PixelArray,
     boxes_xyxy: npt.ArrayLike,
@@ -103,7 +108,7 @@ def _annotated(
         _draw_box(draw, canvas.size, boxes[k], colours[k], line)
     texts = []
     for k in drawn:
-        name = names[labels[k]] if 0 <= labels[k] < len(names) else f"class {labels[k]}"
+        name = class_name(labels[k], names, lang)
         texts.append(printable(name if scores is None else f"{name} {number(scores[k], 2, lang)}"))
     sizes = [(math.ceil(draw.textlength(text, font=font)) + 6, font_px + 5) for text in texts]
     outer = np.round(boxes[drawn]) + np.array([-1, -1, 1, 1]) * (line + 1)

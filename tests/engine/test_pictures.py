@@ -152,6 +152,9 @@ def test_drawn_numbers_and_words_are_in_the_language(split: CocoSplit, monkeypat
     assert {"anotado", "predicho (confianza ≥ 0,30)", f"{split.classes.names[0]} 0,80"} <= {*written}
     draw_boxes(grey(), [[2, 2, 30, 30]], [0], ["a"], [0.5], lang="en")
     assert written[-1] == "a 0.50"
+    for lang, name in (("en", "class 7"), ("es", "clase 7")):
+        draw_boxes(grey(), [[2, 2, 30, 30]], [7], ["a"], lang=lang)
+        assert written[-1] == name
 
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
