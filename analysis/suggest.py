@@ -25,7 +25,7 @@ from analysis.label_errors import Suggestion, corrected, find_label_errors
 from analysis.style import tidy
 from data.coco import CocoSplit
 from data.config import loaders
-from data.convert.split import assign_groups, kinds_of_groups
+from data.convert.split import fold_sets
 from data.errors import UserError
 from data.files import file_sha256, write_atomically, write_json
 from data.image_checks import alike_groups
@@ -230,18 +230,15 @@ def _out_of_fold(
     A start that was interrupted goes on: folds that are complete are read, a half-trained one is resumed.
     """
     folds = folder / f"folds_{count}_{file_sha256(split.ann_file)[:8]}"
-    groups, _ = alike_groups(split)
-    kinds = kinds_of_groups(split, groups)
-    parts = assign_groups(kinds, np.bincount(groups), np.full(count, 1 / count), seed=0)[groups]
-    if len(np.unique(parts)) < count:
-        raise UserError(f"--folds {count}: {split.ann_file} has too few images that do not look alike; use fewer.")
+    sets = fold_sets(split, alike_groups(split)[0], count)
+    every = {image.id for image in split.images}
     found = []
-    for fold in range(count):
-        run = folds / f"fold_{fold + 1}"
+    for fold in range(1, count + 1):
+        run = folds / f"fold_{fold}"
         settings = {"output_dir": run}
-        for name, is_other in (("train", parts == fold), ("val", parts != fold)):
-            others = [image.id for image, other in zip(split.images, is_other, strict=True) if other]
-            path = folds / f"fold_{fold + 1}_{name}.json"
+        for name in ("train", "val"):
+            others = every - sets[f"{run.name}_{name}"]
+            path = folds / f"{run.name}_{name}.json"
             write_json(path, split.without_images(others).to_coco(), what="annotations")
             settings |= {
                 f"{name}_dataloader.dataset.{key}": file
@@ -250,7 +247,7 @@ def _out_of_fold(
         lines = [as_override(key, path.resolve().as_posix()) for key, path in settings.items()]
         config = load_config(config_path, [*overrides, "synthetic=null", *lines])
         last = run / "last.pth"
-        log.info("fold %d of %d: %s", fold + 1, count, run)
+        log.info("fold %d of %d: %s", fold, count, run)
         train(config, Distributed(0, 1, 0, device), run, resume=last if last.is_file() else None)
         found.append(read_evaluation(run)[1])
     columns = ([getattr(one, name) for one in found] for name in ("image_ids", "category_ids", "scores", "boxes_xywh"))

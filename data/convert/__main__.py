@@ -6,6 +6,7 @@
     python -m data.convert labelme SRC DST    labelme (JSON)
     python -m data.convert coco SRC DST       COCO of other tools (JSON), repaired
     python -m data.convert split SRC.json --train 0.7 --val 0.15 --test 0.15
+    python -m data.convert split SRC.json --folds 5    for a few hundred images: each validates once
 
 DST is a new folder: `annotations/instances.json` (one for each of train, val, test where SRC has them) and `images/`.
 Nothing that exists is changed. Exit code 0: done; 2: bad data, all faults listed and nothing written.
@@ -14,8 +15,9 @@ Nothing that exists is changed. Exit code 0: done; 2: bad data, all faults liste
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ _FORMATS = {
     "labelme": "labelme",
     "coco": "COCO of other tools",
 }
+_PARTS = {"train": 0.7, "val": 0.15, "test": 0.15}
 _ORIGIN = (
     "1: pixels counted from 1, both ends inside (VOC's own rule); 0: corners as they stand; auto: 0 if a box begins at "
     "0 or corners have fractions, else 1"
@@ -61,8 +64,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             add("--image-ending", default="", metavar="TEXT", help=what)
     add = commands.add_parser("split", help="one COCO file into train, val and test").add_argument
     add("source", type=Path, metavar="SRC.json", help="COCO annotation file")
-    for name, part in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
-        add(f"--{name}", type=float, default=part, metavar="F", help=f"part of the images (default: {part})")
+    for name, part in _PARTS.items():
+        add(f"--{name}", type=float, metavar="F", help=f"part of the images (default: {part})")
+    add(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="instead: K equal parts, each of which validates a training on the others",
+    )
     add("--seed", type=int, default=0, help="which of equally good divisions (default: 0)")
     add("--images", type=Path, metavar="DIR", help="image folder (default: images beside SRC.json)")
     add("--output-dir", type=Path, metavar="DIR", help="folder of the new files (default: SRC.json's)")
@@ -117,17 +126,43 @@ def _convert(options: argparse.Namespace) -> tuple[list[str], Sequence[Any]]:
 def _split(options: argparse.Namespace) -> tuple[list[str], Sequence[Any]]:
     from data.convert.split import split_set
 
-    parts = {"train": options.train, "val": options.val, "test": options.test}
-    made = split_set(options.source, parts, img_folder=options.images, output_dir=options.output_dir, seed=options.seed)
+    given = {name: value for name in _PARTS if (value := getattr(options, name)) is not None}
+    made = split_set(
+        options.source,
+        given if options.folds is not None else _PARTS | given,
+        folds=options.folds,
+        img_folder=options.images,
+        output_dir=options.output_dir,
+        seed=options.seed,
+    )
     lines = []
     for name, path in made.ann_files.items():
+        if options.folds and name.endswith("train"):
+            continue  # all but the val beside it
         pairs = zip(made.class_names, made.boxes_per_class[name], strict=True)
         boxes = ", ".join(f"{label} {count}" for label, count in pairs)
         lines.append(f"{name}: {made.num_images[name]} images; boxes: {boxes}; {path.as_posix()}")
     if made.num_groups:
         size = f"up to {made.largest_group} images"
         lines.append(f"{made.num_groups} groups of images that look alike ({size}) stayed together")
-    return [*lines, f"img_folder: {made.img_folder.as_posix()}"], made.warnings
+    lines.append(f"img_folder: {made.img_folder.as_posix()}")
+    return lines + (_training_of_folds(made.ann_files, made.img_folder) if options.folds else []), made.warnings
+
+
+def _training_of_folds(ann_files: Mapping[str, Path], img_folder: Path) -> list[str]:
+    """What to type next: a training for each fold, then the comparison."""
+    lines = ["Next, for each model (CONFIG: its config, NAME: what to call it):"]
+    runs = [f"outputs/NAME_{name.removesuffix('_train')}" for name in ann_files if name.endswith("train")]
+    for run in runs:
+        fold = run.removeprefix("outputs/NAME_")
+        updates = ["synthetic=null", "num_classes=auto"]
+        for kind in ("train", "val"):
+            section = f"{kind}_dataloader.dataset"
+            updates.append(f"{section}.ann_file={ann_files[f'{fold}_{kind}'].as_posix()}")
+            updates.append(f"{section}.img_folder={img_folder.as_posix()}")
+        lines.append(shlex.join(["python", "train_deimv2.py", "-c", "CONFIG", "--output-dir", run, "-u", *updates]))
+    compare = shlex.join(["python", "compare_models.py", *runs])
+    return [*lines, "then all models in one table, each a row (more models: more runs behind these):", compare]
 
 
 if __name__ == "__main__":

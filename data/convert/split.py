@@ -1,4 +1,4 @@
-"""One annotated set into train, val and test: every class in the same proportions, what looks alike in one split.
+"""One annotated set into train, val and test, or into folds: every class in its share, what looks alike together.
 
 Iterative stratification (K. Sechidis et al., On the Stratification of Multi-Label Data, 2011), with groups of images
 that look alike in place of single images.
@@ -20,6 +20,7 @@ import numpy as np
 from data.coco import CocoSplit, check_annotations, read_split
 from data.convert.common import folder_beside, require_no_errors, write_checked
 from data.errors import UserError
+from data.files import write_json
 from data.image_checks import alike_groups
 from data.problems import Problem
 from data.types import FloatArray, IntArray
@@ -47,16 +48,19 @@ def split_set(
     ann_file: Path,
     fractions: Mapping[str, float],
     *,
+    folds: int | None = None,
     img_folder: Path | None = None,
     output_dir: Path | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> SplitResult:
-    """Write `<name>_train.json`, ... beside the annotation file; entries are taken over as they stand, ids included.
+    """Write `<name>_train.json`, ... or `<name>_fold_1_train.json`, `<name>_fold_1_val.json`, ... beside the annotation
+    file; entries are taken over as they stand, ids included.
 
     Args:
         ann_file: COCO JSON.
-        fractions: Of train, val, test; their sum is 1, and 0 leaves a split out.
+        fractions: Of train, val, test; their sum is 1, and 0 leaves a split out. Empty with `folds`.
+        folds: Number of equal parts, each of which validates what is trained on the others.
         img_folder: Where file names start; None looks for `images` beside the file or its folder, then takes the
             file's folder.
         output_dir: Instead of the annotation file's folder.
@@ -66,7 +70,7 @@ def split_set(
     Raises:
         UserError: Faults of the arguments or the data, all at once; nothing has been written then.
     """
-    names = _check_arguments(fractions, seed)
+    names = _check_arguments(fractions, folds, seed)
     folder = output_dir or ann_file.parent
     targets = {name: folder / f"{ann_file.stem}_{name}.json" for name in names}
     existing = [str(path) for path in targets.values() if path.exists()]
@@ -78,15 +82,7 @@ def split_set(
     require_no_errors(problems)
     groups, found = alike_groups(split, progress=progress)
     require_no_errors(found)
-    ratios = np.array([fractions[name] for name in names])
-    chosen = assign_groups(kinds_of_groups(split, groups), np.bincount(groups), ratios, seed)
-    sets = {name: {split.images[i].id for i in np.flatnonzero(chosen[groups] == k)} for k, name in enumerate(names)}
-    empty = [name for name, ids in sets.items() if not ids]
-    if empty:
-        raise UserError(
-            f"{ann_file}: {len(split)} images in {groups.max() + 1} groups that look alike are too few: "
-            f"{', '.join(empty)} would be empty. Set --{empty[0]} 0, or add images."
-        )
+    sets = fold_sets(split, groups, folds, seed) if folds else divide(split, groups, fractions, seed)
     warnings = _write(ann_file, sets, targets, images, progress)
     sizes = np.bincount(groups)
     return SplitResult(
@@ -94,7 +90,7 @@ def split_set(
         img_folder=images,
         num_images={name: len(ids) for name, ids in sets.items()},
         boxes_per_class={
-            name: tuple(split.without_images(set().union(*sets.values()) - ids).boxes_per_class())
+            name: tuple(split.without_images({image.id for image in split.images} - ids).boxes_per_class())
             for name, ids in sets.items()
         },
         class_names=split.classes.names,
@@ -102,6 +98,39 @@ def split_set(
         largest_group=int(sizes.max()),
         warnings=tuple(warnings),
     )
+
+
+def fold_sets(split: CocoSplit, groups: IntArray, count: int, seed: int = 0) -> dict[str, set[int]]:
+    """Return the ids of the images of `fold_1_train`, `fold_1_val`, `fold_2_train`, ...: each image in one val.
+
+    Raises:
+        UserError: There are too few groups.
+    """
+    every = {image.id for image in split.images}
+    parts = divide(split, groups, {f"fold_{number}": 1 / count for number in range(1, count + 1)}, seed)
+    return {
+        f"{name}_{kind}": ids for name, val in parts.items() for kind, ids in (("train", every - val), ("val", val))
+    }
+
+
+def divide(split: CocoSplit, groups: IntArray, fractions: Mapping[str, float], seed: int) -> dict[str, set[int]]:
+    """Return the ids of the images of each part; parts of 0 are left out.
+
+    Raises:
+        UserError: A part would be empty.
+    """
+    names = [name for name, fraction in fractions.items() if fraction > 0]
+    ratios = np.array([fractions[name] for name in names])
+    chosen = assign_groups(kinds_of_groups(split, groups), np.bincount(groups), ratios, seed)
+    sets = {name: {split.images[i].id for i in np.flatnonzero(chosen[groups] == k)} for k, name in enumerate(names)}
+    empty = [name for name, ids in sets.items() if not ids]
+    if empty:
+        fix = f"Set --{empty[0]} 0" if empty[0] in _NAMES else "Use fewer --folds"
+        raise UserError(
+            f"{split.ann_file}: {len(split)} images in {groups.max() + 1} groups that look alike are too few: "
+            f"{', '.join(empty)} would be empty. {fix}, or add images."
+        )
+    return sets
 
 
 def assign_groups(kinds: IntArray, sizes: IntArray, ratios: FloatArray, seed: int) -> IntArray:
@@ -140,17 +169,25 @@ def assign_groups(kinds: IntArray, sizes: IntArray, ratios: FloatArray, seed: in
     return chosen
 
 
-def _check_arguments(fractions: Mapping[str, float], seed: int) -> list[str]:
+def _check_arguments(fractions: Mapping[str, float], folds: int | None, seed: int) -> list[str]:
+    """Return the names of the files to be written."""
     problems = [f"--{name} {value:g}: expected 0 to 1" for name, value in fractions.items() if not 0 <= value <= 1]
     problems += [f"--{name} 0: expected a part of the images" for name in ("train", "val") if fractions.get(name) == 0]
     total = sum(fractions.values())
-    if not problems and abs(total - 1) > 1e-6:
+    if folds is not None and fractions:
+        problems = [f"--{name}: not with --folds, where each image validates once" for name in fractions]
+        problems.append("a test set is divided off first; then its train file into folds")
+    if folds is not None and not 2 <= folds <= 20:
+        problems.append(f"--folds {folds}: expected 2 to 20")
+    if not problems and folds is None and abs(total - 1) > 1e-6:
         shown = " + ".join(f"{fractions[name]:g}" for name in _NAMES if name in fractions)
         problems.append(f"{shown} = {total:g}: the parts must add up to 1")
     if seed < 0:
         problems.append(f"--seed {seed}: expected 0 or more")
     if problems:
         raise UserError("Parts that cannot be used:", problems)
+    if folds is not None:
+        return [f"fold_{number}_{kind}" for number in range(1, folds + 1) for kind in ("train", "val")]
     return [name for name in _NAMES if fractions.get(name, 0) > 0]
 
 
@@ -180,12 +217,17 @@ def _write(
     content: dict[str, Any] = json.loads(ann_file.read_text(encoding="utf-8-sig"))
     folder = next(iter(targets.values())).parent
     with folder_beside(folder / ann_file.stem, "cannot be written", "Choose another --output-dir") as work:
-        contents = {}
+        contents: dict[Path, dict[str, Any]] = {}
+        trains: dict[Path, dict[str, Any]] = {}
         for name, ids in sets.items():
             images = [entry for entry in content["images"] if entry["id"] in ids]
             annotations = [entry for entry in content["annotations"] if entry["image_id"] in ids]
-            contents[work / targets[name].name] = {**content, "images": images, "annotations": annotations}
+            # What a fold trains on validates in the others, and is checked there.
+            chosen = trains if name.startswith("fold") and name.endswith("train") else contents
+            chosen[work / targets[name].name] = {**content, "images": images, "annotations": annotations}
         try:
+            for path, part in trains.items():
+                write_json(path, part, what="annotations")
             warnings = write_checked(contents, img_folder, work, folder, progress)
         except ValueError as error:
             raise UserError(f"{ann_file}: holds a number that JSON does not know ({error}).") from error

@@ -59,6 +59,35 @@ def test_nothing_is_lost_and_lookalikes_stay_together(files: CocoFiles, capsys: 
     assert "Files that exist are not overwritten" in capsys.readouterr().err
 
 
+def test_folds(files: CocoFiles, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["split", str(files.ann_file), "--images", str(files.img_folder), "--folds", "5"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    every = {one["id"] for one in files.content["images"]}
+    vals = [{one["id"] for one in read(files, f"fold_{number}_val")["images"]} for number in range(1, 6)]
+    assert sum(map(len, vals)) == len(every) and set().union(*vals) == every, "each image validates once"
+    assert all(len(val) == pytest.approx(8, abs=1) for val in vals)
+    for number, val in enumerate(vals, start=1):
+        train = read(files, f"fold_{number}_train")
+        assert {one["id"] for one in train["images"]} == every - val
+        assert train["categories"] == files.content["categories"]
+        assert {one["image_id"] for one in train["annotations"]} <= every - val
+        assert all({copy, copy - 35} <= val or not {copy, copy - 35} & val for copy in range(36, 41))
+        command = next(line for line in out.splitlines() if f"--output-dir outputs/NAME_fold_{number} " in line)
+        ann_file = files.ann_file.with_name(f"all_fold_{number}_val.json")
+        assert command.startswith("python train_deimv2.py -c CONFIG ")
+        assert f"val_dataloader.dataset.ann_file={ann_file.as_posix()}" in command
+    assert out.endswith(" outputs/NAME_fold_4 outputs/NAME_fold_5\n") and "warning" not in out
+    assert main(arguments) == 2 and "Files that exist are not overwritten" in capsys.readouterr().err
+    for more, message in (
+        (["--folds", "1"], "--folds 1: expected 2 to 20"),
+        (["--val", "0.2"], "--val: not with --folds"),
+        (["--folds", "20", "--output-dir", str(files.ann_file.parent / "x")], ""),
+    ):
+        code = main([*arguments, *more])
+        assert (code == 2) == bool(message) and message in capsys.readouterr().err
+
+
 def test_the_seed_decides(files: CocoFiles) -> None:
     def homes(seed: int, folder: str) -> list[list[int]]:
         target = files.ann_file.parent / folder
