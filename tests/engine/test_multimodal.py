@@ -27,6 +27,7 @@ from tests.support.tiny_run import write_tiny_config
 from tests.support.training import alone, assert_same_state, checkpoint, stop_after, train_here
 
 TEXT_DIM, PROMPTS = 10, 2
+SHORT = ["epoches=2", "flat_epoch=1", "no_aug_epoch=0", "eval_interval_epochs=2"]
 METRICS_ONLY = AnalysisOptions(bootstrap=0, report=False, cost=False)
 FUSION = """
 MultimodalFusion: {proj_dim: 8, lr: 0.01}
@@ -141,6 +142,33 @@ def test_a_stopped_run_resumes_exactly_without_the_encoder(
     start = start_of_phase_2(load_config(tiny / "fused.yml"), tmp_path / "run" / "last.pth")
     train_here(tiny / "fused.yml", tmp_path / "run", resume=start.resume)
     assert_same_state(tiny / "phase_2" / "last.pth", tmp_path / "run" / "last.pth")
+
+
+@pytest.mark.parametrize(
+    ("freeze", "frozen"),
+    [
+        ("all", "backbone."),
+        ("2", tuple(f"backbone.dinov3._model.{part}" for part in ("cls", "patch", "blocks.0", "blocks.1"))),
+    ],
+)
+def test_a_frozen_backbone_stays_bit_for_bit_and_resumes_exactly(
+    tiny: Path, tmp_path: Path, freeze: str, frozen: str | tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [f"DINOv3STAs.freeze={freeze}", "MultimodalFusion.trainable=all", *SHORT]
+    config, phase_1 = tiny / "fused.yml", tiny / "run" / "best.pth"
+    whole = train_here(config, tmp_path / "whole", options, tuning=phase_1)
+    before, after = checkpoint(phase_1)["ema"]["module"], checkpoint(whole / "last.pth")
+    for weights in (after["model"], after["ema"]["module"]):
+        moved = {key for key in before if not before[key].equal(weights[key])}
+        assert not {key for key in moved if key.startswith(frozen)}
+        assert {key.split(".")[0] for key in moved} >= {"encoder", "decoder"}
+        assert any(key.endswith("running_mean") for key in moved)  # statistics: still where frozen, only there
+    assert any(key.startswith("backbone.dinov3._model.blocks.2") for key in moved) is (freeze == "2")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_after(patch, 3)
+        train_here(config, tmp_path / "run", options, tuning=phase_1)
+    train_here(config, tmp_path / "run", options, resume=tmp_path / "run" / "last.pth")
+    assert_same_state(whole / "last.pth", tmp_path / "run" / "last.pth")
 
 
 @pytest.mark.parametrize("config", [None, "fused.yml"])
