@@ -24,6 +24,8 @@ def main() -> int:
     what = "input of the graphs in pixels, multiples of 32 (default: eval_spatial_size)"
     add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=what)
     add("--dynamic-size", action="store_true", help="graphs that take any size (multiples of 32)")
+    what = "as predict_deimv2.py --nms: an IoU, none, or auto, what the evaluation found best (default: auto)"
+    add("--nms", default="auto", metavar="IOU", help=what)
     add("--no-check", action="store_true", help="do not compare the graphs with PyTorch")
     cli.add_language_argument(parser, "the console")
     arguments = parser.parse_args()
@@ -39,6 +41,7 @@ def main() -> int:
         size_hw=tuple(arguments.size) if arguments.size else None,
         dynamic_size=arguments.dynamic_size,
         check=not arguments.no_check,
+        nms=arguments.nms,
     )
     sys.stdout.write(format_exports(written, arguments.lang, arguments.resume))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,13 +10,17 @@ from typing import Literal, NamedTuple
 
 from data.errors import UserError
 from deploy import graph
+from deploy.thresholds import Nms, Thresholds, choose_thresholds
 from deploy.weights_out import write_hub_folder, write_official, write_safetensors
 from engine.cli import command_line, ending, require_output_folder
 from engine.detector import Detector, load_detector
 from engine.named_files import checkpoint_of
+from engine.options import Options
 from models.deploy import DeployedDetector
 from models.hub import output_folder
 from texts import NOTHING, Language, plain_table, texts_of
+
+log = logging.getLogger(__name__)
 
 Format = Literal["official", "safetensors", "hub", "torch_export", "onnx", "openvino"]
 TOLERANCE = 1e-3
@@ -23,6 +28,10 @@ TOLERANCE = 1e-3
 ACCELERATED_TOLERANCE = 1e-2
 """Where TF32 or float16 round: 40 times what float16 changed in a trained network, and less than any wrong box."""
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+
+
+class _ExportOptions(Options):
+    nms: Nms = "auto"
 
 
 class Exported(NamedTuple):
@@ -44,6 +53,7 @@ def export_checkpoint(
     size_hw: tuple[int, int] | None = None,
     dynamic_size: bool = False,
     check: bool = True,
+    nms: str | float | None = "auto",
 ) -> list[Exported]:
     """Write a checkpoint in the given formats, each once, in the order of `Format`.
 
@@ -51,10 +61,12 @@ def export_checkpoint(
         output_dir: Default `export_<checkpoint>` beside the checkpoint.
         size_hw: Input of the graphs; None: `eval_spatial_size`.
         check: Run the graphs and compare them with PyTorch.
+        nms: As `PredictOptions.nms`, so that graphs detect what prediction detects.
 
     Raises:
         UserError: Bad input of any kind, or a graph that detects something else than PyTorch.
     """
+    wanted = _ExportOptions(nms=nms).nms
     path = checkpoint_of(path)
     folder = output_dir or output_folder(path, "export")
     require_output_folder(folder)
@@ -71,7 +83,10 @@ def export_checkpoint(
     if "hub" in formats:
         written.append(Exported("hub", write_hub_folder(detector, folder / "hub"), None))
     if {"torch_export", "onnx", "openvino"} & {*formats}:
-        written += _write_graphs(detector, formats, folder, options, check=check)
+        thresholds = choose_thresholds(detector, None, (), wanted, size_hw=options.size_hw)
+        if thresholds.nms_iou is not None:
+            log.info("the graphs suppress repeats as predict_deimv2.py --nms %g does", thresholds.nms_iou)
+        written += _write_graphs(detector, formats, folder, options, thresholds, check=check)
     return written
 
 
@@ -88,10 +103,17 @@ def format_exports(written: Sequence[Exported], lang: Language, checkpoint: Path
 
 
 def _write_graphs(
-    detector: Detector, formats: Sequence[Format], folder: Path, options: graph.GraphOptions, *, check: bool
+    detector: Detector,
+    formats: Sequence[Format],
+    folder: Path,
+    options: graph.GraphOptions,
+    thresholds: Thresholds,
+    *,
+    check: bool,
 ) -> list[Exported]:
-    program = graph.torch_program(graph.graph_module(detector, folded=True), options)
-    expected = graph.graph_module(detector, folded=False)
+    iou = thresholds.nms_iou
+    program = graph.torch_program(graph.graph_module(detector, folded=True, nms_iou=iou), options)
+    expected = graph.graph_module(detector, folded=False, nms_iou=iou)
     written: list[Exported] = []
 
     def add(name: Format, path: Path, runner: Callable[[Path], graph.Runner]) -> None:
@@ -104,7 +126,7 @@ def _write_graphs(
         return written
     with tempfile.TemporaryDirectory() as temporary:
         onnx_path = (folder if "onnx" in formats else Path(temporary)) / "model.onnx"
-        graph.write_onnx(program, onnx_path, graph.graph_metadata(detector, options))
+        graph.write_onnx(program, onnx_path, graph.graph_metadata(detector, options, thresholds))
         if "onnx" in formats:
             add("onnx", onnx_path, graph.onnx_runner)
             for name, runner in (graph.accelerated_runners(onnx_path) if check else {}).items():

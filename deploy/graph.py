@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from data.errors import UserError
 from data.files import write_atomically
 from data.industrial_dataset import pixel_mean_std
+from deploy.thresholds import Thresholds
 from deploy.weights_out import require_deim
 from engine.detector import Detector
 from models.deploy import DeployedDetector, deploy
@@ -71,15 +72,20 @@ Runner = Callable[[Tensor, Tensor], GraphOutput]
 """images float32 [B, 3, H, W] and orig_target_sizes int64 [B, 2], as `DeployedDetector` takes them."""
 
 
-def graph_module(detector: Detector, *, folded: bool) -> DeployedDetector:
+def graph_module(detector: Detector, *, folded: bool, nms_iou: float | None = None) -> DeployedDetector:
     """Join network and post-processing: in the deploy form (`folded`), or as trained, what all else is compared with.
+
+    Args:
+        detector: Of DEIMv2.
+        folded: See above.
+        nms_iou: Of boxes of one class that overlap more, the best is kept; None keeps all.
 
     Raises:
         UserError: The model is a baseline.
     """
     model = require_deim(detector, "a graph (torch_export, onnx, openvino)")
     postprocessor = PostProcessor(detector.config.num_classes, detector.config.num_top_queries)
-    return DeployedDetector(deploy(model) if folded else model, postprocessor).eval()
+    return DeployedDetector(deploy(model) if folded else model, postprocessor, nms_iou).eval()
 
 
 def example_inputs(size_hw: tuple[int, int], batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -187,7 +193,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def graph_metadata(detector: Detector, options: GraphOptions) -> dict[str, str]:
+def graph_metadata(detector: Detector, options: GraphOptions, thresholds: Thresholds) -> dict[str, str]:
     """Collect what a program that runs the ONNX file has to know, each value as JSON."""
     mean, std = pixel_mean_std(detector.config)
     facts = {
@@ -200,6 +206,8 @@ def graph_metadata(detector: Detector, options: GraphOptions) -> dict[str, str]:
         "scale": 1 / 255,
         "mean": mean,
         "std": std,
+        "score_thresholds": thresholds.scores.tolist(),
+        "nms_iou": thresholds.nms_iou,
         "checkpoint": detector.path.name,
     }
     return {key: json.dumps(value, ensure_ascii=False) for key, value in facts.items()}

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from data.types import PixelArray
 from deploy.acceptance import Judge, calibration_of, judge_of
 from deploy.pipeline import make_frame, predict_frames, read_frames
 from deploy.sources import ImageSource, Sources, VideoSource, find_sources
-from deploy.thresholds import Thresholds, choose_thresholds
+from deploy.thresholds import Nms, Thresholds, choose_thresholds
 from deploy.video import Recording, UnreadableVideo, VideoFile
 from deploy.writers import FORMS, Form, ImageWriter, Table, drawn, table_cells
 from engine.cli import command_line, ending, require_output_folder
@@ -54,9 +53,7 @@ class PredictOptions(Options):
         None, ge=0.05, le=0.8, description="0.05 to 0.8, e.g. 0.2; objects on a border are joined through it"
     )
     """None: as in training, else 0.2."""
-    nms: float | Literal["auto"] | None = "auto"
-    """Of boxes of one class that overlap more, the best is kept; None keeps all. `auto`: what gave the best F1 in the
-    checkpoint's evaluation."""
+    nms: Nms = "auto"
     batch_size: int = Field(8, ge=1, description="1 or more")
     use_amp: bool = False
     compile: bool = False
@@ -78,19 +75,6 @@ class PredictOptions(Options):
         if unknown or not asked:
             raise ValueError(f"{', '.join(unknown) or 'nothing'} is no choice; expected some of {','.join(FORMS)}")
         return [form for form in FORMS if form in asked]
-
-    @field_validator("nms", mode="before")
-    @classmethod
-    def _parse_nms(cls, nms: object) -> object:
-        if nms in ("auto", "none", None):
-            return None if nms == "none" else nms
-        try:
-            iou = float(str(nms))
-        except ValueError:
-            iou = 0.0
-        if not 0 < iou < 1:
-            raise ValueError("expected auto, none or an IoU between 0 and 1, e.g. 0.7")
-        return iou
 
     def tiles(self, trained: TilesConfig | None) -> TilesConfig | None:
         """How to cut images: as the network was trained, unless something else was asked for."""

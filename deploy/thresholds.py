@@ -8,9 +8,10 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from data.errors import UserError
 from data.types import FloatArray
@@ -21,6 +22,23 @@ from engine.results import evaluation_of
 log = logging.getLogger(__name__)
 
 DEFAULT_SCORE = 0.5
+
+
+def _parse_nms(nms: object) -> object:
+    if nms in ("auto", "none", None):
+        return None if nms == "none" else nms
+    try:
+        iou = float(str(nms))
+    except ValueError:
+        iou = 0.0
+    if not 0 < iou < 1:
+        raise ValueError("expected auto, none or an IoU between 0 and 1, e.g. 0.7")
+    return iou
+
+
+Nms = Annotated[float | Literal["auto"] | None, BeforeValidator(_parse_nms)]
+"""Of boxes of one class that overlap more, the best is kept; None keeps all. `auto`: what gave the best F1 in the
+checkpoint's evaluation."""
 
 
 class Thresholds(NamedTuple):
@@ -37,7 +55,12 @@ class Thresholds(NamedTuple):
 
 
 def choose_thresholds(
-    detector: Detector, score: float | None, per_class: Sequence[str], nms: float | Literal["auto"] | None = None
+    detector: Detector,
+    score: float | None,
+    per_class: Sequence[str],
+    nms: float | Literal["auto"] | None = None,
+    *,
+    size_hw: tuple[int, int] | None = None,
 ) -> Thresholds:
     """Take what was asked for, else the best-F1 scores of the checkpoint's evaluation on its own validation data under
     the same suppression, else 0.5. An evaluation of another input size, epoch or data is passed over.
@@ -47,6 +70,7 @@ def choose_thresholds(
         score: For all classes.
         per_class: `NAME=S`; they win over everything else.
         nms: IoU of the suppression, None for none; "auto": what gave the best F1 in that evaluation.
+        size_hw: Of the images as the network sees them, where it is another one than the detector's.
 
     Raises:
         UserError: Unknown classes, scores out of range; all at once.
@@ -58,7 +82,7 @@ def choose_thresholds(
         raise UserError("Score thresholds that cannot be used:", problems)
     nms_iou, table, source = None if nms == "auto" else nms, None, None
     if score is None or nms == "auto":
-        nms_iou, table, source = _evaluated(detector, nms)
+        nms_iou, table, source = _evaluated(detector, nms, size_hw or detector.input_size_hw)
     scores = np.full(len(names), DEFAULT_SCORE if score is None else score)
     if table is not None and score is None:
         scores = np.array([_best(table, name) for name in names], dtype=np.float64)
@@ -71,11 +95,11 @@ def choose_thresholds(
 
 
 def _evaluated(
-    detector: Detector, nms: float | Literal["auto"] | None
+    detector: Detector, nms: float | Literal["auto"] | None, size_hw: tuple[int, int]
 ) -> tuple[float | None, Mapping[str, Any] | None, Path | None]:
     """The IoU of the suppression, and the thresholds of an evaluation under just this one with their file; None where
     there is none."""
-    about = (detector.path, detector.epoch, detector.input_size_hw, detector.config.tiles)
+    about = (detector.path, detector.epoch, size_hw, detector.config.tiles)
     found = evaluation_of(*about, section="thresholds")
     if found is not None:
         path, results = found

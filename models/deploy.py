@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.detector import DEIM
+from models.distinct import without_repeats
 from models.hybrid_encoder import ConvNorm, RepVggBlock
 from models.postprocess import PostProcessor
 from models.vit import Attention, Block, GeluFfn, LayerScale, MaskedKeyLinear
@@ -130,12 +131,14 @@ class DeployedDetector(nn.Module):
     Args:
         model: From `deploy`.
         postprocessor: Of the same classes.
+        nms_iou: Of boxes of one class that overlap more, the best is kept; None keeps all.
     """
 
-    def __init__(self, model: DEIM, postprocessor: PostProcessor) -> None:
+    def __init__(self, model: DEIM, postprocessor: PostProcessor, nms_iou: float | None = None) -> None:
         super().__init__()
         self.model = model
         self._postprocessor = postprocessor
+        self._nms_iou = nms_iou
 
     def forward(self, images: Tensor, orig_target_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect (docs/deimv2.md, Post-processing).
@@ -146,6 +149,7 @@ class DeployedDetector(nn.Module):
 
         Returns:
             labels int64 [B, K], boxes float32 [B, K, 4] xyxy in pixels of the original images, scores float32
-            [B, K]; best first.
+            [B, K]; best first. Suppressed repeats come last, with a score of 0.
         """
-        return self._postprocessor.batched(self.model(images), orig_target_sizes)
+        found = self._postprocessor.batched(self.model(images), orig_target_sizes)
+        return found if self._nms_iou is None else without_repeats(*found, self._nms_iou)

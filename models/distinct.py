@@ -12,6 +12,8 @@ from models.boxes import cxcywh_to_xyxy, paired_iou
 from models.layers import without_autocast
 
 _ROUNDS = 8
+_EXACT_ROUNDS = 64
+"""The longest chain among the 300 detections of an image of NEU-DET had 11 links (IoU 0.5); a millisecond on a CPU."""
 _SINE_WIDTH, _SINE_SCALE, _SINE_TEMPERATURE = 16, 100.0, 10000.0
 
 
@@ -19,9 +21,7 @@ _SINE_WIDTH, _SINE_SCALE, _SINE_TEMPERATURE = 16, 100.0, 10000.0
 def distinct_first(boxes_cxcywh: Tensor, most_iou: float, count: int) -> Tensor:
     """Choose among candidates, best first, those that repeat none before them, whatever their class.
 
-    Greedy suppression as a fixed number of rounds over one table, so that shapes are static and an export holds it:
-    round k settles every candidate whose chain of better overlapping ones has at most k links. Zhang et al., "Dense
-    Distinct Query for End-to-End Object Detection", CVPR 2023.
+    Zhang et al., "Dense Distinct Query for End-to-End Object Detection", CVPR 2023.
 
     Args:
         boxes_cxcywh: float32 [B, K, 4].
@@ -32,14 +32,41 @@ def distinct_first(boxes_cxcywh: Tensor, most_iou: float, count: int) -> Tensor:
         int64 [B, count], positions among the candidates: the distinct ones first, each part best first.
     """
     boxes = cxcywh_to_xyxy(boxes_cxcywh)
-    overlaps = paired_iou(boxes[:, :, None], boxes[:, None]) > most_iou
-    better = torch.ones_like(overlaps).tril(-1)  # row: the candidate; column: one before it
-    overlaps = (overlaps & better).float()
-    kept = torch.ones_like(overlaps[..., 0])
-    for _ in range(_ROUNDS):
-        kept = (torch.bmm(overlaps, kept[..., None])[..., 0] == 0).float()
-    place = torch.arange(kept.shape[1], device=kept.device)
-    return (kept * kept.shape[1] - place).topk(count, dim=1).indices
+    kept = _kept(paired_iou(boxes[:, :, None], boxes[:, None]) > most_iou, _ROUNDS)
+    return _kept_first(kept).topk(count, dim=1).indices
+
+
+def without_repeats(labels: Tensor, boxes: Tensor, scores: Tensor, most_iou: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Suppress repeats as `Detections.without_repeats` does, in static shapes: of boxes of one class that overlap more
+    than `most_iou`, the best is kept; the others come last, with a score of 0.
+
+    Args:
+        labels: int64 [B, K], best first, as `boxes` xyxy [B, K, 4] and `scores` [B, K].
+        most_iou: As there.
+    """
+    repeats = paired_iou(boxes[:, :, None], boxes[:, None]) > most_iou
+    kept = _kept(repeats & (labels[:, :, None] == labels[:, None]), _EXACT_ROUNDS)
+    order = _kept_first(kept).topk(labels.shape[1], dim=1).indices
+    boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    return labels.gather(1, order), boxes, (scores * kept).gather(1, order)
+
+
+def _kept(overlaps: Tensor, rounds: int) -> Tensor:
+    """Suppress greedily: bool [B, K, K], which candidates, best first, overlap -> float32 [B, K], 1 for those kept.
+
+    A fixed number of rounds over one table, so that shapes are static and an export holds it: round k settles every
+    candidate whose chain of better overlapping ones has at most k links.
+    """
+    worse = (overlaps & torch.ones_like(overlaps).tril(-1)).float()  # row: the candidate; column: one before it
+    kept = torch.ones_like(worse[..., 0])
+    for _ in range(rounds):
+        kept = (torch.bmm(worse, kept[..., None])[..., 0] == 0).float()
+    return kept
+
+
+def _kept_first(kept: Tensor) -> Tensor:
+    """Keys [B, K] that sort the kept ones to the front, each part in its order."""
+    return kept * kept.shape[1] - torch.arange(kept.shape[1], device=kept.device)
 
 
 def more_confident(logits: Tensor) -> Tensor:

@@ -34,15 +34,19 @@ from deploy.graph import (
     require_packages,
     torch_runner,
 )
+from deploy.pipeline import make_frame, predict_frames
+from deploy.thresholds import Thresholds, choose_thresholds
 from engine.config import apply_overrides, load_config
 from engine.detector import Detector, load_detector
 from models.detector import normalize_images
 from tests.support.baselines import small_baseline
 from tests.support.configs import CONFIGS
 from tests.support.export import CLASSES, NAMES, write_tiny_checkpoint
+from tests.support.models import tiny_model
 from tests.support.text_fusion import fused_model, section
 
 SIZES = torch.tensor([[64, 32]])
+DEFAULTS = Thresholds(np.full(len(NAMES), 0.5), "default", None, None)
 
 
 def found(scores: Any, labels: Any, boxes: Any) -> GraphOutput:
@@ -142,7 +146,7 @@ def test_validation_prediction_and_the_exported_recipe_resize_alike(source: Dete
     loader = build_eval_loader(config, data.splits["val"], data.classes)
     validated = torch.cat([normalize_images(batch.images, *pixel_mean_std(config)) for batch in loader])
     detector = load_detector(source.path)
-    facts = {key: json.loads(text) for key, text in graph_metadata(source, GraphOptions((64, 64))).items()}
+    facts = {key: json.loads(text) for key, text in graph_metadata(source, GraphOptions((64, 64)), DEFAULTS).items()}
     height, width = facts["input_size_hw"]
     for number in range(len(sizes_wh)):
         image = Image.open(tmp_path / f"{number}.png")
@@ -160,13 +164,15 @@ def test_example_inputs_differ_by_seed() -> None:
 
 
 def test_metadata_tell_how_to_feed_it(source: Detector) -> None:
-    facts = {key: json.loads(value) for key, value in graph_metadata(source, GraphOptions((64, 64))).items()}
+    facts = {key: json.loads(value) for key, value in graph_metadata(source, GraphOptions((64, 64)), DEFAULTS).items()}
     assert facts["names"] == list(NAMES) and facts["input_size_hw"] == [64, 64]
     assert facts["category_ids"] == [0, 1, 2, 3, 4, 5] and facts["colour"] == "RGB" and "bilinear" in facts["resize"]
     assert facts["mean"][0] == pytest.approx(0.485) and facts["scale"] == pytest.approx(1 / 255)
 
 
 def test_what_cannot_be_exported(tmp_path: Path, source: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"--nms 7: expected auto, none or an IoU"):
+        export_checkpoint(source.path, ["torch_export"], nms="7", output_dir=tmp_path / "out")
     with pytest.raises(UserError, match=r"--size 60 64: both sides must be multiples of 32"):
         export_checkpoint(source.path, ["torch_export"], size_hw=(60, 64), output_dir=tmp_path / "out")
     for size_hw, dynamic in (((32, 64), True), ((9600, 64), False)):
@@ -220,6 +226,77 @@ def test_onnx(tmp_path: Path, dynamic_size: bool) -> None:
         assert runner(*example_inputs((height, width), 5)).boxes.shape == (5, 120, 4)
 
 
+def write_evaluation(folder: Path, iou: float | None) -> None:
+    """Let the evaluation beside `best.pth` have found `iou` the best, with thresholds of its own."""
+    path = folder / "results.json"
+    tried = {"iou": iou, "thresholds": {"overall": {"score": 0.015}, "per_class": {NAMES[1]: {"score": 0.02}}}}
+    more = {"thresholds": {"overall": {"score": 0.9}}, "suppression": {"iou": iou, "tried": [tried]}}
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | more), encoding="utf-8")
+
+
+def write_crowded_checkpoint(folder: Path, **decoder: float) -> Path:
+    """Of a detector with large boxes, which overlap, and its evaluation."""
+    sections = {f"DEIMTransformer__{key}": value for key, value in ({"num_layers": 1} | decoder).items()}
+    model = tiny_model(**sections)
+    with torch.no_grad():
+        model.decoder.enc_bbox_head.layers[-1].bias[2:] += 3
+    path = write_tiny_checkpoint(folder, model, **sections)
+    write_evaluation(folder, 0.3)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("format_", "file", "runner", "packages"),
+    [
+        ("torch_export", "model.pt2", graph.program_runner, ()),
+        pytest.param("onnx", "model.onnx", onnx_runner, ("onnx", "onnxruntime"), marks=pytest.mark.slow),
+        pytest.param("openvino", "model.xml", graph.openvino_runner, ("openvino", "onnx"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_graph_detects_what_prediction_does(
+    tmp_path: Path, format_: Any, file: str, runner: Any, packages: tuple[str, ...]
+) -> None:
+    """By default with the evaluation's suppression and thresholds; `distinct_iou` is in the graph, too."""
+    for package in packages:
+        pytest.importorskip(package)
+    path = write_crowded_checkpoint(tmp_path, distinct_iou=0.5)
+    (written,) = export_checkpoint(path, [format_], output_dir=tmp_path / "out")
+    assert written.agreement is not None and written.agreement.within(1e-4)
+    detector, thresholds = load_detector(path), choose_thresholds(load_detector(path), None, (), "auto")
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
+    expected, unsuppressed = (
+        next(predict_frames([make_frame(0, pixels, detector)], detector, thresholds.scores, 1, iou))[1]
+        for iou in (thresholds.nms_iou, None)
+    )
+    assert 1 < len(expected) < len(unsuppressed)
+    image = normalize_images(detector.prepare(pixels)[None], *pixel_mean_std(detector.config))
+    found = runner(tmp_path / "out" / file)(image, torch.tensor([[90, 50]]))
+    assert found.scores.shape == (1, 120)
+    shown = found.scores[0] >= thresholds.scores[found.labels[0]]
+    assert found.labels[0][shown].tolist() == expected.labels.tolist()
+    np.testing.assert_allclose(found.scores[0][shown], expected.scores, atol=1e-4)
+    np.testing.assert_allclose(found.boxes[0][shown], expected.boxes_xyxy, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("nms", "stored", "size_hw", "expected"),
+    [("auto", 0.6, None, 0.6), ("auto", None, None, None), ("auto", 0.6, (96, 64), None), ("none", 0.6, None, None)]
+    + [("0.7", 0.6, None, 0.7)],
+)
+def test_what_a_graph_suppresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nms: str, stored: float, size_hw: Any, expected: float | None
+) -> None:
+    """An evaluation of images of another size is passed over, as in prediction."""
+    asked = []
+    monkeypatch.setattr("deploy.export._write_graphs", lambda *args, check: asked.append(args[4].nms_iou) or [])
+    path = write_tiny_checkpoint(tmp_path, DEIMTransformer__num_layers=1)
+    write_evaluation(tmp_path, stored)
+    file = tmp_path / "results.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("{", '{"input_size_hw": [64, 64], ', 1), encoding="utf-8")
+    export_checkpoint(path, ["torch_export"], nms=nms, size_hw=size_hw, output_dir=tmp_path / "o")
+    assert asked == [expected]
+
+
 @pytest.mark.slow
 def test_the_guide_shows_how_to_run_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -227,17 +304,19 @@ def test_the_guide_shows_how_to_run_it(
     """Its lines, as they stand, detect what `predict_deimv2.py` detects."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    path = write_tiny_checkpoint(tmp_path, DEIMTransformer__num_layers=1)
+    path = write_crowded_checkpoint(tmp_path)
     export_checkpoint(path, ["onnx"], output_dir=tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "part.png")
     guide = (CONFIGS.parent / "docs" / "guide" / "export.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippet.replace("score >= 0.5", "score >= 0"), "export.md", "exec"), {})
+    exec(compile(snippet, "export.md", "exec"), {})
     found = [line.split() for line in capsys.readouterr().out.splitlines()]
     detector = load_detector(path)
-    expected = detector.detect([detector.prepare(pixels)], [(90, 50)])[0]
+    thresholds = choose_thresholds(detector, None, (), "auto")
+    frames = predict_frames([make_frame(0, pixels, detector)], detector, thresholds.scores, 1, thresholds.nms_iou)
+    _, expected = next(frames)
     assert [line[0] for line in found] == [NAMES[label] for label in expected.labels.tolist()]
     assert [float(line[1]) for line in found] == pytest.approx(expected.scores.tolist(), abs=0.006)
     box = [float(number) for number in " ".join(found[0][2:]).strip("[]").split()]

@@ -13,8 +13,9 @@ from models.config import CriterionConfig, MatcherConfig
 from models.criterion import build_criterion
 from models.decoder import CANDIDATES_PER_QUERY
 from models.deploy import deploy
+from models.detections import Detections
 from models.detector import DEIM, build_deim
-from models.distinct import PositionRelation, distinct_first, more_confident
+from models.distinct import PositionRelation, distinct_first, more_confident, without_repeats
 from models.matcher import assign
 from tests.support.models import images, shake, targets, tensors_of, tiny_config
 
@@ -36,6 +37,20 @@ def test_the_distinct_come_first_as_greedy_suppression_finds_them(most_iou: floa
         others = [place for place in range(80) if place not in kept]
         assert distinct_first(boxes, most_iou, 80)[0].tolist() == kept + others
         assert distinct_first(boxes, most_iou, 5)[0].tolist() == (kept + others)[:5]
+
+
+@pytest.mark.parametrize("most_iou", [0.5, 0.7, 0.9])
+def test_a_graph_suppresses_what_prediction_suppresses(most_iou: float) -> None:
+    """Crowds of several classes, and the worst case: 60 boxes in a row, each of which overlaps the next."""
+    row = torch.tensor([[1.0 + 10 * (1 - most_iou) * 0.99 / (1 + most_iou) * place, 5, 10, 10] for place in range(60)])
+    for boxes in [*(crowd(60, seed)[0] for seed in range(4)), row]:
+        labels = torch.zeros(60).long() if boxes is row else torch.arange(60) % 3
+        plain = labels, cxcywh_to_xyxy(boxes), torch.linspace(0.9, 0.1, 60)
+        expected = Detections.of(*(plain[k] for k in (1, 2, 0))).without_repeats(most_iou)
+        found = [part[1] for part in without_repeats(*(torch.stack([part, part]) for part in plain), most_iou)]
+        assert 1 < len(expected) < 60 and (found[2][len(expected) :] == 0).all() and len(found[0]) == 60
+        for mine, right in zip(found, (expected.labels, expected.boxes_xyxy, expected.scores), strict=True):
+            np.testing.assert_allclose(mine[: len(expected)], right, rtol=1e-6)
 
 
 def built(**decoder: object) -> DEIM:
