@@ -38,6 +38,10 @@ def main() -> int:
     add("--score-steps", dest="steps", type=int, default=12, metavar="N", help=text)
     text = "what removed pixels become (default: blur)"
     add("--score-baseline", dest="baseline", choices=("blur", "mean"), default="blur", help=text)
+    text = "what is explained: hits (tp), false alarms (fp), misses (fn) (default: tp)"
+    add("--on", nargs="+", choices=("tp", "fp", "fn"), default=["tp"], help=text)
+    text = "random masks of D-RISE: so many passes an image, times 4 with the check of weights; 0: none (default: 256)"
+    add("--drise-masks", type=int, default=256, metavar="N", help=text)
     text = "resamples of the images for 95%% intervals, 0 for none (default: 1000)"
     add("--bootstrap", dest="samples", type=int, default=1000, metavar="N", help=text)
     add("--seed", type=int, default=0, help="of the choice of images and all that is random (default: 0)")

@@ -1,8 +1,9 @@
-"""Where the evidence for a class score lies in the image: Grad-CAM and its relatives for one query of a detector.
+"""Where the evidence for a class score, or for the place of a box's edge, lies in the image: Grad-CAM and its relatives
+for one query of a detector.
 
 A map belongs to a query (DEIMv2) or a detection (CNN baseline), not to the image: the gradient is that of its own
-class score. Sources: Grad-CAM, Selvaraju et al. 2017; HiResCAM, Draelos and Carin 2020; Eigen-CAM, Muhammad and
-Yeasin 2020.
+class score or edge. Sources: Grad-CAM, Selvaraju et al. 2017; HiResCAM, Draelos and Carin 2020, which with these
+targets is ODAM, Zhao and Chan 2023, without its smoothing; Eigen-CAM, Muhammad and Yeasin 2020.
 
 Legend: B images, D channels, h x w cells of a map, N = P + Hp*Wp tokens (P prefix tokens), Q queries, C classes,
 K detections.
@@ -19,13 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attention.maps import EDGES, Edge
 from data.errors import UserError
 from models.baselines import TorchvisionDetector
+from models.boxes import cxcywh_to_xyxy
 from models.detector import DEIM
 from models.vit import PATCH_SIZE
 
 EvidenceMethod = Literal["grad_cam", "hires_cam", "eigen_cam"]
 EVIDENCE_METHODS: tuple[EvidenceMethod, ...] = get_args(EvidenceMethod)
+Target = Literal["class"] | Edge
+"""What a map is the evidence for: the class score, or how far out an edge of the box lies."""
+ODAM_EDGES: dict[str, Edge] = {f"odam_{edge}": edge for edge in EDGES}
+"""Maps for the four edges, by name."""
 
 _LOGIT_EPS = 1e-7
 
@@ -85,8 +92,9 @@ def evidence_map(
     label: int,
     method: EvidenceMethod = "grad_cam",
     layer: str | None = None,
+    target: Target = "class",
 ) -> Tensor:
-    """Map what the score of `label` at `query` (DEIMv2) or at a detection (baseline) rests on.
+    """Map what the score of `label`, or an edge of the box, at `query` (DEIMv2) or at a detection (baseline) rests on.
 
     `grad_cam` weighs channels by their mean gradient; `hires_cam` multiplies gradient and activation cell by cell,
     which keeps the place and therefore tells one object of a class from the next; `eigen_cam` is the strongest
@@ -112,8 +120,9 @@ def evidence_map(
             model(image)
         return _add_up([_share(_eigen_cam(x[0])) for x in _as_maps(taken, place, image)]).cpu()
     with torch.enable_grad(), _tapped(model, place) as taken:
-        score = class_logit(model(image), query, label)
-        gradients = torch.autograd.grad(score, taken, allow_unused=True)
+        outputs = model(image)
+        value = class_logit(outputs, query, label) if target == "class" else edge_outward(outputs, query, target)
+        gradients = torch.autograd.grad(value, taken, allow_unused=True)
     filled = [torch.zeros_like(x) if g is None else g for x, g in zip(taken, gradients, strict=True)]
     pairs = zip(_as_maps(taken, place, image), _as_maps(filled, place, image), strict=True)
     weigh = grad_cam if method == "grad_cam" else hires_cam
@@ -147,6 +156,21 @@ def class_logit(outputs: Any, query: int, label: int) -> Tensor:
     if int(labels[query]) != label:
         raise ValueError(f"detection {query} is of class {int(labels[query])} and has no score for class {label}")
     return torch.logit(scores[query], eps=_LOGIT_EPS)
+
+
+def edge_outward(outputs: Any, query: int, edge: Edge) -> Tensor:
+    """Return how far out an edge of a query's or detection's box lies, scalar, with its graph: the right and bottom
+    coordinate, minus the left and top one, so that a map shows what holds the edge out whichever edge it is.
+
+    Raises:
+        ValueError: There is no such query or detection.
+    """
+    boxes = cxcywh_to_xyxy(outputs["pred_boxes"][0]) if isinstance(outputs, Mapping) else outputs[0]["boxes"]
+    if not 0 <= query < len(boxes):
+        raise ValueError(f"query {query}: there are {len(boxes)}")
+    side = EDGES.index(edge)
+    coordinate: Tensor = boxes[query, side]
+    return -coordinate if side < 2 else coordinate
 
 
 def enlarge(evidence: Tensor, size_hw: tuple[int, int]) -> Tensor:

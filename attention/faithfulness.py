@@ -1,10 +1,12 @@
 """Faithfulness: maps of any kind judged against annotated boxes, against the detector itself, and against chance.
 
-For every annotated object that a prediction hits, every method draws its map for that prediction. Then:
+For every annotated object that a prediction hits (or none does), and for predictions that hit nothing, every method
+draws its map. Then:
 - energy: the share of the map inside the box, divided by the share of the image that the box covers (1: chance);
 - pointing game: is the highest place of the map inside the box (Zhang et al. 2016);
 - deletion and insertion: pixels are taken away, or come back, in the order of the map; a good map makes the score
-  fall, or rise, early (RISE, Petsiuk et al. 2018; for detectors D-RISE 2021);
+  fall, or rise, early (RISE, Petsiuk et al. 2018; for detectors D-RISE 2021); ROAD is deletion by imputation, which
+  leaves no shape of what was taken away (Rong et al. 2022);
 - randomisation: rank correlation with the map of a detector whose parts get new weights one after the other, from the
   heads down to the backbone (Adebayo et al. 2018); near 1, nothing of the map comes from those weights.
 
@@ -16,9 +18,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from time import perf_counter
+from typing import Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -30,8 +33,9 @@ from torch import Tensor, nn
 
 from analysis.bootstrap import BootstrapResult, draw_weights
 from analysis.result import Interval
-from attention.capture import Predictions, predictions_of
+from attention.capture import Predictions, all_objects, choose_objects, predictions_of
 from attention.evidence import enlarge
+from attention.road import impute
 from data.errors import UserError
 from data.progress import progress_bar
 from data.types import FloatArray, IntArray
@@ -47,7 +51,11 @@ DrawMap = Callable[[nn.Module, Tensor, int, int], Tensor]
 
 RANDOM, CENTRE = "random", "centre"
 """Names of the two methods that know nothing of the image."""
-METRICS = ("energy", "energy_all", "pointing", "deletion", "insertion")
+METRICS = ("energy", "energy_all", "pointing", "deletion", "insertion", "road")
+
+Kind = Literal["tp", "fp", "fn"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""Hits, false alarms and misses."""
 
 _BLUR_SHARE = 1 / 16
 """Standard deviation of the blur as a share of the shorter side: wide enough that no defect survives it."""
@@ -78,6 +86,10 @@ class ScoreOptions(Options):
     """Least score of a prediction that counts."""
     iou_threshold: float = Field(0.5, gt=0, le=1, title="iou_threshold", description="above 0 to 1, e.g. 0.5")
     """Least IoU of a prediction with the box it hits."""
+    on: tuple[Kind, ...] = Field(("tp",), min_length=1, description="tp (hits), fp (false alarms) or fn (misses)")
+    """What is explained."""
+    drise_masks: int = Field(256, ge=0, description="0 (no D-RISE) or more, e.g. 256")
+    """Passes through the detector that D-RISE takes for an image; four times as many with new weights."""
     samples: int = Field(1000, ge=0, title="--bootstrap", description="0 (off) or more, e.g. 1000")
     """Bootstrap resamples of the images."""
     seed: int = Field(0, ge=0, title="--seed", description="0 or more")
@@ -97,7 +109,8 @@ class ScoreImage(NamedTuple):
 
 
 class MatchedObject(NamedTuple):
-    """An annotated box and the prediction that hits it."""
+    """What a map explains: an annotated box and the prediction that hits it or, of a miss, fits it best; or a false
+    alarm."""
 
     image_id: int
     label: int
@@ -105,9 +118,10 @@ class MatchedObject(NamedTuple):
     score: float
     iou: float
     truth: Tensor
-    """float32 [4], the annotated box, xyxy in [0, 1]."""
+    """float32 [4], where the map should lie: the annotated box, xyxy in [0, 1]; of a false alarm its own."""
     box: Tensor
-    """float32 [4], the predicted one."""
+    """float32 [4], whose score is followed: the predicted one; of a miss the annotated one."""
+    kind: Kind = "tp"
 
 
 class Estimate(NamedTuple):
@@ -137,6 +151,13 @@ class Scores:
     num_truths: int
     """Annotated boxes in these images."""
     options: ScoreOptions
+    seconds: FloatArray
+    """[M], wall time of a method's maps of an image, all passes through the detector in it; a mean over images."""
+
+    def of(self, kind: Kind) -> Scores:
+        """Return those of one kind of objects alone."""
+        rows = [row for row, one in enumerate(self.objects) if one.kind == kind]
+        return replace(self, objects=tuple(self.objects[row] for row in rows), values=self.values[:, rows])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -199,29 +220,38 @@ def score_maps(
         total: How many images there are, for the time that the bar shows.
 
     Raises:
-        UserError: No prediction hits any annotated object.
+        UserError: There is nothing to explain.
         ValueError: A map is not finite, negative, or has not two sides.
     """
     methods = {**methods, RANDOM: random_maps(options.seed), CENTRE: centre_prior}
     randomised = randomised or {}
     objects: list[MatchedObject] = []
     values = [np.empty((len(methods), 0, len(METRICS) + len(randomised)))]
+    seconds: list[FloatArray] = []
     image_ids, num_truths = [], 0
     for one in progress_bar(images, "score", total=total, show=progress):
         image_ids.append(one.image_id)
         num_truths += len(one.labels)
-        matched = match_objects(predict(model, one.image, num_classes)[0], one, options)
+        matched = find_objects(predict(model, one.image, num_classes)[0], one, options)
         if matched:
-            values.append(_judged(model, one, matched, methods, randomised, num_classes, options))
+            judged, took = _judged(model, one, matched, methods, randomised, num_classes, options)
+            values.append(judged)
+            seconds.append(took)
             objects += matched
+    if not objects and "tp" not in options.on:
+        raise UserError(
+            f"--on {' '.join(options.on)}: there are none in {len(image_ids)} images with {num_truths} annotated boxes "
+            f"(score at least {options.score_threshold:g}, IoU {options.iou_threshold:g}), so there is no map to "
+            "judge. Take more images, or another --min-score."
+        )
     if not objects:
         raise UserError(
             f"No prediction with a score of at least {options.score_threshold:g} hits any of the {num_truths} "
             f"annotated boxes of {len(image_ids)} images (IoU {options.iou_threshold:g}), so there is no map to judge. "
             "Lower --min-score, take more images, or a better checkpoint."
         )
-    judged = np.concatenate(values, axis=1)
-    return Scores(tuple(methods), tuple(objects), tuple(randomised), judged, tuple(image_ids), num_truths, options)
+    every, took = np.concatenate(values, axis=1), np.mean(seconds, axis=0)
+    return Scores(tuple(methods), tuple(objects), tuple(randomised), every, tuple(image_ids), num_truths, options, took)
 
 
 @torch.no_grad()
@@ -230,10 +260,37 @@ def predict(model: nn.Module, images: Tensor, num_classes: int) -> list[Predicti
     return predictions_of(model(images), num_classes)
 
 
-def match_objects(predictions: Predictions, truth: ScoreImage, options: ScoreOptions) -> list[MatchedObject]:
-    """Pair annotated boxes with predictions of their class: the best scores choose first, each of both once."""
+def find_objects(predictions: Predictions, truth: ScoreImage, options: ScoreOptions) -> list[MatchedObject]:
+    """Return what `options.on` asks for.
+
+    A false alarm is a prediction with the least score at least that overlaps no annotated box of its class enough; of
+    several in one place the best. A miss is an annotated box that no prediction hits, explained through the one with
+    the best IoU x class score; where none overlaps it there is nothing to explain.
+    """
+    hits = match_objects(predictions, truth, options)
+    objects = [hits[row] for row in sorted(hits)] if "tp" in options.on else []
+    if "fp" in options.on:
+        least = options.score_threshold
+        for one in choose_objects(all_objects(predictions), top=len(predictions.boxes), min_score=least):
+            box = predictions.boxes[one.query]
+            iou = max(paired_iou(truth.boxes[truth.labels == one.label], box).tolist(), default=0.0)
+            if iou < options.iou_threshold and one.score > 0:
+                objects.append(MatchedObject(truth.image_id, one.label, one.query, one.score, iou, box, box, "fp"))
+    missed = set(range(len(truth.labels))) - set(hits) if "fn" in options.on and len(predictions.boxes) else set()
+    for row in sorted(missed):
+        box, label = truth.boxes[row], int(truth.labels[row])
+        ious, scores = paired_iou(predictions.boxes, box), predictions.scores[:, label]
+        query = int((ious * scores).argmax())
+        if ious[query] * scores[query] > 0:
+            score, iou = float(scores[query]), float(ious[query])
+            objects.append(MatchedObject(truth.image_id, label, query, score, iou, box, box, "fn"))
+    return objects
+
+
+def match_objects(predictions: Predictions, truth: ScoreImage, options: ScoreOptions) -> dict[int, MatchedObject]:
+    """Pair annotated boxes, by row, with predictions of their class: the best scores choose first, each once."""
     if not len(predictions.boxes) or not len(truth.labels):
-        return []
+        return {}
     scores = predictions.scores[:, truth.labels]
     ious = paired_iou(predictions.boxes[:, None], truth.boxes[None])
     # A baseline's detection scores 0 for all classes but its own: that is no prediction, whatever the threshold.
@@ -246,7 +303,7 @@ def match_objects(predictions: Predictions, truth: ScoreImage, options: ScoreOpt
             queries.add(query)
             label, truth_box, box = int(truth.labels[row]), truth.boxes[row], predictions.boxes[query]
             matched[row] = MatchedObject(truth.image_id, label, query, score, iou, truth_box, box)
-    return [matched[row] for row in sorted(matched)]
+    return matched
 
 
 def _judged(
@@ -257,8 +314,8 @@ def _judged(
     randomised: Mapping[str, nn.Module],
     num_classes: int,
     options: ScoreOptions,
-) -> FloatArray:
-    """All values of the objects of one image: [M, objects, V]."""
+) -> tuple[FloatArray, FloatArray]:
+    """All values of the objects of one image: [M, objects, V]; and the seconds [M] that their maps took."""
     size_hw = (one.image.shape[-2], one.image.shape[-1])
     inside = [coverage(each.truth[None], size_hw) for each in matched]
     inside_any = coverage(one.boxes, size_hw)
@@ -267,8 +324,11 @@ def _judged(
     tie_break = enlarge(noise, size_hw).double().numpy()
     changed = [(other, predict(other, one.image, num_classes)[0]) for other in randomised.values()]
     judged = np.empty((len(methods), len(matched), len(METRICS) + len(changed)))
-    for rows, (name, draw) in zip(judged, methods.items(), strict=True):
+    seconds = np.empty(len(methods))
+    for number, (rows, (name, draw)) in enumerate(zip(judged, methods.items(), strict=True)):
+        began = perf_counter()
         maps = [_checked(name, draw(model, one.image, each.query, each.label)) for each in matched]
+        seconds[number] = perf_counter() - began
         curves: dict[int, FloatArray] = {}
         for index, drawn in enumerate(maps):
             pixels = enlarge(drawn, size_hw).clamp(min=0).double().numpy()
@@ -276,13 +336,12 @@ def _judged(
             first = next(k for k in range(index + 1) if torch.equal(maps[k], drawn))
             if first == index:
                 curves[index] = perturber.curves(pixel_ranks(pixels, tie_break))
-            deletion, insertion = curves[first][:, :, index]
+            areas = [area_under(curve) for curve in curves[first][:, :, index]]
             rows[index, : len(METRICS)] = (
                 energy_ratio(pixels, inside[index]),
                 energy_ratio(pixels, inside_any),
                 points_inside(pixels, inside[index]),
-                area_under(deletion),
-                area_under(insertion),
+                *areas,
             )
         for column, (other, predictions) in enumerate(changed, len(METRICS)):
             for row, (each, before) in enumerate(zip(matched, maps, strict=True)):
@@ -290,7 +349,7 @@ def _judged(
                 rows[row, column] = np.nan
                 if nearest is not None:
                     rows[row, column] = rank_correlation(before, _checked(name, draw(other, one.image, *nearest)))
-    return judged
+    return judged, seconds
 
 
 def _checked(method: str, drawn: Tensor) -> Tensor:
@@ -357,17 +416,24 @@ class Perturber:
         self._model, self._objects, self._num_classes = model, objects, num_classes
         self._batch_size, self._shares = options.batch_size, step_shares(options.steps)
         self._full, self._empty = image, without_information(image, options.baseline)
-        self._full_scores, self._empty_scores = self._scores([self._full, self._empty])
+        self._seed = options.seed
+        ends = [self._full, self._empty, without_information(image, "mean")]
+        self._full_scores, self._empty_scores, self._mean_scores = self._scores(ends)
 
     def curves(self, ranks: IntArray) -> FloatArray:
-        """Return scores over `step_shares`: [2 (deletion, insertion), S + 1, objects], replaced by `ranks` [H, W]."""
+        """Return scores over `step_shares`: [3, S + 1, objects], pixels replaced in the order of `ranks` [H, W].
+
+        Deletion, insertion, and deletion by imputation, which ends at the mean colour: from nothing nothing follows.
+        """
         order = torch.from_numpy(ranks).to(self._full.device)
         counts = [round(share * ranks.size) for share in self._shares[1:-1]]
         pairs = ((self._empty, self._full), (self._full, self._empty))
         mixed = (torch.where(order < count, first, then) for first, then in pairs for count in counts)
-        deleted, inserted = np.split(self._scores(mixed), 2)
-        ends = self._full_scores[None], self._empty_scores[None]
-        return np.stack([np.concatenate([ends[0], deleted, ends[1]]), np.concatenate([ends[1], inserted, ends[0]])])
+        imputed = impute(self._full, ranks < np.array(counts)[:, None, None], self._seed).split(1)
+        deleted, inserted, filled = np.split(self._scores(chain(mixed, imputed)), 3)
+        full, empty, mean = self._full_scores, self._empty_scores, self._mean_scores
+        curves = ((full, deleted, empty), (empty, inserted, full), (full, filled, mean))
+        return np.stack([np.stack([first, *between, last]) for first, between, last in curves])
 
     def _scores(self, images: Iterable[Tensor]) -> FloatArray:
         """[images, objects]; only one batch of images exists at a time."""

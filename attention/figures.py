@@ -23,7 +23,7 @@ from analysis.style import MAX_HEIGHT_CM, WIDTH_CM, AxisNumbers, new_figure
 from analysis.tables import Table
 from attention import maps, panels
 from attention.capture import Captured, PredictedObject
-from attention.evidence import EVIDENCE_METHODS
+from attention.evidence import ODAM_EDGES
 from attention.maps import CLASS_TOKEN, EDGES, MapArray, PatchColours, SamplingPoints
 from attention.panels import Scene
 from data.types import FloatArray
@@ -346,12 +346,12 @@ def _matching_truth(scene: Scene, one: PredictedObject) -> FloatArray | None:
     return boxes[best] if overlap[best] >= _SAME_OBJECT_IOU else None
 
 
-def draw_evidence(view: View) -> Iterator[Drawn]:
-    """Draw one row an object: where it is, and a map a method, all taken at one layer of the detector."""
+def draw_evidence(view: View, methods: Sequence[str]) -> Iterator[Drawn]:
+    """Draw one row an object: where it is, and some of its maps, all taken at one layer of the detector."""
     if not view.evidence:
         return
     scene, texts, names = view.scene, view.scene.texts, texts_of(view.scene.texts.language, "attention_methods")
-    columns = 1 + len(EVIDENCE_METHODS)
+    columns = 1 + len(methods)
     row_cm = WIDTH_CM / columns * min(_aspect(scene), 1.3) + 0.5
     figure = new_figure(min(len(view.objects) * row_cm + _BAR_CM + _CAPTION_CM, MAX_HEIGHT_CM))
     heights = (*[row_cm] * len(view.objects), _BAR_THICK_CM)
@@ -362,14 +362,15 @@ def draw_evidence(view: View) -> Iterator[Drawn]:
         panels.show_image(first, scene)
         panels.draw_truth_and_objects(first, scene, [one])
         first.set_title(texts("query" if view.captured else "detection", query=one.query), fontsize=6)
-        for (method, drawn), axis in zip(by_method.items(), row, strict=True):
-            heat = panels.show_map(axis, scene, drawn)
+        for method, axis in zip(methods, row, strict=True):
+            heat = panels.show_map(axis, scene, by_method[method])
             panels.outline_objects(axis, scene, [one])
             axis.set_title(names[method], fontsize=6)
     _bar(figure, heat, texts, "relative_evidence", cell=cells[-1, 1:])
     layer, queries = view.evidence_layer, [one.query for one in view.objects]
-    facts = {"queries": queries, "methods": list(EVIDENCE_METHODS), "layer": layer}
-    yield Drawn(figure, add_caption(figure, texts("evidence_caption", layer=layer), scene), facts)
+    facts = {"queries": queries, "methods": list(methods), "layer": layer}
+    caption = "edges_caption" if set(methods) <= set(ODAM_EDGES) else "evidence_caption"
+    yield Drawn(figure, add_caption(figure, texts(caption, layer=layer), scene), facts)
 
 
 def _predicted(row: Row) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from models.boxes import cxcywh_to_xyxy, paired_iou
 MapArray = NDArray[np.float32]
 
 CLASS_TOKEN = 0
-EDGES = ("left", "top", "right", "bottom")
+Edge = Literal["left", "top", "right", "bottom"]
+EDGES: tuple[Edge, ...] = get_args(Edge)
 _ROWS_AT_ONCE = 256
 _COMPONENTS = 3
 _LEAST_DISTANCE = 1e-6
@@ -78,12 +79,12 @@ def rollout(captured: Captured, tokens: Sequence[int]) -> MapArray:
     share = torch.zeros(layers[0].q.shape[2], device=layers[0].q.device)
     share[list(tokens)] = 1 / len(tokens)
     for layer in reversed(layers):
-        share = 0.5 * share + 0.5 * _pass_back(share, layer)
+        share = 0.5 * share + 0.5 * pass_back(share, layer)
     return share[captured.num_prefix :].reshape(captured.grid_hw).cpu().numpy()
 
 
-def _pass_back(share: Tensor, layer: SelfAttentionMaps) -> Tensor:
-    """share [N] times the mean over heads of the attention [N, N]."""
+def pass_back(share: Tensor, layer: SelfAttentionMaps) -> Tensor:
+    """Multiply a share [N] of every token with the mean over heads of a layer's attention [N, N]."""
     out = torch.zeros_like(share)
     for head in range(layer.num_heads):
         for start in range(0, len(share), _ROWS_AT_ONCE):
@@ -228,13 +229,13 @@ class EdgeDistribution(NamedTuple):
     """Standard deviation, in the same unit."""
 
 
-def edge_distributions(captured: Captured, query: int) -> dict[str, EdgeDistribution]:
+def edge_distributions(captured: Captured, query: int) -> dict[Edge, EdgeDistribution]:
     """Return the four sides' distributions after the last layer, by `EDGES`."""
     cx, cy, width, height = captured.edge_references[0, query].tolist()
     probabilities = captured.distributions[-1][0, query].cpu().numpy()
     bins = captured.bin_values.cpu().numpy()
     starts = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-    edges = {}
+    edges: dict[Edge, EdgeDistribution] = {}
     for side, (edge, start, share) in enumerate(zip(EDGES, starts, probabilities, strict=True)):
         unit = (width if side % 2 == 0 else height) / captured.reg_scale
         positions = start + (-1 if side < 2 else 1) * bins * unit  # outward

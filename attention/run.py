@@ -19,7 +19,7 @@ from analysis.style import figure_style, save_figure
 from analysis.tables import write_table
 from attention import figures
 from attention.capture import PredictedObject, all_objects, capture, choose_objects, predictions_of, require_deim
-from attention.evidence import EVIDENCE_METHODS, evidence_map, resolve_layer
+from attention.evidence import EVIDENCE_METHODS, ODAM_EDGES, evidence_map, resolve_layer
 from attention.figures import OVERVIEW_ROWS, Drawn, Row, View
 from attention.maps import MapArray, PatchColours, fit_patch_colours, patches_in_box, token_at
 from attention.panels import Scene, shrunk
@@ -46,7 +46,8 @@ FIGURES: tuple[tuple[str, Part | None, Callable[[View], Iterator[Drawn]]], ...] 
     ("heads_patch", "backbone", partial(figures.draw_heads, from_class_token=False)),
     ("features", "backbone", figures.draw_features),
     ("object_q", "decoder", figures.draw_objects),
-    ("evidence", "evidence", figures.draw_evidence),
+    ("evidence", "evidence", partial(figures.draw_evidence, methods=EVIDENCE_METHODS)),
+    ("edges", "evidence", partial(figures.draw_evidence, methods=tuple(ODAM_EDGES))),
     ("text", "evidence", draw_text_share),
 )
 """Every figure of an image: how its name begins, the part it belongs to (None: always there), and what draws it."""
@@ -244,12 +245,10 @@ class Visualisation:
         return view, view.row._replace(scene=replace(scene, picture=shrunk(pixels, _OVERVIEW_PX)))
 
     def _evidence(self, image: torch.Tensor, one: PredictedObject) -> dict[str, MapArray]:
-        maps: dict[str, MapArray] = {}
-        for method in EVIDENCE_METHODS:
-            layer = self.evidence_layer
-            drawn: MapArray = evidence_map(self.detector.model, image, one.query, one.label, method, layer).numpy()
-            maps[method] = drawn / max(float(drawn.max()), 1e-12)
-        return maps
+        draw = partial(evidence_map, self.detector.model, image, one.query, one.label, layer=self.evidence_layer)
+        maps: dict[str, torch.Tensor] = {name: draw(method=name) for name in EVIDENCE_METHODS}
+        maps |= {name: draw(method="hires_cam", target=edge) for name, edge in ODAM_EDGES.items()}
+        return {name: (drawn / drawn.max().clamp(min=1e-12)).numpy() for name, drawn in maps.items()}
 
     def _focus(
         self, scene: Scene, objects: Sequence[PredictedObject], grid_hw: tuple[int, int]

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from analysis.tables import Cell, Number, Table, escape_markdown, format_number, write_tables
 from attention.capture import Captured, capture
-from attention.evidence import EVIDENCE_METHODS, enlarge, evidence_map, resolve_layer
+from attention.drise import DRise
+from attention.evidence import EVIDENCE_METHODS, ODAM_EDGES, enlarge, evidence_map, resolve_layer
 from attention.faithfulness import (
     CENTRE,
+    KINDS,
     METRICS,
     RANDOM,
     DrawMap,
     Estimate,
+    Kind,
     ScoreImage,
     ScoreOptions,
     Scores,
@@ -28,7 +31,7 @@ from attention.faithfulness import (
     randomise,
     score_maps,
 )
-from attention.maps import CLASS_TOKEN, head_maps, rollout, sampling_points
+from attention.maps import CLASS_TOKEN, head_maps, pass_back, rollout
 from attention.panels import STRIDES
 from attention.run import ViewOptions, find_images, open_image, visualize
 from data.coco import CocoSplit
@@ -42,6 +45,12 @@ from models.hub import output_folder
 from texts import Language, texts_of
 
 FILE_NAME = "attention_score"
+_TABLES: dict[Kind, tuple[str, str, str]] = {
+    "tp": ("scores", "differences", "randomisation"),
+    "fp": ("fp", "fp_differences", "fp_randomisation"),
+    "fn": ("fn", "fn_differences", "fn_randomisation"),
+}
+"""Their names in `attention_score_<name>.csv`."""
 
 
 def look(options: Mapping[str, Any], command: Sequence[str], say: Callable[[str], object]) -> int:
@@ -85,13 +94,13 @@ def score(
     progress: bool = True,
 ) -> str:
     """Judge every kind of map that the detector has on `count` images of the validation split, drawn once from those
-    that have boxes, with class evidence taken at `layer`.
+    that have boxes (from all of them for false alarms), with evidence taken at `layer`.
 
     `folder` gets attention_score.md, .tex, .csv, .json and a CSV for each further table. Returns the Markdown.
 
     Raises:
-        UserError: `count` is not positive, the split cannot be read or has no boxes, there is no such layer, or no
-            prediction hits anything.
+        UserError: `count` is not positive, the split cannot be read or has no boxes, there is no such layer, or
+            nothing to explain.
     """
     if count < 1:
         raise UserError(f"--score {count}: expected the number of images to judge maps on, 1 or more, e.g. 100.")
@@ -102,11 +111,17 @@ def score(
     rows = np.flatnonzero([len(split.training_rows(image)) for image in split.images])
     if not len(rows):
         raise UserError(f"{split.ann_file}: no image of this split has a box, so no map can be judged on it.")
+    if "fp" in options.on:
+        rows = np.arange(len(split.images))
+    methods = map_methods(detector.model, layer)
+    if options.drise_masks:
+        how = {"seed": options.seed, "batch_size": options.batch_size}
+        methods["drise"] = DRise(options.drise_masks, len(detector.classes), progress=progress, **how)
     chosen = choose_images(rows, count, options.seed)
     scores = score_maps(
         detector.model,
         _images(detector, split, chosen.tolist()),
-        map_methods(detector.model, layer),
+        methods,
         num_classes=len(detector.classes),
         options=options,
         randomised=randomise(detector.model, detector.config, options.seed),
@@ -123,8 +138,10 @@ def score(
     }
     tables = score_tables(scores, lang)
     markdown = _markdown(scores, tables, lang, facts)
-    content = facts | _to_json(scores)
-    possible = ("scores", "differences", "randomisation")
+    seconds = dict(zip(scores.methods, scores.seconds.tolist(), strict=True))
+    images = {"num_images": len(scores.image_ids), "image_ids": list(scores.image_ids), "seconds_per_image": seconds}
+    content = facts | images | {kind: _to_json(part) for kind, part in _by_kind(scores).items()}
+    possible = [name for kind in KINDS for name in _TABLES[kind]]
     write_tables(folder, FILE_NAME, tables, lang, markdown=markdown, content=content, possible=possible)
     return markdown
 
@@ -132,8 +149,11 @@ def score(
 def map_methods(model: nn.Module, layer: str | None) -> dict[str, DrawMap]:
     """Return every kind of map that tells something about a query of this model; CNN baselines have no attention."""
     methods: dict[str, DrawMap] = {name: partial(evidence_map, method=name, layer=layer) for name in EVIDENCE_METHODS}
+    for name, edge in ODAM_EDGES.items():
+        methods[name] = partial(evidence_map, method="hires_cam", layer=layer, target=edge)
     if isinstance(model, DEIM):
         methods |= {"cls_attention": _cls_attention, "rollout": _rollout, "sampling": _sampling}
+        methods["decoder_rollout"] = partial(_sampling, through_queries=True)
     return methods
 
 
@@ -147,23 +167,36 @@ def _rollout(model: nn.Module, image: Tensor, _query: int, _label: int) -> Tenso
     return torch.from_numpy(rollout(capture(model, image), [CLASS_TOKEN]))
 
 
-def _sampling(model: nn.Module, image: Tensor, query: int, _label: int) -> Tensor:
-    return sampling_density(capture(model, image), query)
+def _sampling(model: nn.Module, image: Tensor, query: int, _label: int, *, through_queries: bool = False) -> Tensor:
+    return sampling_density(capture(model, image), query, through_queries=through_queries)
 
 
-def sampling_density(captured: Captured, query: int) -> Tensor:
+def sampling_density(captured: Captured, query: int, *, through_queries: bool = False) -> Tensor:
     """Tell how much a query read from every place, over all decoder layers: float32 [H/8, W/8], >= 0.
 
     Every sampling point's weight goes to the four cells of its level that the bilinear reading mixes; cells of the
     coarser levels are then spread over the finer ones. Points outside the image read nothing and count for nothing.
+
+    `through_queries` follows what the query got from others: attention rollout (Abnar and Zuidema 2020) carried from
+    the last layer to the first through cross- and self-attention, each half of what comes out of it, the residual path
+    the other half; the order is that of Chefer et al. 2021 for DETR, the gradients are left out.
     """
     height, width = captured.image_size_hw
     levels = [np.zeros((height // stride, width // stride), dtype=np.float32) for stride in STRIDES]
-    for layer in range(len(captured.cross_attention)):
-        points = sampling_points(captured, layer, query)
+    share = torch.zeros(captured.layer_boxes[0].shape[1], device=captured.layer_boxes[0].device)
+    share[query] = 1
+    layers = zip(captured.cross_attention, captured.query_attention, strict=True)
+    for cross, among_queries in reversed([*layers]):
+        if through_queries:
+            share = 0.5 * share
+        readers = share.nonzero()[:, 0]
+        weights = cross.weights[0, readers] * share[readers, None, None] / cross.weights.shape[2]
+        points, level_of = cross.locations[0, readers].flatten(0, 2), cross.level_of_point.expand(weights.shape)
         for level, cells in enumerate(levels):
-            here = points.levels == level
-            _splat(cells, points.points_xy[here], points.weights[here])
+            here = level_of.flatten() == level
+            _splat(cells, points[here].cpu().numpy(), weights.flatten()[here].cpu().numpy())
+        if through_queries:
+            share = 0.5 * share + 0.5 * pass_back(share, among_queries)
     finest = levels[0]
     size_hw = (finest.shape[0], finest.shape[1])
     spread = [enlarge(torch.from_numpy(cells), size_hw) * (cells.size / finest.size) for cells in levels]
@@ -192,54 +225,79 @@ def _images(detector: Detector, split: CocoSplit, rows: list[int]) -> Iterator[S
         yield ScoreImage(record.id, image, truth, labels)
 
 
+def _by_kind(scores: Scores) -> dict[Kind, Scores]:
+    return {kind: scores.of(kind) for kind in KINDS if kind in scores.options.on}
+
+
 def score_tables(scores: Scores, lang: Language) -> dict[str, Table]:
-    """Make `scores`, `differences` (from the centre prior) and, where the check was made, `randomisation`."""
+    """Make for each kind of objects that there are: its scores, their differences from the centre prior and, where the
+    check was made, randomisation."""
+    return {name: one for kind, of in _by_kind(scores).items() for name, one in _tables_of(of, kind, lang).items()}
+
+
+def _tables_of(scores: Scores, kind: Kind, lang: Language) -> dict[str, Table]:
     texts, methods = texts_of(lang, "attention_score"), texts_of(lang, "attention_methods")
     size = {"objects": len(scores.objects), "images": len(scores.image_ids), "reference": methods[CENTRE]}
+    several, names = len(scores.options.on) > 1, _TABLES[kind]
+    if not scores.objects:
+        return {}
 
-    def table(name: str, estimates: dict[str, dict[str, Estimate]], values: tuple[str, ...], label: str) -> Table:
-        signed = name == "differences"
+    def table(
+        caption: str,
+        estimates: dict[str, dict[str, Estimate]],
+        values: tuple[str, ...],
+        *,
+        signed: bool = False,
+        seconds: bool = False,
+    ) -> Table:
         rows: list[list[Cell]] = [
             [
                 methods[method],
                 *(Number(one[value].value, interval=one[value].interval, signed=signed) for value in values),
+                *([Number(float(scores.seconds[scores.methods.index(method)]), 2)] if seconds else []),
             ]
             for method, one in estimates.items()
         ]
-        columns = [texts["method"], *(texts[value] for value in values)]
-        return Table(columns, rows, texts(f"{name}_caption", **size), f"tab:attention-{label}")
+        columns = [texts["method"], *(texts[value] for value in values), *([texts["seconds"]] if seconds else [])]
+        start, label = (f"{texts[kind]}. " if several else ""), "" if kind == "tp" else f"{kind}-"
+        return Table(columns, rows, start + texts(f"{caption}_caption", **size), f"tab:attention-{label}{caption}")
 
     estimates = scores.estimates()
-    tables = {
-        "scores": table("scores", estimates, METRICS, "score"),
-        "differences": table("differences", scores.differences(CENTRE), METRICS, "score-differences"),
-    }
+    tables = [
+        table("score", estimates, METRICS, seconds=True),
+        table("differences", scores.differences(CENTRE), METRICS, signed=True),
+    ]
     if scores.randomised:
-        tables["randomisation"] = table("randomisation", estimates, scores.names[len(METRICS) :], "randomisation")
-    return tables
+        tables.append(table("randomisation", estimates, scores.names[len(METRICS) :]))
+    return dict(zip(names, tables, strict=False))
 
 
 def _markdown(scores: Scores, tables: Mapping[str, Table], lang: Language, facts: Mapping[str, Any]) -> str:
     """The whole score as one page."""
     texts, options = texts_of(lang, "attention_score"), scores.options
-    intro = texts(
-        "intro",
-        **{name: escape_markdown(str(facts[name])) for name in ("checkpoint", "split", "layer")},
-        objects=len(scores.objects),
-        truths=scores.num_truths,
-        images=len(scores.image_ids),
-        samples=options.samples,
-        seed=options.seed,
-        score=format_number(options.score_threshold, 2, lang),
-        iou=format_number(options.iou_threshold, 2, lang),
-    )
+    parts = [
+        f"# {texts['title']}",
+        texts(
+            "intro",
+            **{name: escape_markdown(str(facts[name])) for name in ("checkpoint", "split", "layer")},
+            images=len(scores.image_ids),
+            samples=options.samples,
+            seed=options.seed,
+        ),
+    ]
+    for kind, of in _by_kind(scores).items():
+        parts += [f"## {texts[kind]}"] if len(options.on) > 1 else []
+        least, iou = format_number(options.score_threshold, 2, lang), format_number(options.iou_threshold, 2, lang)
+        parts.append(texts(f"{kind}_intro", objects=len(of.objects), truths=of.num_truths, score=least, iou=iou))
+        parts += [tables[name].to_markdown(lang) for name in _TABLES[kind] if name in tables]
     removed = texts(f"note_perturbation_{options.baseline}", steps=options.steps)
-    notes = [texts["note_energy"], texts["note_pointing"], removed, texts["note_follow"], texts["note_chance"]]
+    notes = [texts["note_energy"], texts["note_pointing"], removed, texts["note_road"], texts["note_follow"]]
+    notes += [texts["note_chance"], texts["note_odam"], texts["note_seconds"]]
+    notes += [texts("note_drise", masks=options.drise_masks)] if options.drise_masks else []
     notes += [texts["note_randomised"]] if scores.randomised else []
     notes += [texts["note_sampling"]] if "sampling" in scores.methods else []
-    shown = (table.to_markdown(lang) for table in tables.values())
     listed = "\n".join(f"- {note}" for note in notes)
-    return "\n\n".join([f"# {texts['title']}", intro, *shown, f"{texts['notes']}:", listed]) + "\n"
+    return "\n\n".join([*parts, f"{texts['notes']}:", listed]) + "\n"
 
 
 def _to_json(scores: Scores) -> dict[str, Any]:
@@ -256,8 +314,6 @@ def _to_json(scores: Scores) -> dict[str, Any]:
         return {name: None if math.isnan(x) else x for name, x in zip(scores.names, numbers, strict=True)}
 
     return {
-        "num_images": len(scores.image_ids),
-        "image_ids": list(scores.image_ids),
         "num_truths": scores.num_truths,
         "num_objects": len(scores.objects),
         "methods": plain(scores.estimates()),

@@ -96,7 +96,7 @@ def test_everything_of_a_validation_image(tiny: Path, drawn: Drawn) -> None:
     folder = tiny / "run" / "attention_tiny"
     names = {path.stem for path in (folder / "0").glob("*.png")}
     query = next(name for name in names if name.startswith("object_q"))
-    assert names == {"main", "heads_cls", "heads_patch", "features", "evidence", query}
+    assert names == {"main", "heads_cls", "heads_patch", "features", "evidence", "edges", query}
     for name in names:
         assert (folder / "0" / f"{name}.pdf").is_file()
         sidecar = read(folder / "0" / f"{name}.json")
@@ -168,7 +168,7 @@ def test_evidence_of_vit_tokens(tiny: Path, drawn: Drawn) -> None:
 def test_a_baseline_has_evidence_alone(tiny: Path, drawn: Drawn) -> None:
     done = run_here("-r", "run/cnn.pth", "--from-val", "1", *ANY, "--output-dir", "cnn", cwd=tiny)
     assert done.code == 0, done.err
-    assert {path.stem for path in (tiny / "cnn" / "0").glob("*.png")} == {"main", "evidence"}
+    assert {path.stem for path in (tiny / "cnn" / "0").glob("*.png")} == {"main", "evidence", "edges"}
     titles = [axes.get_title() for axes in drawn["evidence"].axes]
     assert titles[0].startswith("Detection "), "a CNN has no queries"
 
@@ -222,12 +222,15 @@ def test_scoring_gets_what_was_asked_for(tiny: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("attention.score.score", record)
     chosen = ["--score", "7", "--min-score", "0.2", "--score-steps", "5", "--score-baseline", "mean"]
     more = ["--bootstrap", "9", "--evidence-layer", "vit.1", "--seed", "3", "--lang", "es", "--output-dir", "judged"]
+    more += ["--on", "tp", "fp", "--drise-masks", "4"]
     done = run_here("-r", "run/tiny.pth", *chosen, *more, cwd=tiny)
     assert done.code == 0, done.err
     assert "the table" in done.out and not (tiny / "judged").exists(), "no figures unless images are named"
     (((detector, count, folder), options),) = calls
     assert (detector.path, count, folder) == (Path("run/tiny.pth"), 7, Path("judged/score"))
-    asked = ScoreOptions(steps=5, baseline="mean", score_threshold=0.2, samples=9, seed=3)
+    asked = ScoreOptions(
+        steps=5, baseline="mean", score_threshold=0.2, samples=9, seed=3, on=("tp", "fp"), drise_masks=4
+    )
     assert options == {"lang": "es", "layer": "vit.1", "options": asked}
 
 
@@ -236,6 +239,8 @@ def test_scoring_gets_what_was_asked_for(tiny: Path, monkeypatch: pytest.MonkeyP
     [
         (["--score", "0"], "--score 0: expected the number of images"),
         (["--score", "2", "--score-steps", "1", "--bootstrap", "-1"], "--score-steps 1: expected 2 or more"),
+        (["--score", "2", "--drise-masks", "-1"], "--drise-masks -1: expected 0 (no D-RISE) or more"),
+        (["--score", "2", "--on", "tn"], "argument --on: invalid choice: 'tn'"),
         (["--score", "2", "--evidence-layer", "fpn"], "Layer 'fpn': this model has no such place"),
     ],
 )

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from attention.evidence import (
     EVIDENCE_METHODS,
+    ODAM_EDGES,
+    EvidenceLayer,
     EvidenceMethod,
     class_logit,
     enlarge,
@@ -42,6 +44,30 @@ def test_grad_cam_and_hires_cam_of_a_linear_score_are_those_computed_by_hand() -
     # Mean gradients 1 and -1: first channel minus second.
     assert grad_cam(activation, gradient).tolist() == [[1.0, 1.0], [3.0, -1.0]]
     assert hires_cam(activation, gradient).tolist() == [[2.0, 0.0], [0.0, 8.0]]
+
+
+class Linear(nn.Module):
+    """One query whose box is linear in a map of two channels: cx, cy, width and height each have a weight a cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.weights = nn.Identity(), torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """As DEIMv2 in evaluation."""
+        box = (self.weights * self.encoder(image)).sum(dim=(1, 2, 3))
+        return {"pred_boxes": box[None, None], "pred_logits": box[None, None, :1]}
+
+
+def test_maps_of_the_edges_of_a_linear_box_are_those_computed_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image = Linear().eval(), torch.rand(1, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    place = EvidenceLayer("encoder", model.encoder, None)
+    monkeypatch.setattr("attention.evidence.resolve_layer", lambda _model, _name: place)
+    cx, cy, width, height = model.weights
+    outward = {"left": width / 2 - cx, "top": height / 2 - cy, "right": cx + width / 2, "bottom": cy + height / 2}
+    for edge in ODAM_EDGES.values():
+        found = evidence_map(model, image, 0, 0, "hires_cam", target=edge)
+        torch.testing.assert_close(found, F.relu((outward[edge] * image[0]).sum(dim=0)))
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
@@ -96,6 +122,8 @@ def test_baselines_have_evidence_for_each_detection(name: str) -> None:
         assert found.shape == ((16, 24) if name.startswith("faster") else (8, 12))
         assert bool(torch.isfinite(found).all())
         assert found.min() >= 0
+    edges = [evidence_map(model, image, 0, label, "hires_cam", "fpn", edge) for edge in ODAM_EDGES.values()]
+    assert any(float(one.max()) > 0 for one in edges) and all(bool(torch.isfinite(one).all()) for one in edges)
     with pytest.raises(ValueError, match=f"of class {label} and has no score for class {1 - label}"):
         evidence_map(model, image, 0, 1 - label, method="grad_cam")
 
@@ -155,6 +183,8 @@ def test_what_cannot_be_asked_for_is_said() -> None:
         evidence_map(model, images(1), QUERY, LABEL, layer="vit.9")
     with pytest.raises(UserError, match=r"Layer 'encoder'.*choose one of fpn, fpn\.0.*body\.3"):
         resolve_layer(small_baseline("fasterrcnn_resnet18"), "encoder")
+    with pytest.raises(ValueError, match="query 99: there are 20"):
+        evidence_map(model, images(1), 99, LABEL, "hires_cam", target="left")
     with pytest.raises(ValueError, match="one image"):
         evidence_map(model, images(2), QUERY, LABEL)
     with pytest.raises(ValueError, match="evaluation mode"):

@@ -26,6 +26,7 @@ from attention.faithfulness import (
     closest,
     coverage,
     energy_ratio,
+    find_objects,
     match_objects,
     object_score,
     pixel_ranks,
@@ -126,9 +127,11 @@ def test_the_perfect_map_is_perfect_and_the_opposite_one_is_not() -> None:
     assert (of["wrong"]["energy"] == 0).all()
     assert (of["wrong"]["pointing"] == 0).all()
     assert (of["wrong"]["deletion"] > of["wrong"]["insertion"]).all()
+    assert (of["perfect"]["road"] < of["wrong"]["road"]).all()
     for name in (RANDOM, CENTRE):
         assert (of["perfect"]["deletion"] < of[name]["deletion"]).all()
         assert (of["perfect"]["insertion"] > of[name]["insertion"]).all()
+        assert (of["perfect"]["road"] < of[name]["road"]).all()
 
 
 def test_random_maps_score_as_chance_and_the_same_again() -> None:
@@ -176,11 +179,40 @@ def test_the_centre_prior_is_highest_in_the_middle() -> None:
     torch.testing.assert_close(prior, prior.flip(0, 1))
 
 
+def test_false_alarms_and_misses_are_found_and_explained_through_the_best_query() -> None:
+    boxes = torch.stack([TRUTH[0], TRUTH[0] + 0.01, TRUTH[1], TRUTH[0], TRUTH[1] - 0.1])
+    scores = torch.tensor([[0.1, 0.8], [0.1, 0.7], [0.9, 0.0], [0.2, 0.0], [0.0, 0.1]])
+    truth = ScoreImage(7, toy_image(), TRUTH[[0, 1, 1]], torch.tensor([0, 0, 1]))
+    every = ScoreOptions(on=("tp", "fp", "fn"))
+    found = [(one.kind, one.query, one.label) for one in find_objects(Predictions(boxes, scores), truth, every)]
+    # Query 0 fires as class 1 where class 0 is; query 1 shows the same thing; box 0 is met best by query 3, box 2 by 4.
+    assert found == [("tp", 2, 0), ("fp", 0, 1), ("fn", 3, 0), ("fn", 4, 1)]
+    false, missed, _ = find_objects(Predictions(boxes, scores), truth, ScoreOptions(on=("fp", "fn")))
+    assert torch.equal(false.truth, boxes[0]) and torch.equal(false.box, boxes[0]) and false.iou == 0
+    assert torch.equal(missed.truth, TRUTH[0]) and torch.equal(missed.box, TRUTH[0]) and missed.score < 0.3
+    nothing = Predictions(torch.zeros(0, 4), torch.zeros(0, 2))
+    assert find_objects(nothing, truth, every) == []
+    clean = ScoreImage(7, toy_image(), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert [one.query for one in find_objects(Predictions(boxes, scores), clean, every)] == [2, 0], "best first"
+    far = Predictions(torch.tensor([[0.9, 0.0, 1.0, 0.1]]), torch.tensor([[0.1, 0.1]]))
+    assert find_objects(far, truth, every) == [], "nothing overlaps the missed boxes: nothing to explain"
+
+
+def test_kinds_are_judged_together_and_told_apart() -> None:
+    options = QUICK.model_copy(update={"on": ("tp", "fn"), "score_threshold": 0.3})
+    scores = judged({"perfect": perfect_map, "wrong": wrong_map}, options, count=1)
+    assert [one.kind for one in scores.objects] == ["tp", "tp"] and not scores.of("fn").objects
+    assert scores.of("fn").values.shape == (4, 0, len(METRICS))
+    assert (scores.seconds > 0).all() and len(scores.seconds) == 4
+    with pytest.raises(UserError, match="--on fp: there are none in 2 images with 4 annotated boxes .* another --min"):
+        judged({}, QUICK.model_copy(update={"on": ("fp",)}))
+
+
 def test_predictions_choose_boxes_by_score_once_each() -> None:
     boxes = torch.stack([TRUTH[0], TRUTH[0], TRUTH[1], TRUTH[0]])
     scores = torch.tensor([[0.5, 0.0], [0.8, 0.0], [0.9, 0.1], [0.2, 0.99]])
     truth = ScoreImage(7, toy_image(), TRUTH[[0, 0, 1, 1]], torch.tensor([0, 0, 0, 1]))
-    matched = match_objects(Predictions(boxes, scores), truth, ScoreOptions())
+    matched = find_objects(Predictions(boxes, scores), truth, ScoreOptions())
     assert [(one.query, one.label, one.score) for one in matched] == [
         (1, 0, pytest.approx(0.8)),
         (0, 0, pytest.approx(0.5)),
@@ -188,11 +220,11 @@ def test_predictions_choose_boxes_by_score_once_each() -> None:
     ]
     assert all(one.iou == pytest.approx(1) and one.image_id == 7 for one in matched)
     other_class = Predictions(TRUTH[:1], torch.tensor([[0.0, 0.7]]))  # as a baseline's detection of class 1
-    assert match_objects(other_class, image(labels=(0,)), ScoreOptions(score_threshold=0)) == []
+    assert match_objects(other_class, image(labels=(0,)), ScoreOptions(score_threshold=0)) == {}
     none = Predictions(torch.zeros(0, 4), torch.zeros(0, 2))
-    assert match_objects(none, truth, ScoreOptions()) == []
+    assert match_objects(none, truth, ScoreOptions()) == {}
     empty = ScoreImage(7, toy_image(), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    assert match_objects(Predictions(boxes, scores), empty, ScoreOptions()) == []
+    assert match_objects(Predictions(boxes, scores), empty, ScoreOptions()) == {}
 
 
 def test_one_map_for_all_objects_is_judged_once() -> None:
@@ -201,7 +233,7 @@ def test_one_map_for_all_objects_is_judged_once() -> None:
         score_maps(model, [image()], {"map": draw}, num_classes=3, options=QUICK, progress=False)
         return model.num_images
 
-    assert passes(perfect_map) - passes(centre_prior) == 2 * (QUICK.steps - 1)
+    assert passes(perfect_map) - passes(centre_prior) == 3 * (QUICK.steps - 1)
 
 
 def test_a_map_of_the_same_weights_correlates_with_itself_and_noise_does_not() -> None:
@@ -252,9 +284,10 @@ def test_faulty_methods_are_named() -> None:
 def test_options_out_of_range_are_all_named() -> None:
     with pytest.raises(UserError, match="--score out of range") as caught:
         ScoreOptions(
-            steps=1, baseline="x", batch_size=0, score_threshold=1, iou_threshold=0, samples=-1, seed=-1  # type: ignore[arg-type]
+            steps=1, baseline="x", batch_size=0, score_threshold=1, iou_threshold=0, samples=-1, seed=-1,
+            on=(), drise_masks=-1  # type: ignore[arg-type]
         )  # fmt: skip
-    assert len(caught.value.problems) == 7
+    assert len(caught.value.problems) == 9
     assert caught.value.problems[3] == "--min-score 1: expected 0 to below 1, e.g. 0.3"
 
 
@@ -269,7 +302,7 @@ def test_images_are_drawn_once_and_keep_their_order(available: int, count: int, 
 
 
 def curves(draw: DrawMap, batch_size: int = 4) -> np.ndarray:
-    """[2 (deletion, insertion), 11] of the first object."""
+    """[3 (deletion, insertion, by imputation), 11] of the first object."""
     objects = [
         MatchedObject(1, label, 0, 1.0, 1.0, box, box) for box, label in zip(TRUTH, (0, 2), strict=True)
     ]  # fmt: skip
@@ -279,7 +312,7 @@ def curves(draw: DrawMap, batch_size: int = 4) -> np.ndarray:
 
 
 def test_curves_of_the_perfect_map_end_where_they_must_and_move_at_once() -> None:
-    deletion, insertion = curves(perfect_map)
+    deletion, insertion, imputed = curves(perfect_map)
     # The mean colour keeps 64 pixels' worth.
     full, empty = 1 / (1 + np.exp(-6)), 1 / (1 + np.exp(6 - 12 * 64 / SIZE**2))
     assert deletion[[0, -1]] == pytest.approx([full, empty], abs=1e-5)
@@ -287,6 +320,8 @@ def test_curves_of_the_perfect_map_end_where_they_must_and_move_at_once() -> Non
     covered = step_shares(10) >= 64 / SIZE**2
     assert deletion[covered] == pytest.approx(empty, abs=1e-5)
     assert insertion[covered] == pytest.approx(full, abs=1e-5)
+    assert imputed[[0, -1]] == pytest.approx([full, empty], abs=1e-5)
+    assert imputed[covered] == pytest.approx(1 / (1 + np.exp(6)), abs=5e-3), "filled in from the dark around the object"
     assert (np.diff(deletion) <= 1e-6).all()
 
 

@@ -6,13 +6,15 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from attention.capture import capture
-from attention.faithfulness import METRICS, ScoreOptions
+from attention.evidence import EVIDENCE_METHODS, ODAM_EDGES
+from attention.faithfulness import METRICS, MatchedObject, ScoreOptions, find_objects
 from attention.score import map_methods, sampling_density, score
 from data.classes import ClassMap
 from data.errors import UserError
@@ -23,7 +25,7 @@ from tests.support.baselines import write_tiny_baseline
 from tests.support.models import images, shake, tiny_model
 from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
 
-EASY = ScoreOptions(steps=2, score_threshold=0.0, iou_threshold=0.02, samples=20)
+EASY = ScoreOptions(steps=2, drise_masks=8, score_threshold=0.0, iou_threshold=0.02, samples=20)
 """So that an untrained detector hits something."""
 
 
@@ -44,6 +46,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     return loaded(folder, write_tiny_config(folder))
 
 
+@pytest.mark.usefixtures("timed_briefly")
 def test_everything_is_written_and_the_same_again(detector: Detector, tmp_path: Path) -> None:
     markdown = score(detector, 2, tmp_path / "en", options=EASY, progress=False)
     names = {path.name for path in (tmp_path / "en").iterdir()}
@@ -54,10 +57,14 @@ def test_everything_is_written_and_the_same_again(detector: Detector, tmp_path: 
     assert (tmp_path / "en" / "attention_score.md").read_text(encoding="utf-8") == markdown
     content = json.loads((tmp_path / "en" / "attention_score.json").read_text(encoding="utf-8"))
     assert content["num_images"] == 2
-    assert content["num_objects"] == len(content["objects"]) > 0
     assert content["layer"] == "encoder"
     assert content["options"]["seed"] == 0
-    methods = ["grad_cam", "hires_cam", "eigen_cam", "cls_attention", "rollout", "sampling", "random", "centre"]
+    edges = [f"odam_{edge}" for edge in ("left", "top", "right", "bottom")]
+    inside = ["cls_attention", "rollout", "sampling", "decoder_rollout", "drise"]
+    methods = ["grad_cam", "hires_cam", "eigen_cam", *edges, *inside, "random", "centre"]
+    assert list(content["seconds_per_image"]) == methods and content["seconds_per_image"]["drise"] == 0
+    content |= content["tp"]
+    assert content["num_objects"] == len(content["objects"]) > 0
     assert list(content["methods"]) == methods
     values = [one["values"]["sampling"]["energy"] for one in content["objects"]]
     assert content["methods"]["sampling"]["energy"]["value"] == pytest.approx(np.mean(values))
@@ -80,7 +87,7 @@ def test_spanish_tables_have_decimal_commas_and_no_english(detector: Detector, t
     assert "Energy" not in markdown
     rows = list(csv.reader((tmp_path / "attention_score.csv").open(encoding="utf-8-sig"), delimiter=";"))
     assert rows[0][0] == "Método"
-    assert len(rows) == 9
+    assert len(rows) == 15
     assert "," in rows[1][1]
     assert r"\toprule" in (tmp_path / "attention_score.tex").read_text(encoding="utf-8")
 
@@ -90,7 +97,8 @@ def test_a_baseline_has_class_evidence_alone(tmp_path: Path) -> None:
     markdown = score(baseline, 5, tmp_path / "out", options=EASY, progress=False)
     assert "Eigen-CAM" in markdown
     assert "rollout" not in markdown
-    assert list(map_methods(baseline.model, None)) == ["grad_cam", "hires_cam", "eigen_cam"]
+    assert list(map_methods(baseline.model, None)) == [*EVIDENCE_METHODS, *ODAM_EDGES]
+    assert "D-RISE" in markdown
 
 
 def test_what_cannot_be_scored_is_said(detector: Detector, tmp_path: Path) -> None:
@@ -108,6 +116,49 @@ def test_no_boxes_no_score(detector: Detector, tmp_path: Path) -> None:
     empty = replace(detector, config=load_config(write_tiny_config(tmp_path)))
     with pytest.raises(UserError, match="no image of this split has a box"):
         score(empty, 1, tmp_path / "out", options=EASY)
+
+
+@pytest.mark.usefixtures("timed_briefly")
+def test_each_kind_has_its_tables_and_says_what_was_explained(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_of_each(*arguments: Any) -> list[MatchedObject]:
+        return [*{one.kind: one for one in find_objects(*arguments)}.values()]
+
+    monkeypatch.setattr("attention.faithfulness.find_objects", one_of_each)
+    every = EASY.model_copy(update={"on": ("fn", "fp", "tp"), "iou_threshold": 0.03})
+    markdown = score(detector, 5, tmp_path, options=every, progress=False)
+    heads = [line for line in markdown.splitlines() if line.startswith("## ")]
+    assert heads == ["## Hits", "## False alarms", "## Misses"]
+    assert "through the query that fits it best" in markdown
+    content = json.loads((tmp_path / "attention_score.json").read_text(encoding="utf-8"))
+    for kind, suffix in (("tp", ""), ("fp", "_fp"), ("fn", "_fn")):
+        assert content[kind]["num_objects"] > 0
+        assert (tmp_path / f"attention_score{suffix}.csv").is_file()
+    assert all(one["iou"] < 0.03 and one["truth_xyxy"] == one["box_xyxy"] for one in content["fp"]["objects"])
+    alone = score(detector, 1, tmp_path, options=every.model_copy(update={"on": ("fp",)}), progress=False)
+    assert "Hits" not in alone and not (tmp_path / "attention_score_fn.csv").exists()
+
+
+def test_a_query_reads_through_others_by_halves() -> None:
+    model = tiny_model()
+    shake(model)
+    captured = capture(model.eval(), images(1, 64, 96))
+    for layer in captured.cross_attention:  # query 4 reads one cell of the finest map, all others another
+        layer.locations[:] = torch.tensor([0.5 / 12, 1.5 / 8])
+        layer.locations[:, 4] = torch.tensor([7.5 / 12, 2.5 / 8])
+        layer.weights[..., layer.level_of_point > 0] = 0
+        layer.weights.div_(layer.weights.sum(dim=-1, keepdim=True))
+    density = sampling_density(captured, 4, through_queries=True)
+    layers = len(captured.query_attention)
+    assert float(density.sum()) == pytest.approx(1 - 0.5**layers, abs=1e-4), "the rest stays on the residual path"
+    share, own = torch.eye(len(captured.layer_boxes[0][0]))[4], 0.0
+    for among in reversed(captured.query_attention):
+        share, own = share / 2, own + float(share[4]) / 2
+        matrix = torch.stack([among.rows(0, head) for head in range(among.num_heads)]).mean(dim=0)
+        share = (share + share @ matrix) / 2
+    assert float(density[2, 7]) == pytest.approx(own, abs=1e-4)
+    assert float(density[1, 0]) == pytest.approx(float(density.sum()) - own, abs=1e-4) and density[1, 0] > 0.01
 
 
 def test_the_density_holds_the_weight_of_the_points_inside_where_they_are() -> None:

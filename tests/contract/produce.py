@@ -149,9 +149,9 @@ def attention(place: Workplace) -> dict[str, Any]:
     for lang in ("en", "es"):
         folder = place.folder / f"score_{lang}"
         options = ["-r", place.checkpoint, "--output-dir", folder, "-d", "cpu", "--lang", lang, "--score-steps", "4"]
-        place.run("visualize_attention.py", *options, "--score", "3")
+        place.run("visualize_attention.py", *options, "--score", "3", "--drise-masks", "8")
         found |= {f"{lang}_{file}": place.text(folder / file) for file in place.files(folder) if "json" not in file}
-        found |= {f"{lang}_{file}": place.json(folder / file) for file in place.files(folder) if "json" in file}
+    found["score"] = place.json(folder / "score" / "attention_score.json")
     return found
 
 
