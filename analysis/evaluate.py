@@ -31,7 +31,7 @@ from data.synthetic import ensure_dataset
 from engine.checkpoint import checkpoint_config
 from engine.cli import require_output_folder
 from engine.config import ExperimentConfig, config_to_dict
-from engine.decision import DECISION_NAME, Decision, promise_text, tile_of, traits_of, write_decision
+from engine.decision import DECISION_NAME, Decision, promise_text, settings_of, tile_of, traits_of, write_decision
 from engine.detector import Detector, load_detector
 from engine.distributed import Distributed
 from engine.evaluate import EvalResult, evaluate
@@ -291,6 +291,7 @@ def _write_decision(
         classes=unique_names(classes),
         input_size_hw=detector.input_size_hw,
         tile=tile_of(detector),
+        settings=settings_of(detector),
         validation=traits_of(detector, split, scores),
     )
     write_decision(folder / DECISION_NAME, decision)

@@ -18,6 +18,7 @@ from engine.decision import (
     Verdict,
     promise_text,
     read_decision,
+    settings_of,
     shift,
     tile_of,
 )
@@ -101,6 +102,12 @@ def judge_of(path: Path, detector: Detector, options: Any, *, videos: bool) -> J
     tiles = tile_of(detector)
     if tiles != decision.tile:
         problems.append(f"--tile: it was made with {_tiling(decision.tile)}, here are {_tiling(tiles)}")
+    now = settings_of(detector)
+    problems += [
+        f"{key}: it was made with {decision.settings.get(key)}, here is {now.get(key)} (-c or -u)"
+        for key in dict.fromkeys([*decision.settings, *now])
+        if decision.settings.get(key) != now.get(key)
+    ]
     if options.use_amp != decision.use_amp:
         problems.append(f"it was made with{'' if decision.use_amp else 'out'} --use-amp; predict so, too")
     if options.nms not in ("auto", decision.nms_iou):

@@ -19,13 +19,27 @@ from data.coco import CocoSplit
 from data.errors import UserError
 from data.files import write_json
 from data.images import large_images_allowed, read_image
+from data.industrial_dataset import pixel_mean_std
+from engine.config import config_to_dict
 from engine.detector import Detector
+from models.config import ModelConfig
 from texts import Texts
 
 DECISION_NAME = "decision.json"
 Verdict = Literal["pass", "look", "reject"]
 LEAST_IMAGES = 20
 """New images from which on they are compared with those of the validation split."""
+_JUDGED_SECTIONS = {field for field in ModelConfig.model_fields if field != "DEIMCriterion"} - {
+    "model",
+    "criterion",
+    "eval_spatial_size",  # Decision.input_size_hw
+    "gradient_checkpointing",
+}
+_TRAINING_ONLY = {"weights_path", "finetune", "freeze", "backbone_lr_factor", "trainable", "trainable_layers"} | {
+    "num_denoising",
+    "label_noise_ratio",
+    "box_noise_scale",
+}
 _ALARM = 0.01
 """A p-value below warns: of sessions whose images are of the same kind, one in a hundred is warned about."""
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -80,6 +94,8 @@ class Decision(BaseModel):
     """Size in pixels and overlap; None: whole images."""
     use_amp: bool
     nms_iou: float | None
+    settings: dict[str, Any]
+    """`settings_of` the detector."""
     validation: Traits
 
     def verdict(self, score: float) -> Verdict:
@@ -155,6 +171,18 @@ def traits_of(detector: Detector, split: CocoSplit, scores: dict[int, float]) ->
         for image in split.images:
             traits.add(scores[image.id], detector.prepare(read_image(image.path)[0]))
     return traits
+
+
+def settings_of(detector: Detector) -> dict[str, Any]:
+    """Collect what else than weights, input size, tiles and precision decides on scores, by config key: a promise about
+    one network keeps nothing for another one with the same weights."""
+    mean, std = pixel_mean_std(detector.config)
+    found: dict[str, Any] = {"Normalize.mean": [*mean], "Normalize.std": [*std]}
+    for section, values in config_to_dict(detector.config).items():
+        if section in _JUDGED_SECTIONS:
+            own = values if isinstance(values, dict) else {"": values}
+            found |= {f"{section}.{key}".rstrip("."): own[key] for key in own if key not in _TRAINING_ONLY}
+    return found
 
 
 def tile_of(detector: Detector) -> tuple[int, float] | None:

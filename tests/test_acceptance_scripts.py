@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from data.classes import ClassMap
 from engine.checkpoint import save_checkpoint
-from engine.decision import LEAST_IMAGES, Traits, shift
+from engine.config import apply_overrides, config_from_dict
+from engine.decision import LEAST_IMAGES, Traits, settings_of, shift
+from engine.detector import Detector
 from tests.support.scripts import Outcome, start_script
 from tests.support.tiny_run import ROOT, write_tiny_data
 
@@ -150,6 +154,36 @@ def test_bad_wishes(tiny: Path, options: tuple[str, ...], message: str) -> None:
     assert outcome.code == 2 and message in outcome.err and not (tiny / "never").exists()
 
 
+EVAL_AND_DEPTH = {"DEIMTransformer.eval_idx", "HybridEncoder.depth_mult"}
+OPS = (
+    "{}_dataloader.dataset.transforms.ops=[{{type: Resize, size: [64, 64]}}, "
+    "{{type: Normalize, mean: [0.1, 0.1, 0.1], std: [1, 1, 1]}}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (("PostProcessor.num_top_queries=7",), {"PostProcessor.num_top_queries"}),
+        (
+            ("DEIMTransformer.eval_idx=0", "HybridEncoder.depth_mult=0.7"),
+            {"DEIMTransformer.eval_idx", "HybridEncoder.depth_mult"},
+        ),
+        (("DEIMTransformer.distinct_iou=0.5",), {"DEIMTransformer.distinct_iou"}),
+        ((OPS.format("train"), OPS.format("val")), {"Normalize.mean", "Normalize.std"}),
+        (("DEIMTransformer.num_denoising=7", "DINOv3STAs.freeze=all", "epoches=99", "seed=3"), set()),
+    ],
+)
+def test_what_a_decision_remembers(tiny: Path, overrides: tuple[str, ...], keys: set[str]) -> None:
+    """All that changes scores, and nothing that only training reads."""
+    content = torch.load(tiny / "run/best.pth", weights_only=True)
+    config = config_from_dict(content["config"])
+    detector = Detector(torch.nn.Identity(), config, ClassMap((1,), ("a",)))
+    before = settings_of(detector)
+    now = settings_of(replace(detector, config=apply_overrides(config, overrides)))
+    assert {key for key in before | now if before.get(key) != now.get(key)} == keys
+
+
 def test_a_decision_that_cannot_be_obeyed_is_refused(tiny: Path, tmp_path: Path) -> None:
     text = (tiny / DECISION).read_text(encoding="utf-8")
     cases: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -163,6 +197,7 @@ def test_a_decision_that_cannot_be_obeyed_is_refused(tiny: Path, tmp_path: Path)
         "--calibrate: the decision": (text, ("--calibrate",)),
         "made without --use-amp": (text, ("--use-amp",)),
         "its images have 64 x 64 px, here 96 x 96": (text, ("-u", "eval_spatial_size=[96,96]")),
+        "PostProcessor.num_top_queries: it was made with": (text, ("-u", "PostProcessor.num_top_queries=5")),
     }
     for number, (message, (content, options)) in enumerate(cases.items()):
         path = tmp_path / f"{number}.json"
