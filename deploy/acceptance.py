@@ -135,13 +135,33 @@ def calibration_of(detector: Detector) -> Calibration:
     Raises:
         UserError: There is none with curves, or they are damaged.
     """
+    found = stored_calibration(detector)
+    if found is None:
+        raise UserError(
+            f"--calibrate: no evaluation of {detector.path} with calibration was found; make one: "
+            f"{calibrating_command(detector)}"
+        )
+    return found
+
+
+def stored_calibration(detector: Detector) -> Calibration | None:
+    """As `calibration_of`; None where there is none with curves.
+
+    Raises:
+        UserError: They are damaged.
+    """
     about = (detector.path, detector.epoch, detector.input_size_hw, detector.config.tiles)
     found = evaluation_of(*about, section="calibration")
-    make = f"python evaluate_deimv2.py -r {detector.path} --calibrate isotonic"
     curves = None if found is None else found[1]["calibration"].get("curves")
     if found is None or not isinstance(curves, dict):
-        raise UserError(f"--calibrate: no evaluation of {detector.path} with calibration was found; make one: {make}")
+        return None
     try:
         return Calibration.from_json(curves, unique_names(detector.classes))
     except ValueError as error:
-        raise UserError(f"{found[0]}: its calibration is damaged ({error}); make it again: {make}") from error
+        again = calibrating_command(detector)
+        raise UserError(f"{found[0]}: its calibration is damaged ({error}); make it again: {again}") from error
+
+
+def calibrating_command(detector: Detector) -> str:
+    """What to type for an evaluation with curves."""
+    return f"python evaluate_deimv2.py -r {detector.path} --calibrate isotonic"

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,6 +27,7 @@ from data.files import write_json, write_text
 from data.images import read_image
 from data.progress import progress_bar
 from data.types import FloatArray, PixelArray
+from deploy.acceptance import calibrating_command, stored_calibration
 from deploy.pipeline import predict_frames, read_frames
 from deploy.sources import ImageSource, find_sources
 from deploy.thresholds import choose_thresholds
@@ -91,9 +93,7 @@ def suggest_next(checkpoint: Path | None, device: torch.device, given: Mapping[s
         UserError: Bad input of any kind.
     """
     options = SuggestOptions(**given)
-    detector, folder = _prepared("next", checkpoint, device, options, **where)
-    thresholds = choose_thresholds(detector, options.score, options.score_per_class, "auto")
-    seen, failures = look(detector, options, folder, np.minimum(thresholds.scores, LEAST_INFORMATIVE_SCORE))
+    detector, folder, least, seen, said = _looked("next", checkpoint, device, options, **where)
     if options.order == "random":
         ranked = np.random.default_rng(options.seed).permutation(len(seen))[: options.count].tolist()
     else:
@@ -109,11 +109,11 @@ def suggest_next(checkpoint: Path | None, device: torch.device, given: Mapping[s
     for rank, one in enumerate(chosen, start=1):
         writer.writerow([rank, one.source.name, f"{information_bits(one.detections):.4f}"])
     write_text(folder / "next.csv", table.getvalue(), what="table")
-    labelled = [one._replace(detections=one.detections.above(thresholds.scores)) for one in chosen]
+    labelled = [one._replace(detections=one.detections.above(least)) for one in chosen]
     write_json(folder / "next.json", to_coco(labelled, detector), what="annotations")
     texts = texts_of(options.lang, "labels")
     boxes = sum(len(one.detections) for one in labelled)
-    lines = [texts("next", count=len(chosen), total=len(seen), boxes=boxes), *failures]
+    lines = [texts("next", count=len(chosen), total=len(seen), boxes=boxes), *said]
     return [*lines, ending(options.lang, folder).rstrip()]
 
 
@@ -136,16 +136,14 @@ def suggest_pseudo(checkpoint: Path | None, device: torch.device, given: Mapping
         UserError: Bad input of any kind.
     """
     options = SuggestOptions(**given)
-    detector, folder = _prepared("pseudo", checkpoint, device, options, **where)
-    thresholds = choose_thresholds(detector, options.score, options.score_per_class, "auto")
-    seen, failures = look(detector, options, folder, np.minimum(thresholds.scores, LEAST_INFORMATIVE_SCORE))
-    sure = [one._replace(detections=one.detections.above(thresholds.scores)) for one in seen]
+    detector, folder, least, seen, said = _looked("pseudo", checkpoint, device, options, **where)
+    sure = [one._replace(detections=one.detections.above(least)) for one in seen]
     sure = [one for one in sure if len(one.detections)]
     content = to_coco(sure, detector, pseudo=True)
     write_json(folder / "pseudo.json", content, what="annotations")
     texts = texts_of(options.lang, "labels")
     boxes = sum(len(one.detections) for one in sure)
-    lines = [texts("pseudo", count=len(sure), total=len(seen), boxes=boxes), *failures]
+    lines = [texts("pseudo", count=len(sure), total=len(seen), boxes=boxes), *said]
     joined = _with_training_labels(detector, sure, content)
     if joined is None:
         return [*lines, ending(options.lang, folder).rstrip()]
@@ -156,7 +154,7 @@ def suggest_pseudo(checkpoint: Path | None, device: torch.device, given: Mapping
     return [*lines, ending(options.lang, folder, training).rstrip()]
 
 
-def _prepared(
+def _looked(
     kind: str,
     checkpoint: Path | None,
     device: torch.device,
@@ -165,13 +163,23 @@ def _prepared(
     config_path: Path | None = None,
     overrides: Sequence[str] = (),
     output_dir: Path | None = None,
-) -> tuple[Detector, Path]:
+) -> tuple[Detector, Path, FloatArray, list[Seen], list[str]]:
+    """The detector, the output folder, [C] least scores of a label, all images, and what to say of them: which
+    thresholds and scores these are, and what could not be read. Scores are chances where the checkpoint's evaluation
+    holds a calibration."""
     if checkpoint is None or not options.images:
         raise UserError(f"{kind} looks at unlabelled images with a checkpoint: {kind} -r CKPT --images FOLDER")
     checkpoint = checkpoint_of(checkpoint)
     folder = output_dir or output_folder(checkpoint, kind)
     require_output_folder(folder)
-    return load_detector(checkpoint, device=device, config_path=config_path, overrides=overrides), folder
+    detector = load_detector(checkpoint, device=device, config_path=config_path, overrides=overrides)
+    detector = replace(detector, calibration=stored_calibration(detector))
+    chosen = choose_thresholds(detector, options.score, options.score_per_class, "auto")
+    seen, failures = look(detector, options, folder, np.minimum(chosen.scores, LEAST_INFORMATIVE_SCORE))
+    texts = texts_of(options.lang, "labels")
+    thresholds = texts_of(options.lang, "prediction")(f"{chosen.origin}_thresholds", source=chosen.source)
+    scores = texts("uncalibrated" if detector.calibration is None else "chances", make=calibrating_command(detector))
+    return detector, folder, chosen.scores, seen, [thresholds, scores, *failures]
 
 
 def look(detector: Detector, options: SuggestOptions, folder: Path, least: FloatArray) -> tuple[list[Seen], list[str]]:

@@ -112,6 +112,40 @@ def test_next_and_pseudo_leave_annotations_that_come_back(tiny: Path) -> None:
     assert len(read_json(file)["annotations"]) == len(content["annotations"])
 
 
+def test_pseudo_labels_take_the_calibration_of_the_evaluation(tiny: Path) -> None:
+    """What is above the class's threshold, with scores as chances: a temperature of 2 halves the logit."""
+    shutil.copytree(tiny / "run", tiny / "judged_run")
+
+    def labels(output: str, *options: str) -> tuple[dict[Any, float], str]:
+        outcome = suggest(tiny, "pseudo", "-r", "judged_run", "--images", "val", "--output-dir", output, *options)
+        assert outcome.code == 0, outcome.err
+        content = read_json(tiny / output / "pseudo.json")
+        names = {one["id"]: one["file_name"] for one in content["images"]}
+        rows = content["annotations"]
+        return {(names[r["image_id"]], r["category_id"], *r["bbox"]): r["score"] for r in rows}, outcome.out
+
+    raw, said = labels("raw", "--score", "0.001")
+    assert "not calibrated" in said and "evaluate_deimv2.py -r" in said and "--calibrate isotonic" in said
+    scores = {key: sorted(score for row, score in raw.items() if row[1] == key) for key in (3, 7)}
+    least = {key: sum(own[len(own) // 2 - 1 :][:2]) / 2 for key, own in scores.items()}
+    evaluation = {
+        "checkpoint": "best.pth",
+        "epoch": 5,
+        "split": "val",
+        "own_val_data": True,
+        "calibration": {"curves": dict.fromkeys(CLASS_NAMES, 2.0)},
+        "thresholds": {
+            "overall": {"score": 0.9},
+            "per_class": {name: {"score": least[key]} for name, key in zip(CLASS_NAMES, (3, 7), strict=True)},
+        },
+    }
+    (tiny / "judged_run" / "results.json").write_text(json.dumps(evaluation), encoding="utf-8")
+    found, said = labels("calibrated", "--lang", "es")
+    odds = {row: (score / (1 - score)) ** 0.5 for row, score in raw.items() if score >= least[row[1]]}
+    assert 2 < len(odds) < len(raw) and "son probabilidades, según la calibración" in said and "mejor F1" in said
+    assert found == pytest.approx({row: value / (1 + value) for row, value in odds.items()}, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
