@@ -70,6 +70,21 @@ def test_an_interrupted_adaptation_goes_on_exactly(tiny: Path) -> None:
     assert outcome.code == 2 and "of an adaptation of other images" in outcome.err
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision(tiny: Path, dtype: torch.dtype) -> None:
+    """As on a GPU, with the CPU's autocast: another loss than in float32, weights finite and float32."""
+    losses = []
+    for output, chosen in (("exact", None), (f"mixed_{dtype}", dtype)):
+        with patch("engine.adapt.choose_amp_dtype", lambda use_amp, device, chosen=chosen: chosen):
+            outcome = adapt(tiny, "--images", "train", "--epochs", "2", "--use-amp", "--output-dir", output)
+        assert outcome.code == 0, outcome.err
+        losses.append(json.loads((tiny / output / "backbone.json").read_text(encoding="utf-8"))["loss"])
+        weights = torch.load(tiny / output / "backbone.pt", weights_only=True)
+        assert all(value.isfinite().all() for value in weights.values())
+        assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
 def test_collapse_is_said(tiny: Path) -> None:
     outcome = adapt(tiny, "--images", "same", "--epochs", "1", "--output-dir", "collapsed")
     assert outcome.code == 0 and "have collapsed" in outcome.out
