@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import BackboneConfig
-from models.layers import BatchNorm2d
+from models.layers import BatchNorm2d, in_autocast_type
 from models.sta import SpatialTuningAdapter
 from models.vit import VisionTransformer
 
@@ -82,7 +82,8 @@ class DINOv3STAs(nn.Module):
             semantic = semantic * NUM_MAPS
         semantic = [_to_stride(x, index) for index, x in enumerate(semantic)]
         if self.sta is not None:
-            semantic = [torch.cat(pair, dim=1) for pair in zip(semantic, self.sta(images), strict=True)]
+            details = self.sta(images)
+            semantic = [torch.cat([in_autocast_type(x), y], dim=1) for x, y in zip(semantic, details, strict=True)]
         return [norm(conv(x)) for x, conv, norm in zip(semantic, self.convs, self.norms, strict=True)]
 
 

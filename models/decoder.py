@@ -78,9 +78,9 @@ class Gateway(nn.Module):
 
     def forward(self, target: Tensor, read: Tensor) -> Tensor:
         """[B, T, D], [B, T, D] -> [B, T, D]."""
-        gates = self.gate(torch.cat([target, read], dim=-1)).sigmoid()
-        keep, take = gates.chunk(2, dim=-1)
-        out: Tensor = self.norm(keep * target + take * read)
+        both = torch.stack([target, read], dim=-2)
+        gates = self.gate(both.flatten(-2)).sigmoid().view_as(both)
+        out: Tensor = self.norm((gates * both).sum(dim=-2))
         return out
 
 
@@ -119,7 +119,7 @@ class LocationQuality(nn.Module):
         """float32 logits [B, T, C], side distributions [B, T, 4, n + 1] -> logits [B, T, C]."""
         top = probabilities.topk(_LQE_TOP_BINS, dim=-1).values
         statistics = torch.cat([top, top.mean(dim=-1, keepdim=True)], dim=-1)
-        quality: Tensor = self.reg_conf(statistics.flatten(-2)).float()
+        quality: Tensor = self.reg_conf(statistics.flatten(-2))
         return scores + quality
 
 
@@ -402,7 +402,7 @@ class DEIMTransformer(nn.Module):
         reg_scale = self.reg_scale.float()
         bins = weighting_function(self._config.reg_max, self.up, reg_scale)
         boxes = reference_logits.sigmoid()
-        position = F.hardtanh(self.query_pos_head(boxes), -10, 10)
+        position = F.hardtanh(self.query_pos_head(boxes), -10, 10).float()  # added to float32 in every layer
         num_layers = len(self.decoder.layers) if self.training else self.num_eval_layers
         corners = previous = None
         outputs: list[LayerOutput] = []

@@ -68,7 +68,7 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).float().view(*per_head, 2)
         centre, size = boxes[:, :, None, None, :2], boxes[:, :, None, None, 2:]
         # grid_sample counts from -1 to 1 over the map: 2 * location - 1, location = centre + offset * size / 2.
-        grid = torch.addcmul(2 * centre - 1, offsets * self.num_points_scale[:, None], size)
+        grid = torch.addcmul(2 * centre - 1, offsets, size * self.num_points_scale[:, None])
         # Queries go last: sampling and the sum over the points then run along contiguous memory.
         grid = grid.permute(0, 2, 3, 1, 4).flatten(0, 1)
         weights = weights.permute(0, 2, 3, 1).flatten(0, 1)[:, None]
@@ -83,4 +83,5 @@ class DeformableAttention(nn.Module):
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """Map [B, D, h, w] -> float32 [B*M, d, h, w]; head m takes channels m*d to (m+1)*d."""
     batch, _, height, width = x.shape
-    return x.float().reshape(batch * num_heads, -1, height, width)
+    contiguous = x.to(torch.float32, memory_format=torch.contiguous_format)
+    return contiguous.view(batch * num_heads, -1, height, width)

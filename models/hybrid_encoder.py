@@ -194,7 +194,7 @@ class HybridEncoder(nn.Module):
 
     def _attend(self, stack: nn.Module, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        out: Tensor = stack(x.flatten(2).transpose(1, 2), self._position(height, width, x.device))
+        out: Tensor = stack(x.flatten(2).transpose(1, 2).contiguous(), self._position(height, width, x.device))
         return out.transpose(1, 2).reshape(x.shape)
 
     def _position(self, height: int, width: int, device: torch.device) -> Tensor:

@@ -130,8 +130,8 @@ class SelfAttention(nn.Module):
         qk_weight, v_weight = self.in_proj_weight.split((2 * width, width))
         qk_bias, v_bias = self.in_proj_bias.split((2 * width, width))
         qk, v = F.linear(x + position, qk_weight, qk_bias), F.linear(x, v_weight, v_bias)
-        heads = (batch, tokens, -1, width // self.num_heads)
-        q, k = qk.view(heads).transpose(1, 2).chunk(2, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v.view(heads).transpose(1, 2), attn_mask=mask)
+        heads = (batch, tokens, self.num_heads, width // self.num_heads)
+        q, k, v = (x.view(heads).transpose(1, 2) for x in (*qk.chunk(2, dim=-1), v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         projected: Tensor = self.out_proj(out.transpose(1, 2).reshape(batch, tokens, width))
         return projected
