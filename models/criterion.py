@@ -2,9 +2,9 @@
 
 Papers: DEIM (Huang et al. 2024) for MAL, D-FINE (Peng et al. 2024) for FGL, DDF and the GO union.
 
-All output sets with the same queries are stacked, so that a step costs a few large operations instead of
-many small ones, and the device is waited for once: when the matching costs come to the host. NaN is never
-masked.
+All output sets with the same queries are stacked, and the pairs of all sets are one list, so that a step costs a few
+large operations instead of many small ones. The device is waited for once: when the matching costs come to the host.
+NaN is never masked.
 
 Legend: S output sets, K of them with side distributions, B images, Q queries of an image, C classes,
 N boxes of the batch, P pairs, n = reg_max (n + 1 bins).
@@ -79,20 +79,13 @@ class _OutputSets:
 
 @dataclass(frozen=True)
 class _DevicePairs:
-    """`Pairs` on the device, int64 [S, P], or [1, P] where all sets share them."""
+    """`Pairs` on the device, int64 [S, P]."""
 
     query: Tensor
+    """Position among the B * Q queries."""
+    row: Tensor
+    """Position among the S * B * Q outputs."""
     box: Tensor
-
-
-@dataclass(frozen=True)
-class _Assignment:
-    """Who answers for what among some `_OutputSets`, and what the sums are divided by."""
-
-    class_pairs: _DevicePairs
-    box_pairs: _DevicePairs
-    class_norm: Tensor | float
-    box_norm: Tensor | float
 
 
 @dataclass(frozen=True)
@@ -104,6 +97,18 @@ class _Distillation:
     matched_weight: float
     unmatched_weight: float
     scale: float
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """Some `_OutputSets`, who answers for what among them, and what the sums are divided by."""
+
+    sets: _OutputSets
+    class_pairs: _DevicePairs
+    box_pairs: _DevicePairs
+    class_norm: Tensor | float
+    box_norm: Tensor | float
+    distillation: _Distillation
 
 
 class DEIMCriterion(nn.Module):
@@ -150,9 +155,11 @@ class DEIMCriterion(nn.Module):
         denoising = _denoising_sets(outputs) if "dn_outputs" in outputs else None
         own, matching_differs, denoising_differs = self._match(matching, denoising, boxes, epoch)
         shared = go_union(own) if self.config.use_uni_set else own
-        own_pairs, shared_pairs = _to_device([own, shared], boxes.labels.device)
+        paired = [(matching, own), (matching, shared)]
+        if denoising is not None:
+            paired.append((denoising, _denoising_pairs(outputs["dn_meta"], boxes, denoising.logits.shape[2])))
+        own_pairs, shared_pairs, *noised_pairs = _to_device(paired, boxes.labels.device)
         num_boxes, num_shared = _normalisers(sum(boxes.per_image), shared.query.shape[1], boxes.labels.device, share)
-        bin_values = weighting_function(self.config.reg_max, outputs["up"], outputs["reg_scale"])
 
         scale = 1.0 if share is None else share.image_share
         batch, num_queries = matching.logits.shape[1:3]
@@ -161,24 +168,22 @@ class DEIMCriterion(nn.Module):
         if self.config.matcher.repeat_targets > 1:
             repeats = self._repeats(matching.logits.shape[0])
             class_norm = num_boxes * torch.stack([boxes.cxcywh.new_full((), n) for n in repeats])
-        assignment = _Assignment(
-            own_pairs, shared_pairs, class_norm, num_shared if self.config.use_uni_set else num_boxes
-        )
+        box_norm = num_shared if self.config.use_uni_set else num_boxes
         distillation = _Distillation(matching_differs, matched_weight, unmatched_weight, scale)
-        losses = self._set_losses(matching, boxes, assignment, distillation, bin_values, outputs["reg_scale"])
+        taught = [_Taught(matching, own_pairs, shared_pairs, class_norm, box_norm, distillation)]
+        if denoising is not None:
+            if not any(matching_differs):
+                matched_weight = unmatched_weight = 0.5
+            norm = num_boxes * outputs["dn_meta"]["dn_num_group"]
+            distillation = _Distillation(denoising_differs, matched_weight, unmatched_weight, scale)
+            taught.append(_Taught(denoising, *noised_pairs, *noised_pairs, norm, norm, distillation))
+
+        bin_values = weighting_function(self.config.reg_max, outputs["up"], outputs["reg_scale"])
+        losses = self._set_losses(taught, boxes, bin_values, outputs["reg_scale"])
         if self.contrastive_weight > 0 and "text_logits" in outputs:
             contrast = _contrast(outputs["text_logits"], boxes, own_pairs)
             losses["loss_contrastive"] = contrast / num_boxes * self.contrastive_weight
-        if denoising is None:
-            return losses
-
-        if not any(matching_differs):
-            matched_weight = unmatched_weight = 0.5
-        pairs = _denoising_pairs(outputs["dn_meta"], boxes, denoising.logits.shape[2])
-        norm = num_boxes * outputs["dn_meta"]["dn_num_group"]
-        assignment = _Assignment(pairs, pairs, norm, norm)
-        distillation = _Distillation(denoising_differs, matched_weight, unmatched_weight, scale)
-        return losses | self._set_losses(denoising, boxes, assignment, distillation, bin_values, outputs["reg_scale"])
+        return losses
 
     def _repeats(self, num_sets: int) -> list[int]:
         """Queries of each box, by output set; the last layer's set is the first."""
@@ -209,58 +214,41 @@ class DEIMCriterion(nn.Module):
         return own, differs[:num_matching], differs[num_matching:]
 
     def _set_losses(
-        self,
-        sets: _OutputSets,
-        boxes: _Boxes,
-        assignment: _Assignment,
-        distillation: _Distillation,
-        bin_values: Tensor,
-        reg_scale: Tensor,
+        self, taught: Sequence[_Taught], boxes: _Boxes, bin_values: Tensor, reg_scale: Tensor
     ) -> dict[str, Tensor]:
         """Every loss of the given output sets, weighted and named."""
-        pairs, norm, weights = (
-            assignment.box_pairs,
-            assignment.box_norm,
-            cast(Mapping[str, float], self.config.weight_dict),
-        )
-        predicted = _take(sets.boxes_cxcywh.flatten(1, 2), pairs.query)
-        all_iou, giou = paired_iou_giou(cxcywh_to_xyxy_clamped(predicted), boxes.xyxy[pairs.box])
-        all_iou = all_iou.detach()
-        iou = all_iou[: len(sets.corners)]
-        class_pairs = assignment.class_pairs
-        class_iou = all_iou if class_pairs is pairs else _pair_iou(sets, boxes, class_pairs)
-        sums = {
-            "loss_mal": self._mal(sets, boxes, class_pairs, class_iou) / assignment.class_norm,
-            "loss_bbox": _weighed((predicted - boxes.cxcywh[pairs.box]).abs(), boxes, pairs).sum((1, 2)) / norm,
-            "loss_giou": _weighed(1 - giou, boxes, pairs).sum(1) / norm,
-            "loss_fgl": _fgl(sets, boxes, pairs, iou, bin_values, reg_scale) / norm,
-        }
-        # Weighted as vectors [S] and taken apart then: an operation per set would cost more than the arithmetic.
-        named = {
-            name + suffix: value
-            for name, values in sums.items()
-            for suffix, value in zip(sets.suffixes, (values * weights[name]).unbind(), strict=False)
-        }
-        students = [suffix for suffix, differs in zip(sets.suffixes[1:], distillation.differs, strict=False) if differs]
-        if students:
-            ddf = _ddf(sets, pairs, iou, distillation) * weights["loss_ddf"]
-            named |= {f"loss_ddf{suffix}": value for suffix, value in zip(students, ddf.unbind(), strict=True)}
+        weights = cast(Mapping[str, float], self.config.weight_dict)
+        ious, l1, giou = _compare_boxes(taught, boxes)
+        fgl = _fgl(taught, boxes, ious, bin_values, reg_scale)
+        named: dict[str, Tensor] = {}
+        for part, iou, *terms in zip(taught, ious, l1, giou, fgl, strict=True):
+            class_iou = iou if part.class_pairs is part.box_pairs else _pair_iou(part.sets, boxes, part.class_pairs)
+            # Weighted as vectors [S] and taken apart then: an operation per set would cost more than the arithmetic.
+            sums = {"loss_mal": self._mal(part, boxes, class_iou) * (weights["loss_mal"] / part.class_norm)}
+            for name, term in zip(("loss_bbox", "loss_giou", "loss_fgl"), terms, strict=True):
+                sums[name] = term.sum(1) * (weights[name] / part.box_norm)
+            named |= {
+                name + suffix: value
+                for name, values in sums.items()
+                for suffix, value in zip(part.sets.suffixes, values.unbind(), strict=False)
+            }
+            if any(part.distillation.differs):
+                ddf = (_ddf(part, iou) * weights["loss_ddf"]).unbind()
+                students = zip(part.sets.suffixes[1:], part.distillation.differs, ddf, strict=False)
+                named |= {f"loss_ddf{suffix}": value for suffix, differs, value in students if differs}
         return named
 
-    def _mal(self, sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs, iou: Tensor) -> Tensor:
+    def _mal(self, part: _Taught, boxes: _Boxes, iou: Tensor) -> Tensor:
         """Matchability-aware loss, summed: [S]. The target of a matched query's class is IoU^gamma; iou [S, P]."""
-        gamma = self.config.gamma
-        logits = sets.logits.flatten(1, 2)
+        gamma, pairs, logits = self.config.gamma, part.class_pairs, part.sets.logits
         weight = logits.detach().sigmoid() ** gamma
         if self.config.mal_alpha is not None:
             weight *= self.config.mal_alpha
         target = torch.zeros_like(weight)
-        position = (pairs.query * logits.shape[-1] + boxes.labels[pairs.box]).expand(iou.shape)
-        weight.flatten(1).scatter_(1, position, 1.0)
-        if boxes.weight is not None:
-            weight.flatten(1).scatter_(1, position, boxes.weight[pairs.box].expand(iou.shape))
-        target.flatten(1).scatter_(1, position, iou**gamma)
-        return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum((1, 2))
+        position = pairs.row * logits.shape[-1] + boxes.labels[pairs.box]
+        weight.view(-1)[position] = 1.0 if boxes.weight is None else boxes.weight[pairs.box]
+        target.view(-1)[position] = iou**gamma
+        return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum((1, 2, 3))
 
 
 class OwnLosses(nn.Module):
@@ -304,45 +292,56 @@ def _contrast(text_logits: Tensor, boxes: _Boxes, pairs: _DevicePairs) -> Tensor
     return F.cross_entropy(rows, boxes.labels[pairs.box[0]], reduction="sum")
 
 
-def _fgl(
-    sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs, iou: Tensor, bin_values: Tensor, reg_scale: Tensor
-) -> Tensor:
-    """Fine-grained localisation loss, summed: [K]. Cross-entropy with the two bins next to the true distance.
-
-    Args:
-        iou: float32 [K, P], no gradient.
-    """
-    num_sets, num_pairs = iou.shape
-    query = pairs.query[:num_sets]
-    left_bin, left_weight, right_weight = box_to_bins(
-        sets.ref_cxcywh[query], boxes.xyxy[pairs.box[:num_sets]], bin_values, reg_scale
+def _compare_boxes(taught: Sequence[_Taught], boxes: _Boxes) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """IoU without gradient, L1 distance and 1 - GIoU of all paired boxes: each [S, P] for each of `taught`."""
+    shapes = [part.box_pairs.row.shape for part in taught]
+    predicted = torch.cat([_rows(part.sets.boxes_cxcywh.flatten(0, 2), part.box_pairs.row) for part in taught])
+    box = torch.cat([part.box_pairs.box.flatten() for part in taught])
+    iou, giou = paired_iou_giou(cxcywh_to_xyxy_clamped(predicted), boxes.xyxy[box])
+    l1 = (predicted - boxes.cxcywh[box]).abs().sum(-1)
+    return (
+        _apart(iou.detach(), shapes),
+        _apart(_weighed(l1, boxes, box), shapes),
+        _apart(_weighed(1 - giou, boxes, box), shapes),
     )
-    rows = _take(sets.corners.flatten(2), query)
-    log_p = rows.view(num_sets, num_pairs, *sets.corners.shape[2:]).log_softmax(-1)
-    bins = torch.stack([left_bin, left_bin + 1], dim=-1).expand(num_sets, num_pairs, 4, 2)
-    weights = torch.stack([left_weight, right_weight], dim=-1) * iou[..., None, None]
-    terms = log_p.gather(-1, bins) * weights
-    return -_weighed(terms, boxes, _DevicePairs(query, pairs.box[:num_sets])).sum((1, 2, 3))
 
 
-def _weighed(terms: Tensor, boxes: _Boxes, pairs: _DevicePairs) -> Tensor:
-    """Terms of pairs, [S, P, ...], by their boxes' weights; the sums are still divided by the count of boxes."""
-    if boxes.weight is None:
-        return terms
-    return terms * boxes.weight[pairs.box].view(*pairs.box.shape, *[1] * (terms.dim() - 2))
+def _fgl(
+    taught: Sequence[_Taught], boxes: _Boxes, ious: Sequence[Tensor], bin_values: Tensor, reg_scale: Tensor
+) -> list[Tensor]:
+    """Fine-grained localisation loss of each pair of the sets with distributions: [K, P] for each of `taught`.
+
+    Cross-entropy with the two bins next to the true distance.
+    """
+    with_corners = [(part.sets, part.box_pairs, len(part.sets.corners)) for part in taught]
+    box = torch.cat([pairs.box[:k].flatten() for _, pairs, k in with_corners])
+    reference = torch.cat([_rows(sets.ref_cxcywh, pairs.query[:k]) for sets, pairs, k in with_corners])
+    corners = torch.cat([_rows(sets.corners.flatten(0, 1), pairs.row[:k]) for sets, pairs, k in with_corners])
+    left_bin, left_weight, right_weight = box_to_bins(reference, boxes.xyxy[box], bin_values, reg_scale)
+    bins = torch.stack([left_bin, left_bin + 1], dim=-1)
+    likelihoods = corners.log_softmax(-1).gather(-1, bins) * torch.stack([left_weight, right_weight], dim=-1)
+    shapes = [pairs.row[:k].shape for _, pairs, k in with_corners]
+    iou = torch.cat([iou[:k].flatten() for iou, (k, _) in zip(ious, shapes, strict=True)])
+    return _apart(_weighed(-likelihoods.sum((1, 2)) * iou, boxes, box), shapes)
 
 
-def _ddf(sets: _OutputSets, pairs: _DevicePairs, iou: Tensor, distillation: _Distillation) -> Tensor:
-    """Decoupled distillation focal loss of the students that differ from the teacher, one number each.
+def _weighed(terms: Tensor, boxes: _Boxes, box: Tensor) -> Tensor:
+    """Terms of pairs by their boxes' weights; the sums are still divided by the count of boxes."""
+    return terms if boxes.weight is None else terms * boxes.weight[box]
+
+
+def _ddf(part: _Taught, iou: Tensor) -> Tensor:
+    """Decoupled distillation focal loss of the students, one number each: [K - 1].
 
     The mean over matched queries and the mean over the others, combined by the weights of `distillation`, are
     one weighted sum over all queries, because how many are matched is known on the host.
 
     Args:
-        iou: float32 [K, P], no gradient; the weight of the matched queries.
+        iou: float32 [S, P], no gradient; the weight of the matched queries.
     """
-    chosen = [k for k, differs in enumerate(distillation.differs, start=1) if differs]
-    teacher_log_p = (sets.corners[0].detach() / DDF_TEMPERATURE).log_softmax(-1)
+    sets, pairs, distillation = part.sets, part.box_pairs, part.distillation
+    teacher, students = sets.corners.detach()[0], sets.corners[1:]
+    teacher_log_p = (teacher / DDF_TEMPERATURE).log_softmax(-1)
     confidence = sets.logits[0].detach().sigmoid().amax(-1).flatten()
 
     num_sides, matched_sides = 4 * confidence.shape[0], 4 * pairs.query.shape[1]
@@ -350,10 +349,9 @@ def _ddf(sets: _OutputSets, pairs: _DevicePairs, iou: Tensor, distillation: _Dis
     factor = DDF_TEMPERATURE**2 * distillation.scale / both
     per_matched = factor * distillation.matched_weight / max(matched_sides, 1)
     per_unmatched = factor * distillation.unmatched_weight / max(num_sides - matched_sides, 1)
-    queries = pairs.query.expand(max(len(pairs.query), len(iou)), -1)
-    weight = (confidence * per_unmatched).repeat(len(chosen), 1)
-    weight.scatter_(1, queries[chosen], iou[chosen] * per_matched)
-    students = sets.corners[1:] if len(chosen) == len(distillation.differs) else sets.corners[chosen]
+    weight = (confidence * per_unmatched).repeat(len(students), 1)
+    matched = slice(1, len(sets.corners))
+    weight.scatter_(1, pairs.query[matched], iou[matched] * per_matched)
     log_p = (students / DDF_TEMPERATURE).log_softmax(-1)
     divergence = (teacher_log_p.exp() * (teacher_log_p - log_p)).sum((2, 3))
     return (weight * divergence).sum(1)
@@ -365,17 +363,21 @@ def _balance(num_pairs: int, batch: int, num_queries: int) -> tuple[float, float
     return math.sqrt(matched_sides * 8 / batch), math.sqrt((all_sides - matched_sides) * 8 / batch)
 
 
-def _take(stacked: Tensor, query: Tensor) -> Tensor:
-    """Rows of every set: [S, R, D], int64 [S or 1, P] -> [S, P, D]."""
-    num_sets, num_rows = stacked.shape[:2]
-    rows = query + torch.arange(num_sets, device=query.device)[:, None] * num_rows
-    return stacked.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, stacked.shape[-1])
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table, in the order of an index of any shape: [R, ...] -> [number of indices, ...]."""
+    return table.index_select(0, index.flatten())
+
+
+def _apart(terms: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Undo a concatenation of flattened tensors."""
+    parts = terms.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _pair_iou(sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs) -> Tensor:
     """IoU of the paired boxes, without gradient: [S, P]."""
-    predicted = _take(sets.boxes_cxcywh.detach().flatten(1, 2), pairs.query)
-    return paired_iou(cxcywh_to_xyxy_clamped(predicted), boxes.xyxy[pairs.box])
+    predicted = cxcywh_to_xyxy_clamped(_rows(sets.boxes_cxcywh.detach().flatten(0, 2), pairs.row))
+    return paired_iou(predicted, _rows(boxes.xyxy, pairs.box)).view(pairs.row.shape)
 
 
 def _students_differ(corners: Tensor) -> Tensor:
@@ -426,15 +428,14 @@ def _denoising_sets(outputs: Mapping[str, Any]) -> _OutputSets:
     return _stack([teacher, *layers], [("_dn_pre", outputs["dn_pre_outputs"])], outputs["dn_outputs"][0]["ref_points"])
 
 
-def _denoising_pairs(meta: Mapping[str, Any], boxes: _Boxes, num_queries: int) -> _DevicePairs:
+def _denoising_pairs(meta: Mapping[str, Any], boxes: _Boxes, num_queries: int) -> Pairs:
     """The positives of each group answer for the boxes they were made from (docs/deimv2.md, Matcher): [1, P]."""
-    device, groups = boxes.labels.device, int(meta["dn_num_group"])
+    groups = int(meta["dn_num_group"])
     first_box = np.cumsum([0, *boxes.per_image])
     box = [np.tile(np.arange(n), groups) + first for n, first in zip(boxes.per_image, first_box, strict=False)]
     image = np.repeat(np.arange(len(boxes.per_image)), np.multiply(boxes.per_image, groups))
     positives = np.concatenate([positive.cpu().numpy().ravel() for positive in meta["dn_positive_idx"]])
-    box_index, query = _upload([np.concatenate(box), positives + image * num_queries], device)
-    return _DevicePairs(query[None], box_index[None])
+    return Pairs((positives + image * num_queries)[None], np.concatenate(box)[None])
 
 
 def _upload(arrays: Sequence[IntArray], device: torch.device) -> list[Tensor]:
@@ -446,9 +447,16 @@ def _upload(arrays: Sequence[IntArray], device: torch.device) -> list[Tensor]:
     return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
-def _to_device(pairs: Sequence[Pairs], device: torch.device) -> list[_DevicePairs]:
-    index = _upload([array for p in pairs for array in (p.query, p.box)], device)
-    return [_DevicePairs(query, box) for query, box in zip(index[::2], index[1::2], strict=True)]
+def _to_device(paired: Sequence[tuple[_OutputSets, Pairs]], device: torch.device) -> list[_DevicePairs]:
+    """Upload pairs, said for every set also where all sets share them."""
+    arrays: list[IntArray] = []
+    for sets, pairs in paired:
+        num_sets, batch, num_queries = sets.logits.shape[:3]
+        first_row = np.arange(num_sets)[:, None] * (batch * num_queries)
+        query, row, box = np.broadcast_arrays(pairs.query, pairs.query + first_row, pairs.box)
+        arrays += [query, row, box]
+    index = _upload(arrays, device)
+    return [_DevicePairs(*index[i : i + 3]) for i in range(0, len(index), 3)]
 
 
 def _normalisers(
