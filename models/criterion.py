@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.types import IntArray
-from models.boxes import cxcywh_to_xyxy_clamped, paired_iou, paired_iou_giou
+from models.boxes import cxcywh_to_xyxy_clamped, paired_iou_giou
 from models.config import CriterionConfig, ModelConfig
 from models.distribution import box_to_bins, weighting_function
 from models.matcher import HungarianMatcher, Pairs, assign, go_union
@@ -176,7 +176,8 @@ class DEIMCriterion(nn.Module):
                 matched_weight = unmatched_weight = 0.5
             norm = num_boxes * outputs["dn_meta"]["dn_num_group"]
             distillation = _Distillation(denoising_differs, matched_weight, unmatched_weight, scale)
-            taught.append(_Taught(denoising, *noised_pairs, *noised_pairs, norm, norm, distillation))
+            (pairs,) = noised_pairs
+            taught.append(_Taught(denoising, pairs, pairs, norm, norm, distillation))
 
         bin_values = weighting_function(self.config.reg_max, outputs["up"], outputs["reg_scale"])
         losses = self._set_losses(taught, boxes, bin_values, outputs["reg_scale"])
@@ -218,15 +219,15 @@ class DEIMCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """Every loss of the given output sets, weighted and named."""
         weights = cast(Mapping[str, float], self.config.weight_dict)
-        ious, l1, giou = _compare_boxes(taught, boxes)
+        ious, class_ious, l1, giou = _compare_boxes(taught, boxes)
         fgl = _fgl(taught, boxes, ious, bin_values, reg_scale)
         named: dict[str, Tensor] = {}
-        for part, iou, *terms in zip(taught, ious, l1, giou, fgl, strict=True):
-            class_iou = iou if part.class_pairs is part.box_pairs else _pair_iou(part.sets, boxes, part.class_pairs)
+        for part, iou, class_iou, *terms in zip(taught, ious, class_ious, l1, giou, fgl, strict=True):
+            per_box = 1 / part.box_norm
             # Weighted as vectors [S] and taken apart then: an operation per set would cost more than the arithmetic.
             sums = {"loss_mal": self._mal(part, boxes, class_iou) * (weights["loss_mal"] / part.class_norm)}
             for name, term in zip(("loss_bbox", "loss_giou", "loss_fgl"), terms, strict=True):
-                sums[name] = term.sum(1) * (weights[name] / part.box_norm)
+                sums[name] = (term * (weights[name] * per_box)).sum(1)
             named |= {
                 name + suffix: value
                 for name, values in sums.items()
@@ -292,18 +293,22 @@ def _contrast(text_logits: Tensor, boxes: _Boxes, pairs: _DevicePairs) -> Tensor
     return F.cross_entropy(rows, boxes.labels[pairs.box[0]], reduction="sum")
 
 
-def _compare_boxes(taught: Sequence[_Taught], boxes: _Boxes) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """IoU without gradient, L1 distance and 1 - GIoU of all paired boxes: each [S, P] for each of `taught`."""
-    shapes = [part.box_pairs.row.shape for part in taught]
-    predicted = torch.cat([_rows(part.sets.boxes_cxcywh.flatten(0, 2), part.box_pairs.row) for part in taught])
-    box = torch.cat([part.box_pairs.box.flatten() for part in taught])
+def _compare_boxes(taught: Sequence[_Taught], boxes: _Boxes) -> tuple[list[Tensor], ...]:
+    """Compare all paired boxes.
+
+    Returns:
+        IoU of the box pairs and of the class pairs, both without gradient, L1 distance and 1 - GIoU of the box pairs:
+        each [S, P] for each of `taught`.
+    """
+    paired = [(part.sets, part.box_pairs) for part in taught] + [(part.sets, part.class_pairs) for part in taught]
+    shapes = [pairs.row.shape for _, pairs in paired]
+    predicted = torch.cat([_rows(sets.boxes_cxcywh.flatten(0, 2), pairs.row) for sets, pairs in paired])
+    box = torch.cat([pairs.box.flatten() for _, pairs in paired])
     iou, giou = paired_iou_giou(cxcywh_to_xyxy_clamped(predicted), boxes.xyxy[box])
     l1 = (predicted - boxes.cxcywh[box]).abs().sum(-1)
-    return (
-        _apart(iou.detach(), shapes),
-        _apart(_weighed(l1, boxes, box), shapes),
-        _apart(_weighed(1 - giou, boxes, box), shapes),
-    )
+    ious = _apart(iou.detach(), shapes)
+    l1s, gious = (_apart(_weighed(terms, boxes, box), shapes)[: len(taught)] for terms in (l1, 1 - giou))
+    return ious[: len(taught)], ious[len(taught) :], l1s, gious
 
 
 def _fgl(
@@ -372,12 +377,6 @@ def _apart(terms: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """Undo a concatenation of flattened tensors."""
     parts = terms.split([shape.numel() for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _pair_iou(sets: _OutputSets, boxes: _Boxes, pairs: _DevicePairs) -> Tensor:
-    """IoU of the paired boxes, without gradient: [S, P]."""
-    predicted = cxcywh_to_xyxy_clamped(_rows(sets.boxes_cxcywh.detach().flatten(0, 2), pairs.row))
-    return paired_iou(predicted, _rows(boxes.xyxy, pairs.box)).view(pairs.row.shape)
 
 
 def _students_differ(corners: Tensor) -> Tensor:

@@ -419,11 +419,11 @@ class DEIMTransformer(nn.Module):
             if emits or index == 0:
                 scores, said = _class_scores(self.dec_score_head[index], target, text_fusion, index)
             if index == 0:
-                pre_boxes = (self.pre_bbox_head(target).float() + inverse_sigmoid(boxes)).sigmoid()
+                pre_boxes = (self.pre_bbox_head(target) + inverse_sigmoid(boxes)).sigmoid()
                 pre = BoxesAndLogits(scores, pre_boxes)
                 references = pre_boxes.detach()
-            change = self.dec_bbox_head[index](target if previous is None else target + previous).float()
-            corners = change if corners is None else corners + change
+            change = self.dec_bbox_head[index](target if previous is None else target + previous)
+            corners = change.float() if corners is None else corners + change
             probabilities = corners.view(*corners.shape[:2], 4, -1).softmax(dim=-1)
             refined = distance_to_box(references, (probabilities * bins).sum(dim=-1), reg_scale)
             if emits:

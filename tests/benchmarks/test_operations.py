@@ -14,5 +14,5 @@ def test_a_step_of_the_industrial_config(tmp_path: Path, capsys: pytest.CaptureF
     main(["-c", str(INDUSTRIAL), "--batch", "2", "--size", "320", "--json", str(file)])
     parts = json.loads(file.read_text(encoding="utf-8"))
     total = sum(sum(counts.values()) for counts in parts.values())
-    assert total <= 2810 and sum(counts.get("_to_copy", 0) for counts in parts.values()) <= 310
+    assert total <= 2600 and sum(counts.get("_to_copy", 0) for counts in parts.values()) <= 280
     assert f"{total} " in capsys.readouterr().out
