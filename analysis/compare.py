@@ -1,4 +1,9 @@
-"""Evaluated runs side by side: reading them, joining the seeds of one config, and their paired differences."""
+"""Evaluated runs side by side: reading them, joining the seeds of one config or the folds of one set, and their paired
+differences.
+
+Where runs were judged on folds, a row has one run on each fold, and the detections of all are judged as those of one
+set: every image once, by the network that did not see it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +28,7 @@ from analysis.style import tidy
 from data.classes import ClassMap
 from data.errors import UserError
 from data.progress import progress_bar
+from engine.metrics import GroundTruth, Predictions
 from engine.options import Options
 from engine.results import read_evaluation
 from engine.yaml_dialect import read_yaml, require_few_values
@@ -35,7 +42,7 @@ _WITHOUT_EFFECT = ("seed", "output_dir", "summary_dir", "resume", "device", "num
 """Keys in which seeds of one config may differ."""
 _JUDGED_ON = ("val_dataloader", "test_dataloader")
 """What a model was judged on is in the hash of the ground truth."""
-_SEED_SUFFIX = re.compile(r"[-_. ]+(seed|s)[-_=]?\d+$", re.IGNORECASE)
+_SEED_SUFFIX = re.compile(r"[-_. /]+(seed|s|fold)[-_=]?\d+$", re.IGNORECASE)
 
 
 class CompareOptions(Options):
@@ -96,6 +103,8 @@ class EvaluatedRun:
     matches: Matches
     config: Mapping[str, Any] | None
     """The resolved config it was trained with; None where it cannot be found."""
+    evaluation: tuple[GroundTruth, Predictions]
+    """What `matches` are of."""
 
     @property
     def seed(self) -> int | None:
@@ -106,7 +115,7 @@ class EvaluatedRun:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that are reported as one: the seeds of one config, or a single run."""
+    """Runs that are reported as one: the seeds of one config, one run on each fold, or a single run."""
 
     label: str
     runs: tuple[EvaluatedRun, ...]
@@ -144,11 +153,13 @@ class Comparison:
     """In the user's order; the first is the reference."""
     samples: int
     seed: int
+    judged_on: Results
+    """Of any run: split, number of images and hash of the ground truth are the same for all, those of all folds."""
 
     @property
-    def judged_on(self) -> Results:
-        """Any run's results: split, number of images and hash of the ground truth are the same for all."""
-        return self.groups[0].group.runs[0].results
+    def num_folds(self) -> int:
+        """1: all runs were judged on the same images."""
+        return len(_folds(self.groups[0].group.runs))
 
 
 def compare_runs(
@@ -164,29 +175,64 @@ def compare_runs(
         CompareOptions(runs=folders, labels=labels, samples=samples, seed=seed)
     except UserError as error:
         problems = error.problems
-    runs = read_runs(folders, problems)
+    runs = read_runs(folders, problems, may_be_folds=True)
     groups = group_runs(runs, labels)
-    drawn = dict(zip(runs, resample(runs, samples=samples, seed=seed), strict=True))
-    of_groups = [[drawn[run] for run in group.runs] for group in groups]
+    are_folds, judged_on = len(_folds(runs)) > 1, runs[0].results
+    drawn = dict(zip(runs, resample(runs, samples=0 if are_folds else samples, seed=seed), strict=True))
+    of_groups = parts = [[drawn[run] for run in group.runs] for group in groups]
+    if are_folds:
+        pooled = [match(*_pooled(group.runs)) for group in groups]
+        facts = {"num_images": len(pooled[0].image_ids), "gt_hash": pooled[0].gt_hash}
+        judged_on, normal = judged_on.model_copy(update=facts), _normal_label(runs)
+        of_groups = [[_run_samples(bootstrap(one, samples=samples, seed=seed), normal)] for one in pooled]
     results = [
         GroupResult(
             group=group,
-            metrics=estimates([run.metrics for run in of_group]),
-            per_class=class_estimates(of_group),
+            metrics=_spread_over(estimates([run.metrics for run in of_group]), [run.metrics for run in part]),
+            per_class={
+                name: _spread_over(one, [run.per_class[name] for run in part])
+                for name, one in class_estimates(of_group).items()
+            },
             cost=group_cost(group.runs),
             differences=differences,
         )
-        for group, of_group, differences in zip(groups, of_groups, _differences(of_groups), strict=True)
+        for group, of_group, part, differences in zip(groups, of_groups, parts, _differences(of_groups), strict=True)
     ]
-    return Comparison(results, samples, seed)
+    return Comparison(results, samples, seed, judged_on)
 
 
-def read_runs(folders: Sequence[Path], other_problems: Sequence[str] = ()) -> list[EvaluatedRun]:
+def _folds(runs: Sequence[EvaluatedRun]) -> dict[str, EvaluatedRun]:
+    """Hash of the ground truth -> a run judged on it."""
+    folds: dict[str, EvaluatedRun] = {}
+    for run in runs:
+        folds.setdefault(run.results.gt_hash, run)
+    return folds
+
+
+def _pooled(runs: Sequence[EvaluatedRun]) -> tuple[GroundTruth, Predictions]:
+    """Join what was judged fold by fold to one evaluation."""
+    truths, found = zip(*(run.evaluation for run in runs), strict=True)
+    images = {image_id: name for truth in truths for image_id, name in truth.images.items()}
+    boxes = [box for truth in truths for box in truth.annotations]
+    columns = ([getattr(one, name) for one in found] for name in ("image_ids", "category_ids", "scores", "boxes_xywh"))
+    return GroundTruth(images, boxes, truths[0].classes), Predictions(*map(np.concatenate, columns))
+
+
+def _spread_over(found: Mapping[str, Estimate], parts: Sequence[Mapping[str, Resampled]]) -> dict[str, Estimate]:
+    """Give estimates the values and the spread of single runs: seeds, or folds, whose mean is not the estimate."""
+    of_parts = estimates(parts)
+    return {name: one._replace(sd=of_parts[name].sd, per_run=of_parts[name].per_run) for name, one in found.items()}
+
+
+def read_runs(
+    folders: Sequence[Path], other_problems: Sequence[str] = (), *, may_be_folds: bool = False
+) -> list[EvaluatedRun]:
     """Read run folders or evaluation folders and make sure that they can be compared.
 
     Args:
         folders: Run folders or evaluation folders.
         other_problems: Faults found elsewhere, to be told together with those found here.
+        may_be_folds: Whether they may be judged on sets of images that have none in common.
 
     Raises:
         UserError: Listing every fault: folders that are missing, no results, damaged or given twice, and results that
@@ -196,7 +242,7 @@ def read_runs(folders: Sequence[Path], other_problems: Sequence[str] = ()) -> li
     if len(folders) < 2:
         problems.append("one run alone cannot be compared; give two or more")
     runs = [run for folder in folders if (run := _read_run(folder, problems)) is not None]
-    problems += _different_truth(runs)
+    problems += _different_truth(runs, may_be_folds)
     if problems:
         raise UserError("These runs cannot be compared:", problems)
     return runs
@@ -219,9 +265,10 @@ def _read_run(folder: Path, problems: list[str]) -> EvaluatedRun | None:
         return None
     known = len(problems)
     results = _read_results(folder / "results.json", problems)
-    matches = _unless_faulty(lambda: match(*read_evaluation(folder)), problems)
+    evaluation = _unless_faulty(lambda: read_evaluation(folder), problems)
+    matches = None if evaluation is None else match(*evaluation)
     config = _unless_faulty(lambda: _find_config(folder, results) if results else None, problems)
-    if results is None or matches is None:
+    if results is None or matches is None or evaluation is None:
         return None
     found = ""
     if results.gt_hash != matches.gt_hash:
@@ -232,7 +279,7 @@ def _read_run(folder: Path, problems: list[str]) -> EvaluatedRun | None:
         problems.append(
             f"{folder}: results.json and predictions.json are of different evaluations ({found}); {_EVALUATE}"
         )
-    return None if len(problems) > known else EvaluatedRun(folder, results, matches, config)
+    return None if len(problems) > known else EvaluatedRun(folder, results, matches, config, evaluation)
 
 
 def _unless_faulty(read: Callable[[], T], problems: list[str]) -> T | None:
@@ -276,10 +323,13 @@ def _find_config(folder: Path, results: Results) -> Mapping[str, Any] | None:
     return next((read_yaml(place) for place in places if place.is_file()), None)
 
 
-def _different_truth(runs: Sequence[EvaluatedRun]) -> list[str]:
-    """All runs with what they were judged on, if that differs."""
+def _different_truth(runs: Sequence[EvaluatedRun], may_be_folds: bool) -> list[str]:
+    """All runs with what they were judged on, if that differs and is not one set's folds."""
+    no_folds = [
+        found for pair in combinations(_folds(runs).values(), 2) if (found := _no_folds(*pair)) or not may_be_folds
+    ]
     judged = [(run.results.split, run.results.num_images, run.results.gt_hash) for run in runs]
-    if len(set(judged)) <= 1:
+    if not no_folds and len({split for split, _, _ in judged}) <= 1:
         return []
     what = "splits" if len({gt_hash for _, _, gt_hash in judged}) == 1 else "images or ground truth"
     return [
@@ -288,7 +338,18 @@ def _different_truth(runs: Sequence[EvaluatedRun]) -> list[str]:
             f"{run.folder}: split {split}, {num_images} images, gt_hash {gt_hash[:12]}"
             for run, (split, num_images, gt_hash) in zip(runs, judged, strict=True)
         ),
+        *(f"nor are they folds of one set: {reason}" for reason in no_folds[:1] if may_be_folds),
     ]
+
+
+def _no_folds(one: EvaluatedRun, other: EvaluatedRun) -> str:
+    """Why two runs were not judged on different folds of one set; empty if they may have been."""
+    (first, _), (second, _) = one.evaluation, other.evaluation
+    if first.classes != second.classes:
+        return f"{one.folder} and {other.folder} have different classes"
+    names = sorted({*first.images.values()} & {*second.images.values()})
+    names = names or [f"id {number}" for number in sorted({*first.images} & {*second.images})]
+    return f"{one.folder} and {other.folder} share {len(names)} images, e.g. {names[0]}" if names else ""
 
 
 def group_runs(runs: Sequence[EvaluatedRun], labels: Sequence[str] = ()) -> list[Group]:
@@ -298,14 +359,38 @@ def group_runs(runs: Sequence[EvaluatedRun], labels: Sequence[str] = ()) -> list
     the same checkpoint name and different seeds are one group. A run whose config cannot be found stands alone, and
     so do runs of equal config and equal seed: they are not seeds.
 
+    Where runs were judged on folds, those of equal config but for the annotation file of the training are a group.
+
     Args:
         runs: In the user's order.
         labels: One per run: runs with the same label are a group, whatever their configs are. Or one per group as it
             is found without labels: their names. Empty: named after the folders.
 
     Raises:
-        UserError: Another number of labels, an empty one, or two groups of one name.
+        UserError: Another number of labels, an empty one, two groups of one name, or a group without a run on every
+            fold.
     """
+    groups = _grouped(runs, labels)
+    folds = _folds(runs)
+    problems = []
+    for group in groups if len(folds) > 1 else ():
+        judged = Counter(run.results.gt_hash for run in group.runs)
+        problems += [
+            f"{group.label}: {judged[gt_hash] or 'no'} runs on the {run.results.num_images} images of {run.folder}"
+            for gt_hash, run in folds.items()
+            if judged[gt_hash] != 1
+        ]
+    if problems:
+        raise UserError(
+            "Runs judged on different images, and no folds of one set: then each row has one run on every fold. Add "
+            "what is missing, or say which runs are a row with --labels, one per run:",
+            problems,
+        )
+    return groups
+
+
+def _grouped(runs: Sequence[EvaluatedRun], labels: Sequence[str]) -> list[Group]:
+    of_folds = len(_folds(runs)) > 1
     names = [tidy(label) for label in labels]
     members = _seeds_of_one_config(runs)
     if labels and len(labels) not in (len(runs), len(members)):
@@ -321,7 +406,7 @@ def group_runs(runs: Sequence[EvaluatedRun], labels: Sequence[str] = ()) -> list
             by_label.setdefault(name, []).append(run)
         known = {name: [run.config for run in group if run.config is not None] for name, group in by_label.items()}
         return [
-            Group(name, tuple(group), config_differences(list(map(training_config, known[name]))))
+            Group(name, tuple(group), config_differences([training_config(one, of_folds) for one in known[name]]))
             for name, group in by_label.items()
         ]
     if len(set(names)) < len(names):
@@ -334,30 +419,33 @@ def group_runs(runs: Sequence[EvaluatedRun], labels: Sequence[str] = ()) -> list
 
 def _seeds_of_one_config(runs: Sequence[EvaluatedRun]) -> list[list[EvaluatedRun]]:
     buckets: dict[object, list[EvaluatedRun]] = {}
+    of_folds = len(_folds(runs)) > 1
     for run in runs:
-        buckets.setdefault(identity(run), []).append(run)
+        buckets.setdefault(identity(run, of_folds), []).append(run)
     groups: list[list[EvaluatedRun]] = []
     for bucket in buckets.values():
         seeds = [run.seed for run in bucket]
-        are_seeds = None not in seeds and len(set(seeds)) == len(seeds)
+        are_seeds = of_folds or (None not in seeds and len(set(seeds)) == len(seeds))
         groups += [bucket] if are_seeds else [[run] for run in bucket]
     return sorted(groups, key=lambda group: runs.index(group[0]))
 
 
-def identity(run: EvaluatedRun) -> object:
+def identity(run: EvaluatedRun, of_folds: bool = False) -> object:
     """Return what is equal for runs of one config."""
     if run.config is None:
         return run.folder.resolve()
-    config = json.dumps(training_config(run.config), sort_keys=True, default=str)
+    config = json.dumps(training_config(run.config, of_folds), sort_keys=True, default=str)
     return config, run.results.checkpoint, run.results.use_amp, run.results.nms_iou
 
 
-def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a config decides which model comes out, apart from chance."""
+def training_config(config: Mapping[str, Any], of_folds: bool = False) -> dict[str, Any]:
+    """Return what of a config decides which model comes out, apart from chance and, of folds, the training images."""
     kept = {key: value for key, value in config.items() if key not in (*_WITHOUT_EFFECT, *_JUDGED_ON)}
     for section, key in (("train_dataloader", "num_workers"), ("MultimodalFusion", "seed")):
         if isinstance(kept.get(section), Mapping):
             kept[section] = {name: value for name, value in kept[section].items() if name != key}
+    if of_folds and isinstance(loader := kept.get("train_dataloader"), Mapping):
+        kept["train_dataloader"] = {key: value for key, value in _flat(loader).items() if key != "dataset.ann_file"}
     return kept
 
 
@@ -409,11 +497,17 @@ def resample(runs: Sequence[EvaluatedRun], *, samples: int, seed: int, progress:
             )
     if problems:
         raise UserError("These results and predictions are of different evaluations:", problems)
-    names, normal = runs[0].matches.names, None
-    if any(run.results.metrics != run.results.metrics_defects for run in runs):  # NORMAL has boxes, which are easy AP
-        normal = ClassMap(tuple(range(len(names))), names).normal_label
+    normal = _normal_label(runs)
     bar = progress_bar(runs, "bootstrap", unit="run", show=progress)
     return [_run_samples(bootstrap(run.matches, samples=samples, seed=seed), normal) for run in bar]
+
+
+def _normal_label(runs: Sequence[EvaluatedRun]) -> int | None:
+    """NORMAL, if it has boxes, which are easy AP."""
+    names = runs[0].matches.names
+    if any(run.results.metrics != run.results.metrics_defects for run in runs):
+        return ClassMap(tuple(range(len(names))), names).normal_label
+    return None
 
 
 def _run_samples(drawn: BootstrapResult, normal: int | None) -> RunSamples:

@@ -47,28 +47,35 @@ def write_comparison(comparison: Comparison, folder: Path, lang: Language, *, ca
     markdown = _markdown(comparison, tables, lang)
     write_plots(comparison, folder, lang, captions=captions)
     content = comparison_to_json(comparison, lang)
-    write_tables(folder, "comparison", tables, lang, markdown=markdown, content=content)
+    write_tables(folder, "comparison", tables, lang, markdown=markdown, content=content, possible=("folds",))
     return markdown
 
 
 def comparison_tables(comparison: Comparison, lang: Language) -> dict[str, Table]:
-    """Return `models`, `cost`, `classes` and, where there is more than the reference, `differences`."""
+    """Return `models`, `folds` where there are any, `cost`, `classes` and, where there is more than the reference,
+    `differences`."""
     texts, groups = texts_of(lang, "compare"), comparison.groups
     labels, images = [result.group.label for result in groups], comparison.judged_on.num_images
-    with_seeds = _has_seeds(comparison)
+    with_seeds, count = _has_seeds(comparison), comparison.num_folds
+    cell = pooled_cell if count > 1 else estimate_cell
     quality: list[list[Cell]] = [
-        [label, *([len(one.group.runs)] if with_seeds else []), *map(estimate_cell, one.metrics.values())]
+        [label, *([len(one.group.runs)] if with_seeds else []), *map(cell, one.metrics.values())]
         for label, one in zip(labels, groups, strict=True)
     ]
-    columns = [texts["model"], *([texts["seeds"]] if with_seeds else [])]
-    columns += [metric_name(name, texts) for name in groups[0].metrics]
+    metrics = [metric_name(name, texts) for name in groups[0].metrics]
+    columns = [texts["model"], *([texts["seeds"]] if with_seeds else []), *metrics]
     caption = texts("models_caption", images=images) + (f" {texts['seeds_caption']}" if with_seeds else "")
+    caption += f" {texts('folds_caption', folds=count)}" if count > 1 else ""
+    folds: list[list[Cell]] = [
+        [label, *(Number(_fold_mean(found), spread=found.sd) for found in one.metrics.values())]
+        for label, one in zip(labels, groups, strict=True)
+    ]
     costs: list[list[Cell]] = [
         [label, *(_cost_cell(one, *column) for column in COSTS.values())]
         for label, one in zip(labels, groups, strict=True)
     ]
     classes: list[list[Cell]] = [
-        [name, *(estimate_cell(one.per_class[name]["AP"]) for one in groups)] for name in groups[0].per_class
+        [name, *(cell(one.per_class[name]["AP"]) for one in groups)] for name in groups[0].per_class
     ]
     differences: list[list[Cell]] = [
         [
@@ -87,6 +94,12 @@ def comparison_tables(comparison: Comparison, lang: Language) -> dict[str, Table
     difference_columns = [texts[name] for name in ("model", "metric", "difference", "p", "p_holm")]
     tables = {
         "models": Table(columns, quality, caption, "tab:comparison"),
+        "folds": Table(
+            [texts["model"], *metrics],
+            folds if count > 1 else [],
+            texts("fold_means_caption", folds=count),
+            "tab:folds",
+        ),
         "cost": Table(cost_columns, costs, texts["cost_caption"], "tab:comparison-cost"),
         "classes": Table([texts["class"], *labels], classes, caption_of_classes, "tab:comparison-classes"),
         "differences": Table(difference_columns, differences, caption_of_differences, "tab:comparison-differences"),
@@ -104,6 +117,16 @@ def estimate_cell(estimate: Estimate) -> Number:
     return Number(estimate.value, interval=estimate.interval, spread=estimate.sd)
 
 
+def pooled_cell(estimate: Estimate) -> Number:
+    """Return an estimate over all folds; its spread is about another number, the folds' mean."""
+    return estimate_cell(estimate._replace(sd=None))
+
+
+def _fold_mean(estimate: Estimate) -> float | None:
+    values = [value for value in estimate.per_run if value is not None]
+    return sum(values) / len(values) if len(values) == len(estimate.per_run) else None
+
+
 def _cost_cell(result: GroupResult, name: str, factor: float, digits: int) -> Number:
     value = result.cost[name]
     if name == "epochs" and value is not None and not value.is_integer():
@@ -112,7 +135,7 @@ def _cost_cell(result: GroupResult, name: str, factor: float, digits: int) -> Nu
 
 
 def _has_seeds(comparison: Comparison) -> bool:
-    return any(len(result.group.runs) > 1 for result in comparison.groups)
+    return comparison.num_folds == 1 and any(len(result.group.runs) > 1 for result in comparison.groups)
 
 
 def _markdown(comparison: Comparison, tables: Mapping[str, Table], lang: Language) -> str:
@@ -136,6 +159,8 @@ def notes_of(comparison: Comparison, lang: Language) -> list[str]:
     notes = [texts["note_cost"]]
     if _has_seeds(comparison):
         notes.append(texts["note_seeds"])
+    if comparison.num_folds > 1:
+        notes.append(texts("note_folds", images=comparison.judged_on.num_images))
     if len(groups) > 1:
         smallest = format_number(2 / (comparison.samples + 1), 4, lang)
         notes.append(texts("note_differences", samples=comparison.samples, smallest=smallest))
@@ -166,6 +191,7 @@ def comparison_to_json(comparison: Comparison, lang: Language = "en") -> dict[st
         "gt_hash": results.gt_hash,
         "samples": comparison.samples,
         "seed": comparison.seed,
+        "folds": comparison.num_folds,
         "reference": comparison.groups[0].group.label,
         "models": [
             {

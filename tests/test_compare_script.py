@@ -11,11 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from analysis.compare import read_runs
+from data.errors import UserError
 from engine.results import PREDICTIONS_NAME
-from tests.support.comparison import WITH_NORMAL, change_results, make_cost, make_truth, write_run
+from tests.support.comparison import WITH_NORMAL, change_results, make_cost, make_truth, write_folds, write_run
 from tests.support.latex import LINE_PT, compile_article, tabular_widths_pt
 from tests.support.scripts import start_script
 
@@ -52,6 +55,69 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_run(root / f"ours_seed{seed}", quality=0.8, seed=seed, config=CONFIG, cost=cost)
     write_run(root / "twin", quality=0.3, seed=0, cost=None, train_seconds=None)
     return root
+
+
+@pytest.fixture(scope="module")
+def folds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`base` and `ours` on all images, and in three folds each; `ours` another detector by its config."""
+    root = tmp_path_factory.mktemp("folds")
+    write_folds(root / "base", 3, quality=0.3)
+    config = {"num_classes": 2, "epoches": 7}
+    write_folds(root / "ours", 3, quality=0.8, seed=1, config=config)
+    return root
+
+
+def test_folds_are_judged_as_one_set(folds: Path, no_plots: None) -> None:
+    parts = [f"{name}_fold_{number}" for name in ("base", "ours") for number in (1, 2, 3)]
+    outcome = run_here(*parts, "--output-dir", "k", "--lang", "es", cwd=folds)
+    assert outcome.code == 0 and run_here("base", "ours", "--output-dir", "plain", cwd=folds).code == 0, outcome.err
+    whole, pooled = read(folds / "plain"), read(folds / "k")
+    assert (pooled["folds"], whole["folds"]) == (3, 1)
+    assert [model["label"] for model in pooled["models"]] == ["base", "ours"]
+    assert {key: pooled[key] for key in ("gt_hash", "num_images")} == {
+        key: whole[key] for key in ("gt_hash", "num_images")
+    }
+    for one, other in zip(pooled["models"], whole["models"], strict=True):
+        assert one["differences"] == other["differences"], "the same images drawn for both, as if there were no folds"
+        for name, found in one["metrics"].items():
+            stated = [
+                json.loads((folds / run["folder"] / "results.json").read_text())["metrics"] for run in one["runs"]
+            ]
+            values = [metrics[name] for metrics in stated]
+            assert (found["value"], found["interval"]) == (
+                other["metrics"][name]["value"],
+                other["metrics"][name]["interval"],
+            )
+            assert found["per_run"] == pytest.approx(values) and found["sd"] == pytest.approx(np.std(values, ddof=1))
+    markdown = (folds / "k" / "comparison.md").read_text(encoding="utf-8")
+    assert "Validación cruzada de 3 pliegues: cada imagen la juzga una vez" in markdown and "Semillas" not in markdown
+    rows = (folds / "k" / "comparison_folds.csv").read_text(encoding="utf-8-sig").splitlines()
+    assert float(rows[1].split(";")[1].replace(",", ".")) == pytest.approx(
+        np.mean(pooled["models"][0]["metrics"]["AP"]["per_run"]), abs=1e-5
+    )
+    assert (folds / "k" / "comparison.tex").read_text(encoding="utf-8").count(r"\begin{table}") == 5
+
+
+@pytest.mark.parametrize(
+    ("runs", "messages"),
+    [
+        (
+            "base_fold_1 base_fold_2 base_fold_3 ours_fold_1 ours_fold_2",
+            ["ours: no runs on the 20 images of base_fold_3", "each row has one run on every fold"],
+        ),
+        ("base_fold_1 base_fold_2 ours", ["nor are they folds of one set: ", "base_fold_1 and ours share 20 images"]),
+        ("base_fold_1 ours_fold_2", ["base_fold_1: no runs on the 20 images of ours_fold_2"]),
+        ("base_fold_1 base_fold_2 again_fold_2", ["base: 2 runs on the 20 images of base_fold_2"]),
+    ],
+)
+def test_folds_that_make_no_rows(folds: Path, runs: str, messages: list[str]) -> None:
+    if not (folds / "again").exists():
+        write_folds(folds / "again", 3, quality=0.3, seed=3)
+    outcome = run_here(*runs.split(), "--output-dir", "none", cwd=folds)
+    assert outcome.code == 2 and not [one for one in messages if one not in outcome.err], outcome.err
+    assert not (folds / "none").exists()
+    with pytest.raises(UserError, match="judged on different images"):  # where folds make no sense
+        read_runs([folds / "base_fold_1", folds / "ours_fold_2"])
 
 
 @pytest.fixture(scope="module")

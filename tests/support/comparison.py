@@ -87,11 +87,13 @@ def write_run(
     truth: GroundTruth | None = None,
     config: Mapping[str, Any] | None = None,
     detections_seed: int | None = None,
+    detections: Predictions | None = None,
     **facts: Any,
 ) -> Path:
     """A run folder with results.json, what it was computed from and config.yaml; `seed` is that of training."""
     truth = truth or make_truth()
-    detections = detect(truth, quality=quality, seed=seed + 1 if detections_seed is None else detections_seed)
+    if detections is None:
+        detections = detect(truth, quality=quality, seed=seed + 1 if detections_seed is None else detections_seed)
     numbers = coco_numbers(truth, detections)
     results = {
         "metrics": numbers.metrics,
@@ -115,6 +117,24 @@ def write_run(
         content = {"seed": seed, "output_dir": folder.as_posix(), **config}
         (folder / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     return folder
+
+
+def write_folds(root: Path, count: int, *, quality: float, seed: int = 0, **facts: Any) -> list[Path]:
+    """The run `root` on all of `make_truth()`, and its detections in parts, as those of runs `root`_fold_1, ..."""
+    truth = make_truth()
+    found = detect(truth, quality=quality, seed=seed)
+    write_run(root, truth=truth, detections=found, **facts)
+    folders = []
+    for fold in range(count):
+        images = {image: name for image, name in truth.images.items() if image % count == fold}
+        part = GroundTruth(images, [box for box in truth.annotations if box["image_id"] in images], truth.classes)
+        rows = np.isin(found.image_ids, list(images))
+        columns = (found.image_ids, found.category_ids, found.scores, found.boxes_xywh)
+        config = {"num_classes": 2, "train_dataloader": {"dataset": {"ann_file": f"{fold}.json", "img_folder": "a"}}}
+        folder = root.with_name(f"{root.name}_fold_{fold + 1}")
+        detections = Predictions(*(column[rows] for column in columns))
+        folders.append(write_run(folder, truth=part, detections=detections, **{"config": config, **facts}))
+    return folders
 
 
 def write_json(path: Path, content: object) -> None:
