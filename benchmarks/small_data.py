@@ -89,7 +89,9 @@ def report(runs: dict[tuple[int, str, int], Path], folder: Path) -> None:
                 continue
             sides = [[metrics[size, one, seed][name] for seed in paired] for one in (cell, "base")]
             minus = effect(*sides, read[0].results.num_images)
-            row.append(Number(minus.value, interval=minus.interval or minus.image_interval, signed=True))
+            row.append(
+                Number(minus.value, interval=minus.interval or minus.image_interval, interval_digits=3, signed=True)
+            )
         rows.append(row)
     table = Table(["images", "cell", "seeds", "AP", "AP minus base", "AP50", "AP50 minus base"], rows)
     markdown = table.to_markdown("en") + "\n"
