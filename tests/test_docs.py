@@ -17,7 +17,10 @@ from engine.config import load_config
 from tests.support.tiny_run import ROOT
 
 GUIDE = ROOT / "docs" / "guide"
-SPANISH = set("acceptance data training evaluation prediction text attention labels adaptation small-data".split())
+SPANISH = {
+    *("acceptance", "data", "training", "evaluation", "prediction", "text", "attention", "labels"),
+    *("adaptation", "small-data"),
+}
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "README.es.md", ROOT / "CONTRIBUTING.md"]
     + [path for path in (ROOT / "docs").rglob("*.md") if path.name != "deimv2.md"]
