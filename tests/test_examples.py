@@ -23,7 +23,7 @@ SHORTER = {
     "--max-miss-rate 0.2": "--max-miss-rate 0.8",  # of six images
 }
 OWN = re.compile(
-    r"ckpts/|hf:|OWNER|industrial|datasets/mine|deimv2_base|FOLDER|\bCKPT\b|SRC DST|KEY|onnxruntime|venv"
+    r"ckpts/|hf:|OWNER|industrial|datasets/mine|outputs/mine|deimv2_base|FOLDER|\bCKPT\b|SRC DST|KEY|onnxruntime|venv"
     r"|engine\.config_reference"
 )
 """What needs files of the user's, the network or a virtual environment; tests/deploy runs the ONNX file."""
