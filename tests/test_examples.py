@@ -51,7 +51,7 @@ def examples() -> dict[str, Path]:
     for page in sorted(TYPED, key=lambda page: (page.parent != ROOT, "es" in page.parts, page)):
         text = page.read_text(encoding="utf-8")
         for language, block, inline in re.findall(r"^```(\w*)\n(.*?)^```$|`(python [^`]+)`", text, re.DOTALL | re.M):
-            lines = [inline] if inline else block.splitlines() if language == "bash" else []
+            lines = [" ".join(inline.split())] if inline else block.splitlines() if language == "bash" else []
             for one in [block] if language == "python" else [line for line in lines if line.startswith("python ")]:
                 if not OWN.search(one) and one.replace(" --lang es", "") not in found:
                     found[one.replace(" --lang es", "")] = page
