@@ -24,9 +24,10 @@ SHORTER = {
 }
 OWN = re.compile(
     r"ckpts/|hf:|OWNER|industrial|datasets/mine|outputs/mine|deimv2_base|FOLDER|\bCKPT\b|SRC DST|KEY|onnxruntime|venv"
-    r"|engine\.config_reference"
+    r"|neu_det_small|engine\.config_reference"
 )
-"""What needs files of the user's, the network or a virtual environment; tests/deploy runs the ONNX file."""
+"""What needs files of the user's, NEU-DET (hours where it is there), the network or a virtual environment;
+tests/deploy runs the ONNX file."""
 SAYS_NOTHING_IS_DETECTED = "No prediction with a score of at least"
 
 
