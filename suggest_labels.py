@@ -9,6 +9,7 @@ python suggest_labels.py pseudo -r outputs/neu_det/best.pth --images photos/    
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from data.signals import leaving_quietly
@@ -46,8 +47,8 @@ def main() -> None:
     cli.setup_logging()
     with leaving_quietly():
         from analysis.suggest import suggest_errors
-        from deploy.suggest import suggest_next, suggest_pseudo
-    suggest = {"errors": suggest_errors, "next": suggest_next, "pseudo": suggest_pseudo}[arguments.task]
+        from deploy.suggest import suggest_images
+    suggest = suggest_errors if arguments.task == "errors" else partial(suggest_images, arguments.task)
     device, given = cli.resolve_device(arguments.device), {k: v for k, v in vars(arguments).items() if v is not None}
     where = {"config_path": arguments.config, "overrides": arguments.update, "output_dir": arguments.output_dir}
     lines = suggest(arguments.resume, device, given, **where)

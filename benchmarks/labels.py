@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))  # a script: the repository is not on the path
 from analysis.label_errors import KINDS, Suggestion, find_label_errors  # noqa: E402
 from data.coco import CocoSplit  # noqa: E402
 from data.splits import build_datasets  # noqa: E402
-from deploy.suggest import suggest_next, suggest_pseudo  # noqa: E402
+from deploy.suggest import suggest_images  # noqa: E402
 from engine.config import load_config  # noqa: E402
 from engine.distributed import Distributed  # noqa: E402
 from engine.results import read_evaluation, read_results  # noqa: E402
@@ -171,7 +171,7 @@ def learn(arguments: argparse.Namespace) -> None:
         rest = [image.path.as_posix() for image in split.images if image.id not in start]
         target = folder / "pseudo_labels"
         if not (target / "train_pseudo.json").is_file():
-            suggest_pseudo(base, torch.device("cpu"), {"images": rest}, output_dir=target)
+            suggest_images("pseudo", base, torch.device("cpu"), {"images": rest}, output_dir=target)
         settings = [
             as_override("train_dataloader.dataset.ann_file", (target / "train_pseudo.json").resolve().as_posix())
         ]
@@ -191,7 +191,7 @@ def chosen(weights: Path, split: CocoSplit, known: set[int], count: int, order: 
     target = weights.parent / f"next_{order}"
     given = {"images": tuple(rest), "count": count, "order": order, "seed": seed}
     if not (target / "next.json").is_file():
-        suggest_next(weights, torch.device("cpu"), given, output_dir=target)
+        suggest_images("next", weights, torch.device("cpu"), given, output_dir=target)
     names = {Path(path).name: image_id for path, image_id in rest.items()}
     content = json.loads((target / "next.json").read_bytes())
     return {names[Path(one["file_name"]).name] for one in content["images"]}

@@ -5,28 +5,26 @@ Annotations are written as COCO that CVAT, Label Studio and FiftyOne import (doc
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import Field
 from torch import Tensor
-from tqdm import tqdm
 
 from data.errors import UserError, printable
 from data.files import write_json, write_text
-from data.images import read_image
+from data.images import decode_image
 from data.progress import progress_bar
-from data.types import FloatArray, PixelArray
+from data.types import FloatArray
 from deploy.acceptance import calibrating_command, stored_calibration
 from deploy.pipeline import predict_frames, read_frames
 from deploy.sources import ImageSource, find_sources
@@ -76,97 +74,37 @@ class Seen(NamedTuple):
     """[F], unit length: the encoder's maps, averaged."""
 
 
-def suggest_next(checkpoint: Path | None, device: torch.device, given: Mapping[str, Any], **where: Any) -> list[str]:
-    """Rank unlabelled images by what their labels would tell; write next.csv and next.json, COCO with the detections as
-    labels to begin with, in the order of the ranking.
-
-    Args:
-        checkpoint: With `device`, and `config_path` and `overrides` of `where`, as `load_detector` takes them.
-        device: Where to compute.
-        given: Of `SuggestOptions`.
-        where: And `output_dir`; default `next_<checkpoint>` beside the checkpoint.
-
-    Returns:
-        Lines for the console.
-
-    Raises:
-        UserError: Bad input of any kind.
-    """
-    options = SuggestOptions(**given)
-    detector, folder, least, seen, said = _looked("next", checkpoint, device, options, **where)
-    if options.order == "random":
-        ranked = np.random.default_rng(options.seed).permutation(len(seen))[: options.count].tolist()
-    else:
-        ranked = most_informative(
-            np.array([information_bits(one.detections) for one in seen]),
-            np.array([one.features for one in seen]),
-            options.count,
-        )
-    chosen = [seen[row] for row in ranked]
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\r\n")
-    writer.writerow(["rank", "file", "information_bits"])
-    for rank, one in enumerate(chosen, start=1):
-        writer.writerow([rank, one.source.name, f"{information_bits(one.detections):.4f}"])
-    write_text(folder / "next.csv", table.getvalue(), what="table")
-    labelled = [one._replace(detections=one.detections.above(least)) for one in chosen]
-    write_json(folder / "next.json", to_coco(labelled, detector), what="annotations")
-    texts = texts_of(options.lang, "labels")
-    boxes = sum(len(one.detections) for one in labelled)
-    lines = [texts("next", count=len(chosen), total=len(seen), boxes=boxes), *said]
-    return [*lines, ending(options.lang, folder).rstrip()]
-
-
-def suggest_pseudo(checkpoint: Path | None, device: torch.device, given: Mapping[str, Any], **where: Any) -> list[str]:
-    """Label images by the network itself, above the class's threshold; write pseudo.json and, with the checkpoint's own
-    training annotations, train_pseudo.json for a second training.
-
-    Images without any sure detection are left out: that nothing is sure does not mean that there is nothing.
-
-    Args:
-        checkpoint: With `device`, and `config_path` and `overrides` of `where`, as `load_detector` takes them.
-        device: Where to compute.
-        given: Of `SuggestOptions`.
-        where: And `output_dir`; default `pseudo_<checkpoint>` beside the checkpoint.
-
-    Returns:
-        Lines for the console.
-
-    Raises:
-        UserError: Bad input of any kind.
-    """
-    options = SuggestOptions(**given)
-    detector, folder, least, seen, said = _looked("pseudo", checkpoint, device, options, **where)
-    sure = [one._replace(detections=one.detections.above(least)) for one in seen]
-    sure = [one for one in sure if len(one.detections)]
-    content = to_coco(sure, detector, pseudo=True)
-    write_json(folder / "pseudo.json", content, what="annotations")
-    texts = texts_of(options.lang, "labels")
-    boxes = sum(len(one.detections) for one in sure)
-    lines = [texts("pseudo", count=len(sure), total=len(seen), boxes=boxes), *said]
-    joined = _with_training_labels(detector, sure, content)
-    if joined is None:
-        return [*lines, ending(options.lang, folder).rstrip()]
-    write_json(folder / "train_pseudo.json", joined[1], what="annotations")
-    paths = {"img_folder": joined[0], "ann_file": (folder / "train_pseudo.json").resolve()}
-    settings = [as_override(f"train_dataloader.dataset.{key}", path.as_posix()) for key, path in paths.items()]
-    training = command_line("train_deimv2.py", "-c", "CONFIG", "-u", *settings, "DEIMCriterion.pseudo_weight=0.5")
-    return [*lines, ending(options.lang, folder, training).rstrip()]
-
-
-def _looked(
-    kind: str,
+def suggest_images(
+    kind: Literal["next", "pseudo"],
     checkpoint: Path | None,
     device: torch.device,
-    options: SuggestOptions,
+    given: Mapping[str, Any],
     *,
     config_path: Path | None = None,
     overrides: Sequence[str] = (),
     output_dir: Path | None = None,
-) -> tuple[Detector, Path, FloatArray, list[Seen], list[str]]:
-    """The detector, the output folder, [C] least scores of a label, all images, and what to say of them: which
-    thresholds and scores these are, and what could not be read. Scores are chances where the checkpoint's evaluation
-    holds a calibration."""
+) -> list[str]:
+    """Look at unlabelled images and write `<kind>.json`, COCO with the detections above the class's threshold. Scores
+    are chances where the checkpoint's evaluation holds a calibration.
+
+    `next` ranks the images by what their labels would tell: the file and next.csv are in this order. `pseudo` leaves
+    out images without any such detection (that nothing is sure does not mean that there is nothing) and joins the
+    others with the checkpoint's own training annotations: train_pseudo.json, for a second training.
+
+    Args:
+        kind: See above.
+        checkpoint: With `device`, `config_path` and `overrides` as `load_detector` takes them.
+        device: Where to compute.
+        given: Of `SuggestOptions`.
+        output_dir: Default `<kind>_<checkpoint>` beside the checkpoint.
+
+    Returns:
+        Lines for the console.
+
+    Raises:
+        UserError: Bad input of any kind.
+    """
+    options = SuggestOptions(**given)
     if checkpoint is None or not options.images:
         raise UserError(f"{kind} looks at unlabelled images with a checkpoint: {kind} -r CKPT --images FOLDER")
     checkpoint = checkpoint_of(checkpoint)
@@ -174,12 +112,36 @@ def _looked(
     require_output_folder(folder)
     detector = load_detector(checkpoint, device=device, config_path=config_path, overrides=overrides)
     detector = replace(detector, calibration=stored_calibration(detector))
-    chosen = choose_thresholds(detector, options.score, options.score_per_class, "auto")
-    seen, failures = look(detector, options, folder, np.minimum(chosen.scores, LEAST_INFORMATIVE_SCORE))
-    texts = texts_of(options.lang, "labels")
-    thresholds = texts_of(options.lang, "prediction")(f"{chosen.origin}_thresholds", source=chosen.source)
-    scores = texts("uncalibrated" if detector.calibration is None else "chances", make=calibrating_command(detector))
-    return detector, folder, chosen.scores, seen, [thresholds, scores, *failures]
+    thresholds = choose_thresholds(detector, options.score, options.score_per_class, "auto")
+    seen, failures = look(detector, options, folder, np.minimum(thresholds.scores, LEAST_INFORMATIVE_SCORE))
+    labelled = [one._replace(detections=one.detections.above(thresholds.scores)) for one in seen]
+    if kind == "next":
+        bits = np.array([information_bits(one.detections) for one in seen])
+        if options.order == "random":
+            ranked = np.random.default_rng(options.seed).permutation(len(seen))[: options.count].tolist()
+        else:
+            ranked = most_informative(bits, np.array([one.features for one in seen]), options.count)
+        labelled = [labelled[row] for row in ranked]
+        columns = {"rank": range(1, len(ranked) + 1), "file": [one.source.name for one in labelled]}
+        table = pd.DataFrame({**columns, "information_bits": bits[ranked]})
+        text = table.to_csv(index=False, float_format="%.4f", lineterminator="\r\n")
+        write_text(folder / "next.csv", text, what="table")
+    else:
+        labelled = [one for one in labelled if len(one.detections)]
+    content = to_coco(labelled, detector, pseudo=kind == "pseudo")
+    write_json(folder / f"{kind}.json", content, what="annotations")
+    training = ""
+    if kind == "pseudo":
+        training = _join_with_training(folder / "train_pseudo.json", detector, labelled, content)
+    texts, boxes = texts_of(options.lang, "labels"), len(content["annotations"])
+    uncalibrated = detector.calibration is None
+    return [
+        texts(kind, count=len(labelled), total=len(seen), boxes=boxes),
+        texts_of(options.lang, "prediction")(f"{thresholds.origin}_thresholds", source=thresholds.source),
+        texts("uncalibrated" if uncalibrated else "chances", make=calibrating_command(detector)),
+        *failures,
+        ending(options.lang, folder, training).rstrip(),
+    ]
 
 
 def look(detector: Detector, options: SuggestOptions, folder: Path, least: FloatArray) -> tuple[list[Seen], list[str]]:
@@ -204,23 +166,14 @@ def look(detector: Detector, options: SuggestOptions, folder: Path, least: Float
     def keep(_module: object, _inputs: object, maps: Sequence[Tensor]) -> None:
         pooled.append(torch.cat([x.float().mean((2, 3)) for x in maps], dim=1).cpu())
 
-    def images() -> Iterator[tuple[ImageSource, Any]]:
-        def pixels(source: ImageSource) -> PixelArray:
-            return read_image(source.path)[0]
-
-        for source in sources.images:
-            yield source, partial(pixels, source)
-
-    bar: tqdm[None] = progress_bar(None, "look", total=len(sources.images), show=options.progress)
     detector = detector.with_tiles(None)  # one vector an image
-    frames = read_frames(images(), detector, lambda error: failures.append(printable(str(error))))
-    found = []
+    images = ((source, partial(decode_image, source.path)) for source in sources.images)
+    frames = read_frames(images, detector, lambda error: failures.append(printable(str(error))))
+    detected = predict_frames(frames, detector, least, options.batch_size, _SAME_OBJECT_IOU)
+    bar = progress_bar(detected, "look", total=len(sources.images), show=options.progress)
     hook = encoder.register_forward_hook(keep)
     try:
-        with bar:
-            for frame, one in predict_frames(frames, detector, least, options.batch_size, _SAME_OBJECT_IOU):
-                found.append((frame.key, frame.size_wh, one.clipped(frame.size_wh)))
-                bar.update()
+        found = [(frame.key, frame.size_wh, one.clipped(frame.size_wh)) for frame, one in bar]
     finally:
         hook.remove()
     if not found:
@@ -287,28 +240,26 @@ def to_coco(seen: Sequence[Seen], detector: Detector, *, pseudo: bool = False) -
     }
 
 
-def _with_training_labels(
-    detector: Detector, seen: Sequence[Seen], content: dict[str, Any]
-) -> tuple[Path, dict[str, Any]] | None:
-    """The folder that holds all images, and one COCO content of both; None where the training data are not at hand."""
+def _join_with_training(path: Path, detector: Detector, seen: Sequence[Seen], content: dict[str, Any]) -> str:
+    """Write one COCO file of both, below the folder that holds all images, and return the command that trains with it;
+    nothing where the training data are not at hand."""
     dataset = detector.config.train_dataloader.dataset
     try:
         labelled = json.loads(dataset.ann_file.read_bytes())
         root = Path(os.path.commonpath([dataset.img_folder.resolve(), *(one.source.path.resolve() for one in seen)]))
         prefix = dataset.img_folder.resolve().relative_to(root)
-        first_image = max([0, *(one["id"] for one in labelled["images"])])
-        first_box = max([0, *(one["id"] for one in labelled["annotations"])])
-        known = {(prefix / one["file_name"]).as_posix() for one in labelled["images"]}
+        first_image, first_box = (max([0, *(one["id"] for one in labelled[key])]) for key in ("images", "annotations"))
         images = [one | {"file_name": (prefix / one["file_name"]).as_posix()} for one in labelled["images"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         log.warning("%s: not joined with the pseudo-labels (%s)", dataset.ann_file, error)
-        return None
+        return ""
+    known = {one["file_name"] for one in images}
     names = {n: one.source.path.resolve().relative_to(root).as_posix() for n, one in enumerate(seen, start=1)}
-    new = {n for n, name in names.items() if name not in known}
+    new = {n: name for n, name in names.items() if name not in known}
     if len(new) < len(names):
         log.warning("%d images have labels already and get no pseudo-labels", len(names) - len(new))
     images += [
-        one | {"id": one["id"] + first_image, "file_name": names[one["id"]]}
+        one | {"id": one["id"] + first_image, "file_name": new[one["id"]]}
         for one in content["images"]
         if one["id"] in new
     ]
@@ -317,4 +268,8 @@ def _with_training_labels(
         for one in content["annotations"]
         if one["image_id"] in new
     ]
-    return root, labelled | {"images": images, "annotations": [*labelled["annotations"], *annotations]}
+    joined = labelled | {"images": images, "annotations": [*labelled["annotations"], *annotations]}
+    write_json(path, joined, what="annotations")
+    paths = {"img_folder": root, "ann_file": path.resolve()}
+    settings = [as_override(f"train_dataloader.dataset.{key}", value.as_posix()) for key, value in paths.items()]
+    return command_line("train_deimv2.py", "-c", "CONFIG", "-u", *settings, "DEIMCriterion.pseudo_weight=0.5")
