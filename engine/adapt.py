@@ -16,7 +16,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms import v2
 from tqdm import tqdm
 
@@ -63,7 +61,9 @@ _SAVE_EVERY_SECONDS = 60.0
 _JUDGED_IMAGES = 256
 _COLLAPSED_VARIANCE = 0.01
 _CACHE_BYTES = 1 << 30
+_PARTS = ("model", "ema", "optimizer", "scaler")
 _NUMBERS = ("step", "seconds", "loss", "first_variance")
+"""What last.pth holds beside the fingerprint."""
 
 
 class AdaptOptions(Options):
@@ -125,110 +125,89 @@ def find_images(folders: Sequence[Path], at_least: int = 2) -> list[Path]:
     return images
 
 
-class ImageStore:
-    """Reads images at the size they are cropped from; keeps up to 1 GiB of them."""
-
-    def __init__(self, paths: Sequence[Path], size_hw: tuple[int, int]) -> None:
-        self._paths = paths
-        self._size_hw = size_hw
-        self._kept: dict[int, Tensor] = {}
-        self._room = _CACHE_BYTES // (3 * math.prod(size_hw))
-        self._pool = ThreadPoolExecutor(4)
-
-    def take(self, rows: Sequence[int]) -> Tensor:
-        """uint8 [B, 3, H, W].
-
-        Raises:
-            UserError: One cannot be read.
-        """
-        return torch.stack(list(self._pool.map(self._one, rows)))
-
-    def _one(self, row: int) -> Tensor:
-        kept = self._kept.get(row)
-        if kept is None:
-            kept = torch.from_numpy(resize_antialiased(read_image(self._paths[row])[0], self._size_hw)).permute(2, 0, 1)
-            if len(self._kept) < self._room:
-                self._kept[row] = kept
-        return kept
-
-
-def strong_augmentation(size_hw: tuple[int, int]) -> v2.Transform:
-    """Views that differ in everything but what the surface is."""
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size_hw, scale=(0.2, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.RandomVerticalFlip(),
-            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
-            v2.RandomGrayscale(0.2),
-            v2.RandomApply([v2.GaussianBlur(5, (0.1, 2.0))], p=0.3),
-        ]
-    )
-
-
-def feature_variance(model: InstanceClassifier, images: Tensor) -> float:
-    """How much the features of different images differ: 1 - |mean of unit vectors|^2; 0: all alike, collapsed."""
-    with torch.no_grad():
-        parts = [model(part)[1] for part in images.split(32)]
-    features = F.normalize(torch.cat(parts).double(), dim=1)
-    return float(1 - features.mean(dim=0).square().sum())
-
-
-@dataclass
-class _Run:
+class _Adaptation:
     """Everything an adaptation needs, and where it stands."""
 
-    options: AdaptOptions
-    dist: Distributed
-    folder: Path
-    store: ImageStore
-    num_images: int
-    fingerprint: str
-    """Of images, ViT and batch: what a file to go on from must agree with."""
-    size_hw: tuple[int, int]
-    mean_std: tuple[tuple[float, float, float], tuple[float, float, float]]
-    model: InstanceClassifier
-    wrapped: nn.Module
-    ema: ModelEma
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    amp_dtype: torch.dtype | None
-    rate: float
-    step: int = 0
-    seconds: float = 0.0
-    loss: float = math.nan
-    """Moving average over about twenty steps."""
-    first_variance: float = math.nan
-
-    @property
-    def batch_size(self) -> int:
+    def __init__(
+        self, config: ExperimentConfig, dist: Distributed, options: AdaptOptions, folder: Path, paths: Sequence[Path]
+    ) -> None:
+        self.options, self.dist, self.folder, self.paths = options, dist, folder, paths
+        self.backbone = config.deimv2.backbone
+        self.size_hw = output_size_hw(config.val_dataloader.dataset.transforms)
+        self.mean_std = pixel_mean_std(config)
+        names = [path.as_posix() for path in paths]
+        about = names, self.backbone.model_dump(mode="json"), self.size_hw, options.batch_size
+        self.fingerprint = hashlib.sha256(repr(about).encode()).hexdigest()
+        """Of images, ViT and batch: what a file to go on from must agree with."""
+        self.batch_size = max(min(options.batch_size, len(paths)) // dist.world_size, 1)
         """Of one process."""
-        return max(min(self.options.batch_size, self.num_images) // self.dist.world_size, 1)
+        torch.manual_seed(options.seed)
+        detector = cast(DEIM, build_detector(config))
+        load_backbone_weights(detector, config)
+        self.model = InstanceClassifier(detector.backbone.vit, len(paths)).to(dist.device)
+        vit = self.model.vit.requires_grad_(True)  # a config may freeze it for training
+        vit.blocks[vit.returned_blocks[-1] + 1 :].requires_grad_(False)
+        self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.wrapped = dist.wrap(self.model)
+        self.ema = ModelEma(self.model, decay=0.999, warmups=200)
+        self.rate = _RATE[self.backbone.weights_path is not None]
+        self.optimizer = torch.optim.AdamW(self.learning, weight_decay=WEIGHT_DECAY, fused=True)
+        self.amp_dtype = choose_amp_dtype(options.use_amp, dist.device)
+        self.scaler = torch.amp.GradScaler(dist.device.type, enabled=self.amp_dtype is torch.float16)
+        self.augment = v2.Compose(  # views that differ in everything but what the surface is
+            [
+                v2.RandomResizedCrop(self.size_hw, scale=(0.2, 1.0), antialias=True),
+                v2.RandomHorizontalFlip(),
+                v2.RandomVerticalFlip(),
+                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
+                v2.RandomGrayscale(0.2),
+                v2.RandomApply([v2.GaussianBlur(5, (0.1, 2.0))], p=0.3),
+            ]
+        )
+        self._kept: dict[int, Tensor] = {}
+        self._pool = ThreadPoolExecutor(4)
+        self.step, self.seconds = 0, 0.0
+        self.loss = self.first_variance = math.nan
+        """Moving average over about twenty steps; `feature_variance` before the first."""
 
     @property
     def epochs(self) -> float:
-        return self.step * self.batch_size * self.dist.world_size / self.num_images
+        return self.step * self.batch_size * self.dist.world_size / len(self.paths)
 
-    def variance(self) -> float:
-        """How much the averaged weights tell images apart, see `feature_variance`."""
-        rows = np.linspace(0, self.num_images - 1, min(self.num_images, _JUDGED_IMAGES)).astype(int).tolist()
-        self.ema.module.eval()
-        images = normalize_images(self.store.take(rows).to(self.dist.device), *self.mean_std)
-        return feature_variance(cast(InstanceClassifier, self.ema.module), images)
+    def share_done(self) -> float:
+        """Of the whole, by one clock: processes that end at different steps would wait for one another for ever."""
+        return self.dist.from_main(lambda: self.options.share_done(self.seconds, self.epochs))
+
+    def _image(self, row: int) -> Tensor:
+        """uint8 [3, H, W], from memory if it is among those kept there."""
+        kept = self._kept.get(row)
+        if kept is None:
+            kept = torch.from_numpy(resize_antialiased(read_image(self.paths[row])[0], self.size_hw)).permute(2, 0, 1)
+            if len(self._kept) < _CACHE_BYTES // (3 * math.prod(self.size_hw)):
+                self._kept[row] = kept
+        return kept
+
+    def feature_variance(self) -> float:
+        """How much the averaged weights tell images apart: 1 - |mean of unit features|^2; 0: all alike, collapsed."""
+        rows = np.linspace(0, len(self.paths) - 1, min(len(self.paths), _JUDGED_IMAGES)).astype(int).tolist()
+        images = torch.stack(list(self._pool.map(self._image, rows))).to(self.dist.device)
+        with torch.no_grad():
+            parts = [self.ema.module(part)[1] for part in normalize_images(images, *self.mean_std).split(32)]
+        features = F.normalize(torch.cat(parts).double(), dim=1)
+        return float(1 - features.mean(dim=0).square().sum())
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """This step's views and the numbers of their images; every choice follows from (seed, step, rank)."""
         every = self.batch_size * self.dist.world_size
-        epoch, place = divmod(self.step, self.num_images // every)
-        order = np.random.default_rng([self.options.seed, epoch]).permutation(self.num_images)
+        epoch, place = divmod(self.step, len(self.paths) // every)
+        order = np.random.default_rng([self.options.seed, epoch]).permutation(len(self.paths))
         start = place * every + self.dist.rank * self.batch_size
         rows = order[start : start + self.batch_size].tolist()
         torch.manual_seed(step_seed(self.options.seed, self.step, self.dist.rank))
-        augment = strong_augmentation(self.size_hw)
-        views = torch.stack([augment(image) for image in self.store.take(rows)])
+        views = torch.stack([self.augment(image) for image in self._pool.map(self._image, rows)])
         return normalize_images(views.to(self.dist.device), *self.mean_std), torch.tensor(rows, device=self.dist.device)
 
-    def train_step(self, ratio: float) -> None:
+    def train_step(self, rate: float) -> None:
         """Forward, loss, backward, clip, step, EMA.
 
         Raises:
@@ -236,14 +215,14 @@ class _Run:
         """
         images, rows = self.batch()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * ratio
+            group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.dist.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             logits, _ = self.wrapped(images)
         loss = F.cross_entropy(logits.float(), rows, label_smoothing=LABEL_SMOOTHING)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], 1.0)
+        nn.utils.clip_grad_norm_(self.learning, 1.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.ema.update(self.model)
@@ -256,7 +235,7 @@ class _Run:
     def save(self) -> None:
         """Write last.pth, to go on from."""
         if self.dist.is_main:
-            parts = {name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer", "scaler")}
+            parts = {name: getattr(self, name).state_dict() for name in _PARTS}
             numbers = {name: getattr(self, name) for name in ("fingerprint", *_NUMBERS)}
             save_checkpoint(self.folder / "last.pth", parts | numbers)
 
@@ -268,7 +247,7 @@ class _Run:
         """
         path = self.folder / "last.pth"
         if not path.is_file():
-            self.first_variance = self.variance()
+            self.first_variance = self.feature_variance()
             return
         stored = load_checkpoint(path)
         if stored.get("fingerprint") != self.fingerprint:
@@ -276,10 +255,64 @@ class _Run:
                 f"{path}: is of an adaptation of other images, another ViT or batch size. Choose another folder with "
                 "--output-dir, or remove this one."
             )
-        for name in ("model", "ema", "optimizer", "scaler"):
+        for name in _PARTS:
             getattr(self, name).load_state_dict(stored[name])
         for name in _NUMBERS:
             setattr(self, name, stored[name])
+
+    def fit(self, stop: StopSignal) -> None:
+        """Train until the time is over.
+
+        Raises:
+            SystemExit: A stop signal came; last.pth is written.
+        """
+        saved, share, show = time.monotonic(), self.share_done(), self.dist.is_main
+        self.wrapped.train()
+        bar: tqdm[None]
+        with progress_bar(None, "adapt", unit="%", total=100, initial=int(100 * share), show=show) as bar:
+            while share < 1:
+                started = time.monotonic()
+                self.train_step(self.rate * rate_ratio(share))
+                self.seconds += time.monotonic() - started
+                share = self.share_done()
+                bar.update(min(int(100 * share), 100) - bar.n)
+                bar.set_postfix_str(f"loss {self.loss:.3f}, {self.epochs:.1f} epochs", refresh=False)
+                stopping = stop.requested(self.dist)
+                if stopping or time.monotonic() - saved > _SAVE_EVERY_SECONDS:
+                    self.save()
+                    saved = time.monotonic()
+                if stopping:
+                    raise stop.exit()
+        self.save()
+
+    def write(self, variance: float) -> Path:
+        """Write the backbone, and its card beside it; return its path."""
+        weights = self.folder / "backbone.pt"
+        if not self.dist.is_main:
+            return weights
+        save_checkpoint(weights, cast(InstanceClassifier, self.ema.module).vit.state_dict())
+        start = self.backbone.weights_path
+        card = {
+            "method": "DIET: every image a class of its own",
+            "vit": self.backbone.name,
+            "started_from": None if start is None else printable(str(start)),
+            "images": len(self.paths),
+            "folders": [printable(str(folder)) for folder in self.options.images],
+            "first_images": [printable(path.name) for path in self.paths[:5]],
+            "input_size_hw": list(self.size_hw),
+            "batch_size": self.batch_size * self.dist.world_size,
+            "seed": self.options.seed,
+            "steps": self.step,
+            "epochs": round(self.epochs, 2),
+            "minutes": round(self.seconds / 60, 2),
+            "loss": self.loss,
+            "loss_of_guessing": math.log(len(self.paths)),
+            "feature_variance": {"before": self.first_variance, "after": variance},
+            "collapsed": variance < _COLLAPSED_VARIANCE,
+            "sha256": file_sha256(weights),
+        }
+        write_json(self.folder / "backbone.json", card, what="card", indent=2)
+        return weights
 
 
 def rate_ratio(share: float) -> float:
@@ -322,115 +355,25 @@ def adapt(
     paths = find_images(options.images, at_least=max(2, dist.world_size))
     with StopSignal(texts_of(options.lang, "training")) as stop:
         with stop.at_once():
-            run = _build(config, dist, options, folder, paths)
+            run = _Adaptation(config, dist, options, folder, paths)
         lock = None
         if dist.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             lock = FolderLock(folder)
         try:
             run.restore()
-            _fit(run, stop)
-            return _finish(run, config_path, config, paths)
+            run.fit(stop)
+            variance = run.feature_variance()
+            weights = run.write(variance)
         finally:
             if lock is not None:
                 lock.release(folder)
-
-
-def _build(
-    config: ExperimentConfig, dist: Distributed, options: AdaptOptions, folder: Path, paths: Sequence[Path]
-) -> _Run:
-    torch.manual_seed(options.seed)
-    detector = cast(DEIM, build_detector(config))
-    load_backbone_weights(detector, config)
-    backbone = config.deimv2.backbone
-    model = InstanceClassifier(detector.backbone.vit, len(paths)).to(dist.device)
-    model.vit.requires_grad_(True)  # a config may freeze it for training
-    model.vit.blocks[model.vit.returned_blocks[-1] + 1 :].requires_grad_(False)
-    device_ids = [dist.device.index] if dist.device.type == "cuda" else None
-    size_hw = output_size_hw(config.val_dataloader.dataset.transforms)
-    amp_dtype = choose_amp_dtype(options.use_amp, dist.device)
-    about = [path.as_posix() for path in paths], backbone.model_dump(mode="json"), size_hw, options.batch_size
-    learning = [p for p in model.parameters() if p.requires_grad]
-    return _Run(
-        options=options,
-        dist=dist,
-        folder=folder,
-        store=ImageStore(paths, size_hw),
-        num_images=len(paths),
-        fingerprint=hashlib.sha256(repr(about).encode()).hexdigest(),
-        size_hw=size_hw,
-        mean_std=pixel_mean_std(config),
-        model=model,
-        wrapped=DistributedDataParallel(model, device_ids=device_ids) if dist.world_size > 1 else model,
-        ema=ModelEma(model, decay=0.999, warmups=200),
-        optimizer=torch.optim.AdamW(learning, weight_decay=WEIGHT_DECAY, fused=True),
-        scaler=torch.amp.GradScaler(dist.device.type, enabled=amp_dtype is torch.float16),
-        amp_dtype=amp_dtype,
-        rate=_RATE[backbone.weights_path is not None],
-    )
-
-
-def _fit(run: _Run, stop: StopSignal) -> None:
-    """Train until the time is over.
-
-    Raises:
-        SystemExit: A stop signal came; last.pth is written.
-    """
-    saved = time.monotonic()
-    share = run.options.share_done(run.seconds, run.epochs)
-    bar: tqdm[None] = progress_bar(None, "adapt", unit="%", total=100, initial=int(100 * share), show=run.dist.is_main)
-    run.wrapped.train()
-    with bar:
-        while share < 1:
-            started = time.monotonic()
-            run.train_step(rate_ratio(share))
-            run.seconds += time.monotonic() - started
-            # One clock decides: processes that end at different steps would wait for one another for ever.
-            share = run.dist.from_main(lambda: run.options.share_done(run.seconds, run.epochs))
-            bar.update(min(int(100 * share), 100) - bar.n)
-            bar.set_postfix_str(f"loss {run.loss:.3f}, {run.epochs:.1f} epochs", refresh=False)
-            if stop.requested(run.dist):
-                run.save()
-                raise stop.exit()
-            if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
-                run.save()
-                saved = time.monotonic()
-    run.save()
-
-
-def _finish(run: _Run, config_path: Path, config: ExperimentConfig, paths: Sequence[Path]) -> list[str]:
-    """Write the backbone and its card; say what came of it."""
-    variance, weights = run.variance(), run.folder / "backbone.pt"
-    backbone = config.deimv2.backbone
-    if run.dist.is_main:
-        save_checkpoint(weights, cast(InstanceClassifier, run.ema.module).vit.state_dict())
-        card = {
-            "method": "DIET: every image a class of its own",
-            "vit": backbone.name,
-            "started_from": None if backbone.weights_path is None else printable(str(backbone.weights_path)),
-            "images": len(paths),
-            "folders": [printable(str(folder)) for folder in run.options.images],
-            "first_images": [printable(path.name) for path in paths[:5]],
-            "input_size_hw": list(run.size_hw),
-            "batch_size": run.batch_size * run.dist.world_size,
-            "seed": run.options.seed,
-            "steps": run.step,
-            "epochs": round(run.epochs, 2),
-            "minutes": round(run.seconds / 60, 2),
-            "loss": run.loss,
-            "loss_of_guessing": math.log(run.num_images),
-            "feature_variance": {"before": run.first_variance, "after": variance},
-            "collapsed": variance < _COLLAPSED_VARIANCE,
-            "sha256": file_sha256(weights),
-        }
-        write_json(run.folder / "backbone.json", card, what="card", indent=2)
-    texts = texts_of(run.options.lang, "adaptation")
+    texts = texts_of(options.lang, "adaptation")
     numbers = {"epochs": texts.number(run.epochs, 1), "minutes": texts.number(run.seconds / 60, 1)}
     lines = [texts("done", images=len(paths), **numbers)]
     lines.append(texts("variance", before=texts.number(run.first_variance), after=texts.number(variance)))
     if variance < _COLLAPSED_VARIANCE:
         lines.append(texts["collapsed"])
-    next_step = command_line(
-        "train_deimv2.py", "-c", config_path, "-u", f"DINOv3STAs.weights_path={weights.as_posix()}"
-    )
-    return [*lines, ending(run.options.lang, weights, next_step).rstrip()]
+    given_weights = f"DINOv3STAs.weights_path={weights.as_posix()}"
+    next_step = command_line("train_deimv2.py", "-c", config_path, "-u", given_weights)
+    return [*lines, ending(options.lang, weights, next_step).rstrip()]

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from data.errors import UserError
 from data.signals import STOP_SIGNALS, handlers
@@ -58,6 +59,14 @@ class Distributed:
         dist.broadcast_object_list(box, src=0)
         made: Made = box[0]
         return made
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return `model`, inside DistributedDataParallel where there are several processes."""
+        if self.world_size == 1:
+            return model
+        # Every parameter takes part in every step (boxes or not), so the costly search for unused ones stays off.
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
     def barrier(self) -> None:
         """Wait until every process is here."""

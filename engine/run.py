@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from data.box_sizes import object_scale
 from data.errors import UserError
@@ -152,7 +151,7 @@ def build_run(
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if config.compile and (backend := compiler(model, dist.device)):
         cast(DEIM, model).compile_training(backend)
-    wrapped = _wrap(model, dist)
+    wrapped = dist.wrap(model)
     amp_dtype = choose_amp_dtype(config.use_amp, dist.device)
     optimizer = build_optimizer(model, optimizer_with_fusion(config, model))
     scaler = torch.amp.GradScaler(dist.device.type, enabled=amp_dtype is torch.float16 and config.scaler.enabled)
@@ -377,11 +376,3 @@ def _warn_of_frozen_noise(config: ExperimentConfig) -> None:
             "for weights_path holds the ViT alone; start from a whole detector (-t CKPT), or set finetune: False "
             "instead, which freezes the ViT"
         )
-
-
-def _wrap(model: nn.Module, dist: Distributed) -> nn.Module:
-    if dist.world_size == 1:
-        return model
-    # Every parameter takes part in every step (boxes or not), so the costly search for unused ones stays off.
-    device_ids = [dist.device.index] if dist.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
