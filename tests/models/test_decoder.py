@@ -117,11 +117,16 @@ def test_stored_anchors_count_in_evaluation_at_their_size_only() -> None:
 
 def test_tokens_without_a_valid_anchor_may_be_chosen_and_give_the_whole_image() -> None:
     decoder = tiny(eps=0.3).eval()  # most anchors are not valid
+    shake(decoder)
     chosen = selection(decoder, maps())
     valid = make_anchors(shapes_of(64, 64), 0.3).valid[0, :, 0][chosen.indices]
     assert not valid.all()
     assert chosen.content[~valid].abs().max() == 0
     assert (chosen.reference_logits[~valid].sigmoid() == 1).all()
+    anchors = make_anchors(shapes_of(64, 64), 0.3)
+    memory = torch.cat([x.flatten(2).transpose(1, 2) for x in maps()], dim=1)
+    loud = decoder.select_queries(memory.where(anchors.valid, 100 * memory), anchors)
+    assert loud.indices.equal(chosen.indices), "what the encoder says there does not count"
     assert all(x.isfinite().all() for x in tensors_of(decoder(maps())))
 
 
