@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from analysis.result import Cost, Latency
 from engine.config import ExperimentConfig
 from engine.detector import Detector
-from engine.trial import train_steps
+from engine.step import train_steps
 
 log = logging.getLogger(__name__)
 

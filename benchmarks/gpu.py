@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT))  # a script: the repository is not on the path
 
 from data.batch import Batch  # noqa: E402
 from data.schedule import stage_starts  # noqa: E402
+from engine.acceleration import compiler  # noqa: E402
 from engine.cli import (  # noqa: E402
     add_config_argument,
     add_device_argument,
@@ -44,15 +45,13 @@ from engine.cli import (  # noqa: E402
     run_script,
     setup_logging,
 )
-from engine.compiled import compiler  # noqa: E402
 from engine.config import ExperimentConfig, load_config  # noqa: E402
 from engine.distributed import Distributed  # noqa: E402
 from engine.evaluate import evaluate  # noqa: E402
 from engine.interrupt import StopSignal  # noqa: E402
 from engine.run import Run, build_run  # noqa: E402
+from engine.step import train_steps, windows  # noqa: E402
 from engine.train import BatchNormStatistics, Step, timed, train, train_step  # noqa: E402
-from engine.trial import train_steps  # noqa: E402
-from engine.window import windows  # noqa: E402
 from models.criterion import build_criterion  # noqa: E402
 from models.deploy import deploy  # noqa: E402
 from models.detector import DEIM, build_detector  # noqa: E402

@@ -33,16 +33,15 @@ from data.images import IMAGE_SUFFIXES, is_image, read_image, resize_antialiased
 from data.industrial_dataset import pixel_mean_std
 from data.progress import progress_bar
 from data.transforms import output_size_hw
-from engine.amp import choose_amp_dtype
+from engine.acceleration import choose_amp_dtype
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.cli import command_line, ending, require_output_folder
 from engine.config import ExperimentConfig, load_config
 from engine.distributed import Distributed
-from engine.ema import ModelEma
 from engine.interrupt import StopSignal
+from engine.optim import ModelEma, step_seed
 from engine.options import Options
 from engine.run_folder import FolderLock
-from engine.schedule import step_seed
 from models.detector import DEIM, build_detector, normalize_images
 from models.vit import VisionTransformer
 from models.weights import load_backbone_weights

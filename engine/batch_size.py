@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +11,23 @@ from functools import cache, partial
 import torch
 
 from data.coco import CocoSplit
+from data.config import multiscale_sides
 from engine.config import ExperimentConfig, with_batch
 from engine.distributed import Distributed
-from engine.trial import Trial, try_step
+from engine.step import train_steps
+from models.detector import build_detector
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a training step took."""
+
+    peak_bytes: int
+    """The most that torch's allocator had handed out, weights, optimiser and EMA included."""
+    seconds: float
+
 
 Probe = Callable[[int], Trial | None]
 """What a step with so many images takes; None where it does not fit."""
@@ -59,7 +72,8 @@ def _measured(config: ExperimentConfig, dist: Distributed, split: CocoSplit) -> 
     probe: Probe | None = None
     memory_bytes = 0
     if dist.device.type == "cuda":
-        probe = cache(partial(_probe, config, dist.device, most_boxes(config, split)))
+        boxes = most_boxes(config, split)
+        probe = cache(lambda images: try_step(config, dist.device, images, boxes))
         memory_bytes = torch.cuda.get_device_properties(dist.device).total_memory
     total = config.train_dataloader.total_batch_size
     return choose_batch(
@@ -72,8 +86,28 @@ def _measured(config: ExperimentConfig, dist: Distributed, split: CocoSplit) -> 
     )
 
 
-def _probe(config: ExperimentConfig, device: torch.device, boxes: int, images: int) -> Trial | None:
-    return try_step(config, device, images, boxes)
+def try_step(config: ExperimentConfig, device: torch.device, num_images: int, boxes_per_image: int) -> Trial | None:
+    """Train a network with random weights for a few steps on a GPU, at the largest size; None: it does not fit.
+
+    Without class texts, whose part is small. The random numbers of the caller are the same afterwards.
+    """
+    config = config.model_copy(update={"MultimodalFusion": None})
+    side = max(multiscale_sides(config.train_dataloader.collate_fn), default=0)
+    height, width = (max(side, length) for length in config.eval_spatial_size)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.cuda.reset_peak_memory_stats(device)
+            model = build_detector(config).to(device)
+            images = torch.zeros(num_images, 3, height, width, dtype=torch.uint8, device=device)
+            *_, seconds = train_steps(model, config, images, boxes_per_image=boxes_per_image, steps=3)
+            return Trial(torch.cuda.max_memory_allocated(device), seconds)
+    except torch.OutOfMemoryError as error:
+        log.debug("trial step with %d images: %s", num_images, error)
+        return None
+    finally:
+        model = images = None  # type: ignore[assignment]
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def most_boxes(config: ExperimentConfig, split: CocoSplit) -> int:

@@ -14,10 +14,10 @@ import yaml
 
 from data.coco import CocoSplit
 from data.problems import shorten
-from engine.checkpoint import Position
 from engine.cli import command_line
 from engine.config import ExperimentConfig, config_to_dict
 from engine.results import RESULTS_NAME, read_results
+from engine.resume import Position
 from engine.run import Run, planned_config
 from texts import Language, Texts, plain_table, texts_of
 

@@ -25,10 +25,9 @@ from data.images import resize_antialiased
 from data.industrial_dataset import pixel_mean_std
 from data.transforms import output_size_hw
 from data.types import PixelArray
-from engine.amp import choose_amp_dtype
+from engine.acceleration import choose_amp_dtype, compiler
 from engine.calibration import Calibration
 from engine.checkpoint import checkpoint_classes, checkpoint_config, load_checkpoint, model_state
-from engine.compiled import compiler
 from engine.config import ExperimentConfig, apply_overrides, load_config
 from engine.multimodal import with_stored_texts
 from models.detections import Detections

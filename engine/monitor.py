@@ -27,6 +27,7 @@ from data.types import PixelArray
 from engine.config import ExperimentConfig
 from engine.evaluate import EvalResult
 from engine.pictures import batch_pictures, grid
+from engine.resume import Position
 from engine.run_folder import JsonLines
 from texts import Texts
 
@@ -41,13 +42,12 @@ class Monitor:
         self,
         config: ExperimentConfig,
         folder: Path,
-        *,
         classes: ClassMap,
-        steps_per_epoch: int,
-        first_step: int,
-        evaluated: bool,
-        enabled: bool,
         text: Texts,
+        steps_per_epoch: int,
+        position: Position,
+        *,
+        enabled: bool,
         earlier_log: Path | None = None,
     ) -> None:
         self.enabled = enabled
@@ -63,10 +63,9 @@ class Monitor:
         self._seconds_per_step = 0.0
         self._bar: tqdm[Any] | None = None
         if enabled:
-            self._lines = JsonLines(
-                folder / "log.jsonl", first_step=first_step, evaluated=evaluated, earlier=earlier_log
-            )
-            self._board = _Board(config.summary_dir or folder / "tensorboard", first_step=first_step)
+            step, evaluated = position.step, position.batch_in_epoch == 0
+            self._lines = JsonLines(folder / "log.jsonl", first_step=step, evaluated=evaluated, earlier=earlier_log)
+            self._board = _Board(config.summary_dir or folder / "tensorboard", first_step=step)
 
     def start_epoch(self, epoch: int, steps_done: int) -> None:
         """Open the epoch's progress bar."""

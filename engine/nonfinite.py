@@ -14,13 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 from data.batch import Batch
 from data.errors import UserError
-from engine.amp import choose_amp_dtype
+from engine.acceleration import choose_amp_dtype
 from engine.checkpoint import checkpoint_config, load_checkpoint, save_checkpoint
 from engine.config import config_to_dict
 from engine.distributed import Distributed
+from engine.optim import step_seed
 from engine.run import Run
-from engine.schedule import step_seed
-from engine.window import batch_losses, window_shares
+from engine.step import batch_losses, window_shares
 from models.criterion import build_criterion
 from models.detector import build_detector
 from models.weights import load_state_dict_strict
@@ -38,7 +38,7 @@ def keep_step(run: Run, epoch: int, window: list[Batch], losses: Mapping[str, Te
     state = {
         "model": run.model.state_dict(),
         "config": config_to_dict(run.config),
-        "seed": run.seed,
+        "seed": run.config.seed,
         "epoch": epoch,
         "step": run.position.step - 1,
         "rank": rank,

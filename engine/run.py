@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,31 +20,22 @@ from data.section import require_variables
 from data.splits import DataBundle, build_datasets
 from data.synthetic import ensure_dataset
 from data.tiles import tiled
-from engine.amp import choose_amp_dtype
+from engine.acceleration import choose_amp_dtype, compiler
 from engine.batch_size import decide_batch
-from engine.checkpoint import (
-    Position,
-    check_classes,
-    checkpoint_config,
-    load_checkpoint,
-    restore,
-    save_checkpoint,
-    start_from,
-)
-from engine.compiled import compiler
+from engine.checkpoint import check_classes, checkpoint_config, load_checkpoint, save_checkpoint, start_from
 from engine.config import ExperimentConfig, config_to_dict, derive_run_length
 from engine.detector import Detector
 from engine.distributed import Distributed
-from engine.ema import ModelEma
 from engine.monitor import Monitor
 from engine.multimodal import finish_model, optimizer_with_fusion, prepare_texts
-from engine.optim import build_optimizer
+from engine.optim import FlatCosine, ModelEma, build_optimizer
+from engine.resume import Position, restore
 from engine.run_folder import FolderLock, prepare_run_folder, write_yaml
-from engine.schedule import FlatCosine
 from engine.text_embeddings import store_embeddings
 from engine.yaml_dialect import leaves
 from models.criterion import build_criterion
 from models.detector import DEIM, build_detector
+from models.text_encoder import TextEmbeddings
 from models.weights import load_backbone_weights, load_state_dict_strict
 from texts import Language, Texts, texts_of
 
@@ -68,7 +60,6 @@ class Run:
     folder: Path
     config_file: str | None
     """The file the run was started with; None where nobody knows."""
-    seed: int
     data: DataBundle
     train_loader: TrainLoader
     val_loader: EvalLoader
@@ -82,7 +73,6 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     amp_dtype: torch.dtype | None
-    schedule: FlatCosine
     monitor: Monitor
     lock: FolderLock | None
     """Of the folder, in the main process."""
@@ -95,6 +85,11 @@ class Run:
     """The latest checkpoint to go on from, and where it stands; in the main process."""
     kept_nonfinite: bool = False
     """Whether a step that was not finite has been kept for replay: the first one of this process."""
+
+    @cached_property
+    def schedule(self) -> FlatCosine:
+        """The learning rate's."""
+        return FlatCosine.of(self.config, self.train_loader.steps_per_epoch)
 
     @property
     def images_per_batch(self) -> int:
@@ -142,41 +137,26 @@ def build_run(
     config, data, train_loader, val_loader = _build_data(config, dist, resume)
     config, texts = prepare_texts(config, data.classes, dist, text_cache or folder, resume=resume, tuning=tuning)
     config, _ = derive_run_length(config, train_loader.steps_per_epoch)
-
-    model: nn.Module = build_detector(config)
-    checkpoint = _load_weights(model, config, data, resume=resume, tuning=tuning)
-    finish_model(config, model, texts)
-    model.to(dist.device)
-    if dist.world_size > 1 and dist.device.type == "cuda" and config.sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if config.compile and (backend := compiler(model, dist.device)):
-        cast(DEIM, model).compile_training(backend)
-    wrapped = dist.wrap(model)
-    amp_dtype = choose_amp_dtype(config.use_amp, dist.device)
+    model, checkpoint = _build_model(config, dist, data, texts, resume=resume, tuning=tuning)
+    wrapped, amp_dtype = dist.wrap(model), choose_amp_dtype(config.use_amp, dist.device)
     optimizer = build_optimizer(model, optimizer_with_fusion(config, model))
     scaler = torch.amp.GradScaler(dist.device.type, enabled=amp_dtype is torch.float16 and config.scaler.enabled)
-    ema = _build_ema(config, model)
+    ema = ModelEma(model, **config.ema.model_dump()) if config.use_ema else None
     position, changed = Position(), []
-    if checkpoint is not None and resume is not None:
+    if resume is not None:
         changed = _changes_since(checkpoint, resume, config, dist.world_size)
         position = restore(checkpoint, resume, optimizer=optimizer, ema=ema, scaler=scaler, train_loader=train_loader)
 
-    elsewhere = resume is not None and resume.resolve().parent != folder.resolve()
-    lock = None
-    if dist.is_main:
-        lock = prepare_run_folder(folder, keep_existing=resume is not None and not elsewhere)
-        if elsewhere or not _is_over(config, position):  # else nothing is trained with this config
-            write_yaml(folder / "config.yaml", config_to_dict(config))
-        if texts is not None:
-            store_embeddings(texts, config, data.classes, folder)
+    lock, earlier_log = _open_folder(config, dist, folder, position, resume)
+    if dist.is_main and texts is not None:
+        store_embeddings(texts, config, data.classes, folder)
     dist.barrier()
-    text = texts_of(lang, "training")
+    text, steps_per_epoch = texts_of(lang, "training"), train_loader.steps_per_epoch
     return Run(
         config=config,
         dist=dist,
         folder=folder,
-        config_file=(checkpoint if checkpoint and resume else {}).get("config_file", config.file),
-        seed=config.seed,
+        config_file=checkpoint.get("config_file", config.file),
         data=data,
         train_loader=train_loader,
         val_loader=val_loader,
@@ -187,17 +167,8 @@ def build_run(
         optimizer=optimizer,
         scaler=scaler,
         amp_dtype=amp_dtype,
-        schedule=_build_schedule(config, train_loader.steps_per_epoch),
         monitor=Monitor(
-            config,
-            folder,
-            classes=data.classes,
-            steps_per_epoch=train_loader.steps_per_epoch,
-            first_step=position.step,
-            evaluated=position.batch_in_epoch == 0,
-            enabled=dist.is_main,
-            text=text,
-            earlier_log=resume.parent / "log.jsonl" if resume is not None and elsewhere else None,
+            config, folder, data.classes, text, steps_per_epoch, position, enabled=dist.is_main, earlier_log=earlier_log
         ),
         lock=lock,
         position=position,
@@ -205,6 +176,40 @@ def build_run(
         changed=changed,
         saved=None if resume is None else (resume, position),
     )
+
+
+def _build_model(
+    config: ExperimentConfig,
+    dist: Distributed,
+    data: DataBundle,
+    texts: TextEmbeddings | None,
+    *,
+    resume: Path | None,
+    tuning: Path | None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network as it starts, on its device; and the checkpoint that is resumed, empty where there is none."""
+    model: nn.Module = build_detector(config)
+    checkpoint = _load_weights(model, config, data, resume=resume, tuning=tuning)
+    finish_model(config, model, texts)
+    model.to(dist.device)
+    if dist.world_size > 1 and dist.device.type == "cuda" and config.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.compile and (backend := compiler(model, dist.device)):
+        cast(DEIM, model).compile_training(backend)
+    return model, checkpoint
+
+
+def _open_folder(
+    config: ExperimentConfig, dist: Distributed, folder: Path, position: Position, resume: Path | None
+) -> tuple[FolderLock | None, Path | None]:
+    """Make the run folder, with the config in it; its lock, and the log of another folder whose run goes on here."""
+    elsewhere = resume is not None and resume.resolve().parent != folder.resolve()
+    lock = None
+    if dist.is_main:
+        lock = prepare_run_folder(folder, keep_existing=resume is not None and not elsewhere)
+        if elsewhere or not _is_over(config, position):  # else nothing is trained with this config
+            write_yaml(folder / "config.yaml", config_to_dict(config))
+    return lock, resume.parent / "log.jsonl" if resume is not None and elsewhere else None
 
 
 def planned_config(config: ExperimentConfig) -> ExperimentConfig:
@@ -283,23 +288,6 @@ def _build_data(
     return config, data, train_loader, val_loader
 
 
-def _build_ema(config: ExperimentConfig, model: nn.Module) -> ModelEma | None:
-    if not config.use_ema:
-        return None
-    return ModelEma(model, decay=config.ema.decay, warmups=config.ema.warmups, start=config.ema.start)
-
-
-def _build_schedule(config: ExperimentConfig, steps_per_epoch: int) -> FlatCosine:
-    return FlatCosine(
-        epochs=config.epoches,
-        flat_epoch=config.flat_epoch,
-        no_aug_epoch=config.no_aug_epoch,
-        warmup_steps=config.warmup_iter,
-        steps_per_epoch=steps_per_epoch,
-        floor_ratio=config.lr_gamma,
-    )
-
-
 def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
     """Write a checkpoint of the present state, atomically, on rank 0; best.pth is for use and has no optimiser state.
 
@@ -322,11 +310,11 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
         "config": config_to_dict(run.config),
         "config_file": run.config_file,
         "classes": run.data.classes.to_dict(),
-        "seed": run.seed,
+        "seed": run.config.seed,
         "step": position.step,
         "batch_in_epoch": position.batch_in_epoch,
         "images_per_batch": run.images_per_batch,
-        "selection": position.selection.to_dict(),
+        "selection": position.selection.model_dump(),
         "nonfinite_in_a_row": position.nonfinite_in_a_row,
         "train_seconds": position.train_seconds,
         "object_scale": object_scale(
@@ -346,8 +334,8 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
 
 def _load_weights(
     model: nn.Module, config: ExperimentConfig, data: DataBundle, *, resume: Path | None, tuning: Path | None
-) -> dict[str, Any] | None:
-    """Weights into `model`; the whole checkpoint when a run is resumed."""
+) -> dict[str, Any]:
+    """Weights into `model`; the whole checkpoint when a run is resumed, else nothing."""
     if resume is not None:
         checkpoint = load_checkpoint(resume)
         check_classes(checkpoint, data.classes, resume)
@@ -355,12 +343,12 @@ def _load_weights(
         return checkpoint
     if tuning is not None:
         start_from(model, config, data.classes, tuning)
-        return None
+        return {}
     if config.tuning_class_map:
         raise UserError("tuning_class_map: chooses rows of the weights to tune from, so it needs them: -t CKPT.")
     _warn_of_frozen_noise(config)
     load_backbone_weights(model, config)
-    return None
+    return {}
 
 
 def _warn_of_frozen_noise(config: ExperimentConfig) -> None:

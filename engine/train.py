@@ -19,20 +19,19 @@ from data.batch import Batch
 from data.errors import UserError
 from data.schedule import stage_starts
 from engine import console
-from engine.checkpoint import Position, load_checkpoint, restore
+from engine.checkpoint import load_checkpoint
 from engine.config import ExperimentConfig
 from engine.distributed import Distributed
 from engine.evaluate import evaluate
 from engine.interrupt import StopSignal
 from engine.metrics import GroundTruth, best_thresholds
 from engine.nonfinite import keep_step
-from engine.optim import set_learning_rates
+from engine.optim import set_learning_rates, step_seed
 from engine.pictures import prediction_pictures, write_prediction_sheets
 from engine.results import tile_facts, write_results
+from engine.resume import Position, decide, restore
 from engine.run import Run, build_run, save
-from engine.schedule import step_seed
-from engine.selection import decide
-from engine.window import batch_losses, window_shares, windows
+from engine.step import batch_losses, window_shares, windows
 from models.weights import load_state_dict_strict
 from texts import Language, texts_of
 
@@ -178,7 +177,7 @@ class Step:
 def train_step(run: Run, epoch: int, window: list[Batch], statistics: BatchNormStatistics, stop: StopSignal) -> Step:
     """One optimiser step: forward, loss, backward, clip, step, EMA."""
     step = run.position.step
-    torch.manual_seed(step_seed(run.seed, step, run.dist.rank))
+    torch.manual_seed(step_seed(run.config.seed, step, run.dist.rank))
     set_learning_rates(run.optimizer, run.schedule.ratio_before(step))
     run.optimizer.zero_grad(set_to_none=True)
     statistics.keep()
@@ -334,7 +333,7 @@ def run_facts(run: Run, epoch: int) -> dict[str, Any]:
     return {
         "epoch": epoch + 1,
         "epochs": run.config.epoches,
-        "seed": run.seed,
+        "seed": run.config.seed,
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "train_seconds": run.position.train_seconds,
         "checkpoint": "best.pth",

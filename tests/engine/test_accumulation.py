@@ -12,7 +12,7 @@ from torch import nn
 from data.batch import Batch
 from engine.config import load_config
 from engine.run import build_run
-from engine.window import window_shares
+from engine.step import window_shares
 from models.detector import normalize_images
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import alone

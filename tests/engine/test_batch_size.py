@@ -7,11 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import engine.trial
-from engine.batch_size import BatchChoice, Probe, choose_batch, most_boxes
+import engine.step
+from engine.batch_size import BatchChoice, Probe, Trial, choose_batch, most_boxes, try_step
 from engine.config import load_config
 from engine.derived_values import REFERENCE_BATCH
-from engine.trial import Trial, try_step
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import assert_same_state, checkpoint, keep_early, train_here
 
@@ -93,9 +92,9 @@ def test_a_trial_step_with_the_fullest_images_at_the_largest_size(
     seen: list[torch.Size] = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 123)
-    normalize = engine.trial.normalize_images
+    normalize = engine.step.normalize_images
     monkeypatch.setattr(
-        engine.trial, "normalize_images", lambda x, *rest: (seen.append(x.shape), normalize(x, *rest))[1]
+        engine.step, "normalize_images", lambda x, *rest: (seen.append(x.shape), normalize(x, *rest))[1]
     )
     config = load_config(write_tiny_config(tmp_path), ["eval_spatial_size=[128, 128]"])
     torch.manual_seed(3)
@@ -109,7 +108,7 @@ def test_a_trial_step_with_the_fullest_images_at_the_largest_size(
     def refuse(*_: object) -> None:
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr(engine.trial, "build_criterion", refuse)
+    monkeypatch.setattr(engine.step, "build_criterion", refuse)
     assert try_step(config, torch.device("cpu"), 2, boxes_per_image=5) is None
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import engine.compiled
+import engine.acceleration
 from analysis.cost import measure_cost
+from engine.acceleration import compiler
 from engine.checkpoint import save_checkpoint
-from engine.compiled import compiler
 from engine.config import config_to_dict
 from engine.detector import load_detector
 from models.baselines import TorchvisionDetector
@@ -29,7 +29,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         return function
 
     monkeypatch.setattr(torch, "compile", as_is)
-    monkeypatch.setattr(engine.compiled, "_hindrance", lambda *_: None)
+    monkeypatch.setattr(engine.acceleration, "_hindrance", lambda *_: None)
     return seen
 
 
@@ -80,6 +80,6 @@ def test_compiled_detections_and_their_cost(tmp_path: Path) -> None:
 def test_by_which_backend_or_why_not(
     model: object, device: str, triton: bool, backend: str | None, says: str, monkeypatch: object, caplog: object
 ) -> None:
-    monkeypatch.setattr(engine.compiled, "has_triton", lambda: triton)
+    monkeypatch.setattr(engine.acceleration, "has_triton", lambda: triton)
     assert compiler(model(), torch.device(device)) == backend
     assert says in caplog.text and ("as without" in caplog.text) == (backend is None)

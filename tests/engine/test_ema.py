@@ -1,8 +1,7 @@
 import torch
 from torch import nn
 
-from engine.ema import ModelEma
-from engine.schedule import ema_decay
+from engine.optim import ModelEma, ema_decay
 
 
 class Toy(nn.Module):

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from data.errors import UserError
-from engine.checkpoint import restore, save_checkpoint
+from engine.checkpoint import save_checkpoint
 from engine.config import load_config
+from engine.resume import restore
 from engine.run import Run, _load_weights, build_run, save
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import alone, assert_same_state, checkpoint

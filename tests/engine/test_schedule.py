@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.schedule import FlatCosine, ema_decay, step_seed
+from engine.optim import FlatCosine, ema_decay, step_seed
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "schedule.json").read_text(encoding="utf-8"))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.selection import Selection, decide
+from engine.resume import Selection, decide
 
 
 def run(aps: list[float], stop_epoch: int, first_epoch: int = 0) -> tuple[list[str], Selection]:
@@ -38,6 +38,6 @@ def test_the_top_survives_restarts_and_restarts_are_counted() -> None:
 
 def test_a_resumed_run_decides_as_an_uninterrupted_one() -> None:
     _, before = run([0.3, 0.2], 1)
-    restored = Selection.from_dict(before.to_dict())
+    restored = Selection.model_validate(before.model_dump())
     assert restored == before
     assert decide(restored, ap=0.31, epoch=2, stop_epoch=1).write_best

@@ -17,10 +17,10 @@ import engine.train as training
 from data.errors import UserError
 from data.files import write_atomically
 from data.schedule import stage_starts
-from engine.checkpoint import Position
 from engine.config import load_config, with_batch
 from engine.interrupt import StopSignal
 from engine.nonfinite import keep_step, replay
+from engine.resume import Position
 from engine.run import build_run
 from engine.train import _shows_images, fit, out_of_memory
 from models.decoder import DecoderLayer

@@ -1,4 +1,4 @@
-"""torch.compile: for which models it is used, by which backend, and what is said where it cannot be."""
+"""Mixed precision and torch.compile: on which device, for which models, and what is said where there is none."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from torch.utils._triton import has_triton
 from models.detector import DEIM
 
 log = logging.getLogger(__name__)
+
+
+def choose_amp_dtype(use_amp: bool, device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the GPU has it, else float16; None without AMP. A CPU computes in float32, and says so."""
+    if not use_amp:
+        return None
+    if device.type != "cuda":
+        log.info("use_amp: off on a CPU, computing in float32")
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def compiler(model: nn.Module, device: torch.device) -> str | None:

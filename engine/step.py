@@ -1,63 +1,62 @@
-"""Training steps on a copy of a network, to see what they take: memory and time."""
+"""The parts of one optimiser step, and whole steps on trial.
+
+A window is the micro-batches that make one step (`accumulation_steps` of them).
+"""
 
 from __future__ import annotations
 
 import copy
-import gc
-import logging
 import time
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterable, Iterator
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor, nn
 
-from data.batch import Target
-from data.config import multiscale_sides
+from data.batch import Batch, Target
 from data.industrial_dataset import pixel_mean_std
-from engine.amp import choose_amp_dtype
+from engine.acceleration import choose_amp_dtype
 from engine.config import ExperimentConfig
-from engine.ema import ModelEma
-from engine.optim import build_optimizer
-from models.criterion import build_criterion
+from engine.distributed import Distributed
+from engine.optim import ModelEma, build_optimizer
+from models.criterion import WindowShare, build_criterion
 from models.detector import build_detector, normalize_images
-
-log = logging.getLogger(__name__)
 
 BOXES_PER_IMAGE = 8
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What a training step took."""
-
-    peak_bytes: int
-    """The most that torch's allocator had handed out, weights, optimiser and EMA included."""
-    seconds: float
+def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Groups of `size` micro-batches; the last one of an epoch may be shorter."""
+    iterator = iter(batches)
+    while window := list(islice(iterator, size)):
+        yield window
 
 
-def try_step(config: ExperimentConfig, device: torch.device, num_images: int, boxes_per_image: int) -> Trial | None:
-    """Train a network with random weights for a few steps on a GPU, at the largest size; None: it does not fit.
+def window_shares(config: ExperimentConfig, dist: Distributed, window: list[Batch]) -> list[WindowShare | None]:
+    """How the losses of each micro-batch are scaled, so that a window's sum is one large batch's loss."""
+    if config.micro_batches == 1:
+        return [None]
+    boxes = torch.full((), float(sum(batch.num_boxes for batch in window)), device=dist.device)
+    num_boxes = dist.mean(boxes).clamp(min=1.0)
+    images = sum(len(batch.targets) for batch in window)
+    return [WindowShare(num_boxes=num_boxes, image_share=len(batch.targets) / images) for batch in window]
 
-    Without class texts, whose part is small. The random numbers of the caller are the same afterwards.
-    """
-    config = config.model_copy(update={"MultimodalFusion": None})
-    side = max(multiscale_sides(config.train_dataloader.collate_fn), default=0)
-    height, width = (max(side, length) for length in config.eval_spatial_size)
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.cuda.reset_peak_memory_stats(device)
-            model = build_detector(config).to(device)
-            images = torch.zeros(num_images, 3, height, width, dtype=torch.uint8, device=device)
-            *_, seconds = train_steps(model, config, images, boxes_per_image=boxes_per_image, steps=3)
-            return Trial(torch.cuda.max_memory_allocated(device), seconds)
-    except torch.OutOfMemoryError as error:
-        log.debug("trial step with %d images: %s", num_images, error)
-        return None
-    finally:
-        model = images = None  # type: ignore[assignment]
-        gc.collect()
-        torch.cuda.empty_cache()
+
+def batch_losses(
+    model: nn.Module,
+    criterion: nn.Module,
+    batch: Batch,
+    config: ExperimentConfig,
+    *,
+    epoch: int,
+    share: WindowShare | None,
+    amp_dtype: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """Weighted losses of one micro-batch, which is on the model's device."""
+    with torch.autocast(batch.images.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+        outputs = model(normalize_images(batch.images, *pixel_mean_std(config)), batch.targets)
+    losses: dict[str, Tensor] = criterion(outputs, batch.targets, epoch=epoch, share=share)
+    return losses
 
 
 def train_steps(
@@ -76,18 +75,16 @@ def train_steps(
         learns = {name for name, parameter in build_detector(config).named_parameters() if parameter.requires_grad}
         for name, parameter in trained.named_parameters():
             parameter.requires_grad_(name in learns)
-    ema = ModelEma(trained, decay=config.ema.decay, warmups=config.ema.warmups) if config.use_ema else None
+    ema = ModelEma(trained, **config.ema.model_dump()) if config.use_ema else None
     optimizer = build_optimizer(trained, config.optimizer)
     criterion = build_criterion(config).to(device)
-    targets = _targets(len(images), boxes_per_image, config, device)
+    batch = Batch(images, _targets(len(images), boxes_per_image, config, device), [], torch.empty(0))
     amp_dtype = choose_amp_dtype(config.use_amp, device)
     times = [_now(device)]
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                outputs = trained(normalize_images(images, *pixel_mean_std(config)), targets)
-            losses = criterion(outputs, targets, epoch=0)
+            losses = batch_losses(trained, criterion, batch, config, epoch=0, share=None, amp_dtype=amp_dtype)
             torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
         if ema is not None:
