@@ -36,13 +36,22 @@ def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A detector's latency is the median of three runs; maps take no time."""
+    """A detector's latency is that of one run after another; maps take no time."""
     monkeypatch.setattr("attention.faithfulness.perf_counter", lambda: 0.0)
-    monkeypatch.setattr("analysis.cost._MAX_REPEATS", 3)
+    for name in ("_WARM_UP_RUNS", "_MIN_REPEATS", "_MAX_REPEATS"):
+        monkeypatch.setattr(f"analysis.cost.{name}", 1)
 
 
 @pytest.fixture
-def no_training_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings draw no predictions, which takes as long as a small network's epoch."""
+def training_pictures() -> None:
+    """Takes `no_training_pictures` of the whole file back for one test."""
+
+
+@pytest.fixture
+def no_training_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings draw neither samples nor predictions, which takes as long as a small network's epochs."""
+    if "training_pictures" in request.fixturenames:
+        return
+    monkeypatch.setattr("engine.train._shows_images", lambda *arguments: False)
     monkeypatch.setattr("engine.train.prediction_pictures", lambda *arguments, **options: [])
     monkeypatch.setattr("engine.train.write_prediction_sheets", lambda *arguments: None)

@@ -17,14 +17,14 @@ from data.classes import ClassMap
 from data.loader import build_eval_loader
 from data.splits import build_datasets
 from engine.checkpoint import save_checkpoint
-from engine.config import config_to_dict, load_config
+from engine.config import load_config
 from engine.detector import Detector
 from engine.evaluate import evaluate
 from engine.results import read_evaluation
 from models.detections import Detections
 from models.detector import DEIM, build_detector
 from tests.support.scripts import start_script, start_two_processes
-from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
+from tests.support.tiny_run import CLASS_NAMES, write_tiny_checkpoint, write_tiny_config, write_tiny_data
 
 METRICS = {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"} | {
     f"AR_{kind}" for kind in ("1", "10", "100", "small", "medium", "large")
@@ -37,20 +37,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny_data(folder, num_val=5)
     write_tiny_config(folder)
-    config = load_config(folder / "tiny.yml", ["DINOv3STAs.weights_path=nowhere.pt"])
-    torch.manual_seed(0)
-    model, ema = build_detector(config), build_detector(config)
-    save_checkpoint(
-        folder / "run" / "best.pth",
-        {
-            "last_epoch": 4,
-            "model": model.state_dict(),
-            "ema": {"module": ema.state_dict(), "updates": 3},
-            "config": config_to_dict(config),
-            "classes": ClassMap((3, 7), CLASS_NAMES).to_dict(),
-            "seed": 0,
-        },
-    )
+    gone = ["DINOv3STAs.weights_path=nowhere.pt"]
+    write_tiny_checkpoint(folder / "run" / "best.pth", folder / "tiny.yml", gone, with_ema=True)
     return folder
 
 

@@ -10,15 +10,11 @@ import pytest
 import torch
 
 from analysis.evaluate import AnalysisOptions, evaluate_checkpoint
-from data.classes import ClassMap
 from deploy.export import Format
-from engine.checkpoint import save_checkpoint
-from engine.config import config_to_dict, load_config
 from engine.distributed import Distributed
 from export_deimv2 import FORMATS
-from models.detector import build_detector
 from tests.support.scripts import start_script
-from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
+from tests.support.tiny_run import write_tiny_checkpoint, write_tiny_config, write_tiny_data
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +22,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, a config, and a checkpoint of random weights."""
     folder = tmp_path_factory.mktemp("run")
     write_tiny_data(folder)
-    config = load_config(write_tiny_config(folder))
-    torch.manual_seed(0)
-    save_checkpoint(
-        folder / "best.pth",
-        {
-            "model": build_detector(config).state_dict(),
-            "config": config_to_dict(config),
-            "classes": ClassMap((3, 7), CLASS_NAMES).to_dict(),
-        },
-    )
+    write_tiny_checkpoint(folder / "best.pth", write_tiny_config(folder))
     return folder
 
 

@@ -18,7 +18,6 @@ import pytest
 import torch
 from PIL import Image
 
-from data.classes import ClassMap
 from data.errors import UNPRINTABLE, printable
 from data.loader import build_eval_loader
 from data.splits import build_datasets
@@ -28,15 +27,13 @@ from deploy.thresholds import choose_thresholds
 from deploy.video import count_frames
 from deploy.writers import FORMS, ImageWriter
 from engine.checkpoint import save_checkpoint
-from engine.config import config_to_dict, load_config
+from engine.config import load_config
 from engine.detector import Detector, load_detector
 from engine.evaluate import evaluate
 from models.detections import Detections
 from models.detector import build_detector
 from tests.support.scripts import start_script
-from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
-
-CLASSES = ClassMap((3, 7), CLASS_NAMES)
+from tests.support.tiny_run import CLASS_NAMES, CLASSES, write_tiny_checkpoint, write_tiny_config, write_tiny_data
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +45,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = json.loads((folder / "val.json").read_text(encoding="utf-8"))
     content["images"][0].update(width=150, height=90)
     (folder / "val.json").write_text(json.dumps(content), encoding="utf-8")
-    write_tiny_config(folder)
-    config = load_config(folder / "tiny.yml")
-    torch.manual_seed(0)
-    state = build_detector(config).state_dict()
-    save = {"last_epoch": 4, "model": state, "config": config_to_dict(config), "classes": CLASSES.to_dict()}
-    save_checkpoint(folder / "run" / "best.pth", save)
+    write_tiny_checkpoint(folder / "run" / "best.pth", write_tiny_config(folder))
     return folder
 
 

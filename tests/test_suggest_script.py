@@ -10,12 +10,11 @@ import torch
 
 from data.convert.__main__ import main as convert
 from deploy.suggest import information_bits, most_informative
-from engine.checkpoint import save_checkpoint
-from engine.config import config_to_dict, load_config
 from models.detections import Detections
-from models.detector import build_detector
 from tests.support.scripts import Outcome, start_script
-from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
+from tests.support.tiny_run import CLASS_NAMES, write_tiny_checkpoint, write_tiny_config, write_tiny_data
+
+pytestmark = pytest.mark.usefixtures("no_training_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +22,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, a config and an untrained checkpoint."""
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny_data(folder, num_val=5)
-    config = load_config(write_tiny_config(folder))
-    torch.manual_seed(0)
-    classes = {"category_ids": [3, 7], "names": list(CLASS_NAMES)}
-    save_checkpoint(
-        folder / "run" / "best.pth",
-        {
-            "last_epoch": 4,
-            "model": build_detector(config).state_dict(),
-            "config": config_to_dict(config),
-            "classes": classes,
-        },
-    )
+    write_tiny_checkpoint(folder / "run" / "best.pth", write_tiny_config(folder))
     (folder / "judged").mkdir()
     for name, content in (("ground_truth", {"images": [], "annotations": [], "categories": []}), ("predictions", [])):
         (folder / "judged" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")

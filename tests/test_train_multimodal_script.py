@@ -12,12 +12,13 @@ from tests.support.scripts import start_script, start_two_processes
 from tests.support.tiny_run import ROOT, write_tiny_config, write_tiny_data
 from tests.support.training import checkpoint, train_here
 
+pytestmark = pytest.mark.usefixtures("no_training_pictures")
+
 SCRIPT = "train_deimv2_multimodal.py"
 FUSION = "MultimodalFusion: {mode: learned, control_head: cross_attention, text_dim: 16, proj_dim: 8}\n"
 SHORT = "epoches=1", "flat_epoch=1", "no_aug_epoch=0"
 
 
-@pytest.mark.usefixtures("no_training_pictures")
 def test_from_phase_1_to_phase_2_and_on(tmp_path: Path) -> None:
     """Two processes with accumulation and mixed precision start phase 2; one resumes it; mistakes exit with 2."""
     write_tiny_data(tmp_path)

@@ -20,6 +20,8 @@ from tests.support.scripts import Outcome, start_script
 from tests.support.tiny_run import ROOT, command, script_environment, write_tiny_config, write_tiny_data
 from tests.support.training import assert_same_state, keep_early
 
+pytestmark = pytest.mark.usefixtures("no_training_pictures")
+
 run_here = partial(start_script, "train_deimv2.py")
 
 
@@ -134,10 +136,9 @@ def wait_for_step(log: Path, step: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.usefixtures("no_training_pictures")
 def test_a_killed_run_continues_exactly(tmp_path: Path) -> None:
     """SIGKILL in the middle of the second epoch: last.pth of the first one is whole, and nothing is lost but time."""
-    write_tiny_data(tmp_path, num_train=16)
+    write_tiny_data(tmp_path)
     write_tiny_config(tmp_path)
     arguments = ("-c", "tiny.yml", "-u", *SMALL, "--output-dir")
     whole = run_here(*arguments, "whole", "--verbose", cwd=tmp_path)
@@ -153,7 +154,7 @@ def test_a_killed_run_continues_exactly(tmp_path: Path) -> None:
         env=script_environment(),
         stderr=subprocess.DEVNULL,
     )
-    wait_for_step(tmp_path / "killed" / "log.jsonl", 10)  # 8 steps an epoch
+    wait_for_step(tmp_path / "killed" / "log.jsonl", 5)  # 4 steps an epoch
     process.kill()
     process.wait()
     state = torch.load(tmp_path / "killed" / "last.pth", weights_only=True)
@@ -181,7 +182,6 @@ def interrupted(interfere: Callable[[], None], folder: Path) -> Outcome:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
-@pytest.mark.usefixtures("no_training_pictures")
 def test_ctrl_c_saves_the_position_and_exits_130(tmp_path: Path) -> None:
     outcome = interrupted(lambda: os.kill(os.getpid(), signal.SIGINT), tmp_path)
     assert outcome.code == 130, outcome.err[-2000:]
@@ -189,7 +189,6 @@ def test_ctrl_c_saves_the_position_and_exits_130(tmp_path: Path) -> None:
     assert "To go on: python train_deimv2.py -c run/config.yaml -r run/last.pth" in outcome.err
 
 
-@pytest.mark.usefixtures("no_training_pictures")
 def test_a_run_goes_on_where_its_checkpoint_is_unless_told_otherwise(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,7 +219,6 @@ def data_workers() -> set[int]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the worker in /proc")
-@pytest.mark.usefixtures("no_training_pictures")
 def test_a_killed_worker_is_explained(tmp_path: Path) -> None:
     before = data_workers()
 

@@ -7,19 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.style import save_figure
 from attention.faithfulness import ScoreOptions
-from data.classes import ClassMap
-from engine.checkpoint import save_checkpoint
-from engine.config import config_to_dict, load_config
-from models.detector import build_detector
 from tests.support.baselines import write_tiny_baseline
 from tests.support.scripts import start_script
-from tests.support.tiny_run import CLASS_NAMES, write_tiny_config, write_tiny_data
+from tests.support.tiny_run import write_tiny_checkpoint, write_tiny_config, write_tiny_data
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +27,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "cnn": write_tiny_baseline(folder, "fcos_resnet18", extra="  score_thresh: 0.0\n"),
     }
     for name, path in configs.items():
-        config = load_config(path)
-        torch.manual_seed(0)
-        content = {
-            "model": build_detector(config).state_dict(),
-            "config": config_to_dict(config),
-            "classes": ClassMap((3, 7), CLASS_NAMES).to_dict(),
-        }
-        save_checkpoint(folder / "run" / f"{name}.pth", content)
+        write_tiny_checkpoint(folder / "run" / f"{name}.pth", path)
     odd = folder / "odd"
     (odd / "below").mkdir(parents=True)
     (folder / "empty").mkdir()

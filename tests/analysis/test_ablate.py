@@ -37,6 +37,8 @@ from tests.support.text_towers import write_bert, write_clip
 from tests.support.tiny_run import ROOT, write_tiny_config, write_tiny_data
 from tests.support.training import alone, train_here
 
+pytestmark = pytest.mark.usefixtures("no_training_pictures")
+
 FUSION = """
 MultimodalFusion: {{proj_dim: 8, lr: 0.01}}
 texts:

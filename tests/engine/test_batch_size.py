@@ -14,6 +14,8 @@ from engine.derived_values import REFERENCE_BATCH
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import assert_same_state, checkpoint, keep_early, train_here
 
+pytestmark = pytest.mark.usefixtures("no_training_pictures")
+
 GIB = 2**30
 H100_GIB = {2: 0.88, 4: 1.5, 8: 2.7, 16: 5.2, 32: 10.1}
 """DEIMv2-S at 640 pixels, bfloat16, measured at 2, 4 and 32 (docs/results.md), between them by the line."""

@@ -18,6 +18,8 @@ from tests.support.models import images, tiny_config, tiny_model
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import assert_same_state, keep_early, train_here
 
+pytestmark = pytest.mark.usefixtures("no_training_pictures")
+
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[object]:

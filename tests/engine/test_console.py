@@ -14,6 +14,8 @@ from engine.train import train
 from tests.support.training import alone, checkpoint, log_records, stop_after, train_here
 from texts import Language
 
+pytestmark = pytest.mark.usefixtures("no_training_pictures")
+
 
 @pytest.fixture(scope="module")
 def tiny(finished: tuple[Path, Path]) -> Path:

@@ -11,6 +11,8 @@ from engine.run import build_run
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import alone, assert_same_state, checkpoint, keep_early, train_here
 
+pytestmark = pytest.mark.usefixtures("no_training_pictures")
+
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -26,6 +26,8 @@ from tests.support.configs import CONFIGS
 from tests.support.tiny_run import write_tiny_config
 from tests.support.training import alone, assert_same_state, checkpoint, stop_after, train_here
 
+pytestmark = pytest.mark.usefixtures("no_training_pictures")
+
 TEXT_DIM, PROMPTS = 10, 2
 SHORT = ["epoches=2", "flat_epoch=1", "no_aug_epoch=0", "eval_interval_epochs=2"]
 METRICS_ONLY = AnalysisOptions(bootstrap=0, report=False, cost=False)

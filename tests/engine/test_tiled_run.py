@@ -14,6 +14,8 @@ from tests.support.scripts import start_script
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import assert_same_state, checkpoint, train_here
 
+pytestmark = pytest.mark.usefixtures("no_training_pictures")
+
 _TILES = ("tiles.size=32", "tiles.keep_empty=0.1", "epoches=2", "no_aug_epoch=0")
 
 

@@ -28,6 +28,8 @@ from tests.support.full_disk import full_disk
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import alone, assert_same_state, checkpoint, keep_early, log_records, stop_after, train_here
 
+pytestmark = pytest.mark.usefixtures("no_training_pictures")
+
 
 def test_a_run_leaves_its_folder_complete(finished: tuple[Path, Path]) -> None:
     _, folder = finished
@@ -379,6 +381,7 @@ def test_a_full_disk_or_a_removed_folder_is_one_message(
         assert checkpoint(folder / "last.pth")["step"] == 2
 
 
+@pytest.mark.usefixtures("training_pictures")
 @pytest.mark.parametrize("name", ["last.pth", "results.json", "predictions.png", "config.yaml"])
 def test_a_disk_that_is_full_when_a_file_is_due(
     finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -9,10 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from data.classes import ClassMap
+from engine.checkpoint import save_checkpoint
+from engine.config import config_to_dict, load_config
+from models.detector import build_detector
 
 ROOT = Path(__file__).parents[2]
 CLASS_NAMES = ("square", "bar")
+CLASSES = ClassMap((3, 7), CLASS_NAMES)
 IMAGE_SIZE_PX = 64
 
 
@@ -55,6 +62,18 @@ def write_tiny_config(folder: Path, *, name: str = "tiny", extra: str = "") -> P
     """A two-epoch run of a DEIMv2 of every real part at toy widths, on the data of `write_tiny_data`."""
     path = folder / f"{name}.yml"
     path.write_text(_CONFIG.format(root=ROOT.as_posix(), data=folder.as_posix()) + extra, encoding="utf-8")
+    return path
+
+
+def write_tiny_checkpoint(path: Path, config: Path, overrides: Sequence[str] = (), *, with_ema: bool = False) -> Path:
+    """What an untrained network of the config would leave after its fifth epoch, always the same one; EMA: another."""
+    settings = load_config(config, overrides)
+    torch.manual_seed(0)
+    content = {"last_epoch": 4, "seed": 0, "model": build_detector(settings).state_dict()}
+    content |= {"config": config_to_dict(settings), "classes": CLASSES.to_dict()}
+    if with_ema:
+        content["ema"] = {"module": build_detector(settings).state_dict(), "updates": 3}
+    save_checkpoint(path, content)
     return path
 
 
