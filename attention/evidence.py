@@ -12,15 +12,15 @@ K detections.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.maps import EDGES, Edge
+from attention.maps import EDGES, Edge, add_up
 from data.errors import UserError
 from models.baselines import TorchvisionDetector
 from models.boxes import cxcywh_to_xyxy
@@ -33,6 +33,9 @@ Target = Literal["class"] | Edge
 """What a map is the evidence for: the class score, or how far out an edge of the box lies."""
 ODAM_EDGES: dict[str, Edge] = {f"odam_{edge}": edge for edge in EDGES}
 """Maps for the four edges, by name."""
+
+DrawMap = Callable[[nn.Module, Tensor, int, int], Tensor]
+"""(model, normalised image [1, 3, H, W], query, label) -> map [h, w], any scale, >= 0."""
 
 _LOGIT_EPS = 1e-7
 
@@ -118,7 +121,7 @@ def evidence_map(
     if method == "eigen_cam":
         with torch.no_grad(), _tapped(model, place) as taken:
             model(image)
-        return _add_up([_share(_eigen_cam(x[0])) for x in _as_maps(taken, place, image)]).cpu()
+        return add_up([_share(_eigen_cam(x[0])) for x in _as_maps(taken, place, image)]).cpu()
     with torch.enable_grad(), _tapped(model, place) as taken:
         outputs = model(image)
         value = class_logit(outputs, query, label) if target == "class" else edge_outward(outputs, query, target)
@@ -126,7 +129,16 @@ def evidence_map(
     filled = [torch.zeros_like(x) if g is None else g for x, g in zip(taken, gradients, strict=True)]
     pairs = zip(_as_maps(taken, place, image), _as_maps(filled, place, image), strict=True)
     weigh = grad_cam if method == "grad_cam" else hires_cam
-    return _add_up([weigh(x[0].detach(), g[0]) for x, g in pairs]).clamp(min=0).cpu()
+    return add_up([weigh(x[0].detach(), g[0]) for x, g in pairs]).clamp(min=0).cpu()
+
+
+def evidence_methods(layer: str | None) -> dict[str, DrawMap]:
+    """Return every kind of map that `evidence_map` draws, taken at one layer."""
+    methods: dict[str, DrawMap] = {name: partial(evidence_map, method=name, layer=layer) for name in EVIDENCE_METHODS}
+    edges = {
+        name: partial(evidence_map, method="hires_cam", layer=layer, target=edge) for name, edge in ODAM_EDGES.items()
+    }
+    return methods | edges
 
 
 def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
@@ -173,13 +185,6 @@ def edge_outward(outputs: Any, query: int, edge: Edge) -> Tensor:
     return -coordinate if side < 2 else coordinate
 
 
-def enlarge(evidence: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Interpolate a map [h, w] bilinearly to float32 [H, W]."""
-    batch = evidence[None, None].float()
-    out: Tensor = F.interpolate(batch, size=size_hw, mode="bilinear", align_corners=False)[0, 0]
-    return out
-
-
 def _eigen_cam(activation: Tensor) -> Tensor:
     """[D, h, w] -> [h, w]: projection on the first right singular vector, signed so that most of it is positive."""
     channels, height, width = activation.shape
@@ -195,13 +200,6 @@ def _share(evidence: Tensor) -> Tensor:
     """Summing to 1: activations of different levels have no common unit."""
     total = evidence.sum()
     return evidence / total if total > 0 else evidence
-
-
-def _add_up(maps: Sequence[Tensor]) -> Tensor:
-    """One map at the finest resolution; the sum over all cells stays (but for the rims of the interpolation)."""
-    finest = max(maps, key=Tensor.numel)
-    size_hw = (finest.shape[0], finest.shape[1])
-    return torch.stack([enlarge(x, size_hw) * (x.numel() / finest.numel()) for x in maps]).sum(dim=0)
 
 
 def _as_maps(tensors: Sequence[Tensor], layer: EvidenceLayer, image: Tensor) -> list[Tensor]:

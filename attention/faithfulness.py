@@ -17,7 +17,7 @@ C classes, S steps, N objects judged, M methods, V values of an object, I images
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from time import perf_counter
@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from analysis.bootstrap import BootstrapResult, draw_weights
 from analysis.result import Interval
 from attention.capture import Predictions, all_objects, choose_objects, predictions_of
-from attention.evidence import enlarge
+from attention.evidence import DrawMap
+from attention.maps import enlarge
 from attention.road import impute
 from data.errors import UserError
 from data.progress import progress_bar
@@ -46,9 +47,6 @@ from models.detector import DEIM, build_detector
 from models.text_fusion import PREFIX
 
 Baseline = Literal["blur", "mean"]
-DrawMap = Callable[[nn.Module, Tensor, int, int], Tensor]
-"""(model, normalised image [1, 3, H, W], query, label) -> map [h, w], any scale, >= 0."""
-
 RANDOM, CENTRE = "random", "centre"
 """Names of the two methods that know nothing of the image."""
 METRICS = ("energy", "energy_all", "pointing", "deletion", "insertion", "road")
@@ -164,42 +162,34 @@ class Scores:
         """[V]: the metrics, then a rank correlation for each part with new weights."""
         return (*METRICS, *(f"randomised_{part}" for part in self.randomised))
 
-    def estimates(self) -> dict[str, dict[str, Estimate]]:
-        """Return method -> name of the value -> mean over objects, with its interval."""
-        weights = self._weights()
-        return {
-            method: {name: self._estimate(self.values[m, :, k], weights) for k, name in enumerate(self.names)}
-            for m, method in enumerate(self.methods)
-        }
+    def estimates(self, reference: str | None = None) -> dict[str, dict[str, Estimate]]:
+        """Return method -> name of the value -> mean over objects, with its interval.
 
-    def differences(self, reference: str) -> dict[str, dict[str, Estimate]]:
-        """Return the same of the metrics alone, minus another method's for the same objects (paired)."""
-        weights, other = self._weights(), self.values[self.methods.index(reference)]
+        With a `reference`, of the metrics alone, minus that method's for the same objects (paired).
+        """
+        values, names, row_of = self.values, self.names, {image_id: row for row, image_id in enumerate(self.image_ids)}
+        if reference is not None:
+            values, names = values - values[self.methods.index(reference)], METRICS
+        weights = np.empty((len(row_of), 0))
+        if self.options.samples:  # images without an object are drawn too, and count for nothing
+            weights = draw_weights(np.random.default_rng(self.options.seed), len(row_of), self.options.samples)
+        weights = weights[[row_of[one.image_id] for one in self.objects]]
         return {
-            method: {name: self._estimate((self.values[m] - other)[:, k], weights) for k, name in enumerate(METRICS)}
+            method: {name: _estimate(values[m, :, k], weights) for k, name in enumerate(names)}
             for m, method in enumerate(self.methods)
             if method != reference
         }
 
-    def _weights(self) -> FloatArray:
-        """[I, samples], the same images for all methods."""
-        if not self.options.samples:
-            return np.empty((len(self.image_ids), 0))
-        return draw_weights(np.random.default_rng(self.options.seed), len(self.image_ids), self.options.samples)
 
-    def _estimate(self, values: FloatArray, weights: FloatArray) -> Estimate:
-        """Of [N] values; images without an object are drawn too, and count for nothing."""
-        known = ~np.isnan(values)
-        if not known.any():
-            return Estimate(None, None, 0)
-        row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
-        rows = np.array([row_of[one.image_id] for one in self.objects], dtype=np.int64)[known]
-        sums, counts = (
-            np.bincount(rows, weights=of, minlength=len(self.image_ids)) for of in (values[known], np.ones(known.sum()))
-        )
-        drawn = counts @ weights
-        means = np.divide(sums @ weights, drawn, out=np.full(len(drawn), np.nan), where=drawn > 0)
-        return Estimate(float(values[known].mean()), BootstrapResult.interval(means), int(known.sum()))
+def _estimate(values: FloatArray, weights: FloatArray) -> Estimate:
+    """Of [N] values, drawn so often [N, samples]."""
+    known = ~np.isnan(values)
+    values, weights = values[known], weights[known]
+    if not len(values):
+        return Estimate(None, None, 0)
+    drawn = weights.sum(axis=0)
+    means = np.divide(values @ weights, drawn, out=np.full(len(drawn), np.nan), where=drawn > 0)
+    return Estimate(float(values.mean()), BootstrapResult.interval(means), len(values))
 
 
 def score_maps(
@@ -263,47 +253,38 @@ def predict(model: nn.Module, images: Tensor, num_classes: int) -> list[Predicti
 def find_objects(predictions: Predictions, truth: ScoreImage, options: ScoreOptions) -> list[MatchedObject]:
     """Return what `options.on` asks for.
 
-    A false alarm is a prediction with the least score at least that overlaps no annotated box of its class enough; of
-    several in one place the best. A miss is an annotated box that no prediction hits, explained through the one with
-    the best IoU x class score; where none overlaps it there is nothing to explain.
+    Annotated boxes are hit by predictions of their class: the best scores choose first, each once. A false alarm is a
+    prediction with the least score at least that overlaps no annotated box of its class enough; of several in one place
+    the best. A miss is an annotated box that no prediction hits, explained through the one with the best IoU x class
+    score; where none overlaps it there is nothing to explain.
     """
-    hits = match_objects(predictions, truth, options)
-    objects = [hits[row] for row in sorted(hits)] if "tp" in options.on else []
+    boxes, least = predictions.boxes, options.score_threshold
+    ious, scores = paired_iou(boxes[:, None], truth.boxes[None]), predictions.scores[:, truth.labels]  # [K, G]
+
+    def explained(query: int, row: int, kind: Kind) -> MatchedObject:
+        label, box, score = int(truth.labels[row]), truth.boxes[row], float(scores[query, row])
+        followed = boxes[query] if kind == "tp" else box
+        return MatchedObject(truth.image_id, label, query, score, float(ious[query, row]), box, followed, kind)
+
+    # A baseline's detection scores 0 for all classes but its own: that is no prediction, whatever the threshold.
+    good = (ious >= options.iou_threshold) & (scores >= least) & (scores > 0)
+    hits: dict[int, int] = {}
+    for query, row in sorted(good.nonzero().tolist(), key=lambda one: (-scores[*one], -ious[*one])):
+        if row not in hits and query not in hits.values():
+            hits[row] = query
+    objects = [explained(hits[row], row, "tp") for row in sorted(hits)] if "tp" in options.on else []
     if "fp" in options.on:
-        least = options.score_threshold
-        for one in choose_objects(all_objects(predictions), top=len(predictions.boxes), min_score=least):
-            box = predictions.boxes[one.query]
+        for one in choose_objects(all_objects(predictions), top=len(boxes), min_score=least):
+            box = boxes[one.query]
             iou = max(paired_iou(truth.boxes[truth.labels == one.label], box).tolist(), default=0.0)
             if iou < options.iou_threshold and one.score > 0:
                 objects.append(MatchedObject(truth.image_id, one.label, one.query, one.score, iou, box, box, "fp"))
-    missed = set(range(len(truth.labels))) - set(hits) if "fn" in options.on and len(predictions.boxes) else set()
-    for row in sorted(missed):
-        box, label = truth.boxes[row], int(truth.labels[row])
-        ious, scores = paired_iou(predictions.boxes, box), predictions.scores[:, label]
-        query = int((ious * scores).argmax())
-        if ious[query] * scores[query] > 0:
-            score, iou = float(scores[query]), float(ious[query])
-            objects.append(MatchedObject(truth.image_id, label, query, score, iou, box, box, "fn"))
+    if "fn" in options.on and len(boxes):
+        best = (ious * scores).max(dim=0)
+        for row, (fit, query) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+            if row not in hits and fit > 0:
+                objects.append(explained(query, row, "fn"))
     return objects
-
-
-def match_objects(predictions: Predictions, truth: ScoreImage, options: ScoreOptions) -> dict[int, MatchedObject]:
-    """Pair annotated boxes, by row, with predictions of their class: the best scores choose first, each once."""
-    if not len(predictions.boxes) or not len(truth.labels):
-        return {}
-    scores = predictions.scores[:, truth.labels]
-    ious = paired_iou(predictions.boxes[:, None], truth.boxes[None])
-    # A baseline's detection scores 0 for all classes but its own: that is no prediction, whatever the threshold.
-    good = (ious >= options.iou_threshold) & (scores >= options.score_threshold) & (scores > 0)
-    pairs = [(float(scores[query, row]), float(ious[query, row]), query, row) for query, row in good.nonzero().tolist()]
-    matched: dict[int, MatchedObject] = {}
-    queries: set[int] = set()
-    for score, iou, query, row in sorted(pairs, key=lambda pair: (-pair[0], -pair[1])):
-        if query not in queries and row not in matched:
-            queries.add(query)
-            label, truth_box, box = int(truth.labels[row]), truth.boxes[row], predictions.boxes[query]
-            matched[row] = MatchedObject(truth.image_id, label, query, score, iou, truth_box, box)
-    return matched
 
 
 def _judged(

@@ -24,7 +24,7 @@ from analysis.tables import Table
 from attention import maps, panels
 from attention.capture import Captured, PredictedObject
 from attention.evidence import ODAM_EDGES
-from attention.maps import CLASS_TOKEN, EDGES, MapArray, PatchColours, SamplingPoints
+from attention.maps import CLASS_TOKEN, Edge, EdgeDistribution, MapArray, PatchColours, SamplingPoints
 from attention.panels import Scene
 from data.types import FloatArray
 from engine.detector import Detector
@@ -67,6 +67,17 @@ class Row(NamedTuple):
     """Of the last decoder layer, per object; None for a baseline."""
 
 
+class Focus(NamedTuple):
+    """Whose attention and similarity are shown."""
+
+    patches: Sequence[int]
+    """Row by row, without prefix tokens."""
+    xy: tuple[float, float]
+    """Their centre, 0..1 over the image."""
+    text: str
+    """As captions say it."""
+
+
 @dataclass(frozen=True)
 class View:
     """One image and what a detector did with it."""
@@ -85,12 +96,7 @@ class View:
     """None: a CNN baseline. Then what follows means nothing."""
     layers: Sequence[int] = ()
     """ViT blocks to draw."""
-    focus: Sequence[int] = ()
-    """The patches whose attention and similarity are shown, row by row, without prefix tokens."""
-    focus_xy: tuple[float, float] = (0.5, 0.5)
-    """Their centre, 0..1 over the image."""
-    focus_text: str = ""
-    """As captions say it."""
+    focus: Focus = Focus((), (0.5, 0.5), "")
     colours: PatchColours | None = None
 
     @property
@@ -99,26 +105,28 @@ class View:
         assert self.captured is not None
         return self.captured
 
-    def focus_maps(self, layer: int) -> tuple[MapArray, MapArray]:
-        """Return `head_maps` of the focus in a ViT block."""
-        captured = self.attention
-        return maps.head_maps(captured, layer, [captured.num_prefix + patch for patch in self.focus])
+    @property
+    def focus_tokens(self) -> list[int]:
+        """The focus among all tokens of the ViT."""
+        return [self.attention.num_prefix + patch for patch in self.focus.patches]
 
     @cached_property
     def row(self) -> Row:
         """For the overview and the top of the image's main figure."""
-        if self.captured is None:
+        captured = self.captured
+        if captured is None:
             heat = self.evidence[0]["grad_cam"][None] if self.evidence else None
             return Row(self.name, self.scene, self.objects, heat, None)
-        layer = len(self.captured.cross_attention) - 1
-        points = [maps.sampling_points(self.captured, layer, one.query) for one in self.objects]
-        return Row(self.name, self.scene, self.objects, self.focus_maps(self.captured.returned_blocks[-1])[0], points)
+        heat, _ = maps.head_maps(captured, captured.returned_blocks[-1], self.focus_tokens)
+        layer = len(captured.cross_attention) - 1
+        points = [maps.sampling_points(captured, layer, one.query) for one in self.objects]
+        return Row(self.name, self.scene, self.objects, heat, points)
 
     @property
     def focus_facts(self) -> dict[str, Any]:
         """The focus for a figure's JSON file."""
-        patches, grid = list(self.focus), list(self.attention.grid_hw)
-        return {"focus": self.focus_text, "focus_patches": patches, "grid_hw": grid}
+        patches, grid = list(self.focus.patches), list(self.attention.grid_hw)
+        return {"focus": self.focus.text, "focus_patches": patches, "grid_hw": grid}
 
 
 def draw_main(view: View) -> Iterator[Drawn]:
@@ -129,26 +137,21 @@ def draw_main(view: View) -> Iterator[Drawn]:
     texts, row, scene = view.scene.texts, view.row, view.scene
     assert row.heat is not None
     heads, aspect = len(row.heat), _aspect(scene)
-    top_cm, heads_cm = WIDTH_CM / 4 * aspect + 0.5, WIDTH_CM / max(heads, 4) * aspect + 0.5
-    figure = new_figure(min(top_cm + heads_cm + _BAR_CM + _CAPTION_CM, MAX_HEIGHT_CM))
     # One grid, in which both four panels and the heads fit: nested ones leave no room for the bars' numbers.
-    cells = figure.add_gridspec(3, 4 * heads, height_ratios=(top_cm, heads_cm, _BAR_THICK_CM))
+    heights_cm = WIDTH_CM / 4 * aspect + 0.5, WIDTH_CM / max(heads, 4) * aspect + 0.5, None
+    figure, cells = _grid(heights_cm, 4 * heads)
     axes = [figure.add_subplot(cells[0, k * heads : (k + 1) * heads]) for k in range(4)]
     high = _high([row.heat])
-    heat, dots = _draw_row(axes, row, high, _heaviest(row.points or ()))
     block, layer = view.captured.returned_blocks[-1], len(view.captured.cross_attention)
-    titles = texts["image"], _predicted(row), texts("mean_of_heads", block=block), texts("sampling", layer=layer)
-    for one, title in zip(axes, titles, strict=True):
-        one.set_title(title, fontsize=6)
+    heat, dots = _draw_row(axes, row, high, _heaviest(row.points or ()))
+    _title(axes, row, texts("mean_of_heads", block=block), texts("sampling", layer=layer))
     for head, cells_of_head in enumerate(row.heat):
-        one = figure.add_subplot(cells[1, 4 * head : 4 * head + 4])
-        heat = panels.show_map(one, scene, cells_of_head, 0, high)
-        panels.outline_objects(one, scene, view.objects)
-        one.set_title(texts("head", head=head), fontsize=6)
+        axis, title = figure.add_subplot(cells[1, 4 * head : 4 * head + 4]), texts("head", head=head)
+        heat = panels.show_map(axis, scene, cells_of_head, title, scale=(0, high), outlined=view.objects)
     _bar(figure, heat, texts, "attention_share", cell=cells[2, : 3 * heads], extend="max")
     if dots is not None:
         _bar(figure, dots, texts, "sampling_weight", cell=cells[2, 3 * heads :])
-    caption = add_caption(figure, texts("main_caption", focus=view.focus_text, block=block, layer=layer), scene)
+    caption = add_caption(figure, texts("main_caption", focus=view.focus.text, block=block, layer=layer), scene)
     yield Drawn(figure, caption, {"vit_block": block, "decoder_layer": layer, **view.focus_facts})
 
 
@@ -156,10 +159,7 @@ def draw_overview(rows: Sequence[Row], texts: Texts) -> Drawn:
     """Draw one row an image, as the top of `draw_main`; a baseline's shows evidence in place of attention."""
     has_points, method = rows[0].points is not None, texts_of(texts.language, "attention_methods")["grad_cam"]
     columns = 4 if has_points else 3
-    rows_cm = [WIDTH_CM / columns * min(_aspect(row.scene), 1.3) for row in rows]
-    figure = new_figure(min(sum(rows_cm) + _BAR_CM + _CAPTION_CM, MAX_HEIGHT_CM))
-    heights = (*rows_cm, _BAR_THICK_CM)
-    cells = figure.add_gridspec(len(heights), columns, height_ratios=heights)
+    figure, cells = _grid([*(WIDTH_CM / columns * min(_aspect(row.scene), 1.3) for row in rows), None], columns)
     high = _high([row.heat for row in rows if row.heat is not None]) if has_points else 1.0
     heaviest = _heaviest([points for row in rows for points in row.points or ()])
     heat = dots = None
@@ -168,9 +168,7 @@ def draw_overview(rows: Sequence[Row], texts: Texts) -> Drawn:
         mapped, drawn = _draw_row(axes, row, high, heaviest)
         heat, dots = mapped or heat, drawn or dots
         if place == 0:
-            shown = (texts["attention"], texts["sampling_points"]) if has_points else (method,)
-            for one, title in zip(axes, (texts["image"], _predicted(row), *shown), strict=True):
-                one.set_title(title, fontsize=6)
+            _title(axes, row, *((texts["attention"], texts["sampling_points"]) if has_points else (method,)))
     if has_points:
         _bar(figure, heat, texts, "attention_share", cell=cells[-1, 2], extend="max")
     elif heat is not None:
@@ -191,9 +189,9 @@ def _draw_row(axes: Sequence[Any], row: Row, high: float, heaviest: float) -> tu
         panels.show_image(axes[2], scene, dimmed=True)
         panels.say_no_object(axes[2], scene)
         return None, None
-    heat = panels.show_map(axes[2], scene, row.heat.mean(axis=0), 0, high)
     # A baseline's map is of its best detection alone.
-    panels.outline_objects(axes[2], scene, row.objects[:1] if row.points is None else row.objects)
+    outlined = row.objects[:1] if row.points is None else row.objects
+    heat = panels.show_map(axes[2], scene, row.heat.mean(axis=0), scale=(0, high), outlined=outlined)
     if row.points is None:
         return heat, None
     panels.show_image(axes[3], scene, dimmed=True)
@@ -205,17 +203,22 @@ def _draw_row(axes: Sequence[Any], row: Row, high: float, heaviest: float) -> tu
     return heat, dots
 
 
+def _title(axes: Sequence[Any], row: Row, *titles: str) -> None:
+    texts = row.scene.texts
+    predicted = texts["predictions" if row.scene.truth is None else "truth_and_predictions"]
+    for axis, title in zip(axes, (texts["image"], predicted, *titles), strict=True):
+        axis.set_title(title, fontsize=6)
+
+
 def draw_heads(view: View, *, from_class_token: bool) -> Iterator[Drawn]:
     """Draw attention of the class token, or of the focus, by block (rows) and head (columns), on pages."""
     texts, captured, scene = view.scene.texts, view.attention, view.scene
-    blocks = [
-        (layer, *(maps.head_maps(captured, layer, [CLASS_TOKEN]) if from_class_token else view.focus_maps(layer)))
-        for layer in view.layers
-    ]
+    tokens = [CLASS_TOKEN] if from_class_token else view.focus_tokens
+    blocks = [(layer, *maps.head_maps(captured, layer, tokens)) for layer in view.layers]
     high, num_heads = _high([of_heads for _, of_heads, _ in blocks]), len(blocks[0][1])
     row_cm = min(WIDTH_CM / num_heads, 5.0) * _aspect(scene) + 0.5
     per_page = max(int((MAX_HEIGHT_CM - 2.5) / row_cm), 1)
-    text = texts["class_caption"] if from_class_token else texts("patch_caption", focus=view.focus_text)
+    text = texts["class_caption"] if from_class_token else texts("patch_caption", focus=view.focus.text)
     focus = {"token": "cls"} if from_class_token else {"token": "patches", **view.focus_facts}
     for page, first in enumerate(range(0, len(blocks), per_page), 1):
         on_page = blocks[first : first + per_page]
@@ -225,10 +228,9 @@ def draw_heads(view: View, *, from_class_token: bool) -> Iterator[Drawn]:
         for (layer, of_heads, to_prefix), row in zip(on_page, axes, strict=True):
             block = texts("block_read" if layer in captured.returned_blocks else "block", block=layer)
             for head, (axis, cells, share) in enumerate(zip(row, of_heads, to_prefix, strict=True)):
-                heat = panels.show_map(axis, scene, cells, 0, high)
-                panels.outline_objects(axis, scene, view.objects)
+                heat = panels.show_map(axis, scene, cells, scale=(0, high), outlined=view.objects)
                 if not from_class_token:
-                    panels.draw_focus(axis, scene, view.focus_xy)
+                    panels.draw_focus(axis, scene, view.focus.xy)
                 title = f"{texts('head', head=head)} [{texts.percent(float(share), 0)}]"
                 axis.set_title(title if head else f"{block} · {title}", fontsize=5.5)
         _bar(figure, heat, texts, "attention_share", axes=axes.ravel().tolist(), extend="max")
@@ -243,36 +245,29 @@ def draw_features(view: View) -> Iterator[Drawn]:
     if colours is None:
         return
     row_cm = WIDTH_CM / 3 * _aspect(scene) + 0.4
-    figure = new_figure(min(2 * (row_cm + _BAR_CM) + _CAPTION_CM, MAX_HEIGHT_CM))
-    cells = figure.add_gridspec(4, 3, height_ratios=(row_cm, _BAR_THICK_CM, row_cm, _BAR_THICK_CM))
+    figure, cells = _grid((row_cm, None, row_cm, None), 3)
     above, below = ([figure.add_subplot(cells[row, column]) for column in range(3)] for row in (0, 2))
-    rollouts = (
-        maps.rollout(captured, [CLASS_TOKEN]),
-        maps.rollout(captured, [captured.num_prefix + p for p in view.focus]),
-    )
-    heat, high = None, _high(rollouts)
-    for one, values, title in zip(above, rollouts, ("rollout_class", "rollout_focus"), strict=False):
-        heat = panels.show_map(one, scene, values, 0, high)
-        panels.outline_objects(one, scene, view.objects)
-        one.set_title(texts[title], fontsize=6)
+    rollouts = [maps.rollout(captured, tokens) for tokens in ([CLASS_TOKEN], view.focus_tokens)]
+    heat, scale = None, (0, _high(rollouts))
+    for axis, values, title in zip(above, rollouts, ("rollout_class", "rollout_focus"), strict=False):
+        heat = panels.show_map(axis, scene, values, texts[title], scale=scale, outlined=view.objects)
     _bar(figure, heat, texts, "attention_share", cell=cells[1, :2], extend="max")
     last = captured.returned_blocks[-1]
     features = captured.features[-1][0].flatten(1).T.float().cpu().numpy()
     shown, foreground = colours.colours(features)
     shown[~foreground] = _BACKGROUND_GREY
-    panels.show_map(above[2], scene, shown.reshape(*captured.grid_hw, 3))
-    above[2].set_title(texts("features_pca", block=last), fontsize=6)
-    for one in below:
-        one.axis("off")
-    for one, of_block, block in zip(below, captured.features, captured.returned_blocks, strict=False):
-        heat = panels.show_map(one, scene, maps.similarity(of_block[0], view.focus), -1, 1)
-        panels.draw_focus(one, scene, view.focus_xy)
-        one.set_title(texts("similarity_block", block=block), fontsize=6)
+    panels.show_map(above[2], scene, shown.reshape(*captured.grid_hw, 3), texts("features_pca", block=last))
+    for axis in below:
+        axis.axis("off")
+    for axis, of_block, block in zip(below, captured.features, captured.returned_blocks, strict=False):
+        alike, title = maps.similarity(of_block[0], view.focus.patches), texts("similarity_block", block=block)
+        heat = panels.show_map(axis, scene, alike, title, scale=(-1, 1))
+        panels.draw_focus(axis, scene, view.focus.xy)
     _bar(figure, heat, texts, "similarity", cell=cells[3, :])
     text = texts(
         "features_caption",
         blocks=len(captured.vit_layers),
-        focus=view.focus_text,
+        focus=view.focus.text,
         count=colours.num_images,
         explained=texts.percent(sum(colours.explained), 0),
     )
@@ -293,45 +288,48 @@ def draw_objects(view: View) -> Iterator[Drawn]:
         axes = [figure.add_subplot(layers[0, k]) for k in range(len(points))]
         dots = None
         for layer, (axis, of_layer) in enumerate(zip(axes, points, strict=True), 1):
-            panels.show_image(axis, scene, dimmed=True)
+            panels.show_image(axis, scene, texts("layer", layer=layer), dimmed=True)
             dots = panels.draw_sampling(axis, scene, of_layer, one.box_xyxy, heaviest)
             panels.zoom(axis, scene, window)
-            axis.set_title(texts("layer", layer=layer), fontsize=6)
         _bar(figure, dots, texts, "sampling_weight", axes=axes)
-        _draw_decision(figure, halves[1], view, one, window)
+        edges = maps.edge_distributions(captured, one.query)
+        _draw_decision(figure, halves[1], view, one, window, edges)
         figure.legend(*panels.level_handles(texts), loc="outside upper center", ncols=4, fontsize=5.5)
         name, score = scene.name(one.label), scene.score(one.score)
         caption = add_caption(figure, texts("object_caption", query=one.query, name=name, score=score))
-        edges = {
-            side: {"expected": edge.expected, "start": edge.start, "spread": edge.spread}
-            for side, edge in maps.edge_distributions(captured, one.query).items()
+        stored = {
+            side: {key: getattr(edge, key) for key in ("expected", "start", "spread")} for side, edge in edges.items()
         }
-        facts = one._asdict() | {"decoder_layers": list(range(1, len(points) + 1)), "edges": edges}
+        facts = one._asdict() | {"decoder_layers": list(range(1, len(points) + 1)), "edges": stored}
         yield Drawn(figure, caption, facts, str(one.query))
 
 
-def _draw_decision(figure: Figure, cell: Any, view: View, one: PredictedObject, window: Sequence[float]) -> None:
+def _draw_decision(
+    figure: Figure,
+    cell: Any,
+    view: View,
+    one: PredictedObject,
+    window: Sequence[float],
+    edges: Mapping[Edge, EdgeDistribution],
+) -> None:
     """Refinement | self-attention | four edges."""
     texts, captured, scene = view.scene.texts, view.attention, view.scene
     grid = cell.subgridspec(2, 4, width_ratios=(1.15, 1.15, 1, 1))
     refined, graph = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[:, 1])
-    panels.show_image(refined, scene, dimmed=True)
+    panels.show_image(refined, scene, texts["refinement"], dimmed=True)
     panels.draw_refinement(refined, scene, *maps.box_steps(captured, one.query))
     panels.zoom(refined, scene, window)
-    refined.set_title(texts["refinement"], fontsize=6)
     layer = len(captured.query_attention) - 1
     shares = maps.query_attention(captured, layer, one.query)
-    panels.show_image(graph, scene, dimmed=True)
-    lines = panels.draw_query_graph(
-        graph, scene, one.query, shares, captured.outputs["pred_boxes"][0, :, :2].cpu().numpy()
-    )
     own = texts("self_attention_to_itself", share=texts.percent(float(shares[one.query]), 0))
-    graph.set_title(f"{texts('self_attention', layer=layer + 1)}\n({own})", fontsize=6)
+    panels.show_image(graph, scene, f"{texts('self_attention', layer=layer + 1)}\n({own})", dimmed=True)
+    centres = captured.outputs["pred_boxes"][0, :, :2].cpu().numpy()
+    lines = panels.draw_query_graph(graph, scene, one.query, shares, centres)
     _bar(figure, lines, texts, "attention_share", axes=[graph])
-    truth, edges = _matching_truth(scene, one), maps.edge_distributions(captured, one.query)
-    for place, side in enumerate(EDGES):
+    truth = _matching_truth(scene, one)
+    for place, (side, edge) in enumerate(edges.items()):
         axes = figure.add_subplot(grid[place // 2, 2 + place % 2])
-        panels.draw_edge(axes, scene, side, edges[side], None if truth is None else float(truth[place]))
+        panels.draw_edge(axes, scene, side, edge, None if truth is None else float(truth[place]))
         if place % 2 == 0:
             axes.set_ylabel(texts["probability"], fontsize=6)
 
@@ -353,19 +351,14 @@ def draw_evidence(view: View, methods: Sequence[str]) -> Iterator[Drawn]:
     scene, texts, names = view.scene, view.scene.texts, texts_of(view.scene.texts.language, "attention_methods")
     columns = 1 + len(methods)
     row_cm = WIDTH_CM / columns * min(_aspect(scene), 1.3) + 0.5
-    figure = new_figure(min(len(view.objects) * row_cm + _BAR_CM + _CAPTION_CM, MAX_HEIGHT_CM))
-    heights = (*[row_cm] * len(view.objects), _BAR_THICK_CM)
-    cells = figure.add_gridspec(len(heights), columns, height_ratios=heights)
+    figure, cells = _grid([*[row_cm] * len(view.objects), None], columns)
     heat = None
     for place, (one, by_method) in enumerate(zip(view.objects, view.evidence, strict=True)):
         first, *row = [figure.add_subplot(cells[place, column]) for column in range(columns)]
-        panels.show_image(first, scene)
+        panels.show_image(first, scene, texts("query" if view.captured else "detection", query=one.query))
         panels.draw_truth_and_objects(first, scene, [one])
-        first.set_title(texts("query" if view.captured else "detection", query=one.query), fontsize=6)
         for method, axis in zip(methods, row, strict=True):
-            heat = panels.show_map(axis, scene, by_method[method])
-            panels.outline_objects(axis, scene, [one])
-            axis.set_title(names[method], fontsize=6)
+            heat = panels.show_map(axis, scene, by_method[method], names[method], outlined=[one])
     _bar(figure, heat, texts, "relative_evidence", cell=cells[-1, 1:])
     layer, queries = view.evidence_layer, [one.query for one in view.objects]
     facts = {"queries": queries, "methods": list(methods), "layer": layer}
@@ -373,8 +366,12 @@ def draw_evidence(view: View, methods: Sequence[str]) -> Iterator[Drawn]:
     yield Drawn(figure, add_caption(figure, texts(caption, layer=layer), scene), facts)
 
 
-def _predicted(row: Row) -> str:
-    return row.scene.texts["predictions" if row.scene.truth is None else "truth_and_predictions"]
+def _grid(heights_cm: Sequence[float | None], columns: int) -> tuple[Figure, Any]:
+    """A figure with a grid of rows of these heights, and a caption below; None: a row of colour bars."""
+    total_cm = sum(_BAR_CM if height is None else height for height in heights_cm) + _CAPTION_CM
+    figure = new_figure(min(total_cm, MAX_HEIGHT_CM))
+    ratios = [_BAR_THICK_CM if height is None else height for height in heights_cm]
+    return figure, figure.add_gridspec(len(ratios), columns, height_ratios=ratios)
 
 
 def _heaviest(points: Sequence[SamplingPoints]) -> float:

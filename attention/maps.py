@@ -26,6 +26,8 @@ from models.boxes import cxcywh_to_xyxy, paired_iou
 MapArray = NDArray[np.float32]
 
 CLASS_TOKEN = 0
+STRIDES = (8, 16, 32)
+"""Of the maps that the decoder reads."""
 Edge = Literal["left", "top", "right", "bottom"]
 EDGES: tuple[Edge, ...] = get_args(Edge)
 _ROWS_AT_ONCE = 256
@@ -206,6 +208,59 @@ def sampling_points(captured: Captured, layer: int, query: int) -> SamplingPoint
         cross.level_of_point.repeat(heads).numpy(),
         cross.references[0, query, :2].cpu().numpy(),
     )
+
+
+def sampling_density(captured: Captured, query: int, *, through_queries: bool = False) -> Tensor:
+    """Tell how much a query read from every place, over all decoder layers: float32 [H/8, W/8], >= 0.
+
+    Every sampling point's weight goes to the four cells of its level that the bilinear reading mixes; cells of the
+    coarser levels are then spread over the finer ones. Points outside the image read nothing and count for nothing.
+
+    `through_queries` follows what the query got from others: attention rollout (Abnar and Zuidema 2020) carried from
+    the last layer to the first through cross- and self-attention, each half of what comes out of it, the residual path
+    the other half; the order is that of Chefer et al. 2021 for DETR, the gradients are left out.
+    """
+    height, width = captured.image_size_hw
+    levels = [np.zeros((height // stride, width // stride), dtype=np.float32) for stride in STRIDES]
+    share = torch.zeros(captured.layer_boxes[0].shape[1], device=captured.layer_boxes[0].device)
+    share[query] = 1
+    layers = zip(captured.cross_attention, captured.query_attention, strict=True)
+    for cross, among_queries in reversed([*layers]):
+        if through_queries:
+            share = 0.5 * share
+        readers = share.nonzero()[:, 0]
+        weights = cross.weights[0, readers] * share[readers, None, None] / cross.weights.shape[2]
+        points, level_of = cross.locations[0, readers].flatten(0, 2), cross.level_of_point.expand(weights.shape)
+        for level, cells in enumerate(levels):
+            here = level_of.flatten() == level
+            _splat(cells, points[here].cpu().numpy(), weights.flatten()[here].cpu().numpy())
+        if through_queries:
+            share = 0.5 * share + 0.5 * pass_back(share, among_queries)
+    return add_up([torch.from_numpy(cells) for cells in levels])
+
+
+def _splat(cells: np.ndarray, points_xy: np.ndarray, weights: np.ndarray) -> None:
+    """Add `weights` [P] at `points_xy` [P, 2] (0..1) to `cells` [h, w] in place, as bilinear reading mixes them."""
+    height, width = cells.shape
+    column, row = points_xy[:, 0] * width - 0.5, points_xy[:, 1] * height - 0.5
+    left, top = np.floor(column).astype(np.int64), np.floor(row).astype(np.int64)
+    for x, share_x in ((left, left + 1 - column), (left + 1, column - left)):
+        for y, share_y in ((top, top + 1 - row), (top + 1, row - top)):
+            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            np.add.at(cells, (y[inside], x[inside]), (weights * share_x * share_y)[inside])
+
+
+def add_up(maps: Sequence[Tensor]) -> Tensor:
+    """Make one map at the finest resolution; the sum over all cells stays (but for the rims of the interpolation)."""
+    finest = max(maps, key=Tensor.numel)
+    size_hw = (finest.shape[0], finest.shape[1])
+    return torch.stack([enlarge(x, size_hw) * (x.numel() / finest.numel()) for x in maps]).sum(dim=0)
+
+
+def enlarge(cells: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Interpolate a map [h, w] bilinearly to float32 [H, W]."""
+    out: Tensor = F.interpolate(cells[None, None].float(), size=size_hw, mode="bilinear", align_corners=False)[0, 0]
+    return out
 
 
 def box_steps(captured: Captured, query: int) -> tuple[MapArray, MapArray]:

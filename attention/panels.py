@@ -19,7 +19,7 @@ from matplotlib.patheffects import withStroke
 
 from analysis.style import FAINT, FOUND_COLOUR, INK, TRUTH_COLOUR, AxisNumbers, BoxNames, frame, tidy
 from attention.capture import PredictedObject
-from attention.maps import EdgeDistribution, MapArray, SamplingPoints
+from attention.maps import STRIDES, EdgeDistribution, MapArray, SamplingPoints
 from data.images import as_pixels
 from data.types import FloatArray, PixelArray
 from engine.pictures import class_name
@@ -29,7 +29,6 @@ COLOUR_MAP = "viridis"
 """Perceptually uniform, readable without colour vision and in grey."""
 LONGEST_SHOWN_PX = 720
 """5 cm of paper at 200 dpi are 400 pixels; zoomed panels show a part."""
-STRIDES = (8, 16, 32)
 _CONTOURS = (0.25, 0.5, 0.75)
 """As shares of the scale."""
 _LEVEL_MARKERS = ("o", "s", "^")
@@ -76,26 +75,40 @@ def shrunk(pixels: PixelArray, longest_px: int = LONGEST_SHOWN_PX) -> PixelArray
     return pixels if factor == 1 else as_pixels(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
 
 
-def show_image(axes: Any, scene: Scene, *, dimmed: bool = False) -> None:
+def show_image(axes: Any, scene: Scene, title: str = "", *, dimmed: bool = False) -> None:
     """Show the image; `dimmed` in dark grey, as a ground for bright marks."""
     picture = scene.picture
     if dimmed:
         picture = np.repeat((picture.mean(axis=2, keepdims=True) * 0.45).astype(np.uint8), 3, axis=2)
+    axes.set_title(title, fontsize=6)
     _spread(axes, scene, picture, interpolation="antialiased")
 
 
-def show_map(axes: Any, scene: Scene, cells: MapArray, low: float = 0, high: float = 1) -> Any:
-    """Show cells [h, w], or RGB [h, w, 3], over the whole image, unsmoothed: their resolution is what it is.
+def show_map(
+    axes: Any,
+    scene: Scene,
+    cells: MapArray,
+    title: str = "",
+    *,
+    scale: tuple[float, float] = (0, 1),
+    outlined: Sequence[PredictedObject] = (),
+) -> Any:
+    """Show cells [h, w], or RGB [h, w, 3], over the whole image, unsmoothed: their resolution is what it is. Thin white
+    boxes of the `outlined` help to find one's way.
 
     With `Scene.overlay` values [h, w] lie over the greyed image, smoothed, the higher the less transparent, with
     contours. Returns what a colour bar needs.
     """
+    axes.set_title(title, fontsize=6)
+    for one in outlined:
+        draw_box(axes, scene.in_pixels(one.box_xyxy), "white", "--", 0.6)
     if cells.ndim == 3:
         return _spread(axes, scene, cells, interpolation="nearest")
+    low, high = scale
     high = high if high > low else low + 1
-    scale = {"cmap": COLOUR_MAP, "vmin": low, "vmax": high}
+    colours = {"cmap": COLOUR_MAP, "vmin": low, "vmax": high}
     if not scene.overlay:
-        return _spread(axes, scene, cells, interpolation="nearest", **scale)
+        return _spread(axes, scene, cells, interpolation="nearest", **colours)
     grey = scene.picture.mean(axis=2)
     _spread(axes, scene, grey, interpolation="antialiased", cmap="gray", vmin=0, vmax=255)
     height, width = grey.shape
@@ -105,7 +118,7 @@ def show_map(axes: Any, scene: Scene, cells: MapArray, low: float = 0, high: flo
     levels = [low + share * (high - low) for share in _CONTOURS]
     if smooth.min() < levels[-1] and smooth.max() > levels[0]:
         axes.contour(xs, ys, smooth, levels=levels, colors="white", linewidths=0.5)
-    return _spread(axes, scene, smooth, interpolation="nearest", alpha=alpha, **scale)
+    return _spread(axes, scene, smooth, interpolation="nearest", alpha=alpha, **colours)
 
 
 def _spread(axes: Any, scene: Scene, cells: Any, **options: Any) -> Any:
@@ -149,12 +162,6 @@ def draw_truth_and_objects(axes: Any, scene: Scene, objects: Sequence[PredictedO
     for box, _, colour, style in named:
         draw_box(axes, box, colour, style)
     BoxNames(axes, [one[0] for one in named], [one[1] for one in named], [one[2] for one in named])
-
-
-def outline_objects(axes: Any, scene: Scene, objects: Sequence[PredictedObject]) -> None:
-    """Draw thin white boxes, to find one's way on a map."""
-    for one in objects:
-        draw_box(axes, scene.in_pixels(one.box_xyxy), "white", "--", 0.6)
 
 
 def draw_focus(axes: Any, scene: Scene, focus_xy: tuple[float, float]) -> None:
@@ -258,10 +265,8 @@ def draw_query_graph(axes: Any, scene: Scene, query: int, shares: MapArray, cent
 
 def draw_edge(axes: Any, scene: Scene, side: str, edge: EdgeDistribution, truth_px: float | None) -> None:
     """Draw the probability over the places where one side may lie, in pixels of the original image."""
-    texts, axis, length = (
-        scene.texts,
-        *(("x", scene.size_wh[0]) if side in ("left", "right") else ("y", scene.size_wh[1])),
-    )
+    texts, axis = scene.texts, "x" if side in ("left", "right") else "y"
+    length = scene.size_wh["xy".index(axis)]
     places, expected, start = edge.positions * length, edge.expected * length, edge.start * length
     shown = np.r_[places[edge.probabilities > _SHOWN_TAIL], expected, start]
     margin = max(float(np.ptp(shown)) * 0.08, 1.0)

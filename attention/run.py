@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,11 +19,12 @@ from analysis.style import figure_style, save_figure
 from analysis.tables import write_table
 from attention import figures
 from attention.capture import PredictedObject, all_objects, capture, choose_objects, predictions_of, require_deim
-from attention.evidence import EVIDENCE_METHODS, ODAM_EDGES, evidence_map, resolve_layer
-from attention.figures import OVERVIEW_ROWS, Drawn, Row, View
+from attention.evidence import EVIDENCE_METHODS, ODAM_EDGES, DrawMap, evidence_methods, resolve_layer
+from attention.figures import OVERVIEW_ROWS, Drawn, Focus, Row, View
 from attention.maps import MapArray, PatchColours, fit_patch_colours, patches_in_box, token_at
 from attention.panels import Scene, shrunk
 from attention.text_share import draw_text_share
+from data.coco import CocoSplit
 from data.errors import UserError
 from data.files import file_sha256, write_json
 from data.images import IMAGE_SUFFIXES, decode_image
@@ -54,8 +55,9 @@ FIGURES: tuple[tuple[str, Part | None, Callable[[View], Iterator[Drawn]]], ...] 
 
 _PCA_PATCHES = 60_000
 _OVERVIEW_PX = 360
-_TAKEN = frozenset({"score", "overview"})
-"""Names in the output folder that are not an image's."""
+
+Truth = Sequence[tuple[FloatArray, int]]
+"""Annotated boxes, xyxy in pixels, and labels."""
 
 
 class ViewOptions(Options):
@@ -99,8 +101,8 @@ class SourceImage(NamedTuple):
     path: Path
     name: str
     """Unique among the images of a run, fit for a file name."""
-    truth: Sequence[tuple[FloatArray, int]] | None = None
-    """Annotated boxes, xyxy in pixels, and labels; None: not known, as for a file that the user names."""
+    truth: Truth | None = None
+    """None: not known, as for a file that the user names."""
 
 
 def find_images(images: Sequence[Path], from_val: int, detector: Detector) -> list[SourceImage]:
@@ -125,37 +127,28 @@ def find_images(images: Sequence[Path], from_val: int, detector: Detector) -> li
             problems.append(f"{path}: there is no such file or folder")
     if problems:
         raise UserError("--images: nothing to look at there.", problems)
-    paths = list(dict.fromkeys(paths))
-    names = _unique_names(paths, _TAKEN)
-    sources = [SourceImage(path, name) for path, name in zip(paths, names, strict=True)]
-    return sources + (_from_validation(from_val, detector, taken={*_TAKEN, *names}) if from_val else [])
-
-
-def _unique_names(paths: Sequence[Path], taken: Collection[str]) -> list[str]:
-    """Stems; where two are the same (ignoring case, as Windows does), the later ones get a number."""
-    used = {name.casefold() for name in taken}
-    names = []
-    for path in paths:
+    found: list[tuple[Path, Truth | None]] = [(path, None) for path in dict.fromkeys(paths)]
+    if from_val:
+        split = validation_split(detector)
+        for index in np.unique(np.linspace(0, len(split) - 1, min(from_val, len(split))).round().astype(int)).tolist():
+            rows = split.training_rows(split.images[index])
+            truth = list(zip(split.boxes_xyxy[rows], split.labels[rows].tolist(), strict=True))
+            found.append((split.images[index].path, truth))
+    used = {"score", "overview"}  # in the output folder, but no image's
+    sources = []
+    for path, known in found:
         name, number = path.stem, 2
-        while name.casefold() in used:
+        while name.casefold() in used:  # as Windows compares them
             name, number = f"{path.stem}_{number}", number + 1
         used.add(name.casefold())
-        names.append(name)
-    return names
-
-
-def _from_validation(count: int, detector: Detector, taken: Collection[str]) -> list[SourceImage]:
-    classes = detector.classes if detector.names_classes else None
-    split = build_datasets(detector.config, splits=("val",), classes=classes).splits["val"]
-    chosen = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)).tolist()
-    images = [split.images[index] for index in chosen]
-    names = _unique_names([image.path for image in images], taken)
-    sources = []
-    for image, name in zip(images, names, strict=True):
-        rows = split.training_rows(image)
-        truth = list(zip(split.boxes_xyxy[rows], split.labels[rows].tolist(), strict=True))
-        sources.append(SourceImage(image.path, name, truth))
+        sources.append(SourceImage(path, name, known))
     return sources
+
+
+def validation_split(detector: Detector) -> CocoSplit:
+    """Read the validation split, with the detector's classes where it names them."""
+    classes = detector.classes if detector.names_classes else None
+    return build_datasets(detector.config, splits=("val",), classes=classes).splits["val"]
 
 
 def open_image(path: Path, detector: Detector) -> tuple[PixelArray, torch.Tensor]:
@@ -182,6 +175,8 @@ class Visualisation:
     layers: Sequence[int]
     """ViT blocks to draw."""
     evidence_layer: str
+    methods: Mapping[str, DrawMap]
+    """Of evidence, taken there."""
     colours: PatchColours | None = None
     num_images: int = 0
     """Drawn."""
@@ -233,26 +228,17 @@ class Visualisation:
             outputs = captured.outputs if captured else detector.model(image)
         everything = all_objects(predictions_of(outputs, len(scene.names))[0])
         objects = choose_objects(everything, queries=options.queries, top=options.top, min_score=options.min_score)
-        evidence = []
-        if captured is None or "evidence" in options.what:
-            evidence = [self._evidence(image, one) for one in objects]
+        evidence: list[dict[str, MapArray]] = []
+        for one in objects if captured is None or "evidence" in options.what else ():
+            drawn = {name: draw(detector.model, image, one.query, one.label) for name, draw in self.methods.items()}
+            evidence.append({name: (cells / cells.max().clamp(min=1e-12)).numpy() for name, cells in drawn.items()})
         view = View(detector, source.name, scene, image, objects, evidence, self.evidence_layer, captured)
         if captured is not None:
-            patches, place, text = self._focus(scene, objects, captured.grid_hw)
-            view = replace(
-                view, layers=self.layers, focus=patches, focus_xy=place, focus_text=text, colours=self.colours
-            )
+            focus = self._focus(scene, objects, captured.grid_hw)
+            view = replace(view, layers=self.layers, focus=focus, colours=self.colours)
         return view, view.row._replace(scene=replace(scene, picture=shrunk(pixels, _OVERVIEW_PX)))
 
-    def _evidence(self, image: torch.Tensor, one: PredictedObject) -> dict[str, MapArray]:
-        draw = partial(evidence_map, self.detector.model, image, one.query, one.label, layer=self.evidence_layer)
-        maps: dict[str, torch.Tensor] = {name: draw(method=name) for name in EVIDENCE_METHODS}
-        maps |= {name: draw(method="hires_cam", target=edge) for name, edge in ODAM_EDGES.items()}
-        return {name: (drawn / drawn.max().clamp(min=1e-12)).numpy() for name, drawn in maps.items()}
-
-    def _focus(
-        self, scene: Scene, objects: Sequence[PredictedObject], grid_hw: tuple[int, int]
-    ) -> tuple[Sequence[int], tuple[float, float], str]:
+    def _focus(self, scene: Scene, objects: Sequence[PredictedObject], grid_hw: tuple[int, int]) -> Focus:
         """Whose attention is shown: the given point's patch, else the best object's patches, else the middle.
 
         Raises:
@@ -265,14 +251,14 @@ class Visualisation:
                 raise UserError(f"--point {x:g} {y:g} lies outside the image, which has {width} x {height} pixels.")
             place = (x / width, y / height)
             text = texts("focus_point", x=texts.number(x, 0), y=texts.number(y, 0))
-            return [token_at(place, grid_hw)], place, text
+            return Focus([token_at(place, grid_hw)], place, text)
         if objects:
             best = objects[0]
             left, top, right, bottom = best.box_xyxy
             name, score = scene.name(best.label), scene.score(best.score)
             text = texts("focus_object", query=best.query, name=name, score=score)
-            return patches_in_box(best.box_xyxy, grid_hw), ((left + right) / 2, (top + bottom) / 2), text
-        return [token_at((0.5, 0.5), grid_hw)], (0.5, 0.5), texts["focus_centre"]
+            return Focus(patches_in_box(best.box_xyxy, grid_hw), ((left + right) / 2, (top + bottom) / 2), text)
+        return Focus([token_at((0.5, 0.5), grid_hw)], (0.5, 0.5), texts["focus_centre"])
 
     def write(self, name: str, drawn: Drawn, facts: dict[str, Any]) -> None:
         """Write a figure as `name`.png, .pdf and .json, and its table."""
@@ -314,7 +300,8 @@ def visualize(
     """
     require_output_folder(folder)
     layers, evidence_layer = _chosen_layers(detector, options), resolve_layer(detector.model, options.evidence_layer)
-    run = Visualisation(detector, folder, options, command, layers, evidence_layer.name)
+    methods = evidence_methods(evidence_layer.name)
+    run = Visualisation(detector, folder, options, command, layers, evidence_layer.name, methods)
     if "backbone" in options.what and isinstance(detector.model, DEIM):
         run.colours = _fit_colours(detector, images, progress)
     texts = texts_of(options.lang, "attention")

@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from analysis.tables import Cell, Number, Table, escape_markdown, format_number, write_tables
-from attention.capture import Captured, capture
+from attention.capture import capture
 from attention.drise import DRise
-from attention.evidence import EVIDENCE_METHODS, ODAM_EDGES, enlarge, evidence_map, resolve_layer
+from attention.evidence import DrawMap, evidence_methods, resolve_layer
 from attention.faithfulness import (
     CENTRE,
     KINDS,
     METRICS,
     RANDOM,
-    DrawMap,
     Estimate,
     Kind,
     ScoreImage,
@@ -31,12 +30,10 @@ from attention.faithfulness import (
     randomise,
     score_maps,
 )
-from attention.maps import CLASS_TOKEN, head_maps, pass_back, rollout
-from attention.panels import STRIDES
-from attention.run import ViewOptions, find_images, open_image, visualize
+from attention.maps import CLASS_TOKEN, head_maps, rollout, sampling_density
+from attention.run import ViewOptions, find_images, open_image, validation_split, visualize
 from data.coco import CocoSplit
 from data.errors import UserError
-from data.splits import build_datasets
 from engine.cli import command_line, ending, require_output_folder, resolve_device
 from engine.detector import Detector, load_detector
 from engine.named_files import checkpoint_of
@@ -106,8 +103,7 @@ def score(
         raise UserError(f"--score {count}: expected the number of images to judge maps on, 1 or more, e.g. 100.")
     layer = resolve_layer(detector.model, layer).name
     require_output_folder(folder)
-    classes = detector.classes if detector.names_classes else None
-    split = build_datasets(detector.config, splits=("val",), classes=classes).splits["val"]
+    split = validation_split(detector)
     rows = np.flatnonzero([len(split.training_rows(image)) for image in split.images])
     if not len(rows):
         raise UserError(f"{split.ann_file}: no image of this split has a box, so no map can be judged on it.")
@@ -128,29 +124,30 @@ def score(
         total=len(chosen),
         progress=progress,
     )
-    facts = {
+    content = {
         "checkpoint": detector.path.name,
         "sha256": detector.sha256,
         "split": split.name,
         "layer": layer,
         "classes": list(detector.classes.names),
         "options": options.model_dump(),
+        "num_images": len(scores.image_ids),
+        "image_ids": list(scores.image_ids),
+        "seconds_per_image": dict(zip(scores.methods, scores.seconds.tolist(), strict=True)),
     }
-    tables = score_tables(scores, lang)
-    markdown = _markdown(scores, tables, lang, facts)
-    seconds = dict(zip(scores.methods, scores.seconds.tolist(), strict=True))
-    images = {"num_images": len(scores.image_ids), "image_ids": list(scores.image_ids), "seconds_per_image": seconds}
-    content = facts | images | {kind: _to_json(part) for kind, part in _by_kind(scores).items()}
-    possible = [name for kind in KINDS for name in _TABLES[kind]]
-    write_tables(folder, FILE_NAME, tables, lang, markdown=markdown, content=content, possible=possible)
+    by_kind = {kind: scores.of(kind) for kind in KINDS if kind in options.on}
+    tables = {kind: _tables(of, kind, lang) for kind, of in by_kind.items()}
+    markdown = _markdown(by_kind, tables, lang, content)
+    content |= {kind: _to_json(of) for kind, of in by_kind.items()}
+    every = {name: table for of_kind in tables.values() for name, table in of_kind.items()}
+    possible = [name for names in _TABLES.values() for name in names]
+    write_tables(folder, FILE_NAME, every, lang, markdown=markdown, content=content, possible=possible)
     return markdown
 
 
 def map_methods(model: nn.Module, layer: str | None) -> dict[str, DrawMap]:
     """Return every kind of map that tells something about a query of this model; CNN baselines have no attention."""
-    methods: dict[str, DrawMap] = {name: partial(evidence_map, method=name, layer=layer) for name in EVIDENCE_METHODS}
-    for name, edge in ODAM_EDGES.items():
-        methods[name] = partial(evidence_map, method="hires_cam", layer=layer, target=edge)
+    methods = evidence_methods(layer)
     if isinstance(model, DEIM):
         methods |= {"cls_attention": _cls_attention, "rollout": _rollout, "sampling": _sampling}
         methods["decoder_rollout"] = partial(_sampling, through_queries=True)
@@ -171,49 +168,6 @@ def _sampling(model: nn.Module, image: Tensor, query: int, _label: int, *, throu
     return sampling_density(capture(model, image), query, through_queries=through_queries)
 
 
-def sampling_density(captured: Captured, query: int, *, through_queries: bool = False) -> Tensor:
-    """Tell how much a query read from every place, over all decoder layers: float32 [H/8, W/8], >= 0.
-
-    Every sampling point's weight goes to the four cells of its level that the bilinear reading mixes; cells of the
-    coarser levels are then spread over the finer ones. Points outside the image read nothing and count for nothing.
-
-    `through_queries` follows what the query got from others: attention rollout (Abnar and Zuidema 2020) carried from
-    the last layer to the first through cross- and self-attention, each half of what comes out of it, the residual path
-    the other half; the order is that of Chefer et al. 2021 for DETR, the gradients are left out.
-    """
-    height, width = captured.image_size_hw
-    levels = [np.zeros((height // stride, width // stride), dtype=np.float32) for stride in STRIDES]
-    share = torch.zeros(captured.layer_boxes[0].shape[1], device=captured.layer_boxes[0].device)
-    share[query] = 1
-    layers = zip(captured.cross_attention, captured.query_attention, strict=True)
-    for cross, among_queries in reversed([*layers]):
-        if through_queries:
-            share = 0.5 * share
-        readers = share.nonzero()[:, 0]
-        weights = cross.weights[0, readers] * share[readers, None, None] / cross.weights.shape[2]
-        points, level_of = cross.locations[0, readers].flatten(0, 2), cross.level_of_point.expand(weights.shape)
-        for level, cells in enumerate(levels):
-            here = level_of.flatten() == level
-            _splat(cells, points[here].cpu().numpy(), weights.flatten()[here].cpu().numpy())
-        if through_queries:
-            share = 0.5 * share + 0.5 * pass_back(share, among_queries)
-    finest = levels[0]
-    size_hw = (finest.shape[0], finest.shape[1])
-    spread = [enlarge(torch.from_numpy(cells), size_hw) * (cells.size / finest.size) for cells in levels]
-    return torch.stack(spread).sum(dim=0)
-
-
-def _splat(cells: np.ndarray, points_xy: np.ndarray, weights: np.ndarray) -> None:
-    """Add `weights` [P] at `points_xy` [P, 2] (0..1) to `cells` [h, w] in place, as bilinear reading mixes them."""
-    height, width = cells.shape
-    column, row = points_xy[:, 0] * width - 0.5, points_xy[:, 1] * height - 0.5
-    left, top = np.floor(column).astype(np.int64), np.floor(row).astype(np.int64)
-    for x, share_x in ((left, left + 1 - column), (left + 1, column - left)):
-        for y, share_y in ((top, top + 1 - row), (top + 1, row - top)):
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            np.add.at(cells, (y[inside], x[inside]), (weights * share_x * share_y)[inside])
-
-
 def _images(detector: Detector, split: CocoSplit, rows: list[int]) -> Iterator[ScoreImage]:
     """Prepared as in evaluation, one at a time; crowd boxes are left out."""
     for row in rows:
@@ -225,71 +179,55 @@ def _images(detector: Detector, split: CocoSplit, rows: list[int]) -> Iterator[S
         yield ScoreImage(record.id, image, truth, labels)
 
 
-def _by_kind(scores: Scores) -> dict[Kind, Scores]:
-    return {kind: scores.of(kind) for kind in KINDS if kind in scores.options.on}
-
-
-def score_tables(scores: Scores, lang: Language) -> dict[str, Table]:
-    """Make for each kind of objects that there are: its scores, their differences from the centre prior and, where the
+def _tables(scores: Scores, kind: Kind, lang: Language) -> dict[str, Table]:
+    """Of one kind of objects, if there are any: its scores, their differences from the centre prior and, where the
     check was made, randomisation."""
-    return {name: one for kind, of in _by_kind(scores).items() for name, one in _tables_of(of, kind, lang).items()}
-
-
-def _tables_of(scores: Scores, kind: Kind, lang: Language) -> dict[str, Table]:
-    texts, methods = texts_of(lang, "attention_score"), texts_of(lang, "attention_methods")
-    size = {"objects": len(scores.objects), "images": len(scores.image_ids), "reference": methods[CENTRE]}
-    several, names = len(scores.options.on) > 1, _TABLES[kind]
     if not scores.objects:
         return {}
-
-    def table(
-        caption: str,
-        estimates: dict[str, dict[str, Estimate]],
-        values: tuple[str, ...],
-        *,
-        signed: bool = False,
-        seconds: bool = False,
-    ) -> Table:
-        rows: list[list[Cell]] = [
-            [
-                methods[method],
-                *(Number(one[value].value, interval=one[value].interval, signed=signed) for value in values),
-                *([Number(float(scores.seconds[scores.methods.index(method)]), 2)] if seconds else []),
-            ]
-            for method, one in estimates.items()
-        ]
-        columns = [texts["method"], *(texts[value] for value in values), *([texts["seconds"]] if seconds else [])]
-        start, label = (f"{texts[kind]}. " if several else ""), "" if kind == "tp" else f"{kind}-"
-        return Table(columns, rows, start + texts(f"{caption}_caption", **size), f"tab:attention-{label}{caption}")
-
+    texts, methods = texts_of(lang, "attention_score"), texts_of(lang, "attention_methods")
+    size = {"objects": len(scores.objects), "images": len(scores.image_ids), "reference": methods[CENTRE]}
+    start, label = (f"{texts[kind]}. " if len(scores.options.on) > 1 else ""), "" if kind == "tp" else f"{kind}-"
     estimates = scores.estimates()
-    tables = [
-        table("score", estimates, METRICS, seconds=True),
-        table("differences", scores.differences(CENTRE), METRICS, signed=True),
-    ]
-    if scores.randomised:
-        tables.append(table("randomisation", estimates, scores.names[len(METRICS) :]))
-    return dict(zip(names, tables, strict=False))
+    wanted = (
+        ("score", estimates, METRICS),
+        ("differences", scores.estimates(CENTRE), METRICS),
+        ("randomisation", estimates, scores.names[len(METRICS) :]),
+    )
+    tables = {}
+    for name, (caption, of_methods, values) in zip(_TABLES[kind], wanted, strict=True):
+        if not values:
+            continue
+        rows: list[list[Cell]] = []
+        for method, one in of_methods.items():
+            numbers = (
+                Number(one[value].value, interval=one[value].interval, signed=caption == "differences")
+                for value in values
+            )
+            rows.append([methods[method], *numbers])
+        columns = [texts["method"], *(texts[value] for value in values)]
+        if caption == "score":
+            columns.append(texts["seconds"])
+            for row, seconds in zip(rows, scores.seconds.tolist(), strict=True):
+                row.append(Number(seconds, 2))
+        words = start + texts(f"{caption}_caption", **size)
+        tables[name] = Table(columns, rows, words, f"tab:attention-{label}{caption}")
+    return tables
 
 
-def _markdown(scores: Scores, tables: Mapping[str, Table], lang: Language, facts: Mapping[str, Any]) -> str:
+def _markdown(
+    by_kind: Mapping[Kind, Scores], tables: Mapping[Kind, Mapping[str, Table]], lang: Language, facts: Mapping[str, Any]
+) -> str:
     """The whole score as one page."""
-    texts, options = texts_of(lang, "attention_score"), scores.options
-    parts = [
-        f"# {texts['title']}",
-        texts(
-            "intro",
-            **{name: escape_markdown(str(facts[name])) for name in ("checkpoint", "split", "layer")},
-            images=len(scores.image_ids),
-            samples=options.samples,
-            seed=options.seed,
-        ),
-    ]
-    for kind, of in _by_kind(scores).items():
-        parts += [f"## {texts[kind]}"] if len(options.on) > 1 else []
-        least, iou = format_number(options.score_threshold, 2, lang), format_number(options.iou_threshold, 2, lang)
+    texts, scores = texts_of(lang, "attention_score"), next(iter(by_kind.values()))
+    options = scores.options
+    named = {name: escape_markdown(str(facts[name])) for name in ("checkpoint", "split", "layer")}
+    about = {"images": len(scores.image_ids), "samples": options.samples, "seed": options.seed}
+    parts = [f"# {texts['title']}", texts("intro", **named, **about)]
+    least, iou = format_number(options.score_threshold, 2, lang), format_number(options.iou_threshold, 2, lang)
+    for kind, of in by_kind.items():
+        parts += [f"## {texts[kind]}"] if len(by_kind) > 1 else []
         parts.append(texts(f"{kind}_intro", objects=len(of.objects), truths=of.num_truths, score=least, iou=iou))
-        parts += [tables[name].to_markdown(lang) for name in _TABLES[kind] if name in tables]
+        parts += [table.to_markdown(lang) for table in tables[kind].values()]
     removed = texts(f"note_perturbation_{options.baseline}", steps=options.steps)
     notes = [texts["note_energy"], texts["note_pointing"], removed, texts["note_road"], texts["note_follow"]]
     notes += [texts["note_chance"], texts["note_odam"], texts["note_seconds"]]
@@ -317,8 +255,8 @@ def _to_json(scores: Scores) -> dict[str, Any]:
         "num_truths": scores.num_truths,
         "num_objects": len(scores.objects),
         "methods": plain(scores.estimates()),
-        "differences_from_centre": plain(scores.differences(CENTRE)),
-        "differences_from_random": plain(scores.differences(RANDOM)),
+        "differences_from_centre": plain(scores.estimates(CENTRE)),
+        "differences_from_random": plain(scores.estimates(RANDOM)),
         "objects": [
             {
                 "image_id": one.image_id,

@@ -15,13 +15,13 @@ from attention.evidence import (
     EvidenceLayer,
     EvidenceMethod,
     class_logit,
-    enlarge,
     evidence_map,
     grad_cam,
     hires_cam,
     layer_names,
     resolve_layer,
 )
+from attention.maps import enlarge
 from data.errors import UserError
 from models.detector import DEIM
 from tests.support.baselines import small_baseline

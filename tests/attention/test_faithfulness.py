@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from attention.evidence import DrawMap
 from attention.faithfulness import (
     CENTRE,
     METRICS,
     RANDOM,
-    DrawMap,
     MatchedObject,
     Perturber,
     Predictions,
@@ -27,7 +27,6 @@ from attention.faithfulness import (
     coverage,
     energy_ratio,
     find_objects,
-    match_objects,
     object_score,
     pixel_ranks,
     points_inside,
@@ -220,11 +219,11 @@ def test_predictions_choose_boxes_by_score_once_each() -> None:
     ]
     assert all(one.iou == pytest.approx(1) and one.image_id == 7 for one in matched)
     other_class = Predictions(TRUTH[:1], torch.tensor([[0.0, 0.7]]))  # as a baseline's detection of class 1
-    assert match_objects(other_class, image(labels=(0,)), ScoreOptions(score_threshold=0)) == {}
+    assert find_objects(other_class, image(labels=(0,)), ScoreOptions(score_threshold=0)) == []
     none = Predictions(torch.zeros(0, 4), torch.zeros(0, 2))
-    assert match_objects(none, truth, ScoreOptions()) == {}
+    assert find_objects(none, truth, ScoreOptions()) == []
     empty = ScoreImage(7, toy_image(), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    assert match_objects(Predictions(boxes, scores), empty, ScoreOptions()) == {}
+    assert find_objects(Predictions(boxes, scores), empty, ScoreOptions()) == []
 
 
 def test_one_map_for_all_objects_is_judged_once() -> None:
@@ -253,7 +252,7 @@ def test_intervals_are_of_images_and_hold_the_mean() -> None:
     same = scores.estimates()["perfect"]["energy"]  # equal in all images: images are drawn, not objects
     assert same.interval is not None
     assert (same.interval.low, same.interval.high) == (pytest.approx(12), pytest.approx(12))
-    against = scores.differences(CENTRE)
+    against = scores.estimates(CENTRE)
     assert set(against) == {"perfect", RANDOM}
     assert against["perfect"]["deletion"].value == pytest.approx(
         float((scores.values[0, :, 3] - scores.values[2, :, 3]).mean())

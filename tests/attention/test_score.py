@@ -15,7 +15,8 @@ import torch
 from attention.capture import capture
 from attention.evidence import EVIDENCE_METHODS, ODAM_EDGES
 from attention.faithfulness import METRICS, MatchedObject, ScoreOptions, find_objects
-from attention.score import map_methods, sampling_density, score
+from attention.maps import sampling_density
+from attention.score import map_methods, score
 from data.classes import ClassMap
 from data.errors import UserError
 from engine.config import load_config
