@@ -28,36 +28,30 @@ CONFIDENCE = 0.95
 RATES = (0.02, 0.05, 0.1)
 
 
-def halves(best: FloatArray, rate: float, splits: int) -> tuple[int, FloatArray]:
-    """Splits in which a threshold was found, and [made, 3]: missed share of the other half, whether it is more than
-    `rate`, whether that of all images is."""
-    rows = []
-    for seed in range(splits):
-        order = np.random.default_rng(seed).permutation(len(best))
-        fitted, judged = best[order[: len(best) // 2]], best[order[len(best) // 2 :]]
-        threshold = promise(fitted, rate, CONFIDENCE).threshold
-        if threshold is not None:
-            other, whole = float((judged < threshold).mean()), float((best < threshold).mean())
-            rows.append((other, other > rate, whole > rate))
-    return len(rows), np.array(rows, dtype=np.float64).reshape(-1, 3)
-
-
 def report(name: str, best: FloatArray, splits: int) -> None:
+    """Print, for each promised share, the splits in which a threshold was found, and of them the mean missed share of
+    the other half, how often it is more than promised, and how often that of all images is."""
     for rate in RATES:
-        made, rows = halves(best, rate, splits)
-        shares = [f"{100 * value:.1f} %" for value in rows.mean(axis=0)] if made else ["-"] * 3
-        sys.stdout.write(f"| {name} | {len(best)} | {100 * rate:g} % | {made} | {' | '.join(shares)} |\n")
+        rows = []
+        for seed in range(splits):
+            order = np.random.default_rng(seed).permutation(len(best))
+            fitted, judged = np.split(best[order], [len(best) // 2])
+            threshold = promise(fitted, rate, CONFIDENCE).threshold
+            if threshold is not None:
+                other, whole = float((judged < threshold).mean()), float((best < threshold).mean())
+                rows.append((other, other > rate, whole > rate))
+        shares = [f"{100 * value:.1f} %" for value in np.mean(rows, axis=0)] if rows else ["-"] * 3
+        print(f"| {name} | {len(best)} | {100 * rate:g} % | {len(rows)} | {' | '.join(shares)} |")
 
 
 def simulate(num: int, rate: float, splits: int) -> str:
     """Share of `splits` draws of `num` defective images in which the known miss rate is more than `rate`."""
     rng = np.random.default_rng(0)
-    found = [promise(rng.uniform(size=num), rate, CONFIDENCE).threshold for _ in range(splits)]
-    made = [threshold for threshold in found if threshold is not None]
-    if not made:
+    drawn = [promise(rng.uniform(size=num), rate, CONFIDENCE).threshold for _ in range(splits)]
+    made = np.array([threshold for threshold in drawn if threshold is not None])
+    if not len(made):
         return "too few images"
-    broken = float(np.mean([threshold > rate for threshold in made]))
-    return f"{100 * broken:.1f} % (threshold {np.mean(made):.4f})"
+    return f"{100 * (made > rate).mean():.1f} % (threshold {made.mean():.4f})"
 
 
 def main() -> None:
@@ -68,17 +62,16 @@ def main() -> None:
     truth, detections = read_evaluation(arguments.folder)
     matches = match(truth, detections)
     best, defective = image_scores(matches, truth.classes.normal_label)
-    heads = ("defective images", "number", "promised", "thresholds found")
-    heads += ("missed, other half", "other half above", "promise broken")
-    sys.stdout.write(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n")
+    print("| defective images | number | promised | thresholds found | missed, other half | other half above ", end="")
+    print(f"| promise broken |\n|{'---|' * 7}")
     report("all", best[defective], arguments.splits)
     for label, name in enumerate(matches.names):
         if label != truth.classes.normal_label:
             report(name, best[np.unique(matches.truth.images[matches.truth.labels == label])], arguments.splits)
-    sys.stdout.write(f"\nsimulated, {10 * arguments.splits} draws: promise broken (mean threshold)\n\n")
-    sys.stdout.write(f"| images | {' | '.join(f'{100 * rate:g} %' for rate in RATES)} |\n|{'---|' * 4}\n")
+    print(f"\nsimulated, {10 * arguments.splits} draws: promise broken (mean threshold)\n")
+    print(f"| images | {' | '.join(f'{100 * rate:g} %' for rate in RATES)} |\n|{'---|' * 4}")
     for num in (60, 180, 360, 1000):
-        sys.stdout.write(f"| {num} | {' | '.join(simulate(num, rate, 10 * arguments.splits) for rate in RATES)} |\n")
+        print(f"| {num} | {' | '.join(simulate(num, rate, 10 * arguments.splits) for rate in RATES)} |")
 
 
 if __name__ == "__main__":

@@ -57,60 +57,50 @@ STRONG = ("Mosaic", "RandomPhotometricDistort", "RandomZoomOut", "RandomIoUCrop"
 def write_images(folder: Path, size_wh: tuple[int, int], copies: int = 1) -> None:
     """Blotches with some noise and three boxes each, as JPEG, for COCO and YOLO readers."""
     rng, (width, height) = np.random.default_rng(0), size_wh
-    folder.mkdir(parents=True)
     labels = folder.parent / "labels"
-    labels.mkdir()
+    for path in (folder, labels):
+        path.mkdir(parents=True)
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "defect"}]}
     for image_id in range(1, NUM_IMAGES + 1):
         coarse = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
-        pixels = cv2.resize(coarse, size_wh, interpolation=cv2.INTER_CUBIC) * 0.5 + rng.normal(
-            64, 2, (height, width, 1)
-        )
+        noise = rng.normal(64, 2, (height, width, 1))
+        pixels = cv2.resize(coarse, size_wh, interpolation=cv2.INTER_CUBIC) * 0.5 + noise
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{image_id}.jpg", quality=90)
-        boxes = []
-        for _ in range(3):
-            w, h = (int(rng.integers(side // 12, side // 3)) for side in size_wh)
-            boxes.append((int(rng.integers(width - w)), int(rng.integers(height - h)), w, h))
-        for copy in range(copies):
-            copy_id = copy * NUM_IMAGES + image_id
-            if copy:
+        sides = rng.integers(np.array(size_wh) // 12, np.array(size_wh) // 3, (3, 2))
+        boxes = np.concatenate([rng.integers(size_wh - sides), sides], axis=1).tolist()
+        rows = (f"0 {(x + w / 2) / width} {(y + h / 2) / height} {w / width} {h / height}" for x, y, w, h in boxes)
+        lines = "\n".join(rows) + "\n"
+        for copy_id in range(image_id, copies * NUM_IMAGES + 1, NUM_IMAGES):
+            if copy_id != image_id:
                 shutil.copy(folder / f"{image_id}.jpg", folder / f"{copy_id}.jpg")
             content["images"].append({"id": copy_id, "file_name": f"{copy_id}.jpg", "width": width, "height": height})
             for x, y, w, h in boxes:
                 entry = {"id": len(content["annotations"]) + 1, "image_id": copy_id, "category_id": 1}
                 content["annotations"].append({**entry, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
-            rows = (f"0 {(x + w / 2) / width} {(y + h / 2) / height} {w / width} {h / height}" for x, y, w, h in boxes)
-            (labels / f"{copy_id}.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
+            (labels / f"{copy_id}.txt").write_text(lines, encoding="utf-8")
     (folder / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def our_loader(folder: Path, mosaic_prob: float, cache_mib: int, num_workers: int = 0) -> TrainLoader:
     """The project's loader with the official ops, in the epochs with mosaic; no mixing of whole batches."""
-    ops = [
-        {"type": "Mosaic", "output_size": TILE_SIDE},
-        {"type": "RandomPhotometricDistort"},
-        {"type": "RandomZoomOut"},
-        {"type": "RandomIoUCrop", "p": 0.8},
-        {"type": "SanitizeBoundingBoxes"},
-        {"type": "RandomHorizontalFlip"},
-        {"type": "Resize", "size": [SIDE, SIDE]},
-        {"type": "SanitizeBoundingBoxes"},
-    ]
-    policy = {"name": "stop_epoch", "epoch": [0, 100_000, 100_000], "ops": STRONG}
-    where = {"img_folder": folder, "ann_file": folder / "annotations.json"}
-    dataset = {
-        **where,
-        "cache_mib": cache_mib,
-        "transforms": {"ops": ops, "policy": policy, "mosaic_prob": mosaic_prob},
+    settings: dict[str, dict[str, Any]] = {
+        "Mosaic": {"output_size": TILE_SIDE},
+        "RandomIoUCrop": {"p": 0.8},
+        "Resize": {"size": [SIDE, SIDE]},
     }
-    config = DataConfig.model_validate(
-        {
-            "num_classes": 1,
-            "allow_split_overlap": True,
-            "train_dataloader": {"dataset": dataset, "total_batch_size": BATCH, "shuffle": True, "drop_last": True},
-            "val_dataloader": {"dataset": {**where, "transforms": {"ops": [ops[6]]}}, "total_batch_size": BATCH},
-        }
-    )
+    order = (*STRONG, "SanitizeBoundingBoxes", "RandomHorizontalFlip", "Resize", "SanitizeBoundingBoxes")
+    ops = [{"type": name, **settings.get(name, {})} for name in order]
+    policy = {"name": "stop_epoch", "epoch": [0, 100_000, 100_000], "ops": STRONG}
+    transforms = {"ops": ops, "policy": policy, "mosaic_prob": mosaic_prob}
+    where = {"img_folder": folder, "ann_file": folder / "annotations.json"}
+    train = {"dataset": where | {"cache_mib": cache_mib, "transforms": transforms}, "shuffle": True, "drop_last": True}
+    content = {
+        "num_classes": 1,
+        "allow_split_overlap": True,
+        "train_dataloader": train | {"total_batch_size": BATCH},
+        "val_dataloader": {"dataset": where | {"transforms": {"ops": [ops[6]]}}, "total_batch_size": BATCH},
+    }
+    config = DataConfig.model_validate(content)
     split = build_datasets(config).splits["train"]
     return build_train_loader(config, split, split.classes, seed=0, num_workers=num_workers)
 
@@ -194,10 +184,8 @@ def our_batches(loader: TrainLoader) -> Iterator[object]:
         epoch += 1
 
 
-def ultralytics_batches(folder: Path, mosaic_prob: float, *, cached: bool) -> Iterator[object] | None:
-    """Epoch after epoch of the peer's data set, by its public functions; None where it is not installed."""
-    if importlib.util.find_spec("ultralytics") is None:
-        return None
+def ultralytics_batches(folder: Path, mosaic_prob: float, *, cached: bool) -> Iterator[object]:
+    """Epoch after epoch of the peer's data set, by its public functions."""
     os.environ.setdefault("YOLO_CONFIG_DIR", str(folder.parent))
     os.environ.update(YOLO_OFFLINE="true", YOLO_VERBOSE="false")
     from ultralytics.cfg import get_cfg
@@ -208,14 +196,10 @@ def ultralytics_batches(folder: Path, mosaic_prob: float, *, cached: bool) -> It
     dataset = build_yolo_dataset(config, str(folder), BATCH, facts, mode="train", rect=False)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-
-    def batches() -> Iterator[object]:
-        while True:
-            order = torch.randperm(len(dataset)).tolist()
-            for start in range(0, len(order), BATCH):
-                yield dataset.collate_fn([dataset[index] for index in order[start : start + BATCH]])
-
-    return batches()
+    while True:
+        order = torch.randperm(len(dataset)).tolist()
+        for start in range(0, len(order), BATCH):
+            yield dataset.collate_fn([dataset[index] for index in order[start : start + BATCH]])
 
 
 def milliseconds(pipelines: dict[str, Iterator[object]], repeats: int, warmup: int) -> dict[str, float]:
@@ -236,28 +220,19 @@ def milliseconds(pipelines: dict[str, Iterator[object]], repeats: int, warmup: i
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measure_cell(cell: str, folder: Path, cache_mib: int, repeats: int) -> dict[str, dict[str, Any]]:
-    """All policies of one kind of source."""
-    result: dict[str, dict[str, Any]] = {}
+def measure_cell(folder: Path, cache_mib: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Milliseconds by policy and pipeline, of one kind of source."""
+    result: dict[str, dict[str, float]] = {}
     for policy, probability in POLICIES.items():
         pipelines = {
             "ours": our_batches(our_loader(folder, probability, cache_mib)),
-            "pil": PilPipeline(folder, probability, reuse_tiles=True).batches(),
+            "PIL": PilPipeline(folder, probability, reuse_tiles=True).batches(),
         }
         if probability:
-            pipelines["pil_4_reads"] = PilPipeline(folder, probability, reuse_tiles=False).batches()
-        peer = ultralytics_batches(folder, probability, cached=cache_mib > 0)
-        if peer is not None:
-            pipelines["ultralytics"] = peer
-        found = milliseconds(pipelines, repeats, warmup=6 * NUM_IMAGES if cache_mib else 3 * NUM_IMAGES)
-        ours = found["ours"]
-        result[policy] = {
-            "ms": ours,
-            "ratio_pil": found["pil"] / ours,
-            "ratio_ultralytics": found["ultralytics"] / ours if peer is not None else None,
-            **{f"{name}_ms": value for name, value in found.items() if name != "ours"},
-            "ratio_pil_4_reads": found["pil_4_reads"] / ours if probability else None,
-        }
+            pipelines["PIL, 4 reads"] = PilPipeline(folder, probability, reuse_tiles=False).batches()
+        if importlib.util.find_spec("ultralytics") is not None:
+            pipelines["Ultralytics"] = ultralytics_batches(folder, probability, cached=cache_mib > 0)
+        result[policy] = milliseconds(pipelines, repeats, warmup=6 * NUM_IMAGES if cache_mib else 3 * NUM_IMAGES)
     return result
 
 
@@ -276,61 +251,39 @@ def samples_per_second(folder: Path, num_workers: int, samples: int = 192) -> fl
     return samples / seconds
 
 
-def report(cells: dict[str, Any]) -> list[str]:
-    """The table, and which targets were met."""
-    lines = [
-        f"{'source':12}{'policy':13}{'ours ms':>8}{'PIL ms':>8}{'ratio':>6}{'4 reads':>9}  target        Ultralytics"
-    ]
-    for cell, policies in cells.items():
-        for policy, row in policies.items():
-            target = TARGET_RATIO_PIL[cell]
-            verdict = f">= {target:g}x {'met' if row['ratio_pil'] >= target else 'MISSED'}"
-            reads = "" if row["ratio_pil_4_reads"] is None else f"{row['ratio_pil_4_reads']:.1f}x"
-            peer = row["ratio_ultralytics"]
-            beside = "not installed" if peer is None else f"{row['ultralytics_ms']:.1f} ms, {peer:.2f}x of ours"
-            if peer is not None:
-                beside += ", met" if peer >= 1 else ", MISSED"
-            numbers = f"{row['ms']:8.2f}{row['pil_ms']:8.2f}{row['ratio_pil']:6.1f}{reads:>9}"
-            lines.append(f"{cell:12}{policy:13}{numbers}  {verdict:13} {beside}")
+def report(cell: str, policies: dict[str, dict[str, float]]) -> list[str]:
+    """A line a policy: every pipeline's milliseconds, and over ours."""
+    lines = []
+    for policy, ms in policies.items():
+        beside = (f"{name} {value:.2f} ({value / ms['ours']:.2f}x)" for name, value in ms.items())
+        lines.append(f"{cell:12}{policy:12} ms: {', '.join(beside)}; aim: PIL >= {TARGET_RATIO_PIL[cell]:g}x")
     return lines
 
 
-def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All measurements; prints as it goes."""
-    results: dict[str, Any] = {}
-    lines: list[str] = []
-    folders = {(size, copies): folder / f"{size}x{copies}" / "images" for size in SIZES for copies in (1, COPIES)}
-    for (size, copies), images in folders.items():
-        write_images(images, SIZES[size], copies)
-    for cell, cache_mib in CELLS:
-        images = folders[cell.removesuffix("_cached"), 1 if cache_mib else COPIES]
-        results[cell] = measure_cell(cell, images, cache_mib, arguments.repeats)
-        sys.stdout.write("\n".join(report({cell: results[cell]})) + "\n")
-        sys.stdout.flush()
-    for size in () if arguments.skip_workers else SIZES:
-        rates = {str(workers): samples_per_second(folders[size, COPIES], workers) for workers in (0, 2)}
-        results[f"samples_per_second_{size}"] = rates
-        lines.append(
-            f"samples/s {size}, half mosaics: {rates['0']:.0f} in one process, {rates['2']:.0f} with 2 workers"
-        )
-    sys.stdout.write("\n".join(lines) + "\n")
-    return results
-
-
-def main(argv: list[str] | None = None) -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7, help="turns of 16 samples per cell")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--skip-workers", action="store_true", help="no throughput with worker processes")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        results = run(Path(name), arguments)
+        folders = {(size, n): Path(name, f"{size}x{n}/images") for size in SIZES for n in (1, COPIES)}
+        for (size, copies), images in folders.items():
+            write_images(images, SIZES[size], copies)
+        for cell, cache_mib in CELLS:
+            images = folders[cell.removesuffix("_cached"), 1 if cache_mib else COPIES]
+            results[cell] = measure_cell(images, cache_mib, arguments.repeats)
+            print("\n".join(report(cell, results[cell])), flush=True)
+        for size in () if arguments.skip_workers else SIZES:
+            rates = {workers: samples_per_second(folders[size, COPIES], workers) for workers in (0, 2)}
+            results[f"samples_per_second_{size}"] = rates
+            print(f"samples/s {size}, half mosaics: {rates[0]:.0f} in one process, {rates[2]:.0f} with 2 workers")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

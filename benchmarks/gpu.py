@@ -62,10 +62,6 @@ Row = tuple[str, float, str]
 """What was measured, the number and its unit."""
 
 
-class Skipped(Exception):
-    """A section has nothing to measure here; says why."""
-
-
 @dataclass
 class Bench:
     """The machine, what is measured on it, and how long that may take."""
@@ -91,10 +87,6 @@ class Bench:
             say(f"  {what}: the minutes are over")
         return in_time
 
-    def require_gpu(self) -> None:
-        if not self.on_gpu:
-            raise Skipped("needs a GPU: not measured on a GPU")
-
     def config(self, *overrides: str, path: Path | None = None) -> ExperimentConfig:
         usual = ["DINOv3STAs.weights_path=null", f"train_dataloader.num_workers={self.workers}"]
         return load_config(path or self.path, [*usual, *self.overrides, *overrides])
@@ -119,8 +111,7 @@ def say(line: str) -> None:
 
 def parity(bench: Bench) -> Iterator[Row]:
     golden, tensors = golden_json("train_320"), golden_tensors("train_320")
-    keys = ("labels", "boxes")
-    targets = [{key: tensors[f"target.{i}.{key}"].to(bench.device) for key in keys} for i in range(2)]
+    targets = [{k: tensors[f"target.{i}.{k}"].to(bench.device) for k in ("labels", "boxes")} for i in range(2)]
     model = golden_model().to(bench.device)
     criterion = build_criterion(load_config(ROOT / "configs/deimv2/deimv2_dinov3_s_coco.yml", SIX_CLASSES))
     outputs = model(network_input(tensors["image"]).to(bench.device), targets)
@@ -130,7 +121,6 @@ def parity(bench: Bench) -> Iterator[Row]:
 
 
 def gpu_tests(bench: Bench) -> Iterator[Row]:
-    bench.require_gpu()
     import pytest
 
     marked = [str(path) for path in ROOT.glob("tests/*/test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8")]
@@ -138,7 +128,6 @@ def gpu_tests(bench: Bench) -> Iterator[Row]:
 
 
 def syncs(bench: Bench) -> Iterator[Row]:
-    bench.require_gpu()
     with bench.run() as run:
         steps = loop_steps(run)
         for _ in range(3):
@@ -260,7 +249,6 @@ def evaluation(bench: Bench) -> Iterator[Row]:
 
 def amp(bench: Bench) -> Iterator[Row]:
     """The same batches from the same weights; the mean of the last ten losses."""
-    bench.require_gpu()
     means: list[float] = []
     for used in (True, False):
         with bench.run(f"use_amp={used}") as run:
@@ -291,30 +279,31 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "amp": amp,
     "training": training,
 }
+NEED_A_GPU = ("tests", "syncs", "amp")
 
 
 def measure(bench: Bench, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Rows by section, and why there are no more of them."""
-    found: dict[str, dict[str, Any]] = {}
+    sections: dict[str, dict[str, Any]] = {}
     for name in names:
         say(name)
         rows: list[Row] = []
         note = None
-        try:
-            if bench.in_time(name):
+        if name in NEED_A_GPU and not bench.on_gpu:
+            note = "skipped, needs a GPU: not measured on a GPU"
+        elif not bench.in_time(name):
+            note = "skipped, the minutes are over"
+        else:
+            try:
                 for what, number, unit in SECTIONS[name](bench):
                     rows.append((what, number, unit))
                     say(f"  {what:60}{number:12.4g} {unit}")
-            else:
-                note = "skipped, the minutes are over"
-        except Skipped as reason:
-            note = f"skipped, {reason}"
-        except Exception as error:  # the other sections still count
-            note = f"failed, {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            except Exception as error:  # the other sections still count
+                note = f"failed, {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         if note:
             say(f"  {note}")
-        found[name] = {"rows": rows, "note": note}
-    return found
+        sections[name] = {"rows": rows, "note": note}
+    return sections
 
 
 def default_config(device: torch.device) -> Path:
@@ -343,11 +332,11 @@ def main(command: list[str] | None = None) -> int:
         deadline = time.monotonic() + 60 * options.minutes
         network = options.config or (INDUSTRIAL if device.type == "cuda" else path)
         bench = Bench(device, path, network, options.update, options.workers, deadline, Path(folder))
-        found = measure(bench, options.only)
+        sections = measure(bench, options.only)
     if options.json is not None:
-        content = {"device": name, "torch": torch.__version__, "config": path.name, "sections": found}
+        content = {"device": name, "torch": torch.__version__, "config": path.name, "sections": sections}
         options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return int(any((section["note"] or "").startswith("failed") for section in found.values()))
+    return int(any((section["note"] or "").startswith("failed") for section in sections.values()))
 
 
 if __name__ == "__main__":

@@ -57,35 +57,33 @@ def read_detector(arguments: argparse.Namespace) -> Detector:
 
 
 def build_runners(detector: Detector, folder: Path, arguments: argparse.Namespace) -> dict[str, graph.Runner]:
-    """Every way to run the detector that works on this machine; what does not is said on stderr."""
+    """Every way to run the detector, warmed up; what does not work on this machine is said on stderr."""
     eager, folded = (graph.graph_module(detector, folded=folded) for folded in (False, True))
-    runners = {EAGER: graph.torch_runner(eager), "deploy form": graph.torch_runner(folded)}
-    if arguments.compile:
-        runners["PyTorch compiled"] = graph.torch_runner(torch.compile(eager))
-    try:
+    onnx_path, threads = folder / "model.onnx", arguments.threads
+
+    def onnx() -> graph.Runner:
         program = graph.torch_program(folded, graph.GraphOptions(detector.config.eval_spatial_size))
-        onnx_path = graph.write_onnx(program, folder / "model.onnx", {})
-        runners["ONNX Runtime"] = graph.onnx_runner(onnx_path, arguments.threads)
-        runners["OpenVINO"] = graph.openvino_runner(onnx_path, arguments.threads)
-        if arguments.bf16:
-            runners["OpenVINO bfloat16"] = graph.openvino_runner(onnx_path, arguments.threads, "bf16")
-    except UserError as error:
-        sys.stderr.write(f"left out: {error}\n")
-    return runners
+        return graph.onnx_runner(graph.write_onnx(program, onnx_path, {}), threads)
 
-
-def warm_up(runners: dict[str, graph.Runner], inputs: tuple[torch.Tensor, torch.Tensor]) -> dict[str, graph.Runner]:
-    """Those that run; torch.compile needs a C++ compiler."""
-    working = {}
-    for name, runner in runners.items():
+    ways: dict[str, Callable[[], graph.Runner]] = {
+        EAGER: lambda: graph.torch_runner(eager),
+        "deploy form": lambda: graph.torch_runner(folded),
+        "PyTorch compiled": lambda: graph.torch_runner(torch.compile(eager)),  # needs a C++ compiler
+        "ONNX Runtime": onnx,
+        "OpenVINO": lambda: graph.openvino_runner(onnx_path, threads),
+        "OpenVINO bfloat16": lambda: graph.openvino_runner(onnx_path, threads, "bf16"),
+    }
+    left_out = ["PyTorch compiled"] * (not arguments.compile) + ["OpenVINO bfloat16"] * (not arguments.bf16)
+    inputs, runners = graph.example_inputs(detector.config.eval_spatial_size, batch=1), {}
+    for name in (name for name in ways if name not in left_out):
         try:
+            runner = ways[name]()
             for _ in range(3):
                 runner(*inputs)
-        except (RuntimeError, OSError) as error:
+            runners[name] = runner
+        except (UserError, RuntimeError, OSError) as error:
             sys.stderr.write(f"left out: {name}: {str(error).strip().splitlines()[0]}\n")
-        else:
-            working[name] = runner
-    return working
+    return runners
 
 
 def median_ms(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
@@ -117,53 +115,27 @@ def main() -> int:
     inputs = graph.example_inputs(detector.config.eval_spatial_size, batch=1)
     square = torch.ones(MATMUL_SIDE, MATMUL_SIDE)
     with tempfile.TemporaryDirectory() as folder:
-        runners = warm_up(build_runners(detector, Path(folder), arguments), inputs)
+        runners = build_runners(detector, Path(folder), arguments)
         calls: dict[str, Callable[[], object]] = {name: partial(runner, *inputs) for name, runner in runners.items()}
         medians = median_ms(calls | {MATMUL: lambda: square @ square}, arguments.rounds)
         expected = runners[EAGER](*inputs)
         agreements = {name: graph.agreement(expected, run(*inputs), inputs[1]) for name, run in runners.items()}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         graph.graph_module(detector, folded=True)(*inputs)
-    sys.stdout.write("\n".join(report(detector, medians, agreements, counter.get_total_flops(), arguments)) + "\n")
-    return 0
-
-
-def report(
-    detector: Detector,
-    medians: dict[str, tuple[float, float]],
-    agreements: dict[str, graph.Agreement],
-    operations: float,
-    arguments: argparse.Namespace,
-) -> list[str]:
-    """A table, the best runtime beside the target, and how fast one could be at all."""
     height, width = detector.config.eval_spatial_size
-    lines = [
-        f"{detector.path.name}, {height} x {width}, batch 1, {arguments.threads} threads, {arguments.rounds} rounds",
-        f"{'':20}{'wall ms':>9}{'x eager':>9}{'CPU ms':>9}{'x eager':>9}{'scores':>9}{'boxes':>9}",
-    ]
-    eager_wall, eager_cpu = medians[EAGER]
-    for name, found in agreements.items():
+    print(f"{detector.path.name}, {height} x {width}, batch 1, {arguments.threads} threads, {arguments.rounds} rounds")
+    print(f"{'':20}{'wall ms':>9}{'x eager':>9}{'CPU ms':>9}{'x eager':>9}{'scores':>9}{'boxes':>9}")
+    (eager_wall, eager_cpu), flops = medians[EAGER], counter.get_total_flops()
+    for name, differences in agreements.items():
         wall, cpu = medians[name]
         times = f"{wall:9.1f}{eager_wall / wall:9.2f}{cpu:9.1f}{eager_cpu / cpu:9.2f}"
-        lines.append(f"{name:20}{times}{found.score:9.1g}{found.box:9.1g}")
-    best = min((name for name in agreements if "bfloat16" not in name), key=lambda name: medians[name][0])
-    by_clock, by_cpu = eager_wall / medians[best][0], eager_cpu / medians[best][1]
-    verdict = "met" if min(by_clock, by_cpu) >= TARGET else "MISSED"
-    lines.append(
-        f"best in float32: {best}, {by_clock:.2f} x eager by the clock, {by_cpu:.2f} x by CPU time; "
-        f"target >= {TARGET:g} x by both: {verdict}"
-    )
-    limit = eager_cpu / (medians[MATMUL][1] * operations / (2 * MATMUL_SIDE**3))
-    lines.append(
-        f"limit in float32: {operations / 1e9:.1f} GFLOP at this machine's matrix products are {limit:.2f} x eager"
-    )
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > 1.5 * arguments.threads:
-        lines.append(
-            f"load average {load:.1f}: other work held this machine, trust the CPU time more"
-            + (" and measure with --threads 1: PyTorch's threads wait for each other" if arguments.threads > 1 else "")
-        )
-    return lines
+        print(f"{name:20}{times}{differences.score:9.1g}{differences.box:9.1g}")
+    limit = eager_cpu / (medians[MATMUL][1] * flops / (2 * MATMUL_SIDE**3))
+    print(f"target: {TARGET:g} x eager, by the clock and by CPU time, in float32")
+    print(f"limit in float32: {flops / 1e9:.1f} GFLOP at this machine's matrix products are {limit:.2f} x eager")
+    if (load := os.getloadavg()[0]) > 1.5 * arguments.threads:
+        print(f"load average {load:.1f}: other work held this machine, trust the CPU time more, with --threads 1")
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,25 +15,19 @@ ANNOTATIONS = ROOT / "datasets" / "neu16" / "instances_train.json"
 EVERY_NTH_IMAGE = 90  # 16 of 1,440 images, of all six classes
 
 
-def write_subset(source: Path, target: Path) -> None:
-    """Every `EVERY_NTH_IMAGE`th image of a COCO file, with its boxes."""
-    content = json.loads(source.read_text(encoding="utf-8"))
-    content["images"] = content["images"][::EVERY_NTH_IMAGE]
-    ids = {image["id"] for image in content["images"]}
-    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] in ids]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(content), encoding="utf-8")
-
-
 def main() -> int:
     root = os.environ.get("NEU_DET_ROOT")
     if not root:
         sys.stderr.write("error: set NEU_DET_ROOT to NEU-DET's folder (images/ and annotations/ in it)\n")
         return 2
-    write_subset(Path(root) / "annotations" / "instances_train.json", ANNOTATIONS)
-    config = ROOT / "benchmarks" / "memorise.yml"
-    arguments = [sys.executable, str(ROOT / "train_deimv2.py"), "-c", str(config), "--seed", "0", *sys.argv[1:]]
-    return subprocess.run(arguments, cwd=ROOT, check=False).returncode
+    content = json.loads(Path(root, "annotations", "instances_train.json").read_text(encoding="utf-8"))
+    content["images"] = content["images"][::EVERY_NTH_IMAGE]
+    ids = {image["id"] for image in content["images"]}
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] in ids]
+    ANNOTATIONS.parent.mkdir(parents=True, exist_ok=True)
+    ANNOTATIONS.write_text(json.dumps(content), encoding="utf-8")
+    train = [sys.executable, "train_deimv2.py", "-c", "benchmarks/memorise.yml", "--seed", "0", *sys.argv[1:]]
+    return subprocess.run(train, cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,51 +24,37 @@ from analysis.compare import read_runs, resample  # noqa: E402
 from analysis.differences import effect, estimate  # noqa: E402
 from analysis.style import class_line, figure_style, new_figure, save_figure  # noqa: E402
 from analysis.tables import Cell, Number, Table, write_tables  # noqa: E402
+from benchmarks.training import train_steps, write_part  # noqa: E402
 from data.coco import CocoSplit  # noqa: E402
 from data.splits import build_datasets  # noqa: E402
 from data.subsets import Subset  # noqa: E402
 from engine.config import load_config  # noqa: E402
-from engine.distributed import Distributed  # noqa: E402
-from engine.train import train  # noqa: E402
-from engine.yaml_dialect import as_override  # noqa: E402
 
 LONG = 2
-CELLS = {
-    "base": "",  # the others are compared with it
-    "frozen": "DINOv3STAs.freeze=all",
-    "flip only": "",
-    "random weights": "",
-    "long": "",
-    "long, frozen": "DINOv3STAs.freeze=all",
-    "frozen, 3 blocks": "DINOv3STAs.freeze=3",
-    "ViT at 0.1": "DINOv3STAs.backbone_lr_factor=0.1",
-    "rate 0.0003": "optimizer.lr=0.0003",
-    "long, flip only": "",
+CELLS: dict[str, list[str]] = {
+    "base": [],  # the others are compared with it
+    "frozen": ["DINOv3STAs.freeze=all"],
+    "flip only": [],
+    "random weights": [],
+    "long": [],
+    "long, frozen": ["DINOv3STAs.freeze=all"],
+    "frozen, 3 blocks": ["DINOv3STAs.freeze=3"],
+    "ViT at 0.1": ["DINOv3STAs.backbone_lr_factor=0.1"],
+    "rate 0.0003": ["optimizer.lr=0.0003"],
+    "long, flip only": [],
 }
 
 
-def train_cell(arguments: argparse.Namespace, split: CocoSplit, part: CocoSplit, cell: str, run: Path) -> None:
+def train_cell(arguments: argparse.Namespace, part: CocoSplit, cell: str, seed: int, run: Path) -> None:
     """Train one run on a part of the training split."""
-    ann_file = run.parent / f"{run.name.rpartition('_')[2]}.json"
-    ann_file.parent.mkdir(parents=True, exist_ok=True)
-    ann_file.write_text(json.dumps(part.to_coco()), encoding="utf-8")
-    settings = [
-        as_override("train_dataloader.dataset.ann_file", ann_file.resolve().as_posix()),
-        as_override("train_dataloader.dataset.img_folder", split.img_folder.resolve().as_posix()),
-        *arguments.update,
-        *([CELLS[cell]] if CELLS[cell] else []),
-    ]
-    plain = load_config(arguments.config, settings).model_dump(mode="json")["train_dataloader"]
-    steps = arguments.steps * (LONG if "long" in cell else 1)
-    epochs = max(round(steps / max(len(part) // plain["total_batch_size"], 1)), 1)
-    settings += [f"epoches={epochs}", f"flat_epoch={epochs // 2}", "no_aug_epoch=0", f"eval_interval_epochs={epochs}"]
+    settings = [*arguments.update, *write_part(part, run.parent / f"seed{seed}.json"), *CELLS[cell]]
     if "flip only" in cell:
-        ops = plain["dataset"]["transforms"]["ops"]
-        kept = [one for one in ops if one["type"] not in ("RandomIoUCrop", "RandomVerticalFlip")]
+        ops = load_config(arguments.config, settings).model_dump(mode="json")["train_dataloader"]["dataset"]
+        kept = [one for one in ops["transforms"]["ops"] if one["type"] not in ("RandomIoUCrop", "RandomVerticalFlip")]
         settings.append(f"train_dataloader.dataset.transforms.ops={json.dumps(kept)}")
-    config = load_config(arguments.config, [*settings, f"seed={run.name.rpartition('seed')[2]}"])
+    steps = arguments.steps * (LONG if "long" in cell else 1)
     tuning = None if cell == "random weights" else arguments.tuning
-    train(config, Distributed(0, 1, 0, torch.device("cpu")), run, resume=None, tuning=tuning)
+    train_steps(arguments.config, settings, run, steps=steps, seed=seed, tuning=tuning)
 
 
 def report(runs: dict[tuple[int, str, int], Path], folder: Path) -> None:
@@ -78,20 +64,17 @@ def report(runs: dict[tuple[int, str, int], Path], folder: Path) -> None:
     metrics = dict(zip(there, (run.metrics for run in resample(read, samples=1000, seed=0)), strict=True))
     rows: list[list[Cell]] = []
     for size, cell in dict.fromkeys(key[:2] for key in there):
-        seeds = [seed for seed in sorted({key[2] for key in there}) if (size, cell, seed) in metrics]
-        paired = [seed for seed in seeds if (size, "base", seed) in metrics]
+        seeds = sorted(key[2] for key in there if key[:2] == (size, cell))
+        paired = [] if cell == "base" else [seed for seed in seeds if (size, "base", seed) in metrics]
         row: list[Cell] = [size, cell, len(seeds)]
         for name in ("AP", "AP50"):
-            found = estimate([metrics[size, cell, seed][name] for seed in seeds])
-            row.append(Number(found.value, spread=found.sd))
-            if cell == "base" or not paired:
-                row.append(None)
-                continue
-            sides = [[metrics[size, one, seed][name] for seed in paired] for one in (cell, "base")]
-            minus = effect(*sides, read[0].results.num_images)
-            row.append(
-                Number(minus.value, interval=minus.interval or minus.image_interval, interval_digits=3, signed=True)
-            )
+            mean = estimate([metrics[size, cell, seed][name] for seed in seeds])
+            row += [Number(mean.value, spread=mean.sd), None]
+            if paired:
+                sides = [[metrics[size, one, seed][name] for seed in paired] for one in (cell, "base")]
+                minus = effect(*sides, read[0].results.num_images)
+                interval = minus.interval or minus.image_interval
+                row[-1] = Number(minus.value, interval=interval, interval_digits=3, signed=True)
         rows.append(row)
     table = Table(["images", "cell", "seeds", "AP", "AP minus base", "AP50", "AP50 minus base"], rows)
     markdown = table.to_markdown("en") + "\n"
@@ -99,18 +82,17 @@ def report(runs: dict[tuple[int, str, int], Path], folder: Path) -> None:
     with figure_style():
         figure = new_figure(9.0)
         axis = figure.subplots()
-        sizes = sorted({key[0] for key in there})
         for number, cell in enumerate(dict.fromkeys(key[1] for key in there)):
-            points = [(key[0], metrics[key]["AP"].point) for key in there if key[1] == cell]
-            means = {size: float(np.mean([ap for at, ap in points if at == size])) for size, _ in points}
+            points = pd.Series({key[0::2]: metrics[key]["AP"].point for key in there if key[1] == cell})
+            means = points.groupby(level=0).mean()
             look = class_line(number)
-            axis.plot(list(means), list(means.values()), label=cell, **look)
-            axis.plot(*zip(*points, strict=True), **(look | {"linestyle": "none", "markersize": 3, "alpha": 0.5}))
+            axis.plot(means.index, means, label=cell, **look)
+            axis.plot(points.index.get_level_values(0), points, **(look | {"linestyle": "none", "markersize": 3}))
         axis.set_xscale("log")
-        axis.set_xticks(sizes, [str(size) for size in sizes])
+        sizes = sorted({key[0] for key in there})
+        axis.set_xticks(sizes, [str(size) for size in sizes], minor=False)
         axis.minorticks_off()
-        axis.set_xlabel("training images")
-        axis.set_ylabel("AP")
+        axis.set(xlabel="training images", ylabel="AP")
         axis.legend(ncols=2)
         save_figure(figure, folder, "small_data")
     sys.stdout.write(markdown)
@@ -141,7 +123,7 @@ def main() -> None:
         for (size, cell, seed), run in runs.items():
             if not (run / "results.json").is_file():
                 part = Subset(fraction=min(size / len(split), 1.0)).of(split, seed)
-                train_cell(arguments, split, part, cell, run)
+                train_cell(arguments, part, cell, seed, run)
     report(runs, arguments.output_dir)
 
 

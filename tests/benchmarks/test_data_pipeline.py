@@ -38,11 +38,11 @@ def test_our_batches_go_on_from_epoch_to_epoch(folder: Path) -> None:
     assert batches[0].image_ids != batches[-1].image_ids  # type: ignore[attr-defined]
 
 
-def test_the_keys_of_a_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_and_its_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "POLICIES", {"mosaic": 1.0})
     monkeypatch.setattr(benchmark, "NUM_IMAGES", 4)
-    monkeypatch.setattr(benchmark, "ultralytics_batches", lambda *_, **__: None)
-    cell = benchmark.measure_cell("200", folder, 0, repeats=1)
-    assert cell["mosaic"]["ms"] > 0 and cell["mosaic"]["ratio_pil"] > 0
-    assert cell["mosaic"]["ratio_ultralytics"] is None
-    assert "not installed" in benchmark.report({"200": cell})[1]
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    cell = benchmark.measure_cell(folder, 0, repeats=1)
+    assert [*cell["mosaic"]] == ["ours", "PIL", "PIL, 4 reads"] and min(cell["mosaic"].values()) > 0
+    (line,) = benchmark.report("200", {"mosaic": {"ours": 4.0, "PIL": 18.0}})
+    assert line.endswith("ms: ours 4.00 (1.00x), PIL 18.00 (4.50x); aim: PIL >= 4x")
