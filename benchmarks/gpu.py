@@ -50,8 +50,8 @@ from engine.distributed import Distributed  # noqa: E402
 from engine.evaluate import evaluate  # noqa: E402
 from engine.interrupt import StopSignal  # noqa: E402
 from engine.run import Run, build_run  # noqa: E402
-from engine.step import train_steps, windows  # noqa: E402
-from engine.train import BatchNormStatistics, Step, timed, train, train_step  # noqa: E402
+from engine.step import Step, train_steps, windows  # noqa: E402
+from engine.train import BatchNormStatistics, timed, train, train_step  # noqa: E402
 from models.criterion import build_criterion  # noqa: E402
 from models.deploy import deploy  # noqa: E402
 from models.detector import DEIM, build_detector  # noqa: E402

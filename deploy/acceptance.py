@@ -150,8 +150,7 @@ def stored_calibration(detector: Detector) -> Calibration | None:
     Raises:
         UserError: They are damaged.
     """
-    about = (detector.path, detector.epoch, detector.input_size_hw, detector.config.tiles)
-    found = evaluation_of(*about, section="calibration")
+    found = evaluation_of(detector, "calibration")
     curves = None if found is None else found[1]["calibration"].get("curves")
     if found is None or not isinstance(curves, dict):
         return None

@@ -22,7 +22,7 @@ def model_card(detector: Detector) -> str:
     """Fill in `model_card.md`, Markdown with the hub's header; the numbers come from the checkpoint's evaluation."""
     config = detector.config
     height, width = config.eval_spatial_size
-    evaluated = evaluation_of(detector.path, detector.epoch, config.eval_spatial_size, config.tiles, section="metrics")
+    evaluated = evaluation_of(detector, "metrics", size_hw=config.eval_spatial_size)
     card = ModelCard.from_template(
         ModelCardData(
             pipeline_tag="object-detection",

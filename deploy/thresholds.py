@@ -99,8 +99,7 @@ def _evaluated(
 ) -> tuple[float | None, Mapping[str, Any] | None, Path | None]:
     """The IoU of the suppression, and the thresholds of an evaluation under just this one with their file; None where
     there is none."""
-    about = (detector.path, detector.epoch, size_hw, detector.config.tiles)
-    found = evaluation_of(*about, section="thresholds")
+    found = evaluation_of(detector, "thresholds", size_hw=size_hw)
     if found is not None:
         path, results = found
         section = results.get("suppression")
@@ -114,7 +113,7 @@ def _evaluated(
             return wanted, by_iou[wanted], path
     if nms is None or nms == "auto":
         return None, None, None
-    found = evaluation_of(*about, section="thresholds", nms_iou=nms)
+    found = evaluation_of(detector, "thresholds", size_hw=size_hw, nms_iou=nms)
     if found is None:
         log.warning(
             "--nms %g: no evaluation of this checkpoint under it; evaluate_deimv2.py --nms %g makes one", nms, nms

@@ -332,15 +332,8 @@ def adapt(
     """Adapt the config's ViT to images; writes backbone.pt, which `DINOv3STAs.weights_path` takes, and backbone.json,
     its card. Started again with the same folder it goes on.
 
-    Args:
-        config_path: Names the ViT, the weights to begin with, the size of the input and its normalisation.
-        dist: This process's place.
-        given: Of `AdaptOptions`.
-        overrides: `a.b=c`, on top of the config.
-        output_dir: Default `<run folder>_backbone`.
-
-    Returns:
-        Lines for the console.
+    The config names the ViT, the weights to begin with, the size of the input and its normalisation; `given` are the
+    `AdaptOptions`, the default folder is `<run folder>_backbone`. Returns lines for the console.
 
     Raises:
         UserError: Bad input of any kind.

@@ -132,7 +132,6 @@ def choose_batch(
         total: Images per optimiser step; None: the largest power of two up to 32 within 60 % of the memory.
         steps: Micro-batches; None: as few as fit.
         probe: None on a CPU.
-        memory_bytes: Of the card.
         num_processes: They share a step's images.
         num_images: Of the training split, which a step cannot exceed.
     """

@@ -221,8 +221,6 @@ def start_from(model: nn.Module, config: ExperimentConfig, classes: ClassMap, pa
     no classes are copied whole if the class count is the same.
 
     Args:
-        model: From `build_detector(config)`.
-        config: Of the new run.
         classes: Of the new run's data.
         path: A checkpoint, official or ours, a hub folder or name, or a ViT's weight file.
 

@@ -27,16 +27,9 @@ log = logging.getLogger(__name__)
 def check_data(
     config: ExperimentConfig, *, limit_per_kind: int | None, progress: bool = True, lang: Language = "en"
 ) -> tuple[str, bool]:
-    """Check every split of the config, images included.
+    """Check every split of the config, images included: the report, and whether there are no errors.
 
-    Args:
-        config: Its data sections are read.
-        limit_per_kind: How many problems of one kind to list; None lists all.
-        progress: Show a bar while images are opened.
-        lang: Of the report; the problems themselves are in English.
-
-    Returns:
-        The report, and whether there are no errors.
+    `limit_per_kind` problems of one kind are listed, None: all; they are in English, whatever the report's language.
 
     Raises:
         UserError: The config does not say where the data are, or generated data cannot be written.
@@ -62,14 +55,7 @@ def write_training_sheets(
 ) -> list[tuple[Path, str]]:
     """A picture of `count` training samples for every stage of training, boxes and names drawn in.
 
-    Args:
-        config: Data and schedule.
-        folder: Where the PNG files go.
-        count: Samples per sheet.
-        lang: Of the descriptions.
-
-    Returns:
-        Path and description of each sheet; none if the training split has no usable image.
+    Returns path and description of each sheet; none if the training split has no usable image.
 
     Raises:
         UserError: An image is unreadable, or a picture cannot be written.

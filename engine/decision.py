@@ -159,13 +159,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def traits_of(detector: Detector, split: CocoSplit, scores: dict[int, float]) -> Traits:
-    """Measure the images of a split.
-
-    Args:
-        detector: Prepares the images.
-        split: Its images are read once more.
-        scores: Of each image's best defect, by image id.
-    """
+    """Measure the images of a split, which are read once more; `scores` of each image's best defect by image id."""
     traits = Traits()
     with large_images_allowed() if detector.config.tiles is not None else contextlib.nullcontext():
         for image in split.images:

@@ -116,8 +116,6 @@ def at_load(
     """Derive, in place, what follows from the config alone: epochs, image sizes, learning rates, output folder.
 
     Args:
-        values: Every field of the config.
-        rank: See `Rank`.
         missing: Keys that no file gives.
         name: The config file's name without its ending.
         epochs_before: What the files say of `epoches`, before `-u` and unchecked; None where nothing.

@@ -169,9 +169,7 @@ def load_detector(
 
     Args:
         path: Ours, an official one (which needs `config_path`), or a hub folder or name.
-        device: Where to compute.
-        config_path: Config to use instead of the checkpoint's own.
-        overrides: `a.b=c`, on top of either.
+        config_path: Config to use instead of the checkpoint's own; `overrides`: `a.b=c`, on top of either.
         use_amp: Mixed precision on a GPU.
         compiled: Compute with torch.compile, where it can be.
 

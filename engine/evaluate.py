@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -47,15 +47,7 @@ class EvalResult:
 
     def to_json(self) -> dict[str, Any]:
         """What results.json holds of it: everything but the detections."""
-        return {
-            "metrics": self.metrics,
-            "metrics_defects": self.metrics_defects,
-            "per_class": self.per_class,
-            "gt_hash": self.gt_hash,
-            "split": self.split,
-            "num_images": self.num_images,
-            "seconds_per_image": self.seconds_per_image,
-        }
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "detections"}
 
 
 def evaluate(
@@ -81,12 +73,32 @@ def evaluate(
     """
     if detector.classes != split.classes:
         raise ValueError(f"split {split.name!r} has classes {split.classes}, the network {detector.classes}")
-    rank = dist.get_rank() if _is_distributed() else 0
+    together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    rank = dist.get_rank() if together else 0
     started = time.perf_counter()
+    bar = progress_bar(batches, f"evaluate {split.name}", unit="batch", show=progress and rank == 0)
+    seen = _detect(detector, bar, split)
+    if nms_iou is not None:
+        seen = {image_id: one.without_repeats(nms_iou) for image_id, one in seen.items()}
+    parts: list[Any] = [(seen, time.perf_counter() - started)]
+    if together:
+        own, parts = parts[0], [None] * dist.get_world_size()
+        dist.gather_object(own, parts if rank == 0 else None, dst=0)
+    result = _judge(split, parts) if rank == 0 else None
+    if together:  # all decide alike; the detections stay on rank 0
+        light = [result and replace(result, detections=Predictions.empty())]
+        dist.broadcast_object_list(light, src=0)
+        result = result or light[0]
+    assert result is not None
+    return result
+
+
+def _detect(detector: Detector, batches: Iterable[Batch], split: CocoSplit) -> dict[int, Detections]:
+    """What is detected in each image, by its id; tiles are put together."""
     seen: dict[int, Detections] = {}
     in_tiles: dict[int, dict[Window, Detections]] = {}
     with _evaluation_mode(detector.model):
-        for batch in progress_bar(batches, f"evaluate {split.name}", unit="batch", show=progress and rank == 0):
+        for batch in batches:
             found = detector.detect(batch.images, batch.orig_sizes_wh)
             if batch.windows is None:
                 seen |= zip(batch.image_ids, found, strict=True)
@@ -94,19 +106,34 @@ def evaluate(
             for image_id, window, one in zip(batch.image_ids, batch.windows, found, strict=True):
                 in_tiles.setdefault(image_id, {})[window] = one
     sizes_wh = {image.id: (image.width, image.height) for image in split.images}
-    for image_id, parts_of in in_tiles.items():
-        seen[image_id] = merge_tiles([*parts_of.values()], [*parts_of], sizes_wh[image_id])
-    if nms_iou is not None:
-        seen = {image_id: one.without_repeats(nms_iou) for image_id, one in seen.items()}
-    parts = _gather((seen, time.perf_counter() - started))
-    result = None
-    if rank == 0:
-        merged: dict[int, Detections] = {}
-        for part, _ in parts:
-            merged |= part
-        seconds = max(seconds for _, seconds in parts)
-        result = _judge(GroundTruth.of(split), _to_split(merged, split), split.name, seconds)
-    return _share(result)
+    for image_id, tiles in in_tiles.items():
+        seen[image_id] = merge_tiles([*tiles.values()], [*tiles], sizes_wh[image_id])
+    return seen
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, afterwards each module's own mode again: frozen parts may differ from the rest."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _judge(split: CocoSplit, parts: Iterable[tuple[dict[int, Detections], float]]) -> EvalResult:
+    """Judge what all processes detected, each in how many seconds."""
+    merged: dict[int, Detections] = {}
+    seconds = 0.0
+    for part, took in parts:
+        merged |= part
+        seconds = max(seconds, took)
+    truth, detections = GroundTruth.of(split), _to_split(merged, split)
+    per_image = seconds / max(len(truth.images), 1)
+    numbers = coco_numbers(truth, detections)
+    return EvalResult(*numbers, truth.fingerprint(), split.name, len(truth.images), per_image, detections)
 
 
 def _to_split(detections: Mapping[int, Detections], split: CocoSplit) -> Predictions:
@@ -123,54 +150,3 @@ def _to_split(detections: Mapping[int, Detections], split: CocoSplit) -> Predict
     whole = Detections.joined([detections[image_id] for image_id in ordered])
     category_ids = split.classes.ids.numpy()[whole.labels]
     return Predictions.from_xyxy(image_ids, category_ids, whole.scores, whole.boxes_xyxy)
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, afterwards each module's own mode again: frozen parts may differ from the rest."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _gather(part: tuple[dict[int, Detections], float]) -> list[tuple[dict[int, Detections], float]]:
-    """Every process's part, by rank, on rank 0; nothing elsewhere."""
-    if not _is_distributed():
-        return [part]
-    parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(part, parts, dst=0)
-    return parts or []
-
-
-def _share(result: EvalResult | None) -> EvalResult:
-    """Rank 0's result to every process, so that all decide alike; the detections stay on rank 0."""
-    if not _is_distributed():
-        assert result is not None
-        return result
-    light = [None if result is None else replace(result, detections=Predictions.empty())]
-    dist.broadcast_object_list(light, src=0)
-    shared = light[0] if result is None else result
-    assert shared is not None
-    return shared
-
-
-def _judge(truth: GroundTruth, detections: Predictions, split: str, seconds: float) -> EvalResult:
-    numbers = coco_numbers(truth, detections)
-    return EvalResult(
-        metrics=numbers.metrics,
-        metrics_defects=numbers.metrics_defects,
-        per_class=numbers.per_class,
-        gt_hash=truth.fingerprint(),
-        split=split,
-        num_images=len(truth.images),
-        seconds_per_image=seconds / max(len(truth.images), 1),
-        detections=detections,
-    )

@@ -237,10 +237,7 @@ class Threshold(TypedDict):
 def best_threshold(scores: FloatArray, hits: BoolArray, num_gt: int) -> Threshold | None:
     """Find the score with the best F1, the highest of several; None where nothing is hit.
 
-    Args:
-        scores: [M] of the detections that count, in any order.
-        hits: [M], is it a true positive?
-        num_gt: Boxes there are.
+    `scores` [M] are of the detections that count, in any order; `hits` [M]: is it a true positive?
     """
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # of each group of equal scores
@@ -292,9 +289,7 @@ def matches_of_images(
     """Match with pycocotools, which tells what hit what; faster-coco-eval keeps that to itself.
 
     Args:
-        truth: COCO's form of the ground truth.
-        found: The same of the detections, each an annotation with `area` and `score`.
-        ious: Thresholds.
+        truth: COCO's form of the ground truth; `found`: of the detections, annotations with `area` and `score`.
         areas: Ranges of the boxes that count, square pixels.
         any_class: A detection may take a box of another class.
 

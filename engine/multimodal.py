@@ -54,12 +54,8 @@ def start_of_phase_2(
 ) -> Start:
     """Resume a checkpoint with text, or start phase 2 from one without.
 
-    Args:
-        config: With text fusion.
-        path: The checkpoint, or a run folder: of phase 1 its best.pth is taken, of phase 2 its last.pth. None: that of
-            `tuning`, else of the run that the config file's includes describe.
-        config_path: The config's file.
-        data: The folder of `--data`, for what is to be typed.
+    `path` is the checkpoint, or a run folder: of phase 1 its best.pth is taken, of phase 2 its last.pth. None: that of
+    `tuning`, else of the run that the config file's includes describe (`data`: of `--data`, for what is to be typed).
 
     Raises:
         UserError: The config has no text fusion, or the file is a baseline's or no checkpoint.
@@ -132,13 +128,8 @@ def prepare_texts(
 ) -> tuple[ExperimentConfig, TextEmbeddings | None]:
     """The config with the texts' sizes in it, and the texts where they are not in the checkpoint already.
 
-    Args:
-        config: Any; without text fusion it comes back as it is.
-        classes: Label order.
-        dist: This process's place; the main process encodes for all.
-        folder: Run folder, or one that several runs share; texts that an earlier run encoded are taken from there.
-        resume: Checkpoint to go on from; it holds the texts.
-        tuning: Checkpoint of phase 1.
+    Without text fusion the config comes back as it is. The main process encodes for all. Texts that an earlier run
+    encoded are taken from `folder`, the run's or one that several runs share.
 
     Raises:
         UserError: There is neither a checkpoint to resume nor one to start from, the checkpoint does not fit the
@@ -173,11 +164,8 @@ def with_stored_texts(
 ) -> ExperimentConfig:
     """`config` with the sizes of the texts that `checkpoint` holds, so that the model can be built for it.
 
-    Args:
-        config: Any; without text fusion it comes back as it is.
-        checkpoint: From `load_checkpoint`.
-        path: Its file.
-        resuming: Training goes on from it: what learns and which texts are read must be the same too.
+    Without text fusion it comes back as it is. `resuming`: training goes on from it, so what learns and which texts are
+    read must be the same too.
 
     Raises:
         UserError: The checkpoint has no text, or was trained with other settings.

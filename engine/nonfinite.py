@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +20,40 @@ from engine.checkpoint import checkpoint_config, load_checkpoint, save_checkpoin
 from engine.config import config_to_dict
 from engine.distributed import Distributed
 from engine.optim import step_seed
-from engine.run import Run
-from engine.step import batch_losses, window_shares
+from engine.run import Run, save
+from engine.step import Step, batch_losses, window_shares
 from models.criterion import build_criterion
 from models.detector import build_detector
 from models.weights import load_state_dict_strict
+
+log = logging.getLogger(__name__)
+
+
+def report_nonfinite(run: Run, epoch: int, window: list[Batch], step: Step) -> None:
+    """Log a skipped step and keep the first one for replay; stop after `max_nonfinite_steps` in a row.
+
+    Raises:
+        UserError: The limit is reached. The weights are those before the first of these steps.
+    """
+    if not step.counts_as_nonfinite:
+        log.debug("step %d skipped: gradient overflow, the loss scale is lowered", run.position.step)
+        return
+    bad = [key for key, value in step.losses.items() if not bool(torch.isfinite(value))]
+    found = ", ".join(bad) if bad else f"the gradient norm ({float(step.grad_norm)})"
+    number, in_a_row = run.position.step, run.position.nonfinite_in_a_row
+    log.warning("step %d of epoch %d skipped: not finite: %s (%d in a row)", number, epoch + 1, found, in_a_row)
+    if not run.kept_nonfinite and (bad or run.dist.is_main):  # a gradient is the same in every process
+        run.kept_nonfinite = True
+        path = keep_step(run, epoch, window, step.losses, step.grad_norm)
+        log.warning("the step is kept; to see where it begins: python train_deimv2.py --replay %s", path)
+    if in_a_row >= run.config.max_nonfinite_steps:
+        save(run, "last.pth")
+        raise UserError(
+            f"Training stopped: the loss was not finite in {in_a_row} steps in a row (last: {found}; epoch "
+            f"{epoch + 1}, step {number}). The weights are untouched by these steps and saved in "
+            f"{run.folder / 'last.pth'}. Lower optimizer.lr, train without --use-amp, or look for broken images with "
+            "check_data.py."
+        )
 
 
 def keep_step(run: Run, epoch: int, window: list[Batch], losses: Mapping[str, Tensor], grad_norm: Tensor) -> Path:

@@ -13,9 +13,10 @@ from typing_extensions import TypedDict
 
 from data.config import TilesConfig
 from data.errors import UserError
-from data.files import file_sha256, write_json
+from data.files import write_json
+from engine.detector import Detector
 from engine.metrics import Box, GroundTruth, Id, Prediction, Predictions
-from models.hub import hub_weights, output_folder
+from models.hub import output_folder
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +26,6 @@ RESULTS_NAME, PREDICTIONS_NAME, GROUND_TRUTH_NAME = "results.json", "predictions
 
 def write_results(folder: Path, truth: GroundTruth, predictions: Predictions, content: Mapping[str, Any]) -> None:
     """Write ground_truth.json, predictions.json, then results.json, each whole: where results.json is, the others are.
-
-    Args:
-        folder: Created if need be.
-        truth: What was judged on.
-        predictions: On rank 0, the only process that has them.
-        content: Of results.json.
 
     Raises:
         UserError: The folder cannot be written.
@@ -89,79 +84,50 @@ def _read(path: Path, kind: Any, parse: Callable[[Any], T]) -> T:
 
 
 def evaluation_of(
-    checkpoint: Path,
-    epoch: int | None,
-    input_size_hw: tuple[int, int],
-    tiles: TilesConfig | None,
-    *,
-    section: str,
-    nms_iou: float | None = None,
+    detector: Detector, section: str, *, size_hw: tuple[int, int] | None = None, nms_iou: float | None = None
 ) -> tuple[Path, Mapping[str, Any]] | None:
     """The checkpoint's evaluation on its run's own validation split: in a folder `eval_val_<checkpoint>...` beside it,
-    else the run's own.
+    else the run's own; the file and its content, which has the `section` that is wanted.
 
-    One of the test split, on which nothing may be chosen, or under another suppression is none; one of other data,
-    weights or input size is passed over with a warning.
-
-    Args:
-        checkpoint: Only a file that names it counts.
-        epoch: Epochs that it was trained for; None where it does not tell.
-        input_size_hw: Size of the network's input, pixels.
-        tiles: How images are cut.
-        section: What is wanted of the file; one without is passed over.
-        nms_iou: Of the suppression of repeats.
-
-    Returns:
-        The file and its content.
+    Only a file that names the checkpoint counts. One of the test split, on which nothing may be chosen, or under
+    another suppression is none; one of other data, weights, tiles or input size (`size_hw`, else the config's) is
+    passed over with a warning.
     """
-    usual = output_folder(checkpoint, "eval_val") / RESULTS_NAME
+    usual = output_folder(detector.path, "eval_val") / RESULTS_NAME
     folder = usual.parent.parent
-    own = read_results(folder / RESULTS_NAME)
+    own_hash = read_results(folder / RESULTS_NAME).get("gt_hash")
     found = sorted(folder.glob(f"eval_val_*/{RESULTS_NAME}"))
     for path in sorted(found, key=lambda path: path != usual) + [folder / RESULTS_NAME]:
         results = read_results(path)
-        if results.get("checkpoint") != checkpoint.name or not isinstance(results.get(section), dict):
+        if results.get("checkpoint") != detector.path.name or not isinstance(results.get(section), dict):
             continue
         if results.get("split") != "val" or results.get("nms_iou") != nms_iou:
             continue
-        fault = _unlike(results, own.get("gt_hash"), checkpoint, epoch, input_size_hw, tiles)
+        fault = _unlike(results, own_hash, detector, size_hw or detector.input_size_hw)
         if fault is None:
             return path, results
         log.warning("%s: not used, it judged %s. Run evaluate_deimv2.py again", path, fault)
     return None
 
 
-def _unlike(
-    results: Mapping[str, Any],
-    own_hash: object,
-    checkpoint: Path,
-    epoch: int | None,
-    input_size_hw: tuple[int, int],
-    tiles: TilesConfig | None,
-) -> str | None:
-    """What keeps an evaluation from speaking of the checkpoint on its run's own validation data; None: nothing.
+def _unlike(results: Mapping[str, Any], own_hash: object, detector: Detector, size_hw: tuple[int, int]) -> str | None:
+    """What keeps an evaluation from speaking of the detector on its run's own validation data; None: nothing.
 
-    Args:
-        results: Of the evaluation.
-        own_hash: Fingerprint of the run's own validation data; None where the run's results are not there.
-        checkpoint: As it is now.
-        epoch: Of the checkpoint.
-        input_size_hw: With `tiles`, see `evaluation_of`.
+    `own_hash` is the fingerprint of those data; None where the run's results are not there.
     """
     if results.get("gt_hash") != own_hash if own_hash is not None else not results.get("own_val_data"):
         return "other data than the run's own validation split"
-    judged = results.get("epoch")
-    if epoch is not None and judged is not None and judged != epoch:
-        return f"epoch {judged} of {checkpoint.name}, which now holds epoch {epoch}"
+    name, judged = detector.path.name, results.get("epoch")
+    if detector.epoch is not None and judged is not None and judged != detector.epoch:
+        return f"epoch {judged} of {name}, which now holds epoch {detector.epoch}"
     sha256 = results.get("checkpoint_sha256")
-    if sha256 is not None and sha256 != file_sha256(hub_weights(checkpoint)):
-        return f"other weights of the name {checkpoint.name}"
-    size = results.get("input_size_hw")
-    if size is not None and size != list(input_size_hw):
-        return f"images of {size[0]} x {size[1]} pixels, now they have {input_size_hw[0]} x {input_size_hw[1]}"
-    if results.get("tiles") != tile_facts(tiles):
-        judged, now = (f"tiles {one}" if one else "whole images" for one in (results.get("tiles"), tile_facts(tiles)))
-        return f"{judged}, now it is {now}"
+    if sha256 is not None and sha256 != detector.sha256:
+        return f"other weights of the name {name}"
+    size, tiles, now = results.get("input_size_hw"), results.get("tiles"), tile_facts(detector.config.tiles)
+    if size is not None and size != list(size_hw):
+        return f"images of {size[0]} x {size[1]} pixels, now they have {size_hw[0]} x {size_hw[1]}"
+    if tiles != now:
+        return "{}, now it is {}".format(*(f"tiles {one}" if one else "whole images" for one in (tiles, now)))
     return None
 
 

@@ -291,10 +291,7 @@ def _build_data(
 def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
     """Write a checkpoint of the present state, atomically, on rank 0; best.pth is for use and has no optimiser state.
 
-    Args:
-        run: The run.
-        name: File name in the run folder.
-        finished_epoch: The epoch that is complete with this state; None inside or right after an epoch.
+    `finished_epoch` is the epoch that is complete with this state; None inside or right after an epoch.
     """
     if not run.dist.is_main:
         return

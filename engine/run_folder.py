@@ -85,11 +85,8 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def prepare_run_folder(folder: Path, *, keep_existing: bool) -> FolderLock:
-    """Make `folder` an empty, writable run folder; an earlier run in it is moved aside, never deleted.
-
-    Args:
-        folder: The run folder.
-        keep_existing: True when the run in it is being resumed.
+    """Make `folder` an empty, writable run folder; an earlier run in it is moved aside, never deleted, unless it is
+    the one that goes on (`keep_existing`).
 
     Raises:
         UserError: `folder` is a file, cannot be created or written, or another training is running in it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice, pairwise
 
 import torch
@@ -57,6 +58,27 @@ def batch_losses(
         outputs = model(normalize_images(batch.images, *pixel_mean_std(config)), batch.targets)
     losses: dict[str, Tensor] = criterion(outputs, batch.targets, epoch=epoch, share=share)
     return losses
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step gave; the tensors stay on the device."""
+
+    losses: dict[str, Tensor]
+    """Weighted losses, summed over the window's micro-batches."""
+    grad_norm: Tensor
+    loss_finite: bool
+    """The loss, on every process."""
+    update_finite: bool
+    """Loss and gradient, on every process; False: the step was skipped."""
+    stopping: bool
+    """Some process got a stop signal."""
+    scaled: bool
+    """Trained with a loss scale (fp16), where a gradient overflow is nothing unusual."""
+
+    @property
+    def counts_as_nonfinite(self) -> bool:
+        return not self.loss_finite or (not self.update_finite and not self.scaled)
 
 
 def train_steps(

@@ -34,11 +34,7 @@ def suppressed(detections: Predictions, most_iou: float) -> Predictions:
 def try_suppression(
     truth: GroundTruth, detections: Predictions, numbers: CocoNumbers, thresholds: dict[str, Any]
 ) -> dict[str, Any]:
-    """Judge the detections of a split as they are and suppressed at each of `TRIED_IOUS`.
-
-    Args:
-        numbers: Of the detections as they are.
-        thresholds: Theirs, from `best_thresholds`.
+    """Judge the detections of a split as they are, which gave `numbers` and `thresholds`, and suppressed.
 
     Returns:
         What results.json says under `suppression`: `tried` (`iou`, None for none; `AP`, `AP50`, `f1` at the best score,

@@ -45,12 +45,7 @@ def class_text_embeddings(config: ExperimentConfig, classes: ClassMap, cache_fol
 
     A cached file counts if texts and settings are the same and, where the encoder is on this machine, its files too;
     without the encoder the cached vectors are taken as they are. With several processes, give only one of them a
-    `cache_folder`, or call it in one and send the result.
-
-    Args:
-        config: Section `texts` is read.
-        classes: Label order of the result.
-        cache_folder: The run folder; None neither reads nor writes.
+    `cache_folder`, or call it in one and send the result; None neither reads nor writes.
 
     Raises:
         UserError: A class has no text, the encoder is not to be had, or the folder cannot be written.

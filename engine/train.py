@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from engine.distributed import Distributed
 from engine.evaluate import evaluate
 from engine.interrupt import StopSignal
 from engine.metrics import GroundTruth, best_thresholds
-from engine.nonfinite import keep_step
+from engine.nonfinite import report_nonfinite
 from engine.optim import set_learning_rates, step_seed
 from engine.pictures import prediction_pictures, write_prediction_sheets
 from engine.results import tile_facts, write_results
 from engine.resume import Position, decide, restore
 from engine.run import Run, build_run, save
-from engine.step import batch_losses, window_shares, windows
+from engine.step import Step, batch_losses, window_shares, windows
 from models.weights import load_state_dict_strict
 from texts import Language, texts_of
 
@@ -52,13 +52,9 @@ def train(
     """Train one experiment and leave its run folder complete.
 
     Args:
-        config: From `load_config`.
-        dist: This process's place, from `init_distributed`.
         folder: Run folder; an earlier run in it is moved aside unless it is the one that is resumed.
-        resume: Checkpoint to go on from, exactly.
-        tuning: Checkpoint or weights to start a new run from.
+        resume: Checkpoint to go on from, exactly; `tuning`: checkpoint or weights to start a new run from.
         text_cache: Folder in which several runs share their texts' vectors; None: the run folder alone.
-        lang: What the console speaks.
         verbose: List every derived value.
 
     Raises:
@@ -153,27 +149,6 @@ def train_one_epoch(run: Run, epoch: int, stop: StopSignal) -> None:
     run.monitor.end_epoch(epoch=epoch, step=run.position.step)
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one optimiser step gave; the tensors stay on the device."""
-
-    losses: dict[str, Tensor]
-    """Weighted losses, summed over the window's micro-batches."""
-    grad_norm: Tensor
-    loss_finite: bool
-    """The loss, on every process."""
-    update_finite: bool
-    """Loss and gradient, on every process; False: the step was skipped."""
-    stopping: bool
-    """Some process got a stop signal."""
-    scaled: bool
-    """Trained with a loss scale (fp16), where a gradient overflow is nothing unusual."""
-
-    @property
-    def counts_as_nonfinite(self) -> bool:
-        return not self.loss_finite or (not self.update_finite and not self.scaled)
-
-
 def train_step(run: Run, epoch: int, window: list[Batch], statistics: BatchNormStatistics, stop: StopSignal) -> Step:
     """One optimiser step: forward, loss, backward, clip, step, EMA."""
     step = run.position.step
@@ -185,7 +160,9 @@ def train_step(run: Run, epoch: int, window: list[Batch], statistics: BatchNormS
     shares = window_shares(run.config, run.dist, window)
     for number, (batch, share) in enumerate(zip(window, shares, strict=True), start=1):
         batch = batch.to(run.dist.device)
-        with _sync_gradients(run, number == len(window)):
+        # Processes exchange gradients once a window, with its last micro-batch.
+        parts = run.wrapped if isinstance(run.wrapped, DistributedDataParallel) and number < len(window) else None
+        with nullcontext() if parts is None else parts.no_sync():
             terms = batch_losses(
                 run.wrapped, run.criterion, batch, run.config, epoch=epoch, share=share, amp_dtype=run.amp_dtype
             )
@@ -251,37 +228,10 @@ class BatchNormStatistics:
             torch._foreach_copy_(self._live, self._kept)
 
 
-def report_nonfinite(run: Run, epoch: int, window: list[Batch], step: Step) -> None:
-    """Log a skipped step and keep the first one for replay; stop after `max_nonfinite_steps` in a row.
-
-    Raises:
-        UserError: The limit is reached. The weights are those before the first of these steps.
-    """
-    if not step.counts_as_nonfinite:
-        log.debug("step %d skipped: gradient overflow, the loss scale is lowered", run.position.step)
-        return
-    bad = [key for key, value in step.losses.items() if not bool(torch.isfinite(value))]
-    found = ", ".join(bad) if bad else f"the gradient norm ({float(step.grad_norm)})"
-    number, in_a_row = run.position.step, run.position.nonfinite_in_a_row
-    log.warning("step %d of epoch %d skipped: not finite: %s (%d in a row)", number, epoch + 1, found, in_a_row)
-    if not run.kept_nonfinite and (bad or run.dist.is_main):  # a gradient is the same in every process
-        run.kept_nonfinite = True
-        path = keep_step(run, epoch, window, step.losses, step.grad_norm)
-        log.warning("the step is kept; to see where it begins: python train_deimv2.py --replay %s", path)
-    if in_a_row >= run.config.max_nonfinite_steps:
-        save(run, "last.pth")
-        raise UserError(
-            f"Training stopped: the loss was not finite in {in_a_row} steps in a row (last: {found}; epoch "
-            f"{epoch + 1}, step {number}). The weights are untouched by these steps and saved in "
-            f"{run.folder / 'last.pth'}. Lower optimizer.lr, train without --use-amp, or look for broken images with "
-            "check_data.py."
-        )
-
-
 def judge_epoch(run: Run, epoch: int) -> None:
     """Evaluate, keep the best checkpoints, restart stage 2 where it failed to improve."""
-    started = time.perf_counter()
-    result = evaluate(run.detector, run.val_loader, run.data.splits["val"])
+    started, split = time.perf_counter(), run.data.splits["val"]
+    result = evaluate(run.detector, run.val_loader, split)
     seconds = time.perf_counter() - started
     ap = result.metrics["AP"]
     decision = decide(run.position.selection, ap=0.0 if ap is None else ap, epoch=epoch, stop_epoch=run.stop_epoch)
@@ -293,18 +243,15 @@ def judge_epoch(run: Run, epoch: int) -> None:
         save(run, "best_stg1.pth", finished_epoch=epoch)
     if decision.write_best:
         save(run, "best.pth", finished_epoch=epoch)
-        if run.dist.is_main:
-            truth = GroundTruth.of(run.data.splits["val"])
-            content = result.to_json() | {"thresholds": best_thresholds(truth, result.detections)}
-            write_results(run.folder, truth, result.detections, content | run_facts(run, epoch))
-    if run.dist.is_main and (decision.write_best or epoch + 1 == run.config.epoches):
-        pictures = prediction_pictures(
-            run.data.splits["val"], result.predictions, run.data.classes, count=8, lang=run.text.language
-        )
-        run.monitor.prediction_images(pictures, step=run.position.step)
+    shown = split, result.predictions, run.data.classes
     if run.dist.is_main and decision.write_best:
-        split, language = run.data.splits["val"], run.text.language
-        write_prediction_sheets(run.folder, split, result.predictions, run.data.classes, language)
+        truth = GroundTruth.of(split)
+        content = result.to_json() | {"thresholds": best_thresholds(truth, result.detections)}
+        write_results(run.folder, truth, result.detections, content | run_facts(run, epoch))
+        write_prediction_sheets(run.folder, *shown, run.text.language)
+    if run.dist.is_main and (decision.write_best or epoch + 1 == run.config.epoches):
+        pictures = prediction_pictures(*shown, count=8, lang=run.text.language)
+        run.monitor.prediction_images(pictures, step=run.position.step)
     if decision.restart:
         restart_from_stage_1(run)
 
@@ -362,13 +309,6 @@ def out_of_memory(config: ExperimentConfig, error: BaseException) -> UserError:
         remedies[2] = "-u Baseline.fpn_channels=128 Baseline.roi_batch_per_image=128 (narrower, fewer proposals)"
         remedies[4] = "a smaller image size"
     return UserError(f"Out of memory: {str(error).splitlines()[0]}. Try, in this order:", remedies)
-
-
-def _sync_gradients(run: Run, is_last: bool) -> Any:
-    """Processes exchange gradients once a window, with its last micro-batch."""
-    if isinstance(run.wrapped, DistributedDataParallel) and not is_last:
-        return run.wrapped.no_sync()
-    return nullcontext()
 
 
 def _evaluates(run: Run, epoch: int) -> bool:

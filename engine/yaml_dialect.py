@@ -188,10 +188,6 @@ def parse_overrides(overrides: Sequence[str], config: Mapping[str, Any]) -> dict
     A number, truth value, null, quoted text, or list or mapping in brackets is read as in a file; every other value is
     text, taken whole whatever it holds.
 
-    Args:
-        overrides: What followed each `-u`.
-        config: What they will be merged into; only looked at.
-
     Raises:
         UserError: listing every override that is not `key=value` or that steps into a list.
     """
