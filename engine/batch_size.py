@@ -59,7 +59,7 @@ def decide_batch(
         return config
     if stored is not None:
         total = stored.train_dataloader.total_batch_size or stored.train_dataloader.batch_size
-        choice = BatchChoice(_number(total) or CPU_BATCH, stored.micro_batches, "of the checkpoint")
+        choice = BatchChoice(total if isinstance(total, int) else CPU_BATCH, stored.micro_batches, "of the checkpoint")
     else:
         choice = dist.from_main(partial(_measured, config, dist, split))
     log.info("batch: %d in %d micro-batches (%s)", choice.total_batch_size, choice.accumulation_steps, choice.why)
@@ -181,7 +181,3 @@ def _advice(
         f"total_batch_size {images * num_processes} ({larger.peak_bytes / _GIB:.1f} GiB) trains about {times:.1f} "
         "times as many images a second (trial steps on this card)"
     )
-
-
-def _number(value: object) -> int | None:
-    return value if isinstance(value, int) else None

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from engine.official_keys import FIXED_KEYS, only_value
+from engine.official_keys import FIXED_KEYS, FIXED_PATHS
 
 MOVED_KEYS = {
     "lr": "optimizer.lr",
@@ -48,7 +48,7 @@ def describe(error: ValidationError, model: type[BaseModel], values: Mapping[str
             return ["nested too deeply, or with text that is no Unicode"]
         shown, schema_path = _locate(fault["loc"], values)
         if fault["type"] == "extra_forbidden":
-            only = only_value(schema_path)
+            only = FIXED_PATHS.get(schema_path)
             found = f"found {_short(fault['input'])}, expected {only!r}"
             lines[shown] = f"{shown}: {f'unknown key{suggestion(schema_path, keys)}' if only is None else found}"
             continue

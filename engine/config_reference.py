@@ -21,7 +21,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from data.errors import UserError
 from engine.config import ExperimentConfig, config_to_dict
 from engine.config_errors import MOVED_KEYS, every_field, sections_in
-from engine.official_keys import FIXED_KEYS, INACTIVE_KEYS, SHARED_KEYS, only_value
+from engine.official_keys import FIXED_KEYS, FIXED_PATHS, INACTIVE_KEYS, INACTIVE_PATHS, SHARED_KEYS
 from engine.yaml_dialect import INCLUDE, SPELLINGS, get_path
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -72,20 +72,17 @@ def json_schema() -> dict[str, Any]:
     parts = {"ExperimentConfig": schema, **schema["$defs"]}
     for part in parts.values():
         part.pop("required", None)
-    top, keys = schema["properties"], {"": schema["properties"], "Mosaic": parts["MosaicOp"]["properties"]}
+    top = schema["properties"]
+    keys = {"": top}
     for path, _, field in every_field(ExperimentConfig):
-        for section in sections_in(field.annotation):
-            keys[path] = parts[section.__name__]["properties"]
-    keys["collate_fn"] = keys["train_dataloader.collate_fn"]
-    for path in INACTIVE_KEYS:
+        inner = list(sections_in(field.annotation))
+        for section in inner:
+            kind = f".[].{section.model_fields['type'].default}" if len(inner) > 1 else ""
+            keys[f"{path}{kind}"] = parts[section.__name__]["properties"]
+    for path in INACTIVE_PATHS:
         section_path, _, key = path.rpartition(".")
         keys[section_path][key] = {"description": _INACTIVE}
-    keys |= {"loader": keys["train_dataloader"]}
-    for name in ("dataset", "transforms"):
-        keys[name] = parts[f"{name.capitalize()}Config"]["properties"]
-    for name in ("ConvertPILImage", "ConvertBoxes"):
-        keys[name] = parts[f"{name}Op"]["properties"]
-    for path, only in FIXED_KEYS.items():
+    for path, only in FIXED_PATHS.items():
         section_path, _, key = path.rpartition(".")
         keys[section_path][key] = {"const": only, "description": f"{_FIXED}."}
     for key, paths in SHARED_KEYS.items():
@@ -116,7 +113,7 @@ def explain(key: str, config: ExperimentConfig) -> str:
     path = _model_path(key, values)
     if key in INACTIVE_KEYS:
         return f"{key}: {_INACTIVE}"
-    only = None if path in fields else only_value(path)
+    only = None if path in fields else FIXED_PATHS.get(path)
     if only is not None:
         return f"{key}: {_FIXED.lower()}\n  type:    {only}"
     if path not in fields:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from data.box_sizes import SIDE_EDGES_PX, object_sides, size_advice
 from data.coco import CocoSplit
 from data.config import loaders
 from data.image_checks import check_images
-from data.loader import TrainLoader, build_train_loader
+from data.loader import build_train_loader
 from data.problems import Problem, errors_of, problem_lines, shorten, warnings_of
 from data.schedule import describe, epoch_plan, stage_starts
 from data.splits import read_splits
@@ -73,7 +74,9 @@ def write_training_sheets(
     sheets, texts = [], texts_of(lang, "data_check")
     for start, end in zip(starts, [*starts[1:], config.epoches], strict=True):
         path = folder / f"training_samples_epoch_{start + 1}.png"
-        save_picture(path, grid(_training_pictures(loader, split.classes.names, start, count)))
+        loader.set_epoch(start)
+        pictures = (picture for batch in loader for picture in batch_pictures(batch, split.classes.names))
+        save_picture(path, grid([*islice(pictures, count)]))
         what = describe(transforms, epoch_plan(transforms, collate, start))
         key = "sheet" if end > start + 1 else "one_epoch"
         sheets.append((path, texts(key, first=start + 1, last=end, what=what)))
@@ -100,16 +103,6 @@ def _histogram(sides_px: FloatArray, texts: Texts) -> PixelArray:
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels: PixelArray = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
     return pixels
-
-
-def _training_pictures(loader: TrainLoader, names: Sequence[str], epoch: int, count: int) -> list[PixelArray]:
-    loader.set_epoch(epoch)
-    pictures: list[PixelArray] = []
-    for batch in loader:
-        pictures += batch_pictures(batch, names)
-        if len(pictures) >= count:
-            break
-    return pictures[:count]
 
 
 def _section(severity: str, problems: Sequence[Problem], limit_per_kind: int | None, texts: Texts) -> list[str]:

@@ -6,8 +6,8 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType, TracebackType
+from contextlib import ExitStack, contextmanager
+from types import FrameType
 
 import torch
 
@@ -21,24 +21,19 @@ _ONE_REQUEST_SECONDS = 1.0
 """Within it a second signal is the same request: after Ctrl-C torchrun sends one more to its processes."""
 
 
-class StopSignal:
+class StopSignal(ExitStack):
     """Context manager that turns the two signals into a request the training loop honours after its step."""
 
     def __init__(self, text: Texts | None = None) -> None:
+        super().__init__()
         self._text = text or texts_of("en", "training")
         self._signal: int | None = None
         self._since = 0.0
         self._immediate = False
-        self._handlers = handlers(self._handle, *STOP_SIGNALS)
 
     def __enter__(self) -> StopSignal:
-        self._handlers.__enter__()
+        self.enter_context(handlers(self._handle, *STOP_SIGNALS))
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._handlers.__exit__(kind, error, traceback)
 
     @property
     def received(self) -> bool:

@@ -103,6 +103,11 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def rows(self, rows: Any) -> Predictions:
+        """Return those that an index or a mask chooses."""
+        columns = (self.image_ids, self.category_ids, self.scores, self.boxes_xywh)
+        return Predictions(*(column[rows] for column in columns))
+
     def to_coco(self) -> list[Prediction]:
         """Return COCO's result format."""
         columns = (self.image_ids, self.category_ids, self.boxes_xywh, self.scores)

@@ -16,6 +16,7 @@ import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
@@ -29,6 +30,7 @@ from engine.evaluate import EvalResult
 from engine.pictures import batch_pictures, grid
 from engine.resume import Position
 from engine.run_folder import JsonLines
+from engine.step import Step
 from texts import Texts
 
 LOG_EVERY_STEPS = 10
@@ -90,26 +92,20 @@ class Monitor:
             self._bar = None
 
     def step(
-        self,
-        *,
-        epoch: int,
-        step: int,
-        losses: Mapping[str, Tensor],
-        grad_norm: Tensor,
-        images: int,
-        wait_seconds: float,
-        learning_rates: Mapping[str, float],
+        self, result: Step, *, epoch: int, step: int, images: int, wait_seconds: float, optimizer: Optimizer
     ) -> None:
         """One finished optimiser step; `step` counts from 1, the tensors stay on the device until the report."""
         if not self.enabled:
             return
-        self._pending.append((tuple(losses), torch.stack(list(losses.values())), grad_norm.detach()))
+        losses = result.losses
+        self._pending.append((tuple(losses), torch.stack(list(losses.values())), result.grad_norm.detach()))
         self._images += images
         self._wait_seconds += wait_seconds
         if self._bar is not None:
             self._bar.update()
         if step % self._log_every == 0:
-            self._report(epoch, step, learning_rates)
+            rates = {f"group_{i}": group["lr"] for i, group in enumerate(optimizer.param_groups)}
+            self._report(epoch, step, rates)
 
     def _report(self, epoch: int, step: int, learning_rates: Mapping[str, float]) -> None:
         means = _means(self._pending)

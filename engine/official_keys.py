@@ -5,7 +5,6 @@ Works on plain dicts, before any field is checked, so every section may still ho
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +67,25 @@ FIXED_KEYS: dict[str, Any] = {
 """Official keys with the one value that is built here: it is dropped, another is an error. `loader` and its parts stand
 for those of every loader, `Convert...` for any op of that type."""
 
+_PLACES = {
+    "loader": "",
+    **dict.fromkeys(("dataset", "collate_fn"), ".{}"),
+    "transforms": ".dataset.{}",
+    **dict.fromkeys(("Mosaic", "ConvertPILImage", "ConvertBoxes"), ".dataset.transforms.ops.[].{}"),
+}
+"""Where in every loader the parts are that keys are named after."""
+
+
+def _paths(key: str) -> list[str]:
+    """Return the paths that a key stands for, as `engine.config_errors.every_field` would name them."""
+    section, _, name = key.rpartition(".")
+    place = _PLACES.get(section)
+    return [key] if place is None else [f"{loader}{place.format(section)}.{name}" for loader in LOADERS]
+
+
+INACTIVE_PATHS = [path for key in INACTIVE_KEYS for path in _paths(key)]
+FIXED_PATHS = {path: only for key, only in FIXED_KEYS.items() for path in _paths(key)}
+
 SHARED_KEYS = {
     "num_classes": ("DEIMTransformer", "DEIMCriterion", "PostProcessor"),
     "eval_spatial_size": ("HybridEncoder", "DEIMTransformer"),
@@ -108,28 +126,17 @@ def to_own_form(values: dict[str, Any], rank: Callable[[str], int]) -> dict[str,
 
 def drop_inactive(values: dict[str, Any]) -> dict[str, Any]:
     """Take `INACTIVE_KEYS`, and `FIXED_KEYS` that have their value, out of `values`, which are changed."""
-    for path in INACTIVE_KEYS:
+    for path in INACTIVE_PATHS:
         section, _, key = path.rpartition(".")
         if path != "lr_scheduler" or not isinstance(values.get(path), str):  # text is a misspelt `lrsheduler`
             for part in _sections(values, section):
                 part.pop(key, None)
-    for path, only in FIXED_KEYS.items():
+    for path, only in FIXED_PATHS.items():
         section, _, key = path.rpartition(".")
         for part in _sections(values, section):
             if key in part and _is_only(part[key], only):
                 del part[key]
     return values
-
-
-def only_value(schema_path: str) -> Any:
-    """Return the one value that is built here of an official key, None where it is no such key.
-
-    Args:
-        schema_path: As `engine.config_errors.every_field` names it, but that the key is no field.
-    """
-    loader = re.sub(rf"^({'|'.join(LOADERS)})\.(?=\w+$)", "loader.", schema_path)
-    short = re.sub(r"^\w+\.(dataset\.transforms\.ops\.\[\]\.|dataset\.(?=transforms\.))?", "", schema_path)
-    return next((FIXED_KEYS[key] for key in (schema_path, loader, short) if key in FIXED_KEYS), None)
 
 
 def _is_only(value: Any, only: Any) -> bool:
@@ -138,22 +145,12 @@ def _is_only(value: Any, only: Any) -> bool:
     return type(value) is type(only) and bool(value == only)
 
 
-_OF_LOADERS = {
-    "loader": "",
-    "dataset": ".dataset",
-    "transforms": ".dataset.transforms",
-    "collate_fn": ".collate_fn",
-}
-
-
-def _sections(values: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """List what the section of an inactive key stands for."""
-    found: list[Any] = [get_path(values, name) if name else values]
-    if name in _OF_LOADERS:
-        found = [get_path(values, f"{loader}{_OF_LOADERS[name]}") for loader in LOADERS]
-    if name in ("Mosaic", "ConvertPILImage", "ConvertBoxes"):
-        lists = [get_path(values, f"{loader}.dataset.transforms.ops") for loader in LOADERS]
-        found = [op for ops in lists if isinstance(ops, list) for op in ops if get_path(op, "type") == name]
+def _sections(values: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """List what stands at the path of a section, or of the ops of one type."""
+    path, _, kind = path.partition(".[].")
+    found: Any = [get_path(values, path) if path else values]
+    if kind:
+        found = [op for op in found[0] if get_path(op, "type") == kind] if isinstance(found[0], list) else []
     return [section for section in found if isinstance(section, dict)]
 
 

@@ -28,7 +28,7 @@ def suppressed(detections: Predictions, most_iou: float) -> Predictions:
     groups = np.unique(np.stack([detections.image_ids, detections.category_ids]), axis=1, return_inverse=True)[1]
     arrays = (boxes, detections.scores, groups.reshape(-1))
     kept = batched_nms(*map(torch.from_numpy, arrays), most_iou).sort().values.numpy()
-    return _rows(detections, kept)
+    return detections.rows(kept)
 
 
 def try_suppression(
@@ -46,7 +46,7 @@ def try_suppression(
         left = suppressed(detections, iou)
         tried.append(_judged(iou, coco_numbers(truth, left), best_thresholds(truth, left)))
     best = max(tried, key=lambda one: one["f1"] or 0.0)  # of equals the first, which suppresses least
-    shown = _rows(detections, _reach(truth, detections, thresholds))
+    shown = detections.rows(_reach(truth, detections, thresholds))
     repeats = int(_is_repeat(shown).sum())
     return {"iou": best["iou"], "tried": tried, "repeats": repeats, "detections": len(shown)}
 
@@ -55,11 +55,6 @@ def _judged(iou: float | None, numbers: CocoNumbers, thresholds: dict[str, Any])
     overall = thresholds["overall"]
     metrics = {key: numbers.metrics[key] for key in ("AP", "AP50")}
     return {"iou": iou, **metrics, "f1": overall and overall["f1"], "thresholds": thresholds}
-
-
-def _rows(detections: Predictions, rows: Any) -> Predictions:
-    columns = (detections.image_ids, detections.category_ids, detections.scores, detections.boxes_xywh)
-    return Predictions(*(column[rows] for column in columns))
 
 
 def _reach(truth: GroundTruth, detections: Predictions, thresholds: dict[str, Any]) -> BoolArray:

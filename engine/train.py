@@ -133,15 +133,9 @@ def train_one_epoch(run: Run, epoch: int, stop: StopSignal) -> None:
         )
         if not step.update_finite:
             report_nonfinite(run, epoch, window, step)
-        run.monitor.step(
-            epoch=epoch,
-            step=run.position.step,
-            losses=step.losses,
-            grad_norm=step.grad_norm,
-            images=sum(len(batch.targets) for batch in window) * run.dist.world_size,
-            wait_seconds=wait_seconds,
-            learning_rates={f"group_{i}": group["lr"] for i, group in enumerate(run.optimizer.param_groups)},
-        )
+        images = sum(len(batch.targets) for batch in window) * run.dist.world_size
+        about = {"epoch": epoch, "step": run.position.step, "images": images}
+        run.monitor.step(step, **about, wait_seconds=wait_seconds, optimizer=run.optimizer)
         if step.stopping:
             run.monitor.end_epoch(epoch=epoch, step=run.position.step)
             save(run, "last.pth")

@@ -1,4 +1,4 @@
-"""A training state that does not fit the run is refused as a whole, before any of it is used."""
+"""A training state that does not fit the run is refused as a whole, before any of it is used; which epochs count."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from data.errors import UserError
 from engine.checkpoint import save_checkpoint
 from engine.config import load_config
-from engine.resume import restore
+from engine.resume import Selection, decide, restore
 from engine.run import Run, _load_weights, build_run, save
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import alone, assert_same_state, checkpoint
@@ -196,3 +196,44 @@ def test_everything_is_said_at_once(tiny: tuple[Path, State], tmp_path: Path) ->
         resumed(config, tmp_path, state)
     assert [line.split(":")[0] for line in error.value.problems] == ["step", "train_seconds", "optimizer"]
     assert not (tmp_path / "resumed").exists()
+
+
+# The two-stage selection (docs/deimv2.md, Epoch loop and checkpoints): AP per epoch in, decisions out
+
+
+def decisions(aps: list[float], stop_epoch: int, first_epoch: int = 0) -> tuple[list[str], Selection]:
+    """Each epoch's decisions as letters: b best.pth, 1 best_stg1.pth, r restart."""
+    selection, letters = Selection(), []
+    for epoch, ap in enumerate(aps, start=first_epoch):
+        decision = decide(selection, ap=ap, epoch=epoch, stop_epoch=stop_epoch)
+        selection = decision.selection
+        letters.append("b" * decision.write_best + "1" * decision.write_stage1 + "r" * decision.restart)
+    return letters, selection
+
+
+@pytest.mark.parametrize(
+    ("aps", "stop_epoch", "expected"),
+    [
+        ([0.1, 0.2, 0.15], 10, ["b1", "b1", ""]),
+        ([0.0, 0.0], 10, ["b1", ""]),  # best_stg1 exists after the first epoch even at AP 0
+        ([0.3, 0.2, 0.25], 1, ["b1", "r", ""]),  # after a restart the next epoch is "new" but not the top
+        ([0.3, 0.2, 0.4], 1, ["b1", "r", "b"]),
+        ([0.3, 0.2, 0.25, 0.2, 0.35], 1, ["b1", "r", "", "r", "b"]),
+        ([0.3, 0.4, 0.35], 1, ["b1", "b", "r"]),
+        ([0.2], 0, ["b"]),  # no stage 1 at all
+    ],
+)
+def test_decisions(aps: list[float], stop_epoch: int, expected: list[str]) -> None:
+    assert decisions(aps, stop_epoch)[0] == expected
+
+
+def test_the_top_survives_restarts_and_restarts_are_counted() -> None:
+    _, selection = decisions([0.3, 0.2, 0.25, 0.2], 1)
+    assert (selection.top_ap, selection.top_epoch, selection.restarts) == (0.3, 0, 2)
+
+
+def test_a_resumed_run_decides_as_an_uninterrupted_one() -> None:
+    _, before = decisions([0.3, 0.2], 1)
+    restored = Selection.model_validate(before.model_dump())
+    assert restored == before
+    assert decide(restored, ap=0.31, epoch=2, stop_epoch=1).write_best
