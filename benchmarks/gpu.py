@@ -196,7 +196,7 @@ def loop_steps(run: Run, batches: Iterable[Batch] | None = None) -> Iterator[tup
     for window, wait in timed(windows(batches or all_batches(run), run.config.micro_batches)):
         started = time.perf_counter()
         step = train_step(run, run.position.epoch, window, kept, stop)  # ends with a wait for the device
-        run.position = replace(run.position, step=run.position.step + 1)
+        run.position = run.position.but(step=run.position.step + 1)
         yield step, sum(len(batch.targets) for batch in window), wait, time.perf_counter() - started
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,15 +105,8 @@ def find_images(folders: Sequence[Path], at_least: int = 2) -> list[Path]:
         UserError: A folder is missing, or there are fewer images than `at_least`.
     """
     absent = [f"{folder}: no such folder" for folder in folders if not folder.is_dir()]
-    names = sorted(
-        {
-            Path(root, name)
-            for folder in folders
-            for root, _, files in os.walk(folder)
-            for name in files
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-        }
-    )
+    below = {path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
+    names = sorted(path for path in below if not path.name.startswith(".") and not path.is_dir())
     images = [path for path in names if is_image(path)]
     for path in sorted(set(names) - set(images)):
         log.warning("%s: left out, it cannot be read as an image", path)

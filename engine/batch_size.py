@@ -145,39 +145,33 @@ def choose_batch(
         return BatchChoice(images * given * num_processes, given, _facts(trial, images, memory_bytes))
     own = max(1, total // num_processes)
     for parts in [n for n in range(1, own + 1) if own % n == 0]:
-        if _fits(trial := probe(own // parts), memory_bytes, _FITTING):
+        if _fits(trial := probe(own // parts), _FITTING * memory_bytes):
             break
     why = _facts(trial, own // parts, memory_bytes)
-    return BatchChoice(total, parts, why, _advice(probe, memory_bytes, trial, own, parts, largest, num_processes))
+    images, larger = _roomiest(probe, memory_bytes, largest)
+    if trial is None or larger is None or images <= own:
+        return BatchChoice(total, parts, why)
+    times = (images / larger.seconds) / (own / (parts * trial.seconds))
+    advice = (
+        f"peak {trial.peak_bytes / _GIB:.1f} of {memory_bytes / _GIB:.1f} GiB at batch {own * num_processes}; "
+        f"total_batch_size {images * num_processes} ({larger.peak_bytes / _GIB:.1f} GiB) trains about {times:.1f} "
+        "times as many images a second (trial steps on this card)"
+    )
+    return BatchChoice(total, parts, why, advice)
 
 
 def _roomiest(probe: Probe, memory_bytes: int, largest: int) -> tuple[int, Trial | None]:
     images = 1 << (largest.bit_length() - 1)
-    while not _fits(trial := probe(images), memory_bytes, _ROOMY) and images > 1:
+    while not _fits(trial := probe(images), _ROOMY * memory_bytes) and images > 1:
         images //= 2
     return images, trial
 
 
-def _fits(trial: Trial | None, memory_bytes: int, share: float) -> bool:
-    return trial is not None and trial.peak_bytes <= share * memory_bytes
+def _fits(trial: Trial | None, most_bytes: float) -> bool:
+    return trial is not None and trial.peak_bytes <= most_bytes
 
 
 def _facts(trial: Trial | None, images: int, memory_bytes: int) -> str:
     if trial is None:
         return f"a trial step with {images} image did not fit into {memory_bytes / _GIB:.1f} GiB, either"
     return f"peak {trial.peak_bytes / _GIB:.1f} of {memory_bytes / _GIB:.1f} GiB in a trial step with {images} images"
-
-
-def _advice(
-    probe: Probe, memory_bytes: int, trial: Trial | None, own: int, parts: int, largest: int, num_processes: int
-) -> str | None:
-    """Say what trains faster, by how much in trial steps on this card; None where nothing does."""
-    images, larger = _roomiest(probe, memory_bytes, largest)
-    if trial is None or larger is None or images <= own:
-        return None
-    times = (images / larger.seconds) / (own / (parts * trial.seconds))
-    return (
-        f"peak {trial.peak_bytes / _GIB:.1f} of {memory_bytes / _GIB:.1f} GiB at batch {own * num_processes}; "
-        f"total_batch_size {images * num_processes} ({larger.peak_bytes / _GIB:.1f} GiB) trains about {times:.1f} "
-        "times as many images a second (trial steps on this card)"
-    )

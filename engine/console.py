@@ -33,14 +33,18 @@ def say_start(run: Run, *, resume: Path | None, tuning: Path | None) -> None:
         _say_resumed(run, resume)
         if run.is_over:
             return
+    steps, images = run.config.micro_batches, run.images_per_batch
+    batch = {"images": images * steps, "processes": run.dist.world_size, "steps": steps}
+    plain = steps == 1 and run.dist.world_size == 1
+    length = {"epochs": config.epoches, "steps": run.train_loader.steps_per_epoch, "warmup": config.warmup_iter}
     rows = [
         ("device", _device(run)),
         ("model", _model(run)),
         *([("frozen", frozen)] if (frozen := _frozen(run)) else []),
         ("weights", _weights(text, config, resume, tuning)),
         *((name, _split(text, split)) for name, split in run.data.splits.items()),
-        ("batch", _batch(run)),
-        ("length", _length(run)),
+        ("batch", text("batch_plain" if plain else "batch_parts", **batch, micro=images // run.dist.world_size)),
+        ("length", text("length_value", **length, total=text.number(length["epochs"] * length["steps"], 0))),
         ("rates", _rates(run)),
         ("folder", str(run.folder)),
     ]
@@ -200,21 +204,6 @@ def _split(text: Texts, split: CocoSplit) -> str:
     counts = split.boxes_per_class()
     classes = ", ".join(f"{shorten(name)} {count}" for name, count in zip(split.classes.names, counts, strict=True))
     return text("images", images=len(split), boxes=sum(counts), classes=classes)
-
-
-def _batch(run: Run) -> str:
-    text, steps, processes = run.text, run.config.micro_batches, run.dist.world_size
-    images = run.images_per_batch * steps
-    if steps == 1 and processes == 1:
-        return text("batch_plain", images=images)
-    micro = run.images_per_batch // processes
-    return text("batch_parts", images=images, processes=processes, steps=steps, micro=micro)
-
-
-def _length(run: Run) -> str:
-    epochs, steps = run.config.epoches, run.train_loader.steps_per_epoch
-    values = {"epochs": epochs, "steps": steps, "total": run.text.number(epochs * steps, 0)}
-    return run.text("length_value", **values, warmup=run.config.warmup_iter)
 
 
 def _rates(run: Run) -> str:

@@ -69,12 +69,6 @@ def checkpoint_of(path: Path, name: str = "best.pth") -> Path:
     return path / name
 
 
-def _trained() -> list[Path]:
-    """List the checkpoints under `outputs`, and the run folders that have a best.pth."""
-    files = list(Path("outputs").glob("*/*.pth"))
-    return [*files, *(file.parent for file in files if file.name == "best.pth")]
-
-
 def checkpoint_not_found(path: Path, name: str = "best.pth", hint: str = "") -> UserError:
     """Describe a checkpoint that is no file, or a run folder without `name`; `hint` where nothing is near."""
     folder = path if path.is_dir() else path.parent
@@ -87,6 +81,8 @@ def checkpoint_not_found(path: Path, name: str = "best.pth", hint: str = "") -> 
         fix = "Train first, or give another run's folder or its best.pth."
         fix = f"Give one of them: -r {(path / weights[0]).as_posix()}" if weights else fix
         return UserError(f"Checkpoint {path}: it is a folder without {name}; {holds or 'it is empty'}. {fix}")
-    near = did_you_mean(path, [*_trained(), *(folder / file for file in weights)])
+    trained = list(Path("outputs").glob("*/*.pth"))
+    runs = [file.parent for file in trained if file.name == "best.pth"]
+    near = did_you_mean(path, [*trained, *runs, *(folder / file for file in weights)])
     near = (f" {holds}." if holds else "") + (f" {near[0].upper()}{near[1:]}" if near else "")
     return UserError(f"Checkpoint {path}: no such file; expected a .pth file of a training run.{near or hint}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -74,20 +73,28 @@ def decide(selection: Selection, *, ap: float, epoch: int, stop_epoch: int) -> D
     return Decision(selection, write_best=is_top, write_stage1=is_best and not stage_2, restart=restart)
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(_State):
     """Where a run stands; all of it goes into every checkpoint."""
 
-    epoch: int = 0
-    """The epoch in training, 0-based."""
-    batch_in_epoch: int = 0
-    """Micro-batches of that epoch already trained."""
-    step: int = 0
+    last_epoch: _Epoch = -1
+    """The last one that is complete, 0-based."""
+    batch_in_epoch: _Count = 0
+    """Micro-batches already trained of the epoch after it."""
+    step: _Count = 0
     """Optimiser steps done."""
     selection: Selection = Selection()
-    nonfinite_in_a_row: int = 0
-    train_seconds: float = 0.0
+    nonfinite_in_a_row: _Count = 0
+    train_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Time spent in training steps, evaluation left out."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch in training, 0-based."""
+        return self.last_epoch + 1
+
+    def but(self, **changes: Any) -> Position:
+        """Return it with changes."""
+        return self.model_copy(update=changes)
 
 
 class _Ema(_State):
@@ -105,15 +112,7 @@ class _Scaler(_State):
     growth_tracker: _Count = Field(alias="_growth_tracker")
 
 
-class _Loop(_State):
-    """What a checkpoint says of the loop, beside weights and moments."""
-
-    last_epoch: _Epoch
-    batch_in_epoch: _Count = 0
-    step: _Count | None = None
-    selection: Selection | None = None
-    nonfinite_in_a_row: _Count = 0
-    train_seconds: Annotated[float, Field(ge=0)] = 0.0
+class _Loop(Position):
     ema: _Ema | None = None
     scaler: _Scaler | None = None
 
@@ -165,21 +164,17 @@ def restore(
         ema.load_state_dict({"module": completed(checkpoint["ema"]["module"], ema.module.state_dict()), **numbers})
     if scaler.is_enabled() and loop.scaler is not None:
         scaler.load_state_dict(loop.scaler.model_dump(by_alias=True))
-    return Position(
-        epoch=loop.last_epoch + 1,
-        batch_in_epoch=loop.batch_in_epoch,
-        step=(loop.last_epoch + 1) * train_loader.steps_per_epoch if loop.step is None else loop.step,
-        selection=loop.selection or Selection(),
-        nonfinite_in_a_row=loop.nonfinite_in_a_row,
-        train_seconds=loop.train_seconds,
-    )
+    found = {key: getattr(loop, key) for key in Position.model_fields}
+    steps = {} if "step" in loop.model_fields_set else {"step": loop.epoch * train_loader.steps_per_epoch}
+    return Position(**found | steps)
 
 
 def _read_loop(checkpoint: Mapping[str, Any]) -> tuple[_Loop | None, list[str]]:
     """Everything but weights and moments; None where something of it is no such value."""
     problems = []
     try:
-        loop = _Loop.model_validate({key: checkpoint[key] for key in _Loop.model_fields if key in checkpoint})
+        held = {key: value for key, value in checkpoint.items() if key in _Loop.model_fields and value is not None}
+        loop = _Loop.model_validate({"last_epoch": None} | held)
     except ValidationError as error:
         loop = None
         for fault in error.errors(include_url=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -297,10 +297,9 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
         return
     position = run.position
     if finished_epoch is not None:
-        position = replace(position, epoch=finished_epoch + 1, batch_in_epoch=0)
+        position = position.but(last_epoch=finished_epoch, batch_in_epoch=0)
     state: dict[str, Any] = {
         "date": datetime.now().isoformat(timespec="seconds"),
-        "last_epoch": position.epoch - 1,
         "model": run.model.state_dict(),
         "criterion": {},
         "postprocessor": {},
@@ -308,12 +307,8 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
         "config_file": run.config_file,
         "classes": run.data.classes.to_dict(),
         "seed": run.config.seed,
-        "step": position.step,
-        "batch_in_epoch": position.batch_in_epoch,
+        **position.model_dump(),
         "images_per_batch": run.images_per_batch,
-        "selection": position.selection.model_dump(),
-        "nonfinite_in_a_row": position.nonfinite_in_a_row,
-        "train_seconds": position.train_seconds,
         "object_scale": object_scale(
             run.data.splits["train"], run.config.val_dataloader.dataset.transforms, run.config.tiles
         ),

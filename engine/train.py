@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ def fit(run: Run, stop: StopSignal) -> None:
         if _evaluates(run, epoch):
             with stop.at_once():
                 judge_epoch(run, epoch)
-        run.position = replace(run.position, epoch=epoch + 1, batch_in_epoch=0)
+        run.position = run.position.but(last_epoch=epoch, batch_in_epoch=0)
         save(run, "last.pth")
         if stop.requested(run.dist):
             raise stop.exit()
@@ -124,8 +123,7 @@ def train_one_epoch(run: Run, epoch: int, stop: StopSignal) -> None:
         if _shows_images(run.config, run.position):
             run.monitor.training_images(window[0], step=run.position.step)
         step = train_step(run, epoch, window, statistics, stop)
-        run.position = replace(
-            run.position,
+        run.position = run.position.but(
             step=run.position.step + 1,
             batch_in_epoch=run.position.batch_in_epoch + len(window),
             nonfinite_in_a_row=run.position.nonfinite_in_a_row + 1 if step.counts_as_nonfinite else 0,
@@ -231,7 +229,7 @@ def judge_epoch(run: Run, epoch: int) -> None:
     decision = decide(run.position.selection, ap=0.0 if ap is None else ap, epoch=epoch, stop_epoch=run.stop_epoch)
     # Before the checkpoints: a run that is killed among them evaluates again and replaces the record.
     run.monitor.evaluation(result, epoch=epoch, step=run.position.step, seconds=seconds)
-    run.position = replace(run.position, selection=decision.selection)
+    run.position = run.position.but(selection=decision.selection)
     console.say_epoch(run, epoch, result.metrics)
     if decision.write_stage1:
         save(run, "best_stg1.pth", finished_epoch=epoch)

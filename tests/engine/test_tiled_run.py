@@ -1,7 +1,6 @@
 """A run on tiles: trained, resumed bit for bit, judged in whole images, predicted with the same tiles."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = step(run, *arguments)  # type: ignore[arg-type]
         if run.position.epoch == 1 and run.position.batch_in_epoch == 0:
             position = run.position
-            run.position = replace(position, step=position.step + 1, batch_in_epoch=1)
+            run.position = position.but(step=position.step + 1, batch_in_epoch=1)
             save(run, "middle.pth")
             run.position = position
         return done

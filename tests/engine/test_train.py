@@ -5,7 +5,6 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -270,7 +269,7 @@ def test_a_replayed_step_has_the_losses_of_the_run(finished: tuple[Path, Path], 
     statistics.restore()
     with torch.no_grad():
         torch._foreach_copy_(list(run.model.parameters()), weights)
-    run.position = replace(run.position, step=1)
+    run.position = run.position.but(step=1)
     text = replay(keep_step(run, 0, window, losses, torch.tensor(math.nan)), torch.device("cpu"))
     run.close()
     assert ", ".join(f"{key} {float(value):.4f}" for key, value in losses.items()) in text
@@ -302,7 +301,7 @@ def test_the_ema_follows_every_step_once_but_no_skipped_one(
     monkeypatch.setattr(run.criterion, "forward", poisoned)
     with StopSignal() as stop:
         for epoch in range(2):
-            run.position = replace(run.position, batch_in_epoch=0)
+            run.position = run.position.but(batch_in_epoch=0)
             training.train_one_epoch(run, epoch, stop)
     training.save(run, "last.pth")
     run.close()
@@ -455,6 +454,6 @@ def test_early_stopping(finished: tuple[Path, Path], tmp_path: Path) -> None:
 def test_tensorboard_sees_the_first_batch_of_every_stage(tmp_path: Path) -> None:
     experiment = load_config(write_tiny_config(tmp_path), ["epoches=12", "flat_epoch=4", "no_aug_epoch=2"])
     section = experiment.train_dataloader
-    shown = [epoch for epoch in range(12) if _shows_images(experiment, Position(epoch=epoch))]
+    shown = [epoch for epoch in range(12) if _shows_images(experiment, Position(last_epoch=epoch - 1))]
     assert shown == stage_starts(section.dataset.transforms, section.collate_fn, 12) == [0, 1, 4, 10]
-    assert not _shows_images(experiment, Position(epoch=4, batch_in_epoch=1))
+    assert not _shows_images(experiment, Position(last_epoch=3, batch_in_epoch=1))
