@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 from scipy import sparse, stats
 
-from analysis.bootstrap import BootstrapResult, draw_weights
+from analysis.bootstrap import Resampled, draw_weights, percentiles
 from analysis.image_level import image_scores
 from analysis.matching import IGNORED, TRUE_POSITIVE, Matches
 from data.types import BoolArray, FloatArray, IntArray
@@ -131,8 +131,11 @@ def calibration_error(
         total = counts.sum(axis=0)
         errors = np.divide(np.abs(gaps).sum(axis=0), total, out=np.full(len(total), np.nan), where=total > 0)
         point = float(errors[0])
-        interval = BootstrapResult.ap_interval(errors[1:], point)
-        return {"ece": None if np.isnan(point) else point, "interval": interval, "detections": int(rows.sum())}
+        return {
+            "ece": None if np.isnan(point) else point,
+            "interval": Resampled(point, errors[1:]).interval,
+            "detections": int(rows.sum()),
+        }
 
     counts = np.bincount(bins, minlength=NUM_BINS)
     means = [np.bincount(bins, values, minlength=NUM_BINS) / np.maximum(counts, 1) for values in (scores, hits)]
@@ -175,7 +178,7 @@ def least_cost(
         return result | empty  # with images of one kind alone the least cost is to pass, or to reject, all
     threshold, cost = minima(np.ones((num, 1)))
     drawn = minima(draw_weights(np.random.default_rng(seed), num, samples)) if samples else (threshold[:0],) * 2
-    intervals = [BootstrapResult.interval(values) for values in drawn]
+    intervals = [percentiles(values) for values in drawn]
     return result | dict(zip(empty, (float(threshold[0]), intervals[0], float(cost[0]), intervals[1]), strict=True))
 
 

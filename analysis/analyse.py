@@ -65,21 +65,14 @@ def analyse(
             name: {
                 **numbers.per_class[name],
                 "num_images": int((matches.gt_counts[0, :, label] > 0).sum()),
-                "intervals": {
-                    "AP": drawn.ap_interval(drawn.per_class_ap[:, label], drawn.point_per_class_ap[label]),
-                    "AP50": drawn.ap_interval(drawn.per_class_ap50[:, label], drawn.point_per_class_ap50[label]),
-                },
+                "intervals": {key: one.interval for key, one in drawn.per_class[name].items()},
             }
             for label, name in enumerate(matches.names)
         },
         "gt_hash": matches.gt_hash,
         "split": split,
         "num_images": len(truth.images),
-        "intervals": {
-            "AP": drawn.ap_interval(drawn.ap, drawn.point_ap),
-            "AP50": drawn.ap_interval(drawn.ap50, drawn.point_ap50),
-            "AP75": drawn.ap_interval(drawn.ap75, drawn.point_ap75),
-        },
+        "intervals": {key: one.interval for key, one in drawn.metrics.items()},
         "bootstrap_samples": samples,
         "thresholds": thresholds,
         "suppression": None if suppressed else try_suppression(truth, detections, numbers, thresholds),

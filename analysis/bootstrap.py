@@ -11,7 +11,7 @@ Legend: N samples, I images, K classes, T IoU thresholds, J detections of a clas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -22,6 +22,8 @@ from data.types import FloatArray, IntArray
 
 RECALL_POINTS: FloatArray = np.linspace(0.0, 1.0, 101)
 """COCO's."""
+DEFECTS = "AP_defects"
+"""AP over all classes but NORMAL."""
 
 _CHUNK_VALUES = 1 << 18
 """Numbers in one intermediate array [J, samples]: few enough for the cache."""
@@ -29,87 +31,78 @@ _T50, _T75 = 0, 5
 _Z95 = 1.959964
 
 
-@dataclass(frozen=True, eq=False)
-class BootstrapResult:
-    """AP of N resamples; NaN where a class has no box in the resample (it is then left out of the means)."""
+class Resampled(NamedTuple):
+    """A metric; NaN where there is nothing to measure on: no box, or none in the resample."""
 
-    names: tuple[str, ...]
-    """[K]"""
-    ap: FloatArray
-    """[N]"""
-    ap50: FloatArray
-    """[N]"""
-    ap75: FloatArray
-    """[N]"""
-    per_class_ap: FloatArray
-    """[N, K]"""
-    per_class_ap50: FloatArray
-    """[N, K]"""
-    point_ap: float
+    point: float
     """On the images as they are: COCO's value."""
-    point_ap50: float
-    point_ap75: float
-    point_per_class_ap: FloatArray
-    """[K]"""
-    point_per_class_ap50: FloatArray
-    """[K]"""
+    samples: FloatArray
+    """[N], on resampled images."""
 
-    @staticmethod
-    def interval(values: FloatArray) -> Interval | None:
-        """Return the 95 % percentile interval of [N] values; NaN are left out, None if nothing is left."""
-        measured = values[~np.isnan(values)]
-        if not len(measured):
-            return None
-        low, high = np.percentile(measured, [2.5, 97.5])
-        return Interval(float(low), float(high))
-
-    @staticmethod
-    def ap_interval(values: FloatArray, point: float) -> Interval | None:
-        """Return the 95 % interval of an AP from [N] resampled values: point - bias ± 1.96 standard deviations, within
-        0 to 1.
+    @property
+    def interval(self) -> Interval | None:
+        """95 % of an AP: point - bias ± 1.96 standard deviations, within 0 to 1; None if nothing was measured.
 
         AP reads the best precision at or beyond each recall, a maximum, which noise raises: AP of few images is too
         high, and that of their resamples higher still by about as much (the bias). Percentiles hold both: on 100
         images of NEU-DET with six classes 95 % of them held 70 % of the truth (docs/results.md). In the difference of
-        two models it cancels, so differences have percentiles. NaN are left out; None if nothing is left.
+        two models it cancels, so differences have percentiles.
         """
-        measured = values[~np.isnan(values)]
-        if np.isnan(point) or not len(measured):
+        measured = self.samples[~np.isnan(self.samples)]
+        if np.isnan(self.point) or not len(measured):
             return None
-        centre = 2 * point - float(measured.mean())
+        centre = 2 * self.point - float(measured.mean())
         half = _Z95 * float(measured.std(ddof=1)) if len(measured) > 1 else 0.0
         return Interval(min(max(centre - half, 0.0), 1.0), min(max(centre + half, 0.0), 1.0))
 
 
-def bootstrap(matches: Matches, *, samples: int = 1000, seed: int = 0) -> BootstrapResult:
-    """Compute AP, AP50, AP75 and every class's AP and AP50 on `samples` resamples of the images (0: points alone).
+class BootstrapResult(NamedTuple):
+    """The metrics of one model."""
+
+    metrics: dict[str, Resampled]
+    """AP, AP50, AP75 and perhaps `DEFECTS`: means over the classes that have boxes."""
+    per_class: dict[str, dict[str, Resampled]]
+    """AP and AP50 of every class."""
+
+
+def percentiles(values: FloatArray) -> Interval | None:
+    """Return the 95 % percentile interval of [N] values; NaN are left out, None if nothing is left."""
+    measured = values[~np.isnan(values)]
+    if not len(measured):
+        return None
+    low, high = np.percentile(measured, [2.5, 97.5])
+    return Interval(float(low), float(high))
+
+
+def bootstrap(matches: Matches, *, samples: int = 1000, seed: int = 0, normal: int | None = None) -> BootstrapResult:
+    """Compute the metrics on `samples` resamples of the images (0: points alone), `DEFECTS` where NORMAL's label is
+    given.
 
     The same seed draws the same images for every model judged on them, so that differences can be taken sample by
     sample.
     """
     plans = [_class_plan(matches, label) for label in range(len(matches.names))]
     num_images = len(matches.image_ids)
-    point = _class_aps(matches, plans, np.ones((num_images, 1)))
     chunk = max(8, _CHUNK_VALUES // max(1, *(len(plan.images) for plan in plans), 1))
     rng = np.random.default_rng(seed)
-    parts = [point[:, :, :0]]
+    parts = [_class_aps(matches, plans, np.ones((num_images, 1)))]
     for start in range(0, samples if num_images else 0, chunk):
         weights = draw_weights(rng, num_images, min(chunk, samples - start))
         parts.append(_class_aps(matches, plans, weights))
-    aps = np.concatenate(parts, axis=2)
-    return BootstrapResult(
-        names=matches.names,
-        ap=_mean(aps.mean(axis=1)),
-        ap50=_mean(aps[:, _T50]),
-        ap75=_mean(aps[:, _T75]),
-        per_class_ap=aps.mean(axis=1).T,
-        per_class_ap50=aps[:, _T50].T,
-        point_ap=float(_mean(point.mean(axis=1))[0]),
-        point_ap50=float(_mean(point[:, _T50])[0]),
-        point_ap75=float(_mean(point[:, _T75])[0]),
-        point_per_class_ap=point.mean(axis=1)[:, 0],
-        point_per_class_ap50=point[:, _T50, 0],
-    )
+    aps = np.concatenate(parts, axis=2)  # [K, T, 1 + N], the point first
+    means = aps.mean(axis=1)
+    metrics = {"AP": _mean(means), "AP50": _mean(aps[:, _T50]), "AP75": _mean(aps[:, _T75])}
+    if normal is not None:
+        metrics[DEFECTS] = _mean(np.delete(means, normal, axis=0))
+    per_class = {
+        name: {"AP": _resampled(means[label]), "AP50": _resampled(aps[label, _T50])}
+        for label, name in enumerate(matches.names)
+    }
+    return BootstrapResult({name: _resampled(values) for name, values in metrics.items()}, per_class)
+
+
+def _resampled(values: FloatArray) -> Resampled:
+    return Resampled(float(values[0]), values[1:])
 
 
 def draw_weights(rng: np.random.Generator, num_images: int, samples: int) -> FloatArray:
@@ -119,8 +112,7 @@ def draw_weights(rng: np.random.Generator, num_images: int, samples: int) -> Flo
     return np.ascontiguousarray(np.stack(drawn, axis=1), dtype=np.float64)
 
 
-@dataclass(frozen=True, eq=False)
-class _ClassPlan:
+class _ClassPlan(NamedTuple):
     """One class, prepared for any weights. Its J rows are the detections that hit or are ignored at some threshold."""
 
     images: IntArray

@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from analysis.bootstrap import BootstrapResult, bootstrap
-from analysis.differences import Difference, Estimate, Resampled, estimate, holm, paired_difference, without_class
+from analysis.bootstrap import BootstrapResult, Resampled, bootstrap
+from analysis.differences import Difference, Estimate, estimate, holm, paired_difference
 from analysis.matching import Matches, match
 from analysis.result import Cost
 from analysis.style import tidy
@@ -34,8 +34,6 @@ from engine.results import read_evaluation
 from engine.yaml_dialect import read_yaml, require_few_values
 
 T = TypeVar("T")
-DEFECTS = "AP_defects"
-"""AP over all classes but NORMAL; there only where NORMAL has boxes."""
 _EVALUATE = "evaluate the checkpoint again with evaluate_deimv2.py"
 _SAME_AP = 1e-4
 _WITHOUT_EFFECT = ("seed", "output_dir", "summary_dir", "resume", "device", "num_workers", "print_freq")
@@ -123,15 +121,6 @@ class Group:
     """Dotted keys in which the configs of its runs differ though they should not."""
 
 
-class RunSamples(NamedTuple):
-    """A run's metrics on the images as they are and on resampled ones."""
-
-    metrics: dict[str, Resampled]
-    """AP, AP50, AP75 and perhaps `DEFECTS`."""
-    per_class: dict[str, dict[str, Resampled]]
-    """AP and AP50 of every class."""
-
-
 @dataclass(frozen=True, eq=False)
 class GroupResult:
     """One row of the comparison."""
@@ -184,7 +173,7 @@ def compare_runs(
         pooled = [match(*_pooled(group.runs)) for group in groups]
         facts = {"num_images": len(pooled[0].image_ids), "gt_hash": pooled[0].gt_hash}
         judged_on, normal = judged_on.model_copy(update=facts), _normal_label(runs)
-        of_groups = [[_run_samples(bootstrap(one, samples=samples, seed=seed), normal)] for one in pooled]
+        of_groups = [[bootstrap(one, samples=samples, seed=seed, normal=normal)] for one in pooled]
     results = [
         GroupResult(
             group=group,
@@ -482,7 +471,7 @@ def _folder_label(group: Sequence[EvaluatedRun], depth: int) -> str:
     return tidy(label) or "run"
 
 
-def resample(runs: Sequence[EvaluatedRun], *, samples: int, seed: int, progress: bool = True) -> list[RunSamples]:
+def resample(runs: Sequence[EvaluatedRun], *, samples: int, seed: int, progress: bool = True) -> list[BootstrapResult]:
     """Draw the same images for every run: the same seed draws them, run by run, so that the bar can show how far.
 
     Raises:
@@ -490,7 +479,7 @@ def resample(runs: Sequence[EvaluatedRun], *, samples: int, seed: int, progress:
     """
     problems = []
     for run in runs:
-        stated, point = run.results.metrics.get("AP"), bootstrap(run.matches, samples=0).point_ap
+        stated, point = run.results.metrics.get("AP"), bootstrap(run.matches, samples=0).metrics["AP"].point
         if (np.nan_to_num(point) if stated is None else abs(point - stated)) > _SAME_AP:
             problems.append(
                 f"{run.folder}: results.json says AP {stated}, predictions.json gives {point:.4f}; {_EVALUATE}"
@@ -499,7 +488,7 @@ def resample(runs: Sequence[EvaluatedRun], *, samples: int, seed: int, progress:
         raise UserError("These results and predictions are of different evaluations:", problems)
     normal = _normal_label(runs)
     bar = progress_bar(runs, "bootstrap", unit="run", show=progress)
-    return [_run_samples(bootstrap(run.matches, samples=samples, seed=seed), normal) for run in bar]
+    return [bootstrap(run.matches, samples=samples, seed=seed, normal=normal) for run in bar]
 
 
 def _normal_label(runs: Sequence[EvaluatedRun]) -> int | None:
@@ -510,31 +499,17 @@ def _normal_label(runs: Sequence[EvaluatedRun]) -> int | None:
     return None
 
 
-def _run_samples(drawn: BootstrapResult, normal: int | None) -> RunSamples:
-    metrics = {
-        "AP": Resampled(drawn.point_ap, drawn.ap),
-        "AP50": Resampled(drawn.point_ap50, drawn.ap50),
-        "AP75": Resampled(drawn.point_ap75, drawn.ap75),
-    }
-    if normal is not None:
-        metrics[DEFECTS] = without_class(drawn, normal)
-    ap = zip(drawn.point_per_class_ap.tolist(), drawn.per_class_ap.T, strict=True)
-    ap50 = zip(drawn.point_per_class_ap50.tolist(), drawn.per_class_ap50.T, strict=True)
-    of_classes = ({"AP": Resampled(*one), "AP50": Resampled(*other)} for one, other in zip(ap, ap50, strict=True))
-    return RunSamples(metrics, dict(zip(drawn.names, of_classes, strict=True)))
-
-
 def estimates(runs: Sequence[Mapping[str, Resampled]]) -> dict[str, Estimate]:
     """Return means, intervals and spreads over the seeds of one config."""
     return {name: estimate([run[name] for run in runs]) for name in runs[0]}
 
 
-def class_estimates(runs: Sequence[RunSamples]) -> dict[str, dict[str, Estimate]]:
+def class_estimates(runs: Sequence[BootstrapResult]) -> dict[str, dict[str, Estimate]]:
     """Return every class's `estimates`."""
     return {name: estimates([run.per_class[name] for run in runs]) for name in runs[0].per_class}
 
 
-def _differences(groups: Sequence[Sequence[RunSamples]]) -> list[dict[str, Difference]]:
+def _differences(groups: Sequence[Sequence[BootstrapResult]]) -> list[dict[str, Difference]]:
     """Every group's differences from the first by metric, corrected over the groups."""
     reference, *others = groups
     differences: list[dict[str, Difference]] = [{} for _ in groups]

@@ -9,7 +9,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.compare import DEFECTS, Comparison, GroupResult, identity
+from analysis.bootstrap import DEFECTS
+from analysis.compare import Comparison, GroupResult, identity
 from analysis.differences import Estimate
 from analysis.style import AxisNumbers, class_line, figure_style, new_figure, save_figure, tidy
 from analysis.tables import Cell, Number, PValue, Table, escape_markdown, format_number, write_tables

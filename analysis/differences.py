@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from analysis.bootstrap import BootstrapResult
+from analysis.bootstrap import Resampled, percentiles
 from analysis.result import Interval
 from data.types import FloatArray
 
@@ -37,15 +37,6 @@ _Z95 = 1.959964
 _NEARLY_1 = 1 - 1e-12
 
 Verdict = Literal["helps", "no_difference", "equivalent", "hurts"]
-
-
-class Resampled(NamedTuple):
-    """One metric of one run; NaN where there is nothing to measure on."""
-
-    point: float
-    """On the images as they are."""
-    samples: FloatArray
-    """[N]"""
 
 
 class Estimate(NamedTuple):
@@ -114,7 +105,7 @@ def estimate(runs: Sequence[Resampled]) -> Estimate:
     if np.isnan(points).any():
         return Estimate(None, None, None, per_run)
     value = float(points.mean())
-    return Estimate(value, BootstrapResult.ap_interval(_mean_samples(runs), value), _sd(points), per_run)
+    return Estimate(value, Resampled(value, _mean_samples(runs)).interval, _sd(points), per_run)
 
 
 def paired_difference(runs: Sequence[Resampled], reference: Sequence[Resampled]) -> Difference:
@@ -136,7 +127,7 @@ def paired_difference(runs: Sequence[Resampled], reference: Sequence[Resampled])
         return Difference(value, None, None)
     below, above = (samples <= 0).sum(), (samples >= 0).sum()
     p_value = min(1.0, 2.0 * float(min(below, above) + 1) / (len(samples) + 1))
-    return Difference(value, BootstrapResult.interval(samples), p_value)
+    return Difference(value, percentiles(samples), p_value)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -167,7 +158,7 @@ def effect(runs: Sequence[Resampled], reference: Sequence[Resampled], num_images
     samples = np.mean([run.samples - other.samples for run, other in pairs], axis=0)
     samples = samples[~np.isnan(samples)]
     seed_sd, value = _sd(points), float(points.mean())
-    found = Effect(value, per_seed, seed_sd, BootstrapResult.interval(samples), None)
+    found = Effect(value, per_seed, seed_sd, percentiles(samples), None)
     if seed_sd is None or len(samples) < 2:
         return found
     of_images, of_seeds = float(samples.var(ddof=1)), seed_sd**2 / len(points)
@@ -205,21 +196,6 @@ def verdict(interval: Interval) -> Verdict:
     if interval.low > 0:
         return "helps"
     return "hurts" if interval.high < 0 else "no_difference"
-
-
-def without_class(result: BootstrapResult, label: int) -> Resampled:
-    """Return AP over all classes but one."""
-    kept = [index for index in range(len(result.names)) if index != label]
-    points = result.point_per_class_ap[None, kept]
-    return Resampled(float(_row_means(points)[0]), _row_means(result.per_class_ap[:, kept]))
-
-
-def _row_means(values: FloatArray) -> FloatArray:
-    """Means of [N, K] over what is not NaN; NaN where nothing is left."""
-    measured = ~np.isnan(values)
-    total, count = np.where(measured, values, 0.0).sum(axis=1), measured.sum(axis=1)
-    means: FloatArray = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
-    return means
 
 
 def _mean_samples(runs: Sequence[Resampled]) -> FloatArray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import BootstrapResult, draw_weights
+from analysis.bootstrap import draw_weights, percentiles
 from analysis.curves import SCORE_THRESHOLDS
 from analysis.matching import Matches
 from data.types import BoolArray, FloatArray
@@ -42,7 +42,7 @@ def image_level(
     missed = np.searchsorted(np.sort(best[defective]), np.maximum(thresholds, np.finfo(float).tiny), side="left")
     return {
         "auroc": None if np.isnan(point) else point,
-        "auroc_interval": BootstrapResult.interval(_bootstrap(best, defective, samples, seed)),
+        "auroc_interval": percentiles(_bootstrap(best, defective, samples, seed)),
         "num_clean": num_clean,
         "num_defective": num_defective,
         "scores": thresholds.round(6).tolist(),

@@ -31,7 +31,7 @@ from scipy import stats
 from scipy.integrate import trapezoid
 from torch import Tensor, nn
 
-from analysis.bootstrap import BootstrapResult, draw_weights
+from analysis.bootstrap import draw_weights, percentiles
 from analysis.result import Interval
 from attention.capture import Predictions, all_objects, choose_objects, predictions_of
 from attention.evidence import DrawMap
@@ -189,7 +189,7 @@ def _estimate(values: FloatArray, weights: FloatArray) -> Estimate:
         return Estimate(None, None, 0)
     drawn = weights.sum(axis=0)
     means = np.divide(values @ weights, drawn, out=np.full(len(drawn), np.nan), where=drawn > 0)
-    return Estimate(float(values.mean()), BootstrapResult.interval(means), len(values))
+    return Estimate(float(values.mean()), percentiles(means), len(values))
 
 
 def score_maps(

@@ -77,7 +77,7 @@ def test_a_checkpoint_is_all_it_needs(tiny: Path) -> None:
     assert set(results["thresholds"]["per_class"]) == set(CLASS_NAMES)
     tables = match(*read_evaluation(folder))
     assert tables.gt_hash == results["gt_hash"] and len(tables.found.scores) == len(predictions)
-    assert bootstrap(tables, samples=0).point_ap == pytest.approx(results["metrics"]["AP"], abs=1e-9)
+    assert bootstrap(tables, samples=0).metrics["AP"].point == pytest.approx(results["metrics"]["AP"], abs=1e-9)
 
 
 def test_analysis_options(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

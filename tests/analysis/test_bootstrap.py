@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.bootstrap import BootstrapResult, bootstrap, draw_weights
+from analysis.bootstrap import BootstrapResult, Resampled, bootstrap, draw_weights, percentiles
 from analysis.matching import AREA_RANGES_PX2, IGNORED, IOU_THRESHOLDS, TRUE_POSITIVE, Boxes, Matches, match
+from data.types import FloatArray
 from engine.metrics import CocoNumbers, GroundTruth, Predictions, coco_numbers
 from tests.support.coco_reference import CLASSES, TOLERANCE, random_case, reference_stats
 
@@ -26,14 +27,11 @@ def test_point_is_what_pycocotools_says(seed: int, num_images: int, crowds: floa
     result = bootstrap(match(truth, detections), samples=0)
     results = [dict(one) for one in detections.to_coco()]
     expected = reference_stats(truth, results)
-    assert close(result.point_ap, expected[0])
-    assert close(result.point_ap50, expected[1])
-    assert close(result.point_ap75, expected[2])
-    for label, category_id in enumerate(CLASSES.category_ids):
+    for one, value in zip(result.metrics.values(), expected, strict=False):
+        assert close(one.point, value) and one.samples.shape == (0,)
+    for of, category_id in zip(result.per_class.values(), CLASSES.category_ids, strict=True):
         expected = reference_stats(truth, results, [category_id])
-        assert close(float(result.point_per_class_ap[label]), expected[0])
-        assert close(float(result.point_per_class_ap50[label]), expected[1])
-    assert result.ap.shape == (0,) and result.per_class_ap.shape == (0, 5)
+        assert close(of["AP"].point, expected[0]) and close(of["AP50"].point, expected[1])
 
 
 @pytest.mark.parametrize("num_boxes", [7, 29, 57, 100, 200])
@@ -48,7 +46,7 @@ def test_point_where_recall_falls_on_coco_s_points(num_boxes: int) -> None:
         np.arange(num_boxes), np.full(num_boxes, 3), np.linspace(1, 0, num_boxes), corners
     )
     result = bootstrap(match(truth, detections), samples=0)
-    assert close(result.point_ap, reference_stats(truth, [dict(one) for one in detections.to_coco()])[0])
+    assert close(result.metrics["AP"].point, reference_stats(truth, [dict(one) for one in detections.to_coco()])[0])
 
 
 def drawn_data_set(truth: GroundTruth, detections: Predictions, weights: Any) -> CocoNumbers:
@@ -83,58 +81,62 @@ def test_every_sample_is_coco_s_value_of_the_drawn_images(seed: int) -> None:
     weights = draw_weights(np.random.default_rng(seed), 8, 12)
     for sample in range(12):
         expected = drawn_data_set(truth, detections, weights[:, sample])
-        assert close(result.ap[sample], expected.metrics["AP"])
-        assert close(result.ap50[sample], expected.metrics["AP50"])
-        assert close(result.ap75[sample], expected.metrics["AP75"])
-        for label, row in enumerate(expected.per_class.values()):
-            assert close(result.per_class_ap[sample, label], row["AP"])
-            assert close(result.per_class_ap50[sample, label], row["AP50"])
+        per_class = expected.per_class.items()
+        for of, row in ((result.metrics, expected.metrics), *((result.per_class[k], v) for k, v in per_class)):
+            for name, one in of.items():
+                assert close(one.samples[sample], row[name])
 
 
 def test_samples_follow_the_seed_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     matches = match(*random_case(2, num_images=20))
-    once = bootstrap(matches, samples=50, seed=3)
+
+    def aps(seed: int) -> FloatArray:
+        return bootstrap(matches, samples=50, seed=seed).metrics["AP"].samples
+
+    once = aps(3)
     monkeypatch.setattr("analysis.bootstrap._CHUNK_VALUES", 1)
-    assert (bootstrap(matches, samples=50, seed=3).ap == once.ap).all()
-    assert (bootstrap(matches, samples=50, seed=4).ap != once.ap).any()
-    assert once.ap.shape == (50,) and once.per_class_ap50.shape == (50, 5)
+    assert (aps(3) == once).all() and (aps(4) != once).any() and once.shape == (50,)
 
 
 def test_interval() -> None:
     values = np.concatenate([np.arange(1001.0), [np.nan]])
-    assert BootstrapResult.interval(values) == (25.0, 975.0)
-    assert BootstrapResult.interval(np.array([np.nan])) is None
-    assert BootstrapResult.interval(np.empty(0)) is None
+    assert percentiles(values) == (25.0, 975.0)
+    assert percentiles(np.array([np.nan])) is None
+    assert percentiles(np.empty(0)) is None
 
 
 def test_ap_interval_takes_the_bias_off_and_stays_a_fraction() -> None:
     values = np.array([0.5, 0.6, 0.7, np.nan])
-    low, high = BootstrapResult.ap_interval(values, 0.55) or (0, 0)
+    low, high = Resampled(0.55, values).interval or (0, 0)
     assert (low, high) == pytest.approx((0.5 - 0.1 * 1.959964, 0.5 + 0.1 * 1.959964)), "0.05 too high twice"
-    assert BootstrapResult.ap_interval(np.array([0.9, 0.99]), 0.98) == pytest.approx((0.89026, 1.0), abs=1e-4)
-    assert BootstrapResult.ap_interval(np.zeros(9), 0.0) == (0.0, 0.0)
-    assert BootstrapResult.ap_interval(np.array([0.4]), 0.4) == (0.4, 0.4)
-    assert BootstrapResult.ap_interval(np.array([np.nan]), 0.4) is None
-    assert BootstrapResult.ap_interval(np.empty(0), 0.4) is None
-    assert BootstrapResult.ap_interval(np.array([0.4, 0.5]), np.nan) is None
+    assert Resampled(0.98, np.array([0.9, 0.99])).interval == pytest.approx((0.89026, 1.0), abs=1e-4)
+    assert Resampled(0.0, np.zeros(9)).interval == (0.0, 0.0)
+    assert Resampled(0.4, np.array([0.4])).interval == (0.4, 0.4)
+    for point, nothing in ((0.4, [np.nan]), (0.4, []), (np.nan, [0.4, 0.5])):
+        assert Resampled(point, np.array(nothing)).interval is None
 
 
 def test_nothing_to_judge() -> None:
     truth, detections = random_case(1)
-    result = bootstrap(match(dataclasses.replace(truth, annotations=[]), detections), samples=5)
-    assert np.isnan(result.point_ap) and np.isnan(result.ap).all() and BootstrapResult.interval(result.ap) is None
-    found_nothing = bootstrap(match(truth, Predictions.empty()), samples=5)
-    assert found_nothing.point_ap == 0 and (found_nothing.ap == 0).all()
-    no_images = bootstrap(match(GroundTruth({}, [], CLASSES), detections), samples=5)
-    assert np.isnan(no_images.point_ap) and len(no_images.ap) == 0
+    cases = (
+        (dataclasses.replace(truth, annotations=[]), detections),
+        (truth, Predictions.empty()),
+        (GroundTruth({}, [], CLASSES), detections),
+    )
+    nothing, missed, no_images = (bootstrap(match(*case), samples=5).metrics["AP"] for case in cases)
+    assert np.isnan(nothing.point) and np.isnan(nothing.samples).all() and nothing.interval is None
+    assert missed.point == 0 and (missed.samples == 0).all()
+    assert np.isnan(no_images.point) and len(no_images.samples) == 0
 
 
 def test_one_seed_draws_the_same_images_for_every_model() -> None:
     truth, detections = random_case(5, num_images=30)
     worse = dataclasses.replace(detections, scores=np.random.default_rng(0).random(len(detections)))
-    good, bad = (bootstrap(match(truth, found), samples=40, seed=9) for found in (detections, worse))
-    again = bootstrap(match(truth, detections), samples=40, seed=9)
-    assert (good.ap == again.ap).all() and (good.ap != bad.ap).any()
+    good, bad, again = (
+        bootstrap(match(truth, found), samples=40, seed=9).metrics["AP"].samples
+        for found in (detections, worse, detections)
+    )
+    assert (good == again).all() and (good != bad).any()
 
 
 def simulate(rng: np.random.Generator, num_images: int, *, skill: float = 1.0) -> Matches:
@@ -180,20 +182,19 @@ def simulate(rng: np.random.Generator, num_images: int, *, skill: float = 1.0) -
 
 def test_intervals_cover_the_population() -> None:
     """Of many small data sets, about 95 % have an interval that holds the AP of the whole population."""
-    population = bootstrap(simulate(np.random.default_rng(0), 100_000), samples=0)
+
+    def measured(result: BootstrapResult) -> list[Resampled]:
+        metrics, per_class = result
+        return [metrics["AP"], metrics["AP50"], *(of["AP"] for of in per_class.values())]
+
+    population = measured(bootstrap(simulate(np.random.default_rng(0), 100_000), samples=0))
     repeats, covered, points = 100, np.zeros(4), []
     for repeat in range(repeats):
         result = bootstrap(simulate(np.random.default_rng(1000 + repeat), 250), samples=150, seed=repeat)
-        points.append(result.point_ap)
-        pairs = (
-            (population.point_ap, result.point_ap, result.ap),
-            (population.point_ap50, result.point_ap50, result.ap50),
-            *zip(population.point_per_class_ap, result.point_per_class_ap, result.per_class_ap.T, strict=True),
-        )
-        for which, (truth, point, values) in enumerate(pairs):
-            interval = BootstrapResult.ap_interval(values, point)
-            assert interval is not None
-            covered[which] += interval.low <= truth <= interval.high
+        points.append(result.metrics["AP"].point)
+        for which, (truth, one) in enumerate(zip(population, measured(result), strict=True)):
+            assert one.interval is not None
+            covered[which] += one.interval.low <= truth.point <= one.interval.high
     share = covered / repeats
     # With 100 data sets a share scatters by 0.022 around 0.95; 400 data sets gave 0.935 to 0.955 (docs/results.md).
     assert ((share >= 0.89) & (share <= 0.995)).all(), share

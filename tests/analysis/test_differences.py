@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.bootstrap import BootstrapResult, bootstrap
+from analysis.bootstrap import DEFECTS, Resampled, bootstrap
 from analysis.differences import (
     Effect,
-    Resampled,
     effect,
     estimate,
     holm,
@@ -19,8 +18,8 @@ from analysis.differences import (
     rank_correlation,
     tost,
     verdict,
-    without_class,
 )
+from analysis.matching import Matches
 from analysis.result import Interval
 from tests.support.comparison import WITH_NORMAL, make_tables, make_truth
 
@@ -28,8 +27,8 @@ SAMPLES = 300
 IMAGES = 80
 
 
-def ap_of(result: BootstrapResult) -> Resampled:
-    return Resampled(result.point_ap, result.ap)
+def ap_of(tables: Matches, samples: int = SAMPLES, seed: int = 0) -> Resampled:
+    return bootstrap(tables, samples=samples, seed=seed).metrics["AP"]
 
 
 def width(interval: Interval | None) -> float:
@@ -39,7 +38,7 @@ def width(interval: Interval | None) -> float:
 
 def test_identical_models_do_not_differ() -> None:
     tables = make_tables(make_truth(), quality=0.6, seed=1)
-    one, two = (ap_of(result) for result in [bootstrap(tables, samples=SAMPLES)] * 2)
+    one, two = (ap_of(tables) for _ in range(2))
     difference = paired_difference([two], [one])
     assert (difference.value, difference.interval, difference.p_value) == (0.0, (0.0, 0.0), 1.0)
 
@@ -47,7 +46,7 @@ def test_identical_models_do_not_differ() -> None:
 def test_a_clearly_better_model_is_found_and_the_sign_is_right() -> None:
     truth = make_truth(120)
     runs = [make_tables(truth, quality=quality, seed=seed) for quality, seed in ((0.4, 1), (0.8, 2))]
-    worse, better = (ap_of(bootstrap(run, samples=SAMPLES)) for run in runs)
+    worse, better = (ap_of(run) for run in runs)
     difference = paired_difference([better], [worse])
     assert difference.value == pytest.approx(better.point - worse.point) and difference.value > 0.1
     assert difference.interval is not None and difference.interval.low > 0
@@ -62,7 +61,7 @@ def test_equal_models_are_seldom_taken_for_different() -> None:
     for trial in range(trials):
         truth = make_truth(60, seed=trial)
         runs = [make_tables(truth, quality=0.6, seed=1000 + 2 * trial + which) for which in range(2)]
-        one, two = (ap_of(bootstrap(run, samples=200, seed=trial)) for run in runs)
+        one, two = (ap_of(run, 200, trial) for run in runs)
         p_value = paired_difference([two], [one]).p_value
         assert p_value is not None
         found += p_value < 0.05
@@ -72,21 +71,10 @@ def test_equal_models_are_seldom_taken_for_different() -> None:
 def test_pairing_takes_the_difficulty_of_the_images_out() -> None:
     truth = make_truth(150)
     runs = [make_tables(truth, quality=0.6, seed=seed) for seed in (1, 2)]
-    one, two = (ap_of(bootstrap(run, samples=SAMPLES)) for run in runs)
-    unpaired = Resampled(two.point, bootstrap(runs[1], samples=SAMPLES, seed=12345).ap)
+    one, two = (ap_of(run) for run in runs)
+    unpaired = Resampled(two.point, ap_of(runs[1], seed=12345).samples)
     paired_width = width(paired_difference([two], [one]).interval)
     assert paired_width < 0.9 * width(paired_difference([unpaired], [one]).interval)
-
-
-def test_one_run_at_a_time_draws_the_same_images() -> None:
-    """The comparison relies on it: it resamples run by run to show its progress."""
-    truth = make_truth()
-    runs = [make_tables(truth, quality=quality, seed=3) for quality in (0.4, 0.9)]
-    together = [bootstrap(run, samples=50, seed=7) for run in runs]
-    for tables, expected in zip(runs, together, strict=True):
-        alone = bootstrap(tables, samples=50, seed=7)
-        np.testing.assert_array_equal(alone.ap, expected.ap)
-        np.testing.assert_array_equal(alone.per_class_ap, expected.per_class_ap)
 
 
 def test_seeds_are_averaged_resample_by_resample() -> None:
@@ -121,10 +109,10 @@ def test_samples_of_other_images_are_refused() -> None:
 
 
 def test_ap_without_normal() -> None:
-    result = bootstrap(make_tables(make_truth(classes=WITH_NORMAL), quality=0.6, seed=1), samples=20)
-    defects = without_class(result, 1)
-    assert defects.point == result.point_per_class_ap[0] != result.point_ap
-    np.testing.assert_array_equal(defects.samples, result.per_class_ap[:, 0])
+    result = bootstrap(make_tables(make_truth(classes=WITH_NORMAL), quality=0.6, seed=1), samples=20, normal=1)
+    defects, own = result.metrics[DEFECTS], next(iter(result.per_class.values()))["AP"]
+    assert defects.point == own.point != result.metrics["AP"].point
+    np.testing.assert_array_equal(defects.samples, own.samples)
 
 
 def test_holm_by_hand() -> None:
@@ -152,10 +140,7 @@ def modes(*qualities: float, samples: int = 200, seed: int = 0) -> list[list[Res
         for number, quality in enumerate(qualities)
         for run in range(3)
     ]
-    drawn = [
-        Resampled(result.point_ap, result.ap)
-        for result in (bootstrap(one, samples=samples, seed=seed) for one in tables)
-    ]
+    drawn = [ap_of(one, samples, seed) for one in tables]
     return [drawn[3 * number : 3 * number + 3] for number in range(len(qualities))]
 
 
