@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -31,34 +32,16 @@ from data.batch import Batch
 from data.classes import ClassMap
 from data.coco import CocoSplit
 from data.compat import shared_bytes, stop_workers, workers_of
-from data.config import DataConfig, LoaderConfig, loaders
+from data.config import CollateConfig, DataConfig, LoaderConfig, loaders
 from data.errors import UserError
-from data.industrial_dataset import (
-    BATCH_STREAM,
-    SHUFFLE_STREAM,
-    IndustrialDataset,
-    Sample,
-    SampleKey,
-    build_cache,
-)
+from data.industrial_dataset import BATCH_STREAM, SHUFFLE_STREAM, IndustrialDataset, Sample, SampleKey, build_cache
 from data.mix import batch_size_hw, mix_batch
-from data.pixel_cache import PixelCache, memory_to_spare
+from data.pixel_cache import memory_to_spare
 from data.sampling import epoch_length, repeat_factors, repeated
 from data.signals import STOP_SIGNALS, held_back
-from data.splits import DataBundle, build_datasets
+from data.splits import build_datasets
 from data.tiles import image_numbers, thinned, tiled
-from data.types import FloatArray, IntArray
-
-__all__ = [
-    "DataBundle",
-    "EvalLoader",
-    "SampleKey",
-    "TrainLoader",
-    "build_datasets",
-    "build_eval_loader",
-    "build_train_loader",
-    "collate",
-]
+from data.types import FloatArray
 
 _STALLED_AFTER_SECONDS = 600
 _CHECKED_EVERY_SECONDS = 5
@@ -92,10 +75,12 @@ def build_train_loader(
     factors, split = _factors(config, split), tiled(split, config.tiles)
     order = _train_order(config, factors, seed=seed, rank=rank, world_size=world_size)
     workers = loader.num_workers if num_workers is None else num_workers
-    cache = _cache(split, loader, shared=workers > 0)
+    spare, max_bytes = memory_to_spare(), loader.dataset.cache_mib * 2**20
+    max_bytes = max_bytes if spare is None else min(max_bytes, spare)
+    cache = build_cache(split, loader, max_bytes, shared=workers > 0) if loader.dataset.cache_mib else None
     weights = None if config.tiles is None else factors
     dataset = IndustrialDataset(split, loader, training=True, seed=seed, cache=cache, weights=weights)
-    batches = _Batches(dataset, loader, training=True, seed=seed, rank=rank)
+    batches = _Batches(dataset, loader.collate_fn, seed, rank)
     return TrainLoader(batches, order, workers, pin_memory, config.micro_batches)
 
 
@@ -130,8 +115,7 @@ def _train_order(
     loader = config.train_dataloader
     micro_batch = _micro_batch_size(loader, world_size, config.micro_batches)
     window = config.micro_batches if loader.drop_last else None
-    place = {"seed": seed, "rank": rank, "world_size": world_size}
-    order = _EpochOrder(factors, micro_batch, shuffle=loader.shuffle, window=window, **place)
+    order = _EpochOrder(factors, micro_batch, window, loader.shuffle, seed, rank, world_size)
     if not len(order):
         total = micro_batch * world_size * config.micro_batches
         raise UserError(
@@ -161,25 +145,17 @@ def build_eval_loader(
         UserError: There is no such section.
     """
     _require_same_classes(split, classes)
-    split = tiled(split, config.tiles)
-    sections = loaders(config)
+    split, sections = tiled(split, config.tiles), loaders(config)
     key = "val_dataloader" if which == "train" else f"{which}_dataloader"
     if key not in sections:
         raise UserError(f"The config has no section {key}. Add it, or choose another split.")
     loader = sections[key]
     batch_size = loader.batch_size or max(1, (loader.images_per_step or 1) // world_size)
-    batches = _Batches(IndustrialDataset(split, loader, training=False), loader, training=False)
-    order = _EvalOrder(image_numbers(split), batch_size, rank, world_size)
+    batches = _Batches(IndustrialDataset(split, loader, training=False))
+    mine = np.flatnonzero(image_numbers(split) % world_size == rank).tolist()  # an image goes with all its tiles
+    starts = enumerate(range(0, len(mine), batch_size))
+    order = [[SampleKey(0, batch, i) for i in mine[start : start + batch_size]] for batch, start in starts]
     return EvalLoader(batches, order, loader.num_workers, pin_memory)
-
-
-def _cache(split: CocoSplit, loader: LoaderConfig, *, shared: bool) -> PixelCache | None:
-    """Make room for the split's pixels, as far as config and memory allow."""
-    max_bytes = loader.dataset.cache_mib * 2**20
-    if not max_bytes:
-        return None
-    spare = memory_to_spare()
-    return build_cache(split, loader, max_bytes if spare is None else min(max_bytes, spare), shared=shared)
 
 
 def _worker_context() -> BaseContext:
@@ -218,7 +194,7 @@ def collate(images: Tensor, samples: Sequence[Sample]) -> Batch:
 class _Loader:
     """A DataLoader of whole batches, with readable errors."""
 
-    def __init__(self, batches: _Batches, order: Sampler[Keys], num_workers: int, pin_memory: bool) -> None:
+    def __init__(self, batches: _Batches, order: _EpochOrder | list[Keys], num_workers: int, pin_memory: bool) -> None:
         workers: dict[str, Any] = {}
         if num_workers:
             workers = {
@@ -228,12 +204,14 @@ class _Loader:
                 "worker_init_fn": _init_worker,
                 "timeout": _CHECKED_EVERY_SECONDS,
             }
-        self._batches = batches
+        self._order = order
+        self.dataset = batches.dataset
+        """The samples behind the batches."""
         self._loader: DataLoader[Any] = DataLoader(
             batches,
             sampler=order,
             batch_size=None,  # the keys of a whole batch go to one worker
-            collate_fn=_unchanged,
+            collate_fn=_unchanged,  # a lambda could not be sent to a worker
             num_workers=num_workers,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # or each epoch would draw from the global one
@@ -243,10 +221,9 @@ class _Loader:
             # Before multiprocessing sends SIGTERM to what is left, which workers ignore, and waits for their end.
             atexit.register(_end_workers, weakref.ref(self))
 
-    @property
-    def dataset(self) -> IndustrialDataset:
-        """The samples behind the batches."""
-        return self._batches.dataset
+    def __len__(self) -> int:
+        """Batches of this process, in training micro-batches of a whole epoch."""
+        return len(self._order)
 
     def __iter__(self) -> Iterator[Batch]:
         if self._loader.num_workers and os.name == "posix":
@@ -289,20 +266,17 @@ def _end_workers(loader: weakref.ref[_Loader]) -> None:
 class TrainLoader(_Loader):
     """Shuffled, augmented micro-batches of one process. Same number of batches on every process."""
 
+    _order: _EpochOrder
+
     def __init__(
         self, batches: _Batches, order: _EpochOrder, num_workers: int, pin_memory: bool, accumulation_steps: int
     ) -> None:
         super().__init__(batches, order, num_workers, pin_memory)
-        self._order = order
         self._accumulation_steps = accumulation_steps
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the epoch of the next iteration, and how many of its micro-batches are passed over (resuming)."""
         self._order.epoch, self._order.first_batch = epoch, first_batch
-
-    def __len__(self) -> int:
-        """Micro-batches of a whole epoch."""
-        return len(self._order)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -313,87 +287,55 @@ class TrainLoader(_Loader):
 class EvalLoader(_Loader):
     """Every image of this process's share once, in order."""
 
-    def __init__(self, batches: _Batches, order: _EvalOrder, num_workers: int, pin_memory: bool) -> None:
-        super().__init__(batches, order, num_workers, pin_memory)
-        self._order = order
 
-    def __len__(self) -> int:
-        """Batches of this process."""
-        return len(self._order)
-
-
+@dataclass(eq=False)
 class _EpochOrder(Sampler[Keys]):
     """Keys of the micro-batches of one process; the order is a permutation drawn from (seed, epoch)."""
 
-    def __init__(
-        self,
-        factors: FloatArray,
-        micro_batch: int,
-        *,
-        seed: int,
-        rank: int,
-        world_size: int,
-        shuffle: bool,
-        window: int | None,
-    ) -> None:
-        """Take how often each image comes, see `repeated`; a `window` of micro-batches drops an incomplete step."""
-        self.epoch = 0
-        self.first_batch = 0
-        self._factors = factors
-        self._num_images = num_images = epoch_length(factors)
-        self._micro_batch = micro_batch
-        self._seed = seed
-        self._rank, self._world_size = rank, world_size
-        self._shuffle = shuffle
-        if window is None:
-            self._images_per_rank = math.ceil(num_images / world_size)
-        else:
-            step = micro_batch * window
-            self._images_per_rank = num_images // (step * world_size) * step
+    factors: FloatArray
+    """How often each image comes, see `repeated`."""
+    micro_batch: int
+    window: int | None
+    """Micro-batches of a step, an incomplete one of which is dropped; None keeps it."""
+    shuffle: bool
+    seed: int
+    rank: int
+    world_size: int
+    epoch: int = 0
+    first_batch: int = 0
+
+    @property
+    def _images_per_rank(self) -> int:
+        num_images, step = epoch_length(self.factors), self.micro_batch * (self.window or 1)
+        if self.window is None:
+            return math.ceil(num_images / self.world_size)
+        return num_images // (step * self.world_size) * step
 
     def __len__(self) -> int:
-        return math.ceil(self._images_per_rank / self._micro_batch)
+        return math.ceil(self._images_per_rank / self.micro_batch)
 
     def __iter__(self) -> Iterator[Keys]:
-        epoch, first_batch = self.epoch, self.first_batch
-        rng = np.random.default_rng([SHUFFLE_STREAM, self._seed, epoch])
-        order = rng.permutation(self._num_images) if self._shuffle else np.arange(self._num_images)
-        images, copies = repeated(self._factors, rng)
+        epoch, first_batch, num_images = self.epoch, self.first_batch, epoch_length(self.factors)
+        rng = np.random.default_rng([SHUFFLE_STREAM, self.seed, epoch])
+        order = rng.permutation(num_images) if self.shuffle else np.arange(num_images)
+        images, copies = repeated(self.factors, rng)
         # Repeats the first few where the last step is kept and the processes cannot share it evenly.
-        order = np.resize(order, self._images_per_rank * self._world_size)
-        mine = order[self._rank :: self._world_size].tolist()
+        order = np.resize(order, self._images_per_rank * self.world_size)
+        mine = order[self.rank :: self.world_size].tolist()
         for batch in range(first_batch, len(self)):
-            places = mine[batch * self._micro_batch : (batch + 1) * self._micro_batch]
+            places = mine[batch * self.micro_batch : (batch + 1) * self.micro_batch]
             yield [SampleKey(epoch, batch, int(images[place]), int(copies[place])) for place in places]
 
 
-class _EvalOrder(Sampler[Keys]):
-    """Every image once over all processes, without padding; all tiles of an image on one process, in order."""
-
-    def __init__(self, numbers: IntArray, batch_size: int, rank: int, world_size: int) -> None:
-        self._mine = np.flatnonzero(numbers % world_size == rank).tolist()
-        self._batch_size = batch_size
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._mine) / self._batch_size)
-
-    def __iter__(self) -> Iterator[Keys]:
-        for batch in range(len(self)):
-            indices = self._mine[batch * self._batch_size : (batch + 1) * self._batch_size]
-            yield [SampleKey(0, batch, index) for index in indices]
-
-
+@dataclass(eq=False)
 class _Batches(Dataset[Any]):
     """Makes a whole batch from its keys, mixed in training."""
 
-    def __init__(
-        self, dataset: IndustrialDataset, loader: LoaderConfig, *, training: bool, seed: int = 0, rank: int = 0
-    ) -> None:
-        self.dataset = dataset
-        self._collate = loader.collate_fn
-        self._training = training
-        self._seed = seed
-        self._rank = rank
+    dataset: IndustrialDataset
+    collate_fn: CollateConfig | None = None
+    """None: images are not mixed."""
+    seed: int = 0
+    rank: int = 0
 
     def __getitem__(self, keys: Keys) -> Batch | UserError:
         """The batch; a UserError comes as a value, because the DataLoader would bury its text in a traceback."""
@@ -403,13 +345,13 @@ class _Batches(Dataset[Any]):
             return error
 
     def _batch(self, keys: Keys) -> Batch:
-        first, size_hw = keys[0], self.dataset.size_hw
-        if not self._training:
+        first, size_hw, config = keys[0], self.dataset.size_hw, self.collate_fn
+        if config is None:
             return self._drawn(keys, size_hw)
-        rng = np.random.default_rng([BATCH_STREAM, self._seed, first.epoch, first.batch, self._rank])
+        rng = np.random.default_rng([BATCH_STREAM, self.seed, first.epoch, first.batch, self.rank])
         plan = self.dataset.plan(first.epoch)
-        batch = self._drawn(keys, batch_size_hw(size_hw, plan, self._collate.base_size, rng))
-        batch.images, batch.targets = mix_batch(batch.images, batch.targets, plan, self._collate, rng, size_hw=size_hw)
+        batch = self._drawn(keys, batch_size_hw(size_hw, plan, config.base_size, rng))
+        batch.images, batch.targets = mix_batch(batch.images, batch.targets, plan, config, rng, size_hw=size_hw)
         return batch
 
     def _drawn(self, keys: Keys, size_hw: tuple[int, int]) -> Batch:

@@ -178,7 +178,7 @@ def test_rare_classes_are_counted_in_images(files: Path) -> None:
     config = data_config(files, tiles=TILES.model_dump(), train_dataloader__repeat_factor_threshold=1.0)
     split = read(files)
     loader = build_train_loader(config, split, split.classes, seed=0)
-    cut, factors = tiled(split, TILES), loader._order._factors
+    cut, factors = tiled(split, TILES), loader._order.factors
     share = np.array([sum(label in split.labels[i.rows] for i in split.images) for label in (0, 1)]) / len(split)
     for tile, factor in zip(cut.images, factors, strict=True):
         labels = cut.labels[tile.rows]
