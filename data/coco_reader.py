@@ -226,11 +226,11 @@ class AnnotationReader:
             if label is None or image is None:
                 continue
             box_xywh = entry["bbox"]
-            area = _number(entry.get("area"))
+            area = finite(entry.get("area"))
             if area is None or area <= 0:
                 num_without_area += 1
                 area = box_xywh[2] * box_xywh[3]
-            if _is_turned(entry):
+            if is_turned(entry):
                 turned.append(annotation_id)
             boxes.annotation_ids.append(-1 if annotation_id is None else annotation_id)
             boxes.places.append(places[image.id])
@@ -308,7 +308,7 @@ def _faults(entry: Any, image: ImageRecord | None, categories: Mapping[int, str]
 
 
 def _box_fault(raw: Any, image: ImageRecord | None) -> _Fault | None:
-    numbers = [_number(value) for value in raw] if isinstance(raw, list) and len(raw) == 4 else [None] * 4
+    numbers = [finite(value) for value in raw] if isinstance(raw, list) and len(raw) == 4 else [None] * 4
     x, y, width, height = numbers
     if x is None or y is None or width is None or height is None:
         text = f"bbox is {_show(raw)}, expected four finite numbers [x, y, width, height] in pixels"
@@ -326,16 +326,16 @@ def _box_fault(raw: Any, image: ImageRecord | None) -> _Fault | None:
     return None
 
 
-def _is_turned(entry: Mapping[str, Any]) -> bool:
+def is_turned(entry: Mapping[str, Any]) -> bool:
     attributes = entry.get("attributes")
-    return isinstance(attributes, dict) and bool((_number(attributes.get("rotation")) or 0) % 360)
+    return isinstance(attributes, dict) and bool((finite(attributes.get("rotation")) or 0) % 360)
 
 
 def _get(entry: Any, key: str) -> Any:
     return entry.get(key, _MISSING) if isinstance(entry, dict) else _MISSING
 
 
-def _number(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
     """A finite number, or None; True and "3" are none."""
     kind = type(value)
     if kind is not float and kind is not int:
@@ -349,7 +349,7 @@ def _number(value: Any) -> float | None:
 
 def _integer(value: Any) -> int | None:
     """A whole number that fits int64, or None; 3.0 counts, True and "3" do not."""
-    number = _number(value)
+    number = finite(value)
     if number is None or not number.is_integer() or abs(number) > _LARGEST_ID:
         return None
     return int(value)

@@ -64,16 +64,13 @@ class _Inspection:
     transparent: bool = False
 
 
-def check_images(
-    splits: Sequence[CocoSplit], *, allow_split_overlap: bool = False, progress: bool = True
-) -> list[Problem]:
+def check_images(splits: Sequence[CocoSplit], *, allow_split_overlap: bool = False) -> list[Problem]:
     """Open every image of the splits (in threads) and report what is wrong with them.
 
     Missing files are reported by `check_annotations` and passed over here.
     """
     every = chain.from_iterable(map(_inspect_all, splits))
-    show = None if progress else False
-    opened = iter(progress_bar(every, "open images", total=sum(map(len, splits)), show=show))
+    opened = iter(progress_bar(every, "open images", total=sum(map(len, splits)), show=None))
     problems, inspections = [], []
     for split in splits:
         inspections.append(list(islice(opened, len(split))))
@@ -84,14 +81,13 @@ def check_images(
     return problems
 
 
-def alike_groups(split: CocoSplit, *, progress: bool = True) -> tuple[IntArray, list[Problem]]:
+def alike_groups(split: CocoSplit) -> tuple[IntArray, list[Problem]]:
     """Group the images of a split that look alike, directly or through others, as `check_images` compares splits.
 
     Returns:
         [I] the number of each image's group, from 0 in order of appearance; and what is wrong with the images.
     """
-    show = None if progress else False
-    found = list(progress_bar(_inspect_all(split), "open images", total=len(split), leave=True, show=show))
+    found = list(progress_bar(_inspect_all(split), "open images", total=len(split), leave=True, show=None))
     group = list(range(len(found)))
 
     def root(index: int) -> int:
@@ -168,10 +164,8 @@ def _file_problems(split: CocoSplit, inspections: Sequence[_Inspection]) -> list
     problems = []
     for image, inspection in zip(split.images, inspections, strict=True):
         if inspection.error:
-            where, found = (
-                f"image {image.id} ({image.file_name})",
-                inspection.error.removesuffix(f". {UNREADABLE_FIX}."),
-            )
+            where = f"image {image.id} ({image.file_name})"
+            found = inspection.error.removesuffix(f". {UNREADABLE_FIX}.")
             file, kind = str(split.ann_file), "unreadable image"
             problems.append(Problem("error", file, where, found, UNREADABLE_FIX, kind, True, image.id))
         elif inspection.facts is not None and (mismatch := size_problem(split, image, inspection.facts)):

@@ -47,7 +47,7 @@ class Subset:
         names = split.classes.names
         if self.judged_class not in names:
             return [f"{option} {self.judged_class}: no class of the data set; the classes are {', '.join(names)}"]
-        holding = int(_holds(split)[:, names.index(self.judged_class)].sum())
+        holding = int(kinds_held(split)[:, names.index(self.judged_class)].sum())
         if self.rare is not None and self.rare[1] > holding:
             return [f"--rare {self.rare[0]}={self.rare[1]}: only {holding} training images hold the class"]
         if self.held_out is not None and holding == len(split):
@@ -58,9 +58,9 @@ class Subset:
         """Return the part; `seed` chooses the images."""
         if self.judged_class is None:
             count = max(1, round(self.fraction * len(split)))
-            gone = stratified_order(_holds(split), seed)[count:]
+            gone = stratified_order(kinds_held(split), seed)[count:]
         else:
-            holding = np.flatnonzero(_holds(split)[:, split.classes.names.index(self.judged_class)])
+            holding = np.flatnonzero(kinds_held(split)[:, split.classes.names.index(self.judged_class)])
             gone = np.random.default_rng(seed).permutation(holding)[self.rare[1] if self.rare is not None else 0 :]
         return split.without_images({split.images[index].id for index in gone.tolist()})
 
@@ -68,14 +68,8 @@ class Subset:
 def stratified_order(holds: BoolArray, seed: int) -> IntArray:
     """Order images so that every beginning of the order holds every kind in about its share of the whole.
 
-    Each place goes to an image of the kind that lags most behind its share among those that have images left.
-
-    Args:
-        holds: [I, L], every image holds a kind.
-        seed: Which of equally good orders.
-
-    Returns:
-        Indices of all images, int64 [I].
+    Each place goes to an image of the kind that lags most behind its share among those that have images left. Every
+    image holds a kind ([I, L]); the seed chooses among equally good orders. Returns the indices of all images, [I].
     """
     drawn = np.random.default_rng(seed).permutation(len(holds))
     queues = [[int(i) for i in drawn[::-1] if holds[i, kind]] for kind in range(holds.shape[1])]
@@ -94,8 +88,8 @@ def stratified_order(holds: BoolArray, seed: int) -> IntArray:
     return np.array(order, dtype=np.int64)
 
 
-def _holds(split: CocoSplit) -> BoolArray:
-    """[I, C + 1] whether an image has a box of the class, crowd boxes too; last: it has none at all."""
+def kinds_held(split: CocoSplit) -> BoolArray:
+    """Return [I, C + 1] whether an image has a box of the class, crowd boxes too; last: it has none at all."""
     holds = np.zeros((len(split), len(split.classes) + 1), dtype=bool)
     for index, image in enumerate(split.images):
         holds[index, split.labels[image.rows]] = True

@@ -25,9 +25,7 @@ from texts import Language, Texts, texts_of
 log = logging.getLogger(__name__)
 
 
-def check_data(
-    config: ExperimentConfig, *, limit_per_kind: int | None, progress: bool = True, lang: Language = "en"
-) -> tuple[str, bool]:
+def check_data(config: ExperimentConfig, *, limit_per_kind: int | None, lang: Language = "en") -> tuple[str, bool]:
     """Check every split of the config, images included: the report, and whether there are no errors.
 
     `limit_per_kind` problems of one kind are listed, None: all; they are in English, whatever the report's language.
@@ -37,7 +35,7 @@ def check_data(
     """
     names = [key.removesuffix("_dataloader") for key in loaders(config)]
     splits, problems = read_splits(config, names)
-    problems += check_images(splits, allow_split_overlap=config.allow_split_overlap, progress=progress)
+    problems += check_images(splits, allow_split_overlap=config.allow_split_overlap)
     problems = list(dict.fromkeys(problems))
     errors, texts = errors_of(problems), texts_of(lang, "data_check")
     lines = [_summary(split, texts) for split in splits]

@@ -15,9 +15,8 @@ Nothing that exists is changed. Exit code 0: done; 2: bad data, all faults liste
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +65,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("source", type=Path, metavar="SRC.json", help="COCO annotation file")
     for name, part in _PARTS.items():
         add(f"--{name}", type=float, metavar="F", help=f"part of the images (default: {part})")
-    add(
-        "--folds",
-        type=int,
-        metavar="K",
-        help="instead: K equal parts, each of which validates a training on the others",
-    )
+    what = "instead: K equal parts, each of which validates a training on the others"
+    add("--folds", type=int, metavar="K", help=what)
     add("--seed", type=int, default=0, help="which of equally good divisions (default: 0)")
     add("--images", type=Path, metavar="DIR", help="image folder (default: images beside SRC.json)")
     add("--output-dir", type=Path, metavar="DIR", help="folder of the new files (default: SRC.json's)")
@@ -106,12 +101,11 @@ def _convert(options: argparse.Namespace) -> tuple[list[str], Sequence[Any]]:
     from data.convert.yolo import read_yolo
     from data.convert.yolo_config import read_class_file
 
-    readers: dict[str, Any] = {"voc": read_voc, "yolo": read_yolo, "labelme": read_labelme, "coco": read_coco}
-    readers["txt"] = read_txt
+    readers = {"voc": read_voc, "yolo": read_yolo, "txt": read_txt, "labelme": read_labelme, "coco": read_coco}
     common = ("command", "source", "target", "reference", "classes")
     own = {key: value for key, value in vars(options).items() if key not in common}
     names = None if options.classes is None else read_class_file(options.classes)
-    gathered = readers[options.command](options.source, class_names=names, **own)
+    gathered = readers[options.command](options.source, class_names=names, **own)  # type: ignore[operator]
     converted = write_coco(gathered, options.target, copy_images=not options.reference)
     ids = ", ".join(f"{number}={name}" for number, name in enumerate(converted.class_names, start=1))
     lines = [
@@ -127,7 +121,7 @@ def _split(options: argparse.Namespace) -> tuple[list[str], Sequence[Any]]:
     from data.convert.split import split_set
 
     given = {name: value for name in _PARTS if (value := getattr(options, name)) is not None}
-    made = split_set(
+    return split_set(
         options.source,
         given if options.folds is not None else _PARTS | given,
         folds=options.folds,
@@ -135,34 +129,6 @@ def _split(options: argparse.Namespace) -> tuple[list[str], Sequence[Any]]:
         output_dir=options.output_dir,
         seed=options.seed,
     )
-    lines = []
-    for name, path in made.ann_files.items():
-        if options.folds and name.endswith("train"):
-            continue  # all but the val beside it
-        pairs = zip(made.class_names, made.boxes_per_class[name], strict=True)
-        boxes = ", ".join(f"{label} {count}" for label, count in pairs)
-        lines.append(f"{name}: {made.num_images[name]} images; boxes: {boxes}; {path.as_posix()}")
-    if made.num_groups:
-        size = f"up to {made.largest_group} images"
-        lines.append(f"{made.num_groups} groups of images that look alike ({size}) stayed together")
-    lines.append(f"img_folder: {made.img_folder.as_posix()}")
-    return lines + (_training_of_folds(made.ann_files, made.img_folder) if options.folds else []), made.warnings
-
-
-def _training_of_folds(ann_files: Mapping[str, Path], img_folder: Path) -> list[str]:
-    """What to type next: a training for each fold, then the comparison."""
-    lines = ["Next, for each model (CONFIG: its config, NAME: what to call it):"]
-    runs = [f"outputs/NAME_{name.removesuffix('_train')}" for name in ann_files if name.endswith("train")]
-    for run in runs:
-        fold = run.removeprefix("outputs/NAME_")
-        updates = ["synthetic=null", "num_classes=auto"]
-        for kind in ("train", "val"):
-            section = f"{kind}_dataloader.dataset"
-            updates.append(f"{section}.ann_file={ann_files[f'{fold}_{kind}'].as_posix()}")
-            updates.append(f"{section}.img_folder={img_folder.as_posix()}")
-        lines.append(shlex.join(["python", "train_deimv2.py", "-c", "CONFIG", "--output-dir", run, "-u", *updates]))
-    compare = shlex.join(["python", "compare_models.py", *runs])
-    return [*lines, "then all models in one table, each a row (more models: more runs behind these):", compare]
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 from urllib.parse import unquote
 
+from data.coco_reader import finite, is_turned
 from data.convert.common import (
     Corners,
     ForeignBox,
@@ -22,7 +24,6 @@ from data.convert.common import (
     ImageIndex,
     around,
     files_below,
-    finite,
     split_of,
     split_of_path,
     warn_left_out,
@@ -64,9 +65,8 @@ class _Shape:
 def read_coco(source: Path, *, class_names: Sequence[str] | None = None) -> Gathered:
     """Gather all COCO files below a folder with the images they name, wherever these lie in it.
 
-    Args:
-        source: The folder, or one file in it or in its `annotations`.
-        class_names: In the order of their ids; None takes the categories in the order of theirs.
+    `source` may be one file in the folder or in its `annotations`. Without `class_names`, in the order of their ids,
+    classes are the categories in the order of theirs.
 
     Raises:
         UserError: `source` does not exist. Faults of the files are in the result.
@@ -104,7 +104,6 @@ def read_coco(source: Path, *, class_names: Sequence[str] | None = None) -> Gath
 
 
 def _load(gathered: Gathered, file: Path) -> dict[str, list[Any]] | None:
-    kind, fix = "annotation file", "Export the annotations again"
     try:
         data = file.read_bytes()
         try:
@@ -113,7 +112,8 @@ def _load(gathered: Gathered, file: Path) -> dict[str, list[Any]] | None:
             content = json.loads(data.decode("cp1252"))
             gathered.notes.append(f"repaired: {file}: read as Windows text (cp1252), as it is not UTF-8")
     except (OSError, ValueError, RecursionError) as error:
-        gathered.error(file, "file", f"cannot be read as JSON ({str(error)[:120]})", fix, kind)
+        found, fix = f"cannot be read as JSON ({str(error)[:120]})", "Export the annotations again"
+        gathered.error(file, "file", found, fix, "annotation file")
         return None
     if isinstance(content, dict) and all(isinstance(content.get(key), list) for key in _LISTS):
         return content
@@ -142,9 +142,8 @@ class _CocoFile:
         self.file = file
         self.categories: dict[_Key, str] = {}
         self.groups: set[str] = set()
-        self._gathered = gathered
-        self._content = content
-        self._index = index
+        self._gathered, self._content, self._index = gathered, content, index
+        self._error = partial(gathered.error, file)
         self._repairs: Counter[str] = Counter()
         self._num_turned = 0
         self._paths: dict[_Key, Path | None] = {}
@@ -253,9 +252,7 @@ class _CocoFile:
         path, name = self._paths.get(image), self.categories.get(category)
         if path is None or name is None or crowd is None or numbers is None:
             return None
-        attributes = entry.get("attributes")
-        rotation = finite(attributes.get("rotation")) if isinstance(attributes, dict) else None
-        self._num_turned += bool(rotation and rotation % 360)
+        self._num_turned += is_turned(entry)
         return _Shape(path, name, numbers, is_bbox, finite(entry.get("area")), crowd, where)
 
     def _box(self, shape: _Shape, form: _Form, sizes_wh: Mapping[Path, tuple[int, int]]) -> ForeignBox:
@@ -318,9 +315,6 @@ class _CocoFile:
 
     def _expected(self, where: str, key: str, value: Any, expected: str, fix: str, kind: str) -> None:
         self._error(where, f"{key} is {reprlib.repr(value)}, expected {expected}", fix, kind)
-
-    def _error(self, where: str, found: str, fix: str, kind: str) -> None:
-        self._gathered.error(self.file, where, found, fix, kind)
 
 
 def _form(shapes: Sequence[_Shape]) -> _Form:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from data.coco import check_annotations, check_overlap, read_split
@@ -129,8 +129,7 @@ class Converted:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class AnnotationFile:
+class AnnotationFile(NamedTuple):
     """The content of an annotation file of one image."""
 
     image_name: str
@@ -144,14 +143,9 @@ class AnnotationFile:
 def read_file_per_image(
     gathered: Gathered, suffix: str, advice: str, key: str, read: Callable[[Path], AnnotationFile | None]
 ) -> None:
-    """Gather all annotation files below the folder, one for each image.
+    """Gather all annotation files below the folder, one for each image, which the entry `key` of it names.
 
-    Args:
-        gathered: Receives images and faults.
-        suffix: Of the annotation files.
-        advice: What to do where there is none.
-        key: Of the file that names its image.
-        read: Reads one file; None if it is none, which it has noted.
+    `read` notes what is wrong with a file itself, and gives None; `advice` says what to do where there is no file.
     """
     kind = suffix[1:].upper()
     images, files = files_below(gathered.root, IMAGE_SUFFIXES), files_below(gathered.root, [suffix])
@@ -160,20 +154,9 @@ def read_file_per_image(
     index = ImageIndex(images)
     for file in files:
         content = read(file)
-        image = None if content is None else index.require(gathered, content.image_name, file, key, content.hint)
-        if content is not None and image is not None:
+        if content and (image := index.require(gathered, content.image_name, file, key, content.hint)):
             gathered.images.append(ForeignImage(image, file, content.stated_wh, content.boxes))
     warn_left_out(gathered, images, f"{kind} file")
-
-
-def finite(value: Any) -> float | None:
-    """Return a number as a float; None for infinities and anything else, numbers of hundreds of digits included."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
 
 
 def around(points: Iterable[Sequence[float]]) -> Corners:
@@ -248,15 +231,14 @@ def split_of_path(path: Path) -> str | None:
 
 
 class ImageIndex:
-    """Finds the image that an annotation file means: the one at the very place, else the only one of its name.
-
-    Args:
-        images: All that may be meant.
-        of_other_machines: Names are from one file for the whole set: their last folders tell images of one name
-            apart, and they may be addresses, but no image is meant by the file's own name.
-    """
+    """Finds the image that an annotation file means: the one at the very place, else the only one of its name."""
 
     def __init__(self, images: Iterable[Path], *, of_other_machines: bool = False) -> None:
+        """Take all images that may be meant.
+
+        `of_other_machines`: names are from one file for the whole set; their last folders tell images of one name
+        apart, and they may be addresses, but no image is meant by the file's own name.
+        """
         self._of_other_machines = of_other_machines
         self._by_place: dict[str, list[Path]] = defaultdict(list)
         self._by_name: dict[str, list[Path]] = defaultdict(list)
@@ -267,14 +249,10 @@ class ImageIndex:
             self._by_stem[name_key(path.stem)].append(path)
 
     def require(self, gathered: Gathered, name: str, annotation: Path, where: str, hint: str = "") -> Path | None:
-        """Return the one image that is meant. None, and a fault noted, if there is none or several may be.
+        """Return the one image that is meant; None, and a fault noted, if there is none or several may be.
 
-        Args:
-            gathered: Receives the fault.
-            name: As the annotation file has it: a path from there, or any path of the machine it was written on.
-            annotation: The file.
-            where: The place in the file that holds the name.
-            hint: Added to the message about a missing image.
+        `name` is a path from the annotation file, or any path of the machine it was written on; `where` is the place
+        in the file that holds it, `hint` is added to the message about a missing image.
         """
         asked = PurePosixPath(name.replace("\\", "/"))
         place = os.path.abspath(annotation.parent / asked)
@@ -333,14 +311,10 @@ def _shared_end(folders: Sequence[str], keys: Sequence[str]) -> int:
     return next((number for number, (one, other) in enumerate(pairs) if one != other), len(pairs))
 
 
-def write_coco(gathered: Gathered, target: Path, *, copy_images: bool, progress: bool = True) -> Converted:
-    """Check everything, then write `annotations/instances*.json` and, if wanted, `images/`.
+def write_coco(gathered: Gathered, target: Path, *, copy_images: bool) -> Converted:
+    """Check everything, then write `annotations/instances*.json` and, if wanted, `images/` to a new or empty folder.
 
-    Args:
-        gathered: From a reader.
-        target: New or empty folder.
-        copy_images: False leaves the images where they are; `img_folder` is their common folder then.
-        progress: Show a bar while images are opened.
+    Images that are not copied stay where they are; `img_folder` is their common folder then.
 
     Raises:
         UserError: Faults of the data, all at once; nothing has been written then.
@@ -362,7 +336,7 @@ def write_coco(gathered: Gathered, target: Path, *, copy_images: bool, progress:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(image.path, place)
         contents = {work / "annotations" / name: _coco(images, root, names, facts) for name, images in sets.items()}
-        warnings = write_checked(contents, work / "images" if copy_images else root, work, target, progress)
+        warnings = write_checked(contents, work / "images" if copy_images else root, work, target)
         if target.is_dir():
             target.rmdir()  # it is empty, and Windows renames onto nothing only
         os.replace(work, target)
@@ -397,15 +371,10 @@ def folder_beside(target: Path, refused: str, advice: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_checked(
-    contents: dict[Path, dict[str, Any]], img_folder: Path, work: Path, target: Path, progress: bool
-) -> list[Problem]:
-    """Write annotation files below `work` and put them through the checks of check_data.py.
+def write_checked(contents: dict[Path, dict[str, Any]], img_folder: Path, work: Path, target: Path) -> list[Problem]:
+    """Write annotation files below `work`, check them as check_data.py does; return the warnings, as of `target`.
 
     The same image in two of them is a warning: the foreign set was split by someone else.
-
-    Returns:
-        Warnings, with names below `target`, where the files will be.
 
     Raises:
         UserError: The checks find errors.
@@ -416,7 +385,7 @@ def write_checked(
         split, found = read_split(path.stem.rpartition("_")[2], path, img_folder)
         splits.append(split)
         problems += found + check_annotations(split)
-    problems += check_overlap(splits) + check_images(splits, progress=progress)
+    problems += check_overlap(splits) + check_images(splits)
 
     def moved(problem: Problem) -> Problem:
         file, found = (text.replace(str(work), str(target)) for text in (problem.file, problem.found))
@@ -437,26 +406,23 @@ def require_no_errors(problems: Sequence[Problem]) -> None:
 
 
 def _class_names(gathered: Gathered) -> tuple[str, ...]:
+    root, kind = gathered.root, "class names"
     counts = Counter(box.name for image in gathered.images for box in image.boxes)
     names = tuple(map(composed, gathered.class_names or sorted(counts)))
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        spellings[name_key(name)].append(name)
-    faults = []
+        spellings[name_key(name)].append(f"{name!r} ({counts[name]} boxes)")
     for same in spellings.values():
         if len(same) > 1:
-            shown = ", ".join(f"{name!r} ({counts[name]} boxes)" for name in same)
-            faults.append((f"{shown} differ in case or spaces only", "Give the class one name"))
+            found = f"{', '.join(same)} differ in case or spaces only"
+            gathered.error(root, "classes", found, "Give the class one name", kind)
     for name in sorted(set(names) - set(counts)):  # the others are told with their boxes
-        _check_text(gathered, gathered.root, name)
+        _check_text(gathered, root, name)
     for name in sorted(set(counts) - set(names)):
         found = f"{name!r} ({counts[name]} boxes) is not among the given classes {', '.join(names)}"
-        faults.append((found, "Add it to the list, or rename the boxes"))
-    for found, fix in faults:
-        gathered.error(gathered.root, "classes", found, fix, "class names")
+        gathered.error(root, "classes", found, "Add it to the list, or rename the boxes", kind)
     if not counts and not errors_of(gathered.problems):
-        fix = "Give the folder with the annotations"
-        gathered.error(gathered.root, "boxes", "there is not a single one", fix, "class names")
+        gathered.error(root, "boxes", "there is not a single one", "Give the folder with the annotations", kind)
     return names
 
 

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.convert.common import AnnotationFile, ForeignBox, Gathered, around, finite, read_file_per_image
+from data.coco_reader import finite
+from data.convert.common import AnnotationFile, ForeignBox, Gathered, around, read_file_per_image
 from data.names import composed
 
 _LEAST_POINTS = {"rectangle": 2, "polygon": 3, "mask": 2, "circle": 2, "rotation": 4, "oriented_rectangle": 4}
@@ -29,9 +30,7 @@ def read_labelme(root: Path, *, class_names: Sequence[str] | None = None) -> Gat
     Polygons, circles and masks become the boxes around them, shapes of one label and `group_id` the box around all of
     them; points and lines have no area and are errors. Labels `__ignore__` and `_background_` are left out.
 
-    Args:
-        root: The folder.
-        class_names: In the order of their ids; None sorts the names that occur.
+    Without `class_names`, in the order of their ids, those that occur are sorted.
 
     Raises:
         UserError: `root` is no folder. Faults of the files are in the result.

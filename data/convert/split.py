@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,49 +23,30 @@ from data.errors import UserError
 from data.files import write_json
 from data.image_checks import alike_groups
 from data.problems import Problem
+from data.subsets import kinds_held
 from data.types import FloatArray, IntArray
 
 _NAMES = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class SplitResult:
-    """What a division has written."""
-
-    ann_files: Mapping[str, Path]
-    """By split."""
-    img_folder: Path
-    num_images: Mapping[str, int]
-    boxes_per_class: Mapping[str, tuple[int, ...]]
-    class_names: tuple[str, ...]
-    num_groups: int
-    """Groups of two or more images that look alike."""
-    largest_group: int
-    warnings: tuple[Problem, ...]
 
 
 def split_set(
     ann_file: Path,
     fractions: Mapping[str, float],
     *,
-    folds: int | None = None,
-    img_folder: Path | None = None,
-    output_dir: Path | None = None,
-    seed: int = 0,
-    progress: bool = True,
-) -> SplitResult:
+    folds: int | None,
+    img_folder: Path | None,
+    output_dir: Path | None,
+    seed: int,
+) -> tuple[list[str], list[Problem]]:
     """Write `<name>_train.json`, ... or `<name>_fold_1_train.json`, `<name>_fold_1_val.json`, ... beside the annotation
-    file; entries are taken over as they stand, ids included.
+    file (or in `output_dir`); entries are taken over as they stand, ids included.
 
-    Args:
-        ann_file: COCO JSON.
-        fractions: Of train, val, test; their sum is 1, and 0 leaves a split out. Empty with `folds`.
-        folds: Number of equal parts, each of which validates what is trained on the others.
-        img_folder: Where file names start; None looks for `images` beside the file or its folder, then takes the
-            file's folder.
-        output_dir: Instead of the annotation file's folder.
-        seed: Which of equally good divisions.
-        progress: Show a bar while images are opened.
+    `fractions` of train, val, test add up to 1, and 0 leaves a split out; with `folds` equal parts there are none.
+    `img_folder` None looks for `images` beside the file or its folder, then takes the file's folder. The seed decides
+    which of equally good divisions is made.
+
+    Returns:
+        What was made, in lines for the person; and warnings.
 
     Raises:
         UserError: Faults of the arguments or the data, all at once; nothing has been written then.
@@ -76,28 +57,44 @@ def split_set(
     existing = [str(path) for path in targets.values() if path.exists()]
     if existing:
         raise UserError("Files that exist are not overwritten; move them, or choose another --output-dir:", existing)
-    images = img_folder or _find_images(ann_file)
+    usual = [place for place in (ann_file.parent / "images", ann_file.parent.parent / "images") if place.is_dir()]
+    images = img_folder or (*usual, ann_file.parent)[0]
     split, problems = read_split("all", ann_file, images)
     problems += check_annotations(split)
     require_no_errors(problems)
-    groups, found = alike_groups(split, progress=progress)
+    groups, found = alike_groups(split)
     require_no_errors(found)
     sets = fold_sets(split, groups, folds, seed) if folds else divide(split, groups, fractions, seed)
-    warnings = _write(ann_file, sets, targets, images, progress)
+    warnings = _write(ann_file, sets, targets, images)
+    lines = []
+    for name, ids in sets.items():
+        if folds and name.endswith("train"):
+            continue  # all but the val beside it
+        counts = split.without_images({image.id for image in split.images} - ids).boxes_per_class()
+        boxes = ", ".join(f"{label} {count}" for label, count in zip(split.classes.names, counts, strict=True))
+        lines.append(f"{name}: {len(ids)} images; boxes: {boxes}; {targets[name].as_posix()}")
     sizes = np.bincount(groups)
-    return SplitResult(
-        ann_files=targets,
-        img_folder=images,
-        num_images={name: len(ids) for name, ids in sets.items()},
-        boxes_per_class={
-            name: tuple(split.without_images({image.id for image in split.images} - ids).boxes_per_class())
-            for name, ids in sets.items()
-        },
-        class_names=split.classes.names,
-        num_groups=int((sizes > 1).sum()),
-        largest_group=int(sizes.max()),
-        warnings=tuple(warnings),
-    )
+    if sizes.max() > 1:
+        size = f"up to {sizes.max()} images"
+        lines.append(f"{(sizes > 1).sum()} groups of images that look alike ({size}) stayed together")
+    lines.append(f"img_folder: {images.as_posix()}")
+    return lines + (_training_of_folds(targets, images) if folds else []), warnings
+
+
+def _training_of_folds(ann_files: Mapping[str, Path], img_folder: Path) -> list[str]:
+    """What to type next: a training for each fold, then the comparison."""
+    lines = ["Next, for each model (CONFIG: its config, NAME: what to call it):"]
+    folds = [name.removesuffix("_train") for name in ann_files if name.endswith("train")]
+    for fold in folds:
+        updates = ["synthetic=null", "num_classes=auto"]
+        for kind in ("train", "val"):
+            section = f"{kind}_dataloader.dataset"
+            updates.append(f"{section}.ann_file={ann_files[f'{fold}_{kind}'].as_posix()}")
+            updates.append(f"{section}.img_folder={img_folder.as_posix()}")
+        run = ["--output-dir", f"outputs/NAME_{fold}", "-u", *updates]
+        lines.append(shlex.join(["python", "train_deimv2.py", "-c", "CONFIG", *run]))
+    compare = shlex.join(["python", "compare_models.py", *(f"outputs/NAME_{fold}" for fold in folds)])
+    return [*lines, "then all models in one table, each a row (more models: more runs behind these):", compare]
 
 
 def fold_sets(split: CocoSplit, groups: IntArray, count: int, seed: int = 0) -> dict[str, set[int]]:
@@ -136,14 +133,13 @@ def divide(split: CocoSplit, groups: IntArray, fractions: Mapping[str, float], s
 def assign_groups(kinds: IntArray, sizes: IntArray, ratios: FloatArray, seed: int) -> IntArray:
     """Choose the split of every group.
 
+    A kind that is in S groups or more is in every split, if no rarer one stands against it. The seed decides between
+    equals.
+
     Args:
         kinds: [G, L] images of the group that hold the kind; every group holds one.
         sizes: [G] images.
         ratios: [S] that add up to 1.
-        seed: Decides between equals.
-
-    Returns:
-        [G] from 0 to S-1. A kind that is in S groups or more is in every split, if no rarer one stands against it.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(sizes))
@@ -191,27 +187,15 @@ def _check_arguments(fractions: Mapping[str, float], folds: int | None, seed: in
     return [name for name in _NAMES if fractions.get(name, 0) > 0]
 
 
-def _find_images(ann_file: Path) -> Path:
-    for folder in (ann_file.parent / "images", ann_file.parent.parent / "images"):
-        if folder.is_dir():
-            return folder
-    return ann_file.parent
-
-
 def kinds_of_groups(split: CocoSplit, groups: IntArray) -> IntArray:
     """[G, C + 1] images of the group with a box of the class; last column: images without any."""
-    held = np.zeros((len(split), len(split.classes) + 1), dtype=np.int64)
-    for index, image in enumerate(split.images):
-        labels = split.labels[image.rows]
-        held[index, labels] = 1
-        held[index, -1] = not len(labels)
-    kinds = np.zeros((groups.max() + 1, held.shape[1]), dtype=np.int64)
-    np.add.at(kinds, groups, held)
+    kinds = np.zeros((groups.max() + 1, len(split.classes) + 1), dtype=np.int64)
+    np.add.at(kinds, groups, kinds_held(split))
     return kinds
 
 
 def _write(
-    ann_file: Path, sets: Mapping[str, set[int]], targets: Mapping[str, Path], img_folder: Path, progress: bool
+    ann_file: Path, sets: Mapping[str, set[int]], targets: Mapping[str, Path], img_folder: Path
 ) -> list[Problem]:
     """Write all files or none: they are made and checked in a folder of their own, then moved."""
     content: dict[str, Any] = json.loads(ann_file.read_text(encoding="utf-8-sig"))
@@ -228,7 +212,7 @@ def _write(
         try:
             for path, part in trains.items():
                 write_json(path, part, what="annotations")
-            warnings = write_checked(contents, img_folder, work, folder, progress)
+            warnings = write_checked(contents, img_folder, work, folder)
         except ValueError as error:
             raise UserError(f"{ann_file}: holds a number that JSON does not know ({error}).") from error
         for path in targets.values():

@@ -37,6 +37,7 @@ FARTHEST_OUTSIDE = 0.5
 Note = tuple[str, str]
 ReadLine = Callable[[str, tuple[int, int]], tuple[str, Corners, Note | None]]
 """Line and size of the image -> class, corners in pixels, what was dropped; raises `Fault`."""
+IsBox = Callable[[str], bool]
 _CORNERS: Mapping[tuple[str, ...], Callable[[float, float, float, float], Corners]] = {
     ("x1", "y1", "x2", "y2"): lambda x1, y1, x2, y2: (x1, y1, x2, y2),
     ("x", "y", "w", "h"): lambda x, y, w, h: (x, y, x + w, y + h),
@@ -110,9 +111,8 @@ class LineFormat:
             cells.pop()
         if len(cells) != len(self.fields):
             found = f"is {line[:80]!r}, of {len(cells)} fields; expected {len(self.fields)}: {self}"
-            raise Fault(
-                found, kind, f"{fix}, or write --format as the lines are, with what stands between their fields"
-            )
+            fix = f"{fix}, or write --format as the lines are, with what stands between their fields"
+            raise Fault(found, kind, fix)
         of = dict(zip(self.fields, cells, strict=True))
         names = next(names for names in _CORNERS if set(names) <= set(of))
         values = [_number(of[name], self.separator) for name in names]
@@ -157,7 +157,6 @@ def read_txt(
     """Gather all images below `root` with their text files, found as YOLO's are.
 
     Args:
-        root: The folder.
         class_names: In the order of their ids; None reads `classes.txt` below `root`, or sorts the names that occur.
         format: See `LineFormat.of`.
         units: Of the numbers; corners are taken as they stand, the image's first pixel beginning at 0.
@@ -227,7 +226,7 @@ def find_text_files(gathered: Gathered, ending: str = "") -> TextFiles:
     return TextFiles(images, owners, left_over)
 
 
-def tell_other_format(gathered: Gathered, files: TextFiles, is_box: Callable[[str], bool], expected: str) -> bool:
+def tell_other_format(gathered: Gathered, files: TextFiles, is_box: IsBox, expected: str) -> bool:
     """Note one fault if no line is as expected, but all are of another format, with the command that reads it."""
     samples = []
     for image, file in list(files.owners.items())[:_SAMPLED_FILES]:
@@ -287,17 +286,20 @@ def _match(
     gathered: Gathered, stems: Mapping[Path, str], labels: Sequence[Path]
 ) -> tuple[dict[Path, Path], list[Path]]:
     """Return image -> its label file, and the files that are of no image."""
-    places: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+    places: dict[tuple[str, ...], list[Path]] = defaultdict(list)  # the folders and the name that both have
+
+    def place(path: Path, name: str) -> tuple[str, ...]:
+        return (*sides(path.relative_to(gathered.root)), name)
+
     for file in labels:
         stem = unquote(file.stem)
         bare = Path(stem).stem if Path(stem).suffix.lower() in IMAGE_SUFFIXES else stem  # of a.jpg.txt
         for name in {name_key(file.stem), name_key(stem), name_key(bare)}:
-            places[_place(file, gathered.root, name)].append(file)
+            places[place(file, name)].append(file)
     owners: dict[Path, Path] = {}
     image_of: dict[Path, Path] = {}
     for image, stem in stems.items():
-        files = places.get(_place(image, gathered.root, name_key(stem)), [])
-        kind = "ambiguous image"
+        files, kind = places.get(place(image, name_key(stem)), []), "ambiguous image"
         if any(image_of.setdefault(file, image) != image for file in files):
             found = f"stands for {image_of[files[0]].name} and for {image.name}"
             gathered.error(files[0], "file", found, "Rename one of the images and give each its file", kind)
@@ -324,21 +326,11 @@ def _match_apart(stems: Mapping[Path, str], labels: Iterable[Path], used: Contai
     return {images_of[stem][0]: file for stem, file in single.items() if len(images_of[stem]) == 1}
 
 
-def _place(path: Path, root: Path, name: str) -> tuple[str, ...]:
-    """Return what is the same for an image and its label file."""
-    return (*sides(path.relative_to(root)), name)
-
-
 # --- images and boxes ------------------------------------------------------------------------------------------------
 
 
 def add_images(
-    gathered: Gathered,
-    files: TextFiles,
-    config: YoloConfig,
-    read: ReadLine,
-    is_box: Callable[[str], bool],
-    expected: str,
+    gathered: Gathered, files: TextFiles, config: YoloConfig, read: ReadLine, is_box: IsBox, expected: str
 ) -> None:
     """Gather the images with their boxes and splits.
 
@@ -355,7 +347,7 @@ def add_images(
         gathered.warn(gathered.root, "labels", f"{count} {found}", fix, found)
 
 
-def _lists(gathered: Gathered, files: Iterable[Path], is_box: Callable[[str], bool]) -> list[Path]:
+def _lists(gathered: Gathered, files: Iterable[Path], is_box: IsBox) -> list[Path]:
     """Choose those called like a split among text files of no image. What could be labels is an error."""
     lists, unknown = [], []
     for file in files:

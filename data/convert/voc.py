@@ -67,13 +67,9 @@ def read_voc(
 
     Rotated boxes (roLabelImg) and polygons (LabelMe 3, as CVAT writes it) become the boxes around them.
 
-    Args:
-        root: The folder.
-        class_names: In the order of their ids; None sorts the names that occur.
-        origin: `1`: pixels are counted from 1 and both ends belong to the box, as the VOC challenge has it; `0`:
-            corners as they stand; `auto`: `0` if some box of any subset begins at 0 or corners have fractions, else
-            `1`. Corners with fractions are never shifted.
-        skip_difficult: Leave objects marked difficult out.
+    Without `class_names`, in the order of their ids, those that occur are sorted. `origin` 1: pixels are counted from 1
+    and both ends belong to the box, as the VOC challenge has it; 0: corners as they stand; auto: 0 if some box of any
+    subset begins at 0 or corners have fractions, else 1. Corners with fractions are never shifted.
 
     Raises:
         UserError: `root` is no folder. Faults of the files are in the result.
@@ -86,7 +82,7 @@ def read_voc(
         if tally[mark]:
             fix = "They are left out" if skip_difficult and mark == "difficult" else fix
             text = f"{tally[mark]} of {tally['object']} {found}"
-            gathered.warn(gathered.root, "objects", text, fix, f"objects that {found}")
+            gathered.warn(root, "objects", text, fix, f"objects that {found}")
     _apply_origin(gathered, origin)
     _read_splits(gathered)
     return gathered
@@ -119,11 +115,11 @@ def parse_xml(data: bytes) -> ElementTree.Element:
 
 
 def _read_file(gathered: Gathered, tally: Counter[str], skip_difficult: bool, file: Path) -> AnnotationFile | None:
-    fix, kind = "Export the file again, in UTF-8", "malformed XML"
+    kind = "malformed XML"
     try:
         tree = parse_xml(file.read_bytes())
     except (OSError, ValueError, LookupError) as error:
-        fix = "Remove the document type" if isinstance(error, _Refused) else fix
+        fix = "Remove the document type" if isinstance(error, _Refused) else "Export the file again, in UTF-8"
         gathered.error(file, "file", str(error), fix, kind)
         return None
     if tree.tag != "annotation":
@@ -217,27 +213,24 @@ def _read_splits(gathered: Gathered) -> None:
     """Take `ImageSets/Main/{train,val,test}.txt`, where they are; train and val in one list are train."""
     owners = {image.annotation: image.path for image in gathered.images if image.annotation is not None}
     index = ImageIndex(owners)
-    files = [file for file in files_below(gathered.root, [".txt"]) if file.parent.name.casefold() in _SET_FOLDERS]
+    texts = files_below(gathered.root, [".txt"])
+    files = [file for file in texts if file.parent.name.casefold() in ("imagesets", "main")]
     splits = {file: split_of(file.stem) for file in files}
     if not {"train", "val"}.intersection(splits.values()):
         splits |= {file: "train" for file in files if file.stem.casefold() == "trainval"}
     for file, split in ((file, split) for file, split in splits.items() if split):
         for number, name in enumerate(map(str.strip, _lines(gathered, file)), start=1):
+            error = partial(gathered.error, file, f"line {number}")
             flagged = re.fullmatch(r"(.+?)\s+-?[01]", name)
             found = index.find(name.strip('"'), file) or (index.find(flagged[1].strip('"'), file) if flagged else [])
-            fault = None
             if len(found) == 1 and gathered.splits.setdefault(owners[found[0]], split) != split:
                 text = f"{name} is in {gathered.splits[owners[found[0]]]}.txt too"
-                fault = text, "Keep it in one of them", "image in two splits"
+                error(text, "Keep it in one of them", "image in two splits")
             elif len(found) > 1:
-                fault = f"{name} may be {', '.join(map(str, found[:3]))}", "Write it with its folder", "ambiguous image"
+                text = f"{name} may be {', '.join(map(str, found[:3]))}"
+                error(text, "Write it with its folder", "ambiguous image")
             elif name and not found:
-                fault = f"there is no {name}.xml", "Restore the file, or remove the line", "missing annotation"
-            if fault:
-                gathered.error(file, f"line {number}", *fault)
-
-
-_SET_FOLDERS = ("imagesets", "main")
+                error(f"there is no {name}.xml", "Restore the file, or remove the line", "missing annotation")
 
 
 def _lines(gathered: Gathered, file: Path) -> list[str]:

@@ -25,9 +25,7 @@ def read_yolo(root: Path, *, class_names: Sequence[str] | None = None) -> Gather
     A line of more than six numbers is a polygon, and its bounds are the box, unless `data.yaml` has `kpt_shape`; a
     sixth number is a score and is dropped.
 
-    Args:
-        root: The folder.
-        class_names: By index; None reads `data.yaml` (its `names`), `classes.txt` or `obj.names` below `root`.
+    Without `class_names`, by index, they are read from `data.yaml` (its `names`), `classes.txt` or `obj.names`.
 
     Raises:
         UserError: `root` is no folder, or nothing or too much names the classes. Faults of the files are in the result.
@@ -62,14 +60,14 @@ def _read(
     Raises:
         Fault: The line is no box.
     """
-    values, fix, num_classes = _values(line), "Correct or remove the line", len(names)
+    values, fix = _values(line), "Correct or remove the line"
     has_keypoints = bool(num_keypoint_values) and len(values) == _LEAST_VALUES + num_keypoint_values
     is_polygon = len(values) > 6 and not has_keypoints
     if not values or (is_polygon and len(values) % 2 == 0):
         raise Fault(f"is {line[:80]!r}, expected: {_LINE}", MALFORMED, fix)
     label = int(values[0])
-    if label != values[0] or not 0 <= label < num_classes:
-        found = f"the class index is {line.split()[0]}, but there are {num_classes} classes (0 to {num_classes - 1})"
+    if label != values[0] or not 0 <= label < len(names):
+        found = f"the class index is {line.split()[0]}, but there are {len(names)} classes (0 to {len(names) - 1})"
         raise Fault(found, "unknown class index", "Correct it, or complete the list of classes")
     shape = values[1:] if is_polygon else values[1:_LEAST_VALUES]
     if not all(map(_is_fraction, shape)):

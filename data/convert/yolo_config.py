@@ -67,12 +67,7 @@ def read_class_file(path: Path) -> tuple[str, ...]:
 def find_config(gathered: Gathered, *, required: bool) -> YoloConfig:
     """Find the set's `data.yaml`, else its one YAML file with `names`, else darknet's `obj.data`.
 
-    Args:
-        gathered: Has the folder.
-        required: Several candidates are an error; otherwise none of them counts, which is a warning.
-
-    Raises:
-        UserError: Several candidates.
+    Where there are several none of them counts, which is a warning, or a UserError where one is required.
     """
     yamls = {path: _yaml_content(path) for path in files_below(gathered.root, _YAML_SUFFIXES)}
     darknet = {path: _darknet_content(path) for path in files_below(gathered.root, [".data"])}
@@ -84,14 +79,12 @@ def find_config(gathered: Gathered, *, required: bool) -> YoloConfig:
     group = next(filter(None, groups), {})
     depth = min((len(path.parts) for path in group), default=0)
     found = [YoloConfig(path, content) for path, content in group.items() if len(path.parts) == depth]
+    files = [str(config.file) for config in found]
     if len(found) > 1 and required:
-        raise UserError(
-            f"{gathered.root}: several files describe the set. Keep one (data.yaml goes before others), or give the "
-            "classes with --classes FILE:",
-            [str(config.file) for config in found],
-        )
+        fix = "Keep one (data.yaml goes before others), or give the classes with --classes FILE:"
+        raise UserError(f"{gathered.root}: several files describe the set. {fix}", files)
     if len(found) > 1:
-        shown = f"{len(found)} files describe the set: {', '.join(str(config.file) for config in found)}"
+        shown = f"{len(found)} files describe the set: {', '.join(files)}"
         fix = "Their train, val and test are not read; keep one of them for that"
         gathered.warn(gathered.root, "splits", shown, fix, "split")
     return found[0] if len(found) == 1 else YoloConfig()
@@ -125,14 +118,7 @@ def is_class_list(path: Path) -> bool:
 
 
 def read_splits(gathered: Gathered, config: YoloConfig, images: Sequence[Path], lists: Iterable[Path]) -> None:
-    """Take train, val and test as the config has them, or else from lists of that name.
-
-    Args:
-        gathered: Receives the splits and the faults.
-        config: From `find_config`.
-        images: All of the set.
-        lists: Text files called like splits.
-    """
+    """Take train, val and test as the config has them, or else from lists, text files of that name."""
     entries = {key: value for key, value in config.content.items() if split_of(key) and value not in _NOTHING}
     if not entries:
         config = YoloConfig(gathered.root / "train.txt")  # for its folder and its name
@@ -147,10 +133,9 @@ def read_splits(gathered: Gathered, config: YoloConfig, images: Sequence[Path], 
         for text in value if isinstance(value, list) else [value]:
             found = _images_of(gathered, text, file.parent, images, index) if isinstance(text, str) else set()
             if not found:
-                shown = (
-                    f"names {repr(text[:80]) if isinstance(text, str) else 'no path'}, where no image of the set lies"
-                )
-                gathered.warn(file, key, shown, "It is left out; if it should not be, correct the path", "split")
+                what = repr(text[:80]) if isinstance(text, str) else "no path"
+                fix = "It is left out; if it should not be, correct the path"
+                gathered.warn(file, key, f"names {what}, where no image of the set lies", fix, "split")
             paths |= found
         same = next((other for other, known in sets.items() if known == paths), None)
         if same is not None and paths:

@@ -24,7 +24,7 @@ def _split(files: CocoFiles) -> CocoSplit:
 
 
 def _check(*files: CocoFiles, allow_split_overlap: bool = False) -> list[Problem]:
-    return check_images([_split(one) for one in files], allow_split_overlap=allow_split_overlap, progress=False)
+    return check_images([_split(one) for one in files], allow_split_overlap=allow_split_overlap)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_the_same_file_is_reported_once(train: CocoFiles) -> None:
     split = _split(train)
     again = read_split("val", train.ann_file, train.img_folder)[0]
     cheap = check_annotations(split) + check_overlap([split, again])
-    assert len(cheap) == 4 and check_images([split, again], progress=False) == []
+    assert len(cheap) == 4 and check_images([split, again]) == []
 
 
 def test_the_same_image_twice_in_a_split_is_a_warning(train: CocoFiles) -> None:
@@ -174,7 +174,7 @@ def test_neu_det_has_no_errors_and_one_known_copy() -> None:
     train, problems = read_split("train", root / "annotations/instances_train.json", root / "images/train")
     val, more = read_split("val", root / "annotations/instances_val.json", root / "images/val", classes=train.classes)
     assert problems + more + check_annotations(train) + check_annotations(val) + check_overlap([train, val]) == []
-    (problem,) = check_images([train, val], progress=False)
+    (problem,) = check_images([train, val])
     assert problem.severity == "warning"
     assert "patches_105.jpg): has the same pixels as patches_101.jpg" in str(problem)
     assert (len(train), len(val), len(train.labels) + len(val.labels)) == (1440, 360, 4186)

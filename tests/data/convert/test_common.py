@@ -26,7 +26,7 @@ def convert(tmp_path: Path, boxes: list[ForeignBox], slack_px: float = 0.5, name
     (image,) = make_images(tmp_path / "src", "a.png")
     gathered = Gathered(tmp_path / "src", class_names=names or None, slack_px=slack_px)
     gathered.images.append(ForeignImage(image, image.with_suffix(".txt"), None, tuple(boxes)))
-    return write_coco(gathered, tmp_path / "new", copy_images=False, progress=False)
+    return write_coco(gathered, tmp_path / "new", copy_images=False)
 
 
 @pytest.mark.parametrize(

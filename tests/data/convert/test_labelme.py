@@ -53,7 +53,7 @@ def write(root: Path, shapes: list[Shape], name: str = "a.json", image: str = "a
 def convert(root: Path, names: tuple[str, ...] | None = None) -> tuple[list[tuple[str, list[float]]], Converted]:
     """Class and box of every annotation, in order."""
     target = root.with_name("new")
-    converted = write_coco(read_labelme(root, class_names=names), target, copy_images=False, progress=False)
+    converted = write_coco(read_labelme(root, class_names=names), target, copy_images=False)
     content = json.loads(converted.ann_files[0].read_text(encoding="utf-8"))
     known = {one["id"]: one["name"] for one in content["categories"]}
     return [(known[one["category_id"]], one["bbox"]) for one in content["annotations"]], converted

@@ -54,7 +54,7 @@ def test_nothing_is_lost_and_lookalikes_stay_together(files: CocoFiles, capsys: 
     assert [len(parts[split]["images"]) for split in SPLITS] == pytest.approx([28, 6, 6], abs=2)
     assert "5 groups of images that look alike (up to 2 images) stayed together" in out
     splits = [read_split(s, files.ann_file.parent / f"all_{s}.json", files.img_folder)[0] for s in SPLITS]
-    assert check_images(splits, progress=False) == [], "check_data.py finds no image in two splits"
+    assert check_images(splits) == [], "check_data.py finds no image in two splits"
     assert main(arguments) == 2
     assert "Files that exist are not overwritten" in capsys.readouterr().err
 

@@ -33,7 +33,7 @@ def write(root: Path, xml: str, image: str, objects: str, *, filename: str | Non
 def convert(root: Path, **options: Any) -> tuple[dict[str, list[list[float]]], Converted]:
     """Boxes by `split/file name`."""
     target = root.with_name("new")
-    converted = write_coco(read_voc(root, **options), target, copy_images=False, progress=False)
+    converted = write_coco(read_voc(root, **options), target, copy_images=False)
     found: dict[str, list[list[float]]] = {}
     for path in converted.ann_files:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -173,7 +173,7 @@ def test_image_sets_of_two_years(tmp_path: Path) -> None:
     (root / "ImageSets/train.txt").write_text("VOC2007/Annotations/0\n0\n")
     with pytest.raises(UserError, match=r"ImageSets/train.txt: line 2: 0 may be .*VOC2007.*VOC2012"):
         read = read_voc(root)
-        write_coco(read, tmp_path / "newer", copy_images=False, progress=False)
+        write_coco(read, tmp_path / "newer", copy_images=False)
 
 
 @pytest.mark.parametrize("skip", [False, True])
