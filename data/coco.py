@@ -84,16 +84,12 @@ class CocoSplit:
         gone = set(image_ids)
         kept = [image for image in self.images if image.id not in gone]
         rows = np.concatenate([np.empty(0, np.int64), *(np.arange(i.rows.start, i.rows.stop) for i in kept)])
-        return replace(
-            self,
-            images=_with_rows(kept, [image.rows.stop - image.rows.start for image in kept]),
-            boxes_xywh=self.boxes_xywh[rows],
-            labels=self.labels[rows],
-            areas=self.areas[rows],
-            crowd=self.crowd[rows],
-            pseudo=self.pseudo[rows],
-            annotation_ids=self.annotation_ids[rows],
-        )
+        return self.with_rows(rows, _with_rows(kept, [image.rows.stop - image.rows.start for image in kept]))
+
+    def with_rows(self, rows: IntArray, images: Sequence[ImageRecord]) -> CocoSplit:
+        """Return the split with chosen boxes, and images whose `rows` are numbers among them."""
+        columns = ("boxes_xywh", "labels", "areas", "crowd", "pseudo", "annotation_ids")
+        return replace(self, images=tuple(images), **{name: getattr(self, name)[rows] for name in columns})
 
     def to_coco(self) -> dict[str, list[dict[str, Any]]]:
         """Return COCO's own form, with the data set's category ids; annotations are numbered anew from 1."""
@@ -111,16 +107,10 @@ class CocoSplit:
             for image in self.images
             for row in range(image.rows.start, image.rows.stop)
         ]
-        return {
-            "images": [
-                {"id": i.id, "file_name": i.file_name, "width": i.width, "height": i.height} for i in self.images
-            ],
-            "annotations": annotations,
-            "categories": [
-                {"id": category_id, "name": name}
-                for category_id, name in zip(self.classes.category_ids, self.classes.names, strict=True)
-            ],
-        }
+        images = [{"id": i.id, "file_name": i.file_name, "width": i.width, "height": i.height} for i in self.images]
+        named = zip(self.classes.category_ids, self.classes.names, strict=True)
+        categories = [{"id": category_id, "name": name} for category_id, name in named]
+        return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def read_split(
@@ -133,12 +123,8 @@ def read_split(
 ) -> tuple[CocoSplit, list[Problem]]:
     """Return the sound entries of an annotation file, and all its faults; a useless file gives an empty split.
 
-    Args:
-        name: train, val or test.
-        ann_file: COCO JSON.
-        img_folder: The folder that `file_name` starts from.
-        normal_boxes: `as_negative` drops the boxes of the class NORMAL; the class itself stays.
-        classes: What labels refer to (the training split's or a checkpoint's); None takes the file's own.
+    `normal_boxes` "as_negative" drops the boxes of the class NORMAL; the class itself stays. Labels refer to `classes`
+    (the training split's or a checkpoint's), or the file's own.
     """
     reader = AnnotationReader(name, ann_file, img_folder)
     with garbage_collector_paused():
@@ -150,7 +136,7 @@ def read_split(
             reader.compare_classes(categories, classes)
         images = reader.images(raw)
         boxes = reader.annotations(raw, images, categories, classes)
-    split = _pack(name, ann_file, img_folder, classes, images, boxes, as_negative=normal_boxes == "as_negative")
+    split = _pack(reader, classes, images, boxes, as_negative=normal_boxes == "as_negative")
     return split, reader.problems + _content_warnings(split, normal_boxes)
 
 
@@ -163,10 +149,8 @@ def count_classes(ann_file: Path, img_folder: Path) -> int:
     reader = AnnotationReader("train", ann_file, img_folder)
     count = len(reader.categories(reader.load()))
     if not count:
-        problems = problem_lines(errors_of(reader.problems), None)
-        raise UserError(
-            "num_classes: auto counts the categories of the training annotations, which say none:", problems
-        )
+        message = "num_classes: auto counts the categories of the training annotations, which say none:"
+        raise UserError(message, problem_lines(errors_of(reader.problems), None))
     return count
 
 
@@ -227,34 +211,33 @@ def size_problem(split: CocoSplit, image: ImageRecord, facts: ImageFacts) -> Pro
 
 
 def _pack(
-    name: str,
-    ann_file: Path,
-    img_folder: Path,
+    reader: AnnotationReader,
     classes: ClassMap,
     images: Mapping[int, ImageRecord],
     boxes: BoxColumns,
     *,
     as_negative: bool,
 ) -> CocoSplit:
-    places, labels = np.array(boxes.places, dtype=np.int64), np.array(boxes.labels, dtype=np.int64)
+    split = CocoSplit(
+        name=reader.name,
+        ann_file=reader.ann_file,
+        img_folder=reader.img_folder,
+        classes=classes,
+        images=(),
+        boxes_xywh=np.array(boxes.boxes_xywh, dtype=np.float64).reshape(-1, 4),
+        labels=np.array(boxes.labels, dtype=np.int64),
+        areas=np.array(boxes.areas, dtype=np.float64),
+        crowd=np.array(boxes.crowd, dtype=np.bool_),
+        pseudo=np.array(boxes.pseudo, dtype=np.bool_),
+        annotation_ids=np.array(boxes.annotation_ids, dtype=np.int64),
+    )
+    places = np.array(boxes.places, dtype=np.int64)
     order = np.argsort(places, kind="stable")  # the file's order within an image
     if as_negative and classes.normal_label is not None:
-        order = order[labels[order] != classes.normal_label]
-        if len(order) < len(labels):
-            log.info("%s: normal_boxes: as_negative: %d NORMAL boxes dropped", ann_file, len(labels) - len(order))
-    return CocoSplit(
-        name=name,
-        ann_file=ann_file,
-        img_folder=img_folder,
-        classes=classes,
-        images=_with_rows(images.values(), np.bincount(places[order], minlength=len(images))),
-        boxes_xywh=np.array(boxes.boxes_xywh, dtype=np.float64).reshape(-1, 4)[order],
-        labels=labels[order],
-        areas=np.array(boxes.areas, dtype=np.float64)[order],
-        crowd=np.array(boxes.crowd, dtype=np.bool_)[order],
-        pseudo=np.array(boxes.pseudo, dtype=np.bool_)[order],
-        annotation_ids=np.array(boxes.annotation_ids, dtype=np.int64)[order],
-    )
+        order = order[split.labels[order] != classes.normal_label]
+        if dropped := len(places) - len(order):
+            log.info("%s: normal_boxes: as_negative: %d NORMAL boxes dropped", reader.ann_file, dropped)
+    return split.with_rows(order, _with_rows(images.values(), np.bincount(places[order], minlength=len(images))))
 
 
 def _with_rows(images: Collection[ImageRecord], counts: npt.ArrayLike) -> tuple[ImageRecord, ...]:

@@ -10,7 +10,7 @@ import gc
 import json
 import math
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -218,10 +218,11 @@ class AnnotationReader:
             if image_id in refused:
                 continue
             image = None if image_id is None else images.get(image_id)
-            faults = _faults(entry, image, categories)
-            id_fault = _id_fault(entry, annotation_id, seen)
-            if faults or id_fault is not None:
-                self._note([*([] if id_fault is None else [id_fault]), *faults], index, annotation_id, image)
+            faults, id_faults = _faults(entry, image, categories), _id_faults(entry, annotation_id, seen)
+            for fault in (*id_faults, *faults):
+                where = f"annotations[{index}]" if annotation_id is None else f"annotation {annotation_id}"
+                where += "" if image is None else f" (image {image.id}, {shorten(image.file_name)})"
+                self.error(where, *fault, skippable=True)
             label = None if faults else label_of.get(int(entry["category_id"]))
             if label is None or image is None:
                 continue
@@ -249,13 +250,6 @@ class AnnotationReader:
             self.warn("annotations", text, fix, "turned boxes")
         return boxes
 
-    def _note(self, faults: Sequence[_Fault], index: int, annotation_id: int | None, image: ImageRecord | None) -> None:
-        where = f"annotations[{index}]" if annotation_id is None else f"annotation {annotation_id}"
-        if image is not None:
-            where += f" (image {image.id}, {shorten(image.file_name)})"
-        for found, fix, kind in faults:
-            self.error(where, found, fix, kind, skippable=True)
-
 
 @contextlib.contextmanager
 def garbage_collector_paused() -> Iterator[None]:
@@ -275,16 +269,16 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _id_fault(entry: Any, annotation_id: int | None, seen: set[int]) -> _Fault | None:
+def _id_faults(entry: Any, annotation_id: int | None, seen: set[int]) -> list[_Fault]:
     """Wrong in itself, but its box can be used."""
     if annotation_id is None:
         text = f"id is {_show(_get(entry, 'id'))}, expected an integer"
-        return text, "Number the annotations", "malformed annotation id"
+        return [(text, "Number the annotations", "malformed annotation id")]
     if annotation_id in seen:
         text = f"the id {annotation_id} is used by more than one annotation"
-        return text, "Number the annotations anew", "repeated annotation id"
+        return [(text, "Number the annotations anew", "repeated annotation id")]
     seen.add(annotation_id)
-    return None
+    return []
 
 
 def _faults(entry: Any, image: ImageRecord | None, categories: Mapping[int, str]) -> list[_Fault]:
@@ -303,30 +297,30 @@ def _faults(entry: Any, image: ImageRecord | None, categories: Mapping[int, str]
     crowd = entry.get("iscrowd", 0)
     if not isinstance(crowd, int | float) or crowd not in (0, 1):
         faults.append((f"iscrowd is {_show(crowd)}, expected 0 or 1", "Correct it", "malformed annotation"))
-    fault = _box_fault(entry.get("bbox", _MISSING), image)
-    return faults if fault is None else [*faults, fault]
+    return [*faults, *_box_faults(entry.get("bbox", _MISSING), image)]
 
 
-def _box_fault(raw: Any, image: ImageRecord | None) -> _Fault | None:
+def _box_faults(raw: Any, image: ImageRecord | None) -> list[_Fault]:
     numbers = [finite(value) for value in raw] if isinstance(raw, list) and len(raw) == 4 else [None] * 4
     x, y, width, height = numbers
     if x is None or y is None or width is None or height is None:
         text = f"bbox is {_show(raw)}, expected four finite numbers [x, y, width, height] in pixels"
-        return text, "Correct or remove the annotation", "malformed box"
+        return [(text, "Correct or remove the annotation", "malformed box")]
     if width <= 0 or height <= 0:
         text = f"bbox {_show(raw)} has no area (width {width:g}, height {height:g})"
-        return text, "Expected [x, y, width, height]; correct or remove the annotation", "box without area"
+        return [(text, "Expected [x, y, width, height]; correct or remove the annotation", "box without area")]
     if image is not None:
         right, bottom = x + width - image.width, y + height - image.height
         outside = max(-x, -y, right, bottom) > _OUTSIDE_TOLERANCE_PX
         if outside or x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
             text = f"bbox {_show(raw)} reaches outside the image of {image.width} x {image.height} pixels"
             fix = "Expected [x, y, width, height] in pixels, inside the image; correct the annotation"
-            return text, fix, "box outside the image"
-    return None
+            return [(text, fix, "box outside the image")]
+    return []
 
 
 def is_turned(entry: Mapping[str, Any]) -> bool:
+    """Tell whether CVAT says that a box is to be turned."""
     attributes = entry.get("attributes")
     return isinstance(attributes, dict) and bool((finite(attributes.get("rotation")) or 0) % 360)
 
@@ -336,7 +330,7 @@ def _get(entry: Any, key: str) -> Any:
 
 
 def finite(value: Any) -> float | None:
-    """A finite number, or None; True and "3" are none."""
+    """Return a finite number as a float, or None; True and "3" are none, nor is one of hundreds of digits."""
     kind = type(value)
     if kind is not float and kind is not int:
         return None

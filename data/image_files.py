@@ -11,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote
 
 from data.names import composed, name_key
-from data.problems import Problem, shorten
+from data.problems import Problem, Severity, shorten
 
 
 def require_regular_file(path: Path) -> None:
@@ -36,20 +36,14 @@ def check_image_files(file: str, img_folder: Path, images: Iterable[tuple[int, s
     finder = ImageFolder(img_folder)
     problems = []
     for image_id, name in images:
-        fault = finder.fault(name)
-        if fault is not None:
-            found, fix, kind, is_error = fault
-            where = f"image {image_id} ({shorten(name)})"
-            if is_error:
-                problem = Problem("error", file, where, found, fix, kind, skippable=True, bad_image_id=image_id)
-            else:
-                problem = Problem("warning", file, where, found, fix, kind, skippable=True)
-            problems.append(problem)
+        if fault := finder.fault(name):
+            where, bad = f"image {image_id} ({shorten(name)})", image_id if fault[3] == "error" else None
+            problems.append(Problem(fault[3], file, where, *fault[:3], skippable=True, bad_image_id=bad))
     return problems
 
 
-_Fault = tuple[str, str, str, bool]
-"""What was found, the fix, the kind, whether it is an error."""
+_Fault = tuple[str, str, str, Severity]
+"""What was found, the fix, the kind."""
 
 
 class ImageFolder:
@@ -70,26 +64,22 @@ class ImageFolder:
         """Say what is wrong with a file name, or None."""
         if PureWindowsPath(name).drive or PureWindowsPath(name).root:
             fix = f"Write file_name relative to the image folder {self._folder}"
-            return "file_name is an absolute path", fix, "path leaves the image folder", True
+            return "file_name is an absolute path", fix, "path leaves the image folder", "error"
         normal = self._spelled(name)
         if normal == ".." or normal.startswith("../"):
             fix = f"Move the image below {self._folder}, or set img_folder to the common folder"
-            return "the path leaves the image folder", fix, "path leaves the image folder", True
+            return "the path leaves the image folder", fix, "path leaves the image folder", "error"
         parent, base = posixpath.split(normal)
         entry = self._listing(parent).get(base)
         if entry is None:
             return self._missing(parent, base, normal)
         is_file, is_link = entry
         if not is_file:
-            return (
-                "is not a file",
-                "Correct file_name: it is a folder, pipe, device or broken link",
-                "missing image",
-                True,
-            )
+            fix = "Correct file_name: it is a folder, pipe, device or broken link"
+            return "is not a file", fix, "missing image", "error"
         if not self._is_inside(parent) or (is_link and not self._resolves_inside(normal)):
             fix = f"Copy the image below {self._folder}, or set img_folder to where it really is"
-            return "is a link that leaves the image folder", fix, "path leaves the image folder", True
+            return "is a link that leaves the image folder", fix, "path leaves the image folder", "error"
         return None
 
     def _spelled(self, name: str) -> str:
@@ -110,22 +100,21 @@ class ImageFolder:
         same_but_case = [n for n in alike if composed(n).casefold() == composed(base).casefold()]
         if same_but_case and os.path.isfile(path):  # a file system that ignores case
             found = f"is called {same_but_case[0]} on disk: found here, but not on Linux"
-            return found, "Use the same upper and lower case in both", "case of file names", False
+            return found, "Use the same upper and lower case in both", "case of file names", "warning"
         fix, found = "Restore the file, correct file_name or img_folder", f"there is no file {shorten(str(path), 400)}"
         decoded = unquote(normal)
         if same_but_case:
             fix = f"There is {same_but_case[0]}: upper and lower case differ, which works on Windows but not on Linux"
         elif alike:
-            fix = (
-                f"There is {alike[0]}: percent-encoding, as in a web address, or outer spaces differ; write both alike"
-            )
+            why = "percent-encoding, as in a web address, or outer spaces differ"
+            fix = f"There is {alike[0]}: {why}; write both alike"
         elif decoded != normal and os.path.isfile(self.path(decoded)):
             fix = f"There is {decoded}: file_name is percent-encoded as in a web address; write it as on disk"
         elif "\\" in normal:
             fix = "Write file_name with / instead of \\"
         elif parent and base in self._listing(""):
             fix = f"There is {self._folder / base}: img_folder and file_name both name the folder {parent}"
-        return found, fix, "missing image", True
+        return found, fix, "missing image", "error"
 
     def _names_alike(self, parent: str, base: str) -> list[str]:
         """Names in a folder that differ from `base` only in case, accents' composition or percent-encoding."""

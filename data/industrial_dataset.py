@@ -130,7 +130,8 @@ class IndustrialDataset(Dataset[Sample]):
         self._seed = seed
         self.size_hw = output_size_hw(loader.dataset.transforms)
         """Height and width of the Resize op."""
-        self._cache = cache
+        self.cache = build_cache(split, loader, 0, shared=False) if cache is None else cache
+        self.mosaic = loader.dataset.transforms.mosaic
         self._weights = None if weights is None else weights.cumsum()
         self._opened: tuple[ImageRecord, PixelArray] | None = None
         self._planned: tuple[int, EpochPlan] | None = None
@@ -169,74 +170,35 @@ class IndustrialDataset(Dataset[Sample]):
             self._planned = epoch, epoch_plan(self._config.dataset.transforms, self._config.collate_fn, epoch)
         return self._planned[1]
 
-    def pixels(self, index: int, reduction: int) -> PixelArray:
-        """Return an image for training at 1/`reduction` of its size (see `read_reduced`), perhaps from the cache."""
-        cached = None if self._cache is None else self._cache.get(index, _version(reduction))
-        if cached is not None:
-            return cached
-        if isinstance(self.split.images[index], TileRecord):
-            return self._cut(index, reduction)
-        pixels, facts = read_reduced(self.split.images[index].path, reduction)
-        self._require_size(self.split.images[index], facts)
-        if self._cache is not None:
-            self._cache.put(index, _version(reduction), pixels)
-        return pixels
-
-    def _cut(self, index: int, reduction: int) -> PixelArray:
-        """Return a tile; a large image is not read again for those beside it while there is memory for them."""
-        image = self._whole(index, fast=True)
-        own = reduced(_tile_of(image, self.split.images[index]), reduction)
-        for other in self._siblings(index) if self._cache is not None else ():
-            if self._cache is not None and self._cache.get(other, _version(reduction)) is None:
-                pixels = own if other == index else reduced(_tile_of(image, self.split.images[other]), reduction)
-                self._cache.put(other, _version(reduction), pixels)
-        return own
-
-    def _siblings(self, index: int) -> range:
-        """Positions of all tiles of one's image."""
-        numbers = self._numbers
-        return range(*np.searchsorted(numbers, [numbers[index], numbers[index] + 1]).tolist())
-
     @cached_property
-    def _numbers(self) -> LabelArray:
+    def image_numbers(self) -> LabelArray:
+        """Positions of the tiles' images."""
         return image_numbers(self.split)
 
-    def _whole(self, index: int, *, fast: bool) -> PixelArray:
-        """All pixels of the image that a tile is of; the latest one is kept, since tiles come one after another."""
+    def whole(self, index: int, *, fast: bool) -> PixelArray:
+        """Return all pixels of the image that a tile is of; the latest is kept, since tiles come one after another."""
         tile = self.split.images[index]
         image = tile.image if isinstance(tile, TileRecord) else tile
         if self._opened is not None and self._opened[0] is image:
             return self._opened[1]
         self._opened = None  # before the next one takes its memory
         pixels, facts = read_reduced(image.path, 1) if fast else read_image(image.path)
-        self._require_size(image, facts)
+        self.require_size(image, facts)
         if image is not tile:
             self._opened = image, pixels
         return pixels
 
-    def at_most(self, index: int, size_hw: tuple[int, int]) -> PixelArray:
-        """Return an image for training at another size (see `data.scene.at_most`), tiles perhaps from the cache."""
-        image, op = self.split.images[index], self._config.dataset.transforms.mosaic
-        is_tile = op is not None and size_hw == _tile_size((image.height, image.width), op.output_size)
-        cached = self._cache.get(index, _TILE) if self._cache is not None and is_tile else None
-        if cached is not None:
-            return cached
-        pixels = at_most(_SplitImage(self, index), size_hw)
-        if self._cache is not None and is_tile:
-            self._cache.put(index, _TILE, pixels)
-        return pixels
-
     def _resized(self, index: int, size_hw: tuple[int, int]) -> tuple[PixelArray, FloatArray, LabelArray]:
         """Pixels, boxes and labels for evaluation."""
-        pixels = _tile_of(self._whole(index, fast=False), self.split.images[index])
+        pixels = _tile_of(self.whole(index, fast=False), self.split.images[index])
         height, width = pixels.shape[:2]
         boxes, labels = self._boxes(index)
         scale = np.array([size_hw[1] / width, size_hw[0] / height] * 2)
         return resize_antialiased(pixels, size_hw), boxes * scale, labels
 
-    def _require_size(self, image: ImageRecord, facts: ImageFacts) -> None:
-        problem = size_problem(self.split, image, facts)
-        if problem is not None:
+    def require_size(self, image: ImageRecord, facts: ImageFacts) -> None:
+        """Raise UserError if an image has another size than the annotations say."""
+        if (problem := size_problem(self.split, image, facts)) is not None:
             raise UserError(str(problem))
 
     def _boxes(self, index: int) -> tuple[FloatArray, LabelArray]:
@@ -246,7 +208,7 @@ class IndustrialDataset(Dataset[Sample]):
 
     def _scene(self, index: int) -> Scene:
         pseudo = self.split.pseudo[self.split.training_rows(self.split.images[index])]
-        return scene_of(_SplitImage(self, index), *self._boxes(index), pseudo)
+        return scene_of(SplitImage(self, index), *self._boxes(index), pseudo)
 
     def _augmented(self, transform: TrainTransform, key: SampleKey) -> Scene:
         plan, op = self.plan(key.epoch), transform.mosaic
@@ -273,8 +235,8 @@ def _tile_of(pixels: PixelArray, record: ImageRecord) -> PixelArray:
 
 
 @dataclass(frozen=True, eq=False)
-class _SplitImage:
-    """An image of the split as the source of a scene; nothing is read before it is drawn."""
+class SplitImage:
+    """An image of the split as the source of a scene, for training; nothing is read before it is drawn."""
 
     dataset: IndustrialDataset
     index: int
@@ -282,13 +244,38 @@ class _SplitImage:
     @property
     def size_hw(self) -> tuple[int, int]:
         """As the annotations have it; checked when the file is read."""
-        image = self.dataset.split.images[self.index]
-        return image.height, image.width
+        record = self.dataset.split.images[self.index]
+        return record.height, record.width
 
     def pixels(self, reduction: int) -> PixelArray:
-        """Read them from the file or the cache."""
-        return self.dataset.pixels(self.index, reduction)
+        """Read them from the file (see `read_reduced`), or the cache."""
+        data, record, version = self.dataset, self.dataset.split.images[self.index], _version(reduction)
+        if (cached := data.cache.get(self.index, version)) is not None:
+            return cached
+        if isinstance(record, TileRecord):
+            return self._cut(reduction, version)
+        pixels, facts = read_reduced(record.path, reduction)
+        data.require_size(record, facts)
+        data.cache.put(self.index, version, pixels)
+        return pixels
+
+    def _cut(self, reduction: int, version: int) -> PixelArray:
+        """Return a tile; a large image is not read again for those beside it while there is memory for them."""
+        data, numbers = self.dataset, self.dataset.image_numbers
+        image = data.whole(self.index, fast=True)
+        siblings = range(*np.searchsorted(numbers, [numbers[self.index], numbers[self.index] + 1]).tolist())
+        for other in siblings:
+            if data.cache.lacks(other, version):
+                data.cache.put(other, version, reduced(_tile_of(image, data.split.images[other]), reduction))
+        return reduced(_tile_of(image, data.split.images[self.index]), reduction)
 
     def at_most(self, size_hw: tuple[int, int]) -> PixelArray:
-        """Read them from the file or the cache."""
-        return self.dataset.at_most(self.index, size_hw)
+        """Read them at another size (see `data.scene.at_most`), a mosaic's tile perhaps from the cache."""
+        cache, op = self.dataset.cache, self.dataset.mosaic
+        if op is None or size_hw != _tile_size(self.size_hw, op.output_size):
+            return at_most(self, size_hw)
+        cached = cache.get(self.index, _TILE)
+        if cached is None:
+            cached = at_most(self, size_hw)
+            cache.put(self.index, _TILE, cached)
+        return cached

@@ -77,7 +77,7 @@ def build_train_loader(
     workers = loader.num_workers if num_workers is None else num_workers
     spare, max_bytes = memory_to_spare(), loader.dataset.cache_mib * 2**20
     max_bytes = max_bytes if spare is None else min(max_bytes, spare)
-    cache = build_cache(split, loader, max_bytes, shared=workers > 0) if loader.dataset.cache_mib else None
+    cache = build_cache(split, loader, max_bytes, shared=workers > 0)
     weights = None if config.tiles is None else factors
     dataset = IndustrialDataset(split, loader, training=True, seed=seed, cache=cache, weights=weights)
     batches = _Batches(dataset, loader.collate_fn, seed, rank)

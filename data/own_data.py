@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 CACHE = Path("outputs/data_cache")
 _SOURCE = "source.json"
 """Written last: a cache folder with it is complete."""
+_DIVIDED = "-splits"
+"""Ends the folder of the splits that the user made, beside what is converted anew."""
 _LOOKED_FOR = (
     "COCO: JSON files with images, annotations and categories, such as annotations/instances_train.json and "
     "instances_val.json, or train/_annotations.coco.json and valid/_annotations.coco.json",
@@ -104,15 +106,12 @@ def _kinds(files: Mapping[str, Sequence[Path]]) -> dict[str, list[Path]]:
             kinds["COCO"].append(path)
         elif isinstance(content, dict) and isinstance(content.get("shapes"), list):
             kinds["labelme"].append(path)
-    kinds["Pascal VOC"] = [path for path in files.get(".xml", ())]
-    kinds["YOLO"] = [path for path in files.get(".txt", ()) if is_class_list(path) or "labels" in _folders(path)]
+    kinds["Pascal VOC"] = [*files.get(".xml", ())]
+    texts = files.get(".txt", ())
+    kinds["YOLO"] = [path for path in texts if is_class_list(path) or "labels" in map(name_key, path.parts[:-1])]
     kinds["YOLO"] += [path for end in (".yaml", ".yml") for path in files.get(end, ()) if path.stem.lower() == "data"]
     kinds["YOLO"] += [*files.get(".data", ()), *files.get(".names", ())]
     return {kind: paths for kind, paths in kinds.items() if paths}
-
-
-def _folders(path: Path) -> set[str]:
-    return {name_key(part) for part in path.parts[:-1]}
 
 
 def _json(path: Path) -> Any:
@@ -162,8 +161,7 @@ def _coco_splits(
             whole.images += part.images
             whole.problems += warnings_of(part.problems)
             whole.notes += part.notes
-            names = dict.fromkeys((*(whole.class_names or ()), *(part.class_names or ())))
-            whole.class_names = tuple(names)
+            whole.class_names = tuple(dict.fromkeys((*(whole.class_names or ()), *(part.class_names or ()))))
             if not (len(chosen) == 1 and len(folders) > 1):
                 whole.splits |= {image.path: name for image in part.images if name != "all"}
         return None, whole
@@ -172,16 +170,14 @@ def _coco_splits(
 
 def _one_file_a_split(folder: Path, paths: Sequence[Path]) -> dict[str, Path]:
     """Return split -> its file; "all" where one file is for everything."""
-    groups: dict[str, list[Path]] = defaultdict(list)
+    groups: dict[str, list[Path]] = {name: [] for name in ("train", "val", "test", "all")}
     for path in paths:
         groups[split_of(path.stem) or split_of_path(path.relative_to(folder)) or "all"].append(path)
-    if "train" in groups:
-        groups.pop("all", None)
+    if groups["train"]:
+        groups["all"] = []
     chosen, problems = {}, []
-    for name in ("train", "val", "test", "all"):
-        candidates = groups.get(name, [])
-        named = [path for path in candidates if name_key(path.name).startswith("instances")]
-        candidates = named or candidates
+    for name, candidates in groups.items():
+        candidates = [path for path in candidates if name_key(path.name).startswith("instances")] or candidates
         if len(candidates) > 1:
             problems += [f"{'the whole set' if name == 'all' else name}: {path}" for path in candidates[:_SHOWN]]
         if candidates:
@@ -196,19 +192,12 @@ def _img_folder(name: str, ann_file: Path, images: Sequence[Path], root: Path) -
     """Return the folder that the names in an annotation file start from: where most of its images are."""
     content = _json(ann_file)
     entries = content.get("images", []) if isinstance(content, dict) else []
-    names = [
-        PurePosixPath(text)
-        for one in entries
-        if isinstance(one, dict) and isinstance(text := one.get("file_name"), str)
-    ]
-    by_name: dict[str, list[Path]] = defaultdict(list)
-    for path in images:
-        by_name[path.name].append(path)
-    votes: dict[Path, int] = defaultdict(int)
-    for asked in names:
-        for path in by_name.get(asked.name, ()):
-            if path.parts[-len(asked.parts) :] == asked.parts:
-                votes[path.parents[len(asked.parts) - 1]] += 1
+    names = (one.get("file_name") for one in entries if isinstance(one, dict))
+    asked: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for parts in (PurePosixPath(name).parts for name in names if isinstance(name, str) and name):
+        asked[parts[-1]].append(parts)
+    ends = ((path, parts) for path in images for parts in asked.get(path.name, ()))
+    votes = Counter(path.parents[len(parts) - 1] for path, parts in ends if path.parts[-len(parts) :] == parts)
 
     def likely(base: Path) -> tuple[int, bool, bool]:
         inside = base.relative_to(root) / "x" if base.is_relative_to(root) else Path("x")
@@ -252,14 +241,9 @@ def _code_state() -> str:
     return hashlib.sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()[:8]
 
 
-def _divided_folder(place: Path) -> Path:
-    """Return where the splits are that the user made: beside what is converted anew."""
-    return place.with_name(f"{place.name}-splits")
-
-
 def _renew_divided(place: Path, old_img_folder: Path, img_folder: Path) -> None:
     """Take the annotations of the splits that the user made from a new conversion; the images of each stay."""
-    for path in sorted(_divided_folder(place).glob("*.json")):
+    for path in sorted(place.with_name(f"{place.name}{_DIVIDED}").glob("*.json")):
         old, whole = _json(path), _json(place / "annotations" / f"{path.stem.rpartition('_')[0]}.json")
         if not (isinstance(old, dict) and isinstance(whole, dict)):
             continue  # broken, which the checks tell; or the converter itself divides now
@@ -277,7 +261,7 @@ def _divided(folder: Path, splits: dict[str, Split], place: Path) -> dict[str, S
     source = splits.get("train") or splits.get("all")
     if source is None:
         raise UserError(f"--data {folder}: has no training split; found {', '.join(splits)} alone. Looked for train.")
-    target = _divided_folder(place)
+    target = place.with_name(f"{place.name}{_DIVIDED}")
     made = {name: target / f"{source.ann_file.stem}_{name}.json" for name in ("train", "val", "test")}
     if made["train"].is_file() and made["val"].is_file():
         log.info("%s: divided as %s says", folder, target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,9 @@ class PixelCache:
     """
 
     def __init__(self, sizes_hw: Sequence[Sequence[tuple[int, int]]], max_bytes: int, *, shared: bool) -> None:
-        """Nothing is decoded yet, and no memory is taken from the system.
+        """Deal places out to the first version of all images, then to the second, and so on.
 
-        Args:
-            sizes_hw: Of all versions of all images. Places are dealt out to the first version of all images, then
-                to the second, and so on.
-            max_bytes: Of pixels, over all processes.
-            shared: Whether worker processes will use it.
+        No memory is taken from the system yet. `max_bytes` of pixels are for all processes; `shared` with workers.
         """
         self._shapes = np.array(sizes_hw, dtype=np.int64)  # [N, V, 2]
         counts = self._shapes.prod(axis=2) * 3
@@ -40,7 +37,7 @@ class PixelCache:
         self._starts = np.where(ends <= max_bytes, ends - counts, -1)
         self.num_bytes = int(ends[ends <= max_bytes].max(initial=0))
         """Pixels that fit."""
-        make = shared_bytes if shared else _own_bytes
+        make = shared_bytes if shared else partial(torch.empty, dtype=torch.uint8)
         self._pixels = make(self.num_bytes)
         self._is_there = make(counts.size).zero_()
 
@@ -51,6 +48,10 @@ class PixelCache:
         place = self._place(index, version)
         place.flags.writeable = False
         return place
+
+    def lacks(self, index: int, version: int) -> bool:
+        """Tell whether pixels are not there, and there is room for them."""
+        return bool(self._starts[index, version] >= 0 and not self._marks[index, version])
 
     def put(self, index: int, version: int, pixels: PixelArray) -> None:
         """Keep a copy of the pixels, if there is room for them."""
@@ -85,7 +86,3 @@ def memory_to_spare() -> int | None:
     if _SHARED_MEMORY_FOLDER.is_dir():
         limits.append(shutil.disk_usage(_SHARED_MEMORY_FOLDER).free)
     return int(min(limits) * _LARGEST_SHARE) if limits else None
-
-
-def _own_bytes(count: int) -> torch.Tensor:
-    return torch.empty(count, dtype=torch.uint8)

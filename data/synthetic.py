@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from data.config import DefectName, SyntheticConfig
 from data.errors import UserError
+from data.files import write_json
 from data.progress import progress_bar
 from data.section import require_variables
 from data.synthetic_draw import DEFECTS, Array, clean_surface
@@ -89,8 +90,7 @@ def _draw_size_px(rng: np.random.Generator, config: SyntheticConfig) -> float:
 
 def _crop(image: Array, left: int, top: int, side: int) -> Array:
     """A [side, side, 3] patch; beyond the border the edge pixels are repeated."""
-    rows = np.clip(np.arange(top, top + side), 0, image.shape[0] - 1)
-    columns = np.clip(np.arange(left, left + side), 0, image.shape[1] - 1)
+    rows, columns = (np.arange(start, start + side).clip(0, image.shape[0] - 1) for start in (top, left))
     return image[rows[:, None], columns[None, :]]
 
 
@@ -120,12 +120,6 @@ def _at_contrast(surface: Array, drawn: Array, contrast: float) -> Array:
     return np.clip(surface + change * factor, 0, 255)
 
 
-def _box_of(mask: BoolArray) -> tuple[int, int, int, int]:
-    """Box around the True pixels, right and bottom exclusive."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
 def _add_defect(
     rng: np.random.Generator,
     image: Array,
@@ -153,7 +147,8 @@ def _add_defect(
         mask = change > max(config.visible_levels, 255 * contrast * config.visible_share)
         if not mask.any():
             continue
-        x0, y0, x1, y1 = _box_of(mask)
+        rows, columns = np.flatnonzero(mask.any(1)).tolist(), np.flatnonzero(mask.any(0)).tolist()
+        x0, y0, x1, y1 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
         box = (left + x0, top + y0, left + x1, top + y1)
         longer, shorter = max(x1 - x0, y1 - y0), min(x1 - x0, y1 - y0)
         measured = _percentile_95(change[mask]) / 255
@@ -192,9 +187,8 @@ def _add_defects(rng: np.random.Generator, image: Array, light_xy: Array, config
             return defects
         sizes = [_draw_size_px(rng, config)]
     raise UserError(
-        "synthetic: no defect could be drawn that meets size_range, min_box_side and contrast_range on this "
-        f"surface. Found size_range {list(config.size_range)}, contrast_range {list(config.contrast_range)}; "
-        "widen them."
+        "synthetic: no defect could be drawn that meets size_range, min_box_side and contrast_range on this surface. "
+        f"Found size_range {list(config.size_range)}, contrast_range {list(config.contrast_range)}; widen them."
     )
 
 
@@ -215,10 +209,6 @@ def draw_image(config: SyntheticConfig, split: str, index: int, *, normal: bool)
     noise += image
     pixels = np.clip(np.rint(noise, out=noise), 0, 255, out=noise).astype(np.uint8)
     return DrawnImage(pixels, texture, tuple(defects))
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
 def _write_split(config: SyntheticConfig, split: str, count: int, root: Path) -> None:
@@ -250,17 +240,14 @@ def _write_split(config: SyntheticConfig, split: str, count: int, root: Path) ->
     categories = [{"id": k + 1, "name": name, "supercategory": "surface"} for k, name in enumerate(CLASS_NAMES)]
     info = {"description": f"generated surface defects, seed {config.seed}", "version": str(GENERATOR_VERSION)}
     coco = {"info": info, "images": images, "annotations": annotations, "categories": categories}
-    path = root / "annotations" / f"instances_{split}.json"
-    path.parent.mkdir(exist_ok=True)
-    _write_json(path, coco)
+    write_json(root / "annotations" / f"instances_{split}.json", coco, what="annotations", indent=1)
 
 
 def _identity(config: SyntheticConfig) -> dict[str, Any]:
     return {"generator_version": GENERATOR_VERSION, **config.model_dump(mode="json", exclude={"root"})}
 
 
-def config_hash(config: SyntheticConfig) -> str:
-    """Identifies the pictures: everything but where they lie, and the generator's version."""
+def _hash(config: SyntheticConfig) -> str:
     return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()
 
 
@@ -285,7 +272,7 @@ def _check_existing(config: SyntheticConfig) -> None:
         found = dict(json.loads(marker.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{marker}: not readable ({error}). {remedy}") from error
-    if found.pop("hash", None) != config_hash(config):
+    if found.pop("hash", None) != _hash(config):
         expected = _identity(config)
         differences = [
             f"{key}: the folder was made with {found.get(key)}, the config has {expected.get(key)}"
@@ -296,11 +283,9 @@ def _check_existing(config: SyntheticConfig) -> None:
         raise UserError(f"{config.root}: {other}. {remedy}", differences)
     problems = []
     for split, count in _split_counts(config).items():
-        folder = config.root / "images" / split
-        present = sum(1 for _ in folder.glob("*.jpg")) if folder.is_dir() else 0
-        if present != count:
+        folder, annotations = config.root / "images" / split, config.root / "annotations" / f"instances_{split}.json"
+        if (present := len([*folder.glob("*.jpg")])) != count:
             problems.append(f"{folder}: expected {count} images, found {present}")
-        annotations = config.root / "annotations" / f"instances_{split}.json"
         if not annotations.is_file():
             problems.append(f"{annotations}: missing")
     if problems:
@@ -320,23 +305,19 @@ def ensure_dataset(config: SyntheticConfig) -> Path:
     """
     root = config.root
     require_variables({"synthetic.root": root})
-    if _is_filled(root):
-        _check_existing(config)
-        logger.debug("Using the generated data set in %s", root)
-        return root
     lock = root.parent / f".{root.name}.lock"
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        if not _is_filled(root):
+            root.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock):  # the system lets go of it when a process is killed
                 if not _is_filled(root):
                     _draw(config)
-        finally:
-            with contextlib.suppress(OSError):  # Windows keeps it while another process waits
-                lock.unlink()
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         reason, fix = getattr(error, "strerror", None) or error, "Free some space or choose a writable synthetic.root"
         raise UserError(f"{root}: the data set could not be written ({reason}). {fix}.") from error
+    finally:
+        with contextlib.suppress(OSError):  # Windows keeps it while another process waits
+            lock.unlink()
     _check_existing(config)
     return root
 
@@ -355,7 +336,7 @@ def _draw(config: SyntheticConfig) -> None:
     try:
         for split, count in _split_counts(config).items():
             _write_split(config, split, count, partial)
-        _write_json(partial / MARKER_NAME, {"hash": config_hash(config), **_identity(config)})
+        write_json(partial / MARKER_NAME, {"hash": _hash(config), **_identity(config)}, what="marker", indent=1)
         if root.is_dir():
             root.rmdir()  # Windows cannot rename onto a folder, not even an empty one.
         partial.rename(root)

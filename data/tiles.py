@@ -74,16 +74,7 @@ def tiled(split: CocoSplit, tiles: TilesConfig | None) -> CocoSplit:
             start += len(found)
     kept_rows, xyxy = np.concatenate(rows), np.concatenate(boxes)
     xywh = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
-    return replace(
-        split,
-        images=tuple(images),
-        boxes_xywh=xywh,
-        labels=split.labels[kept_rows],
-        areas=xywh[:, 2:].prod(axis=1),
-        crowd=split.crowd[kept_rows],
-        pseudo=split.pseudo[kept_rows],
-        annotation_ids=split.annotation_ids[kept_rows],
-    )
+    return replace(split.with_rows(kept_rows, images), boxes_xywh=xywh, areas=xywh[:, 2:].prod(axis=1))
 
 
 def _seen(boxes_xyxy: FloatArray, cut: FloatArray) -> tuple[FloatArray, FloatArray]:

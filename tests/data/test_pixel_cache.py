@@ -66,9 +66,7 @@ def test_a_cache_never_changes_a_sample(tmp_path: Path) -> None:
             for index in range(4):
                 key = SampleKey(epoch, 0, index)
                 assert torch.equal(cached[key].image, plain[key].image)
-    versions = [
-        version for version in range(5) if cached._cache is not None and cached._cache.get(0, version) is not None
-    ]
+    versions = [version for version in range(5) if cached.cache.get(0, version) is not None]
     assert 0 in versions and len(versions) > 1, "tiles and reductions are in use"
 
 

@@ -16,7 +16,7 @@ from data.coco import CocoSplit, read_split
 from data.coco_reader import ImageRecord
 from data.config import TilesConfig
 from data.images import REDUCTIONS, reduced
-from data.industrial_dataset import IndustrialDataset, SampleKey, build_cache
+from data.industrial_dataset import IndustrialDataset, SampleKey, SplitImage, build_cache
 from data.loader import build_eval_loader, build_train_loader
 from data.tiles import TileRecord, tiled, windows
 from tests.support.coco_files import CocoFiles, data_config
@@ -153,7 +153,7 @@ def test_tiles_are_cut_from_the_decoded_image(files: Path) -> None:
             left, top, right, bottom = record.window
             pixels = np.asarray(Image.open(record.path))[top:bottom, left:right]
             for reduction in REDUCTIONS:
-                np.testing.assert_array_equal(dataset.pixels(place, reduction), reduced(pixels, reduction))
+                np.testing.assert_array_equal(SplitImage(dataset, place).pixels(reduction), reduced(pixels, reduction))
     weights = np.zeros(len(cut))
     weights[[2, 9]] = 1
     dataset = IndustrialDataset(cut, loader, training=True, weights=weights)
