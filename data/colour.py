@@ -7,8 +7,7 @@ needs a tenth of the time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,43 +23,37 @@ _ROWS = 64
 """Float pixels are made for so many rows at a time, to stay in the processor's cache."""
 
 
-@dataclass(frozen=True)
-class Brightness:
+class Brightness(NamedTuple):
     """All values times a factor."""
 
     factor: float
 
 
-@dataclass(frozen=True)
-class Contrast:
+class Contrast(NamedTuple):
     """Distances from the image's mean grey times a factor."""
 
     factor: float
 
 
-@dataclass(frozen=True)
-class Saturation:
+class Saturation(NamedTuple):
     """Distances from each pixel's grey times a factor."""
 
     factor: float
 
 
-@dataclass(frozen=True)
-class Hue:
+class Hue(NamedTuple):
     """Turned around the colour circle by a fraction of a turn."""
 
     turn: float
 
 
-@dataclass(frozen=True)
-class ChannelOrder:
+class ChannelOrder(NamedTuple):
     """Channel i of the result is channel `order[i]` of the image."""
 
     order: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class GreyCurve:
+class GreyCurve(NamedTuple):
     """255 (value / 255) ^ `gamma` + `shift` x 255."""
 
     gamma: float

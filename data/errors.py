@@ -13,15 +13,10 @@ def printable(text: str) -> str:
 
 
 class UserError(Exception):
-    """Bad input, described for the person who has to fix it.
-
-    Args:
-        message: What was found, what was expected and how to fix it.
-        problems: Further lines when several things are wrong; they are shown as a list under the message,
-            so that one run reports everything.
-    """
+    """Bad input, described for the person who has to fix it: what was found, what was expected and how to fix it."""
 
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        """Show `problems` as a list under the message, so that one run reports everything that is wrong."""
         self.problems = tuple(problems)
         lines = [*message.split("\n"), *(f"  - {problem}" for problem in self.problems)]
         super().__init__("\n".join(map(printable, lines)))

@@ -26,12 +26,8 @@ _GO_ON_TRAINING = "Free some space or bring the folder back, then go on from the
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, what: str, durable: bool = True) -> None:
     """Call `write` on a temporary file beside `path`, flush it to the disk, and rename it to `path`.
 
-    Args:
-        path: Target; its folder is created if need be.
-        write: Writes the content.
-        what: What is written, for the message, e.g. "checkpoint".
-        durable: Wait until the disk has it, so that it survives a power cut; not worth the while for thousands of
-            small files that can be made again.
+    The folder is created if need be; `what` is written ("checkpoint") is for the message. `durable` waits until the
+    disk has it, so that it survives a power cut: not worth the while for thousands of files that can be made again.
 
     Raises:
         UserError: Any fault of the file system, a full disk above all. The old file survives, the temporary is gone.
@@ -83,17 +79,10 @@ def write_json(path: Path, content: object, *, what: str, indent: int | None = N
 
 
 class GrowingFile:
-    """A file that grows: each piece is there at once, whole or not at all.
-
-    Args:
-        path: Continued if it exists; its folder is created if need be.
-        advice: What to do when it cannot be written, for the message.
-
-    Raises:
-        UserError: It cannot be written.
-    """
+    """A file that grows: each piece is there at once, whole or not at all."""
 
     def __init__(self, path: Path, advice: str = _GO_ON_TRAINING) -> None:
+        """Continue the file if it exists; a UserError says what to do (`advice`) when it cannot be written."""
         self._path, self._advice = path, advice
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,11 +91,7 @@ class GrowingFile:
             raise could_not_write(self._path, error, self._advice) from error
 
     def write(self, piece: bytes) -> None:
-        """Append `piece`.
-
-        Raises:
-            UserError: The disk is full, or the file was removed.
-        """
+        """Append `piece`; a UserError if the disk is full, or the file was removed."""
         before = self._file.seek(0, os.SEEK_END)
         rest = memoryview(piece)
         try:

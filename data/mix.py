@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import cv2
 import numpy as np
@@ -104,10 +105,8 @@ def copyblend(
 ) -> tuple[Tensor, list[Target]]:
     """Blend objects of the batch into every image at random places (docs/deimv2.md, Collate).
 
-    Args:
-        images: uint8 [B, 3, H, W]. Patches come from these, not from earlier pastes.
-        rng: Draws objects, places, margins and the one weight of the batch, U(0.45, 0.55).
-        area_threshold: Smallest box to copy, square pixels of these images; the config's if None.
+    Patches come from the images as they are, uint8 [B, 3, H, W], not from earlier pastes; one weight for the batch is
+    drawn from U(0.45, 0.55). `area_threshold` is in square pixels of these images; the config's if None.
     """
     area_threshold = config.area_threshold if area_threshold is None else area_threshold
     pool = [
@@ -228,11 +227,5 @@ def _blend(a: Tensor, b: Tensor, weight_of_a: float) -> Tensor:
 
 
 def _joined(*targets: Target) -> Target:
-    joined = Target(
-        labels=torch.cat([target["labels"] for target in targets]),
-        boxes=torch.cat([target["boxes"] for target in targets]),
-        area=torch.cat([target["area"] for target in targets]),
-    )
-    if all("pseudo" in target for target in targets):
-        joined["pseudo"] = torch.cat([target["pseudo"] for target in targets])
-    return joined
+    known = [cast("dict[str, Tensor]", target) for target in targets]
+    return cast(Target, {key: torch.cat([target[key] for target in known]) for key in known[0]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -79,10 +80,8 @@ def memory_to_spare() -> int | None:
     fits there is killed.
     """
     limits = []
-    try:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows, macOS: the configured size alone counts
         limits.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, OSError, ValueError):
-        limits = []  # Windows and macOS: the configured size alone counts
     if _SHARED_MEMORY_FOLDER.is_dir():
         limits.append(shutil.disk_usage(_SHARED_MEMORY_FOLDER).free)
     return int(min(limits) * _LARGEST_SHARE) if limits else None

@@ -23,12 +23,8 @@ def progress_bar(
 ) -> tqdm[T]:
     """Wrap `items` in a bar on stderr that says how long it will take; a log file gets a line every half minute.
 
-    Args:
-        items: Passed through; None for a bar that is moved with `update`.
-        what: In front of the bar.
-        total: How many there are, where `items` has no length; `initial` of them are done already.
-        leave: Keep the finished bar on the screen.
-        show: Whether there is a bar at all; None: only on a terminal.
+    Without `items` the bar is moved with `update`. `total` is how many there are where `items` has no length, `initial`
+    of them done already. `leave` keeps the finished bar on the screen; `show` None shows it on a terminal only.
     """
     bar: tqdm[T] = tqdm(  # type: ignore[assignment]
         items,

@@ -90,8 +90,9 @@ def _draw_size_px(rng: np.random.Generator, config: SyntheticConfig) -> float:
 
 def _crop(image: Array, left: int, top: int, side: int) -> Array:
     """A [side, side, 3] patch; beyond the border the edge pixels are repeated."""
-    rows, columns = (np.arange(start, start + side).clip(0, image.shape[0] - 1) for start in (top, left))
-    return image[rows[:, None], columns[None, :]]
+    last = image.shape[0] - 1
+    patch: Array = image[np.arange(top, top + side).clip(0, last)][:, np.arange(left, left + side).clip(0, last)]
+    return patch
 
 
 def _paste(image: Array, patch: Array, left: int, top: int) -> None:

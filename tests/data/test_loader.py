@@ -255,8 +255,7 @@ class TestWorkers:
     def test_workers_share_one_cache(self, loader: TrainLoader) -> None:
         """What the workers decoded is there for this process, too, and the batches above did not change by it."""
         _epoch(loader, 0)
-        cache = loader.dataset._cache
-        assert cache is not None
+        cache = loader.dataset.cache
         assert sum(any(cache.get(index, version) is not None for version in range(5)) for index in range(11)) >= 10
 
     def test_an_epoch_left_early(self, root: Path, loader: TrainLoader) -> None:
