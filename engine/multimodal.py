@@ -123,13 +123,13 @@ def prepare_texts(
     dist: Distributed,
     folder: Path,
     *,
-    resume: Path | None,
+    stored: tuple[Mapping[str, Any], Path] | None,
     tuning: Path | None,
 ) -> tuple[ExperimentConfig, TextEmbeddings | None]:
     """The config with the texts' sizes in it, and the texts where they are not in the checkpoint already.
 
     Without text fusion the config comes back as it is. The main process encodes for all. Texts that an earlier run
-    encoded are taken from `folder`, the run's or one that several runs share.
+    encoded are taken from `folder`, the run's or one that several runs share; `stored` is the checkpoint to go on from.
 
     Raises:
         UserError: There is neither a checkpoint to resume nor one to start from, the checkpoint does not fit the
@@ -138,8 +138,8 @@ def prepare_texts(
     section = config.MultimodalFusion
     if section is None:
         return config, None
-    if resume is not None:
-        return with_stored_texts(config, load_checkpoint(resume), resume, resuming=True), None
+    if stored is not None:
+        return with_stored_texts(config, *stored, resuming=True), None
     if tuning is None and not section.from_start:
         raise UserError(
             "MultimodalFusion: training with text (phase 2) starts from a trained detector. Give its checkpoint: "

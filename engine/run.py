@@ -134,10 +134,12 @@ def build_run(
 ) -> Run:
     """All parts of a run. Whatever can fail on bad input comes before the first file is written."""
     torch.manual_seed(config.seed)
-    config, data, train_loader, val_loader = _build_data(config, dist, resume)
-    config, texts = prepare_texts(config, data.classes, dist, text_cache or folder, resume=resume, tuning=tuning)
+    checkpoint = {} if resume is None else load_checkpoint(resume)
+    config, data, train_loader, val_loader = _build_data(config, dist, checkpoint, resume)
+    stored = None if resume is None else (checkpoint, resume)
+    config, texts = prepare_texts(config, data.classes, dist, text_cache or folder, stored=stored, tuning=tuning)
     config, _ = derive_run_length(config, train_loader.steps_per_epoch)
-    model, checkpoint = _build_model(config, dist, data, texts, resume=resume, tuning=tuning)
+    model = _build_model(config, dist, data, texts, checkpoint, resume=resume, tuning=tuning)
     wrapped, amp_dtype = dist.wrap(model), choose_amp_dtype(config.use_amp, dist.device)
     optimizer = build_optimizer(model, optimizer_with_fusion(config, model))
     scaler = torch.amp.GradScaler(dist.device.type, enabled=amp_dtype is torch.float16 and config.scaler.enabled)
@@ -183,20 +185,30 @@ def _build_model(
     dist: Distributed,
     data: DataBundle,
     texts: TextEmbeddings | None,
+    checkpoint: Mapping[str, Any],
     *,
     resume: Path | None,
     tuning: Path | None,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The network as it starts, on its device; and the checkpoint that is resumed, empty where there is none."""
+) -> nn.Module:
+    """The network as it starts, on its device."""
     model: nn.Module = build_detector(config)
-    checkpoint = _load_weights(model, config, data, resume=resume, tuning=tuning)
+    if resume is not None:
+        check_classes(checkpoint, data.classes, resume)
+        load_state_dict_strict(model, checkpoint["model"], source=resume)
+    elif tuning is not None:
+        start_from(model, config, data.classes, tuning)
+    elif config.tuning_class_map:
+        raise UserError("tuning_class_map: chooses rows of the weights to tune from, so it needs them: -t CKPT.")
+    else:
+        _warn_of_frozen_noise(config)
+        load_backbone_weights(model, config)
     finish_model(config, model, texts)
     model.to(dist.device)
     if dist.world_size > 1 and dist.device.type == "cuda" and config.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if config.compile and (backend := compiler(model, dist.device)):
         cast(DEIM, model).compile_training(backend)
-    return model, checkpoint
+    return model
 
 
 def _open_folder(
@@ -267,7 +279,7 @@ def _changes_since(checkpoint: Mapping[str, Any], path: Path, config: Experiment
 
 
 def _build_data(
-    config: ExperimentConfig, dist: Distributed, resume: Path | None
+    config: ExperimentConfig, dist: Distributed, checkpoint: Mapping[str, Any], resume: Path | None
 ) -> tuple[ExperimentConfig, DataBundle, TrainLoader, EvalLoader]:
     folders = {"output_dir": config.output_dir, "summary_dir": config.summary_dir or config.output_dir}
     require_variables(folders)
@@ -276,7 +288,7 @@ def _build_data(
     dist.barrier()
     data = build_datasets(config)
     is_open = "auto" in (config.train_dataloader.total_batch_size, config.accumulation_steps)
-    stored = checkpoint_config(load_checkpoint(resume), resume) if is_open and resume is not None else None
+    stored = checkpoint_config(checkpoint, resume) if is_open and resume is not None else None
     config = decide_batch(config, dist, tiled(data.splits["train"], config.tiles), stored)
     rank, world_size, pin = dist.rank, dist.world_size, dist.device.type == "cuda"
     train_loader = build_train_loader(
@@ -322,25 +334,6 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
     save_checkpoint(run.folder / name, state)
     if name == "last.pth":
         run.saved = run.folder / name, position
-
-
-def _load_weights(
-    model: nn.Module, config: ExperimentConfig, data: DataBundle, *, resume: Path | None, tuning: Path | None
-) -> dict[str, Any]:
-    """Weights into `model`; the whole checkpoint when a run is resumed, else nothing."""
-    if resume is not None:
-        checkpoint = load_checkpoint(resume)
-        check_classes(checkpoint, data.classes, resume)
-        load_state_dict_strict(model, checkpoint["model"], source=resume)
-        return checkpoint
-    if tuning is not None:
-        start_from(model, config, data.classes, tuning)
-        return {}
-    if config.tuning_class_map:
-        raise UserError("tuning_class_map: chooses rows of the weights to tune from, so it needs them: -t CKPT.")
-    _warn_of_frozen_noise(config)
-    load_backbone_weights(model, config)
-    return {}
 
 
 def _warn_of_frozen_noise(config: ExperimentConfig) -> None:

@@ -88,9 +88,9 @@ def class_similarity(embeddings: TextEmbeddings) -> Tensor:
     return similarity.fill_diagonal_(1.0)
 
 
-def alike_pairs(similarity: Tensor, names: tuple[str, ...], *, threshold: float = NEARLY_THE_SAME) -> list[AlikePair]:
-    """Return pairs of classes at least as similar as `threshold`, most alike first."""
-    first, second = torch.triu(similarity >= threshold, diagonal=1).nonzero(as_tuple=True)
+def alike_pairs(similarity: Tensor, names: tuple[str, ...]) -> list[AlikePair]:
+    """Return pairs of classes at least as similar as `NEARLY_THE_SAME`, most alike first."""
+    first, second = torch.triu(similarity >= NEARLY_THE_SAME, diagonal=1).nonzero(as_tuple=True)
     pairs = [
         AlikePair(names[i], names[j], float(similarity[i, j]))
         for i, j in zip(first.tolist(), second.tolist(), strict=True)

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from data.errors import UserError
-from engine.checkpoint import save_checkpoint
+from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.config import load_config
 from engine.resume import Selection, decide, restore
-from engine.run import Run, _load_weights, build_run, save
+from engine.run import Run, build_run, save
+from models.weights import load_state_dict_strict
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import alone, assert_same_state, checkpoint
 
@@ -184,7 +185,9 @@ def test_a_malformed_state_is_one_message(
     before = copy.deepcopy((run.optimizer.state_dict(), run.ema.state_dict()["updates"] if run.ema else 0))
     parts = {"optimizer": run.optimizer, "ema": run.ema, "scaler": run.scaler, "train_loader": run.train_loader}
     with pytest.raises(UserError, match=message):
-        restore(_load_weights(run.model, run.config, run.data, resume=path, tuning=None), path, **parts)
+        stored = load_checkpoint(path)
+        load_state_dict_strict(run.model, stored["model"], source=path)
+        restore(stored, path, **parts)
     assert before == (run.optimizer.state_dict(), run.ema.state_dict()["updates"] if run.ema else 0)
 
 
