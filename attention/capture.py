@@ -120,11 +120,8 @@ def capture(model: nn.Module, images: Tensor) -> Captured:
 
     Raises:
         UserError: The model is a CNN baseline.
-        ValueError: The model is in training mode.
     """
     deim = require_deim(model, "Attention")
-    if deim.training:
-        raise ValueError("the model must be in evaluation mode")
     with _listening(deim) as heard:
         outputs = deim(images)
     vit, decoder = deim.backbone.vit, deim.decoder
@@ -278,11 +275,9 @@ def choose_objects(
         return [by_query[query] for query in dict.fromkeys(queries)]
     chosen: list[PredictedObject] = []
     for one in objects:
-        if one.score >= min_score and len(chosen) < top and not any(_show_the_same(one, other) for other in chosen):
+        if one.score < min_score or len(chosen) == top:
+            break
+        alike = torch.tensor([other.box_xyxy for other in chosen if other.label == one.label]).reshape(-1, 4)
+        if not bool((paired_iou(alike, torch.tensor(one.box_xyxy)) >= _SAME_PLACE_IOU).any()):
             chosen.append(one)
     return chosen
-
-
-def _show_the_same(one: PredictedObject, other: PredictedObject) -> bool:
-    iou = paired_iou(torch.tensor(one.box_xyxy), torch.tensor(other.box_xyxy))
-    return one.label == other.label and float(iou) >= _SAME_PLACE_IOU

@@ -110,13 +110,7 @@ def evidence_map(
 
     Raises:
         UserError: The model has no such layer.
-        ValueError: The model is in training mode, there is more than one image, no such query, or no score for the
-            label.
     """
-    if model.training:
-        raise ValueError("the model must be in evaluation mode")
-    if image.shape[0] != 1:
-        raise ValueError(f"expected one image, found {image.shape[0]}")
     place = resolve_layer(model, layer)
     if method == "eigen_cam":
         with torch.no_grad(), _tapped(model, place) as taken:
@@ -152,37 +146,20 @@ def hires_cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 
 def class_logit(outputs: Any, query: int, label: int) -> Tensor:
-    """Return the score of a class as a logit, scalar, with its graph, from a detector's outputs for one image.
-
-    Raises:
-        ValueError: There is no such query or detection, or the detection is of another class.
-    """
+    """Return the score of a class as a logit, scalar, with its graph, from a detector's outputs for one image."""
     if isinstance(outputs, Mapping):
-        logits: Tensor = outputs["pred_logits"][0]
-        if not (0 <= query < logits.shape[0] and 0 <= label < logits.shape[1]):
-            raise ValueError(f"query {query}, label {label}: there are {logits.shape[0]} and {logits.shape[1]}")
-        return logits[query, label]
-    scores, labels = outputs[0]["scores"], outputs[0]["labels"]
-    if not 0 <= query < len(scores):
-        raise ValueError(f"detection {query}: there are {len(scores)}")
-    if int(labels[query]) != label:
-        raise ValueError(f"detection {query} is of class {int(labels[query])} and has no score for class {label}")
-    return torch.logit(scores[query], eps=_LOGIT_EPS)
+        logit: Tensor = outputs["pred_logits"][0, query, label]
+        return logit
+    assert int(outputs[0]["labels"][query]) == label, "a baseline's detection has a score for its own class alone"
+    return torch.logit(outputs[0]["scores"][query], eps=_LOGIT_EPS)
 
 
 def edge_outward(outputs: Any, query: int, edge: Edge) -> Tensor:
     """Return how far out an edge of a query's or detection's box lies, scalar, with its graph: the right and bottom
-    coordinate, minus the left and top one, so that a map shows what holds the edge out whichever edge it is.
-
-    Raises:
-        ValueError: There is no such query or detection.
-    """
+    coordinate, minus the left and top one, so that a map shows what holds the edge out whichever edge it is."""
     boxes = cxcywh_to_xyxy(outputs["pred_boxes"][0]) if isinstance(outputs, Mapping) else outputs[0]["boxes"]
-    if not 0 <= query < len(boxes):
-        raise ValueError(f"query {query}: there are {len(boxes)}")
-    side = EDGES.index(edge)
-    coordinate: Tensor = boxes[query, side]
-    return -coordinate if side < 2 else coordinate
+    coordinate: Tensor = boxes[query, EDGES.index(edge)]
+    return -coordinate if edge in ("left", "top") else coordinate
 
 
 def _eigen_cam(activation: Tensor) -> Tensor:

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from analysis.style import FOUND_COLOUR, HATCHES, INK, MAX_HEIGHT_CM, TRUTH_COLOUR, AxisNumbers, new_figure
 from analysis.tables import Cell, Number, Table
 from attention.capture import PredictedObject
 from attention.figures import Drawn, View, add_caption
 from attention.panels import Scene
-from data.errors import UserError
 from data.types import FloatArray
 from models.detector import DEIM
 from models.text_contributions import text_contributions
@@ -47,18 +46,8 @@ class TextShare:
         return shares
 
 
-def text_shares(model: nn.Module, image: Tensor, objects: Sequence[PredictedObject]) -> list[TextShare]:
-    """Take the scores of predicted objects of one image [1, 3, H, W] apart; the model stays as it is.
-
-    Raises:
-        UserError: The detector has no text fusion.
-        ValueError: It is in training mode.
-    """
-    if not isinstance(model, DEIM) or model.text_fusion is None:
-        raise UserError(
-            "Text evidence: this checkpoint has no text fusion, so no part of a score came from text. Take a "
-            "checkpoint of train_deimv2_multimodal.py."
-        )
+def text_shares(model: DEIM, image: Tensor, objects: Sequence[PredictedObject]) -> list[TextShare]:
+    """Take the scores of predicted objects of one image [1, 3, H, W] apart; the model stays as it is."""
     parts = text_contributions(model, image)
     visual, text = (x[:, 0].double().cpu().numpy() for x in (parts.visual, parts.text))
     total = parts.outputs["pred_logits"][0].double().cpu().numpy()

@@ -76,13 +76,7 @@ class Judge:
 
 
 def judge_of(path: Path, detector: Detector, options: Any, *, videos: bool) -> Judge:
-    """Read a decision and check that it is about this detector and that no option contradicts it.
-
-    Args:
-        path: Of decision.json.
-        detector: As it will predict.
-        options: `PredictOptions`.
-        videos: Whether something else than images is to be looked at.
+    """Read a decision and check that it is about this detector and that none of the `PredictOptions` contradicts it.
 
     Raises:
         UserError: The file is damaged, of another checkpoint, or options say something else; all at once.
@@ -129,35 +123,22 @@ def _tiling(tile: tuple[int, float] | None) -> str:
     return "whole images" if tile is None else f"tiles of {tile[0]} px, overlap {tile[1]:g}"
 
 
-def calibration_of(detector: Detector) -> Calibration:
-    """Return the curves of the checkpoint's evaluation on its own validation data.
+def stored_calibration(detector: Detector, *, required: bool = False) -> Calibration | None:
+    """Return the curves of the checkpoint's evaluation on its own validation data; None where there are none.
 
     Raises:
-        UserError: There is none with curves, or they are damaged.
+        UserError: They are damaged, or missing though `required` by --calibrate.
     """
-    found = stored_calibration(detector)
-    if found is None:
-        raise UserError(
-            f"--calibrate: no evaluation of {detector.path} with calibration was found; make one: "
-            f"{calibrating_command(detector)}"
-        )
-    return found
-
-
-def stored_calibration(detector: Detector) -> Calibration | None:
-    """As `calibration_of`; None where there is none with curves.
-
-    Raises:
-        UserError: They are damaged.
-    """
-    found = evaluation_of(detector, "calibration")
+    found, again = evaluation_of(detector, "calibration"), calibrating_command(detector)
     curves = None if found is None else found[1]["calibration"].get("curves")
     if found is None or not isinstance(curves, dict):
+        if required:
+            made = f"no evaluation of {detector.path} with calibration was found; make one: {again}"
+            raise UserError(f"--calibrate: {made}")
         return None
     try:
         return Calibration.from_json(curves, unique_names(detector.classes))
     except ValueError as error:
-        again = calibrating_command(detector)
         raise UserError(f"{found[0]}: its calibration is damaged ({error}); make it again: {again}") from error
 
 

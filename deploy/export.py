@@ -55,13 +55,10 @@ def export_checkpoint(
     check: bool = True,
     nms: str | float | None = "auto",
 ) -> list[Exported]:
-    """Write a checkpoint in the given formats, each once, in the order of `Format`.
+    """Write a checkpoint in the given formats, each once, in the order of `Format`; by default into the folder
+    `export_<checkpoint>` beside it, with graphs for `eval_spatial_size`.
 
-    Args:
-        output_dir: Default `export_<checkpoint>` beside the checkpoint.
-        size_hw: Input of the graphs; None: `eval_spatial_size`.
-        check: Run the graphs and compare them with PyTorch.
-        nms: As `PredictOptions.nms`, so that graphs detect what prediction detects.
+    The suppression (`nms`) is chosen as in `predict_deimv2.py`, so that graphs detect what prediction detects.
 
     Raises:
         UserError: Bad input of any kind, or a graph that detects something else than PyTorch.
@@ -75,13 +72,16 @@ def export_checkpoint(
     detector = load_detector(path, config_path=config_path, overrides=overrides)
     options = graph.GraphOptions(size_hw or detector.config.eval_spatial_size, dynamic_size)
     graph.require_size(options)
-    written = []
-    if "official" in formats:
-        written.append(Exported("official", write_official(detector, folder / f"{path.stem}_official.pth"), None))
-    if "safetensors" in formats:
-        written.append(Exported("safetensors", write_safetensors(detector, folder / "model.safetensors"), None))
-    if "hub" in formats:
-        written.append(Exported("hub", write_hub_folder(detector, folder / "hub"), None))
+    writers: dict[Format, tuple[Callable[[Detector, Path], Path], str]] = {
+        "official": (write_official, f"{path.stem}_official.pth"),
+        "safetensors": (write_safetensors, "model.safetensors"),
+        "hub": (write_hub_folder, "hub"),
+    }
+    written = [
+        Exported(name, write(detector, folder / file), None)
+        for name, (write, file) in writers.items()
+        if name in formats
+    ]
     if {"torch_export", "onnx", "openvino"} & {*formats}:
         thresholds = choose_thresholds(detector, None, (), wanted, size_hw=options.size_hw)
         if thresholds.nms_iou is not None:
@@ -144,15 +144,11 @@ def check_against_torch(
     what: object,
     tolerance: float = TOLERANCE,
 ) -> graph.Agreement:
-    """Run both on one and on three images, with a dynamic size also on another size, and compare.
-
-    Args:
-        module: The model as it was trained, so that the deploy form is checked with the graph.
-        runner: Runs the graph, which accepts `options` and is called `what` in the message.
-        tolerance: Of scores and boxes.
+    """Run both on one and on three images, with a dynamic size also on another size, and compare. The `module` is the
+    model as it was trained, so that the deploy form is checked with the graph.
 
     Raises:
-        UserError: They differ by more than `tolerance`.
+        UserError: Scores or boxes differ by more than `tolerance`; `what` names the graph.
     """
     height, width = options.size_hw
     cases = [(1, options.size_hw), (3, options.size_hw)]

@@ -75,11 +75,6 @@ Runner = Callable[[Tensor, Tensor], GraphOutput]
 def graph_module(detector: Detector, *, folded: bool, nms_iou: float | None = None) -> DeployedDetector:
     """Join network and post-processing: in the deploy form (`folded`), or as trained, what all else is compared with.
 
-    Args:
-        detector: Of DEIMv2.
-        folded: See above.
-        nms_iou: Of boxes of one class that overlap more, the best is kept; None keeps all.
-
     Raises:
         UserError: The model is a baseline.
     """
@@ -100,11 +95,7 @@ def example_inputs(size_hw: tuple[int, int], batch: int, seed: int = 0) -> tuple
 
 
 def require_size(options: GraphOptions) -> None:
-    """Check that the network can read images of this size.
-
-    Raises:
-        UserError: It cannot.
-    """
+    """Raise a UserError if the network cannot read images of this size."""
     least = 2 * SIZE_DIVISOR if options.dynamic_size else SIZE_DIVISOR
     if any(side < least or side > _LONGEST_SIDE or side % SIZE_DIVISOR for side in options.size_hw):
         raise UserError(
@@ -114,11 +105,7 @@ def require_size(options: GraphOptions) -> None:
 
 
 def require_packages(*names: str) -> None:
-    """Check that optional packages are installed.
-
-    Raises:
-        UserError: Some are not; says how to install them.
-    """
+    """Raise a UserError that says how to install them, if optional packages are not here."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         extra = "openvino" if missing == ["openvino"] else "export"
@@ -155,11 +142,7 @@ def write_program(program: torch.export.ExportedProgram, path: Path) -> Path:
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, str]) -> Path:
-    """Write a `.onnx` file with the weights in it, and `metadata` as its `metadata_props`.
-
-    Raises:
-        UserError: The packages of the extra `export` are not installed, or the file cannot be written.
-    """
+    """Write a `.onnx` file with the weights in it, and `metadata` as its `metadata_props`."""
     require_packages("onnx", "onnxscript")
     with _quiet():
         made = torch.onnx.export(
@@ -214,12 +197,7 @@ def graph_metadata(detector: Detector, options: GraphOptions, thresholds: Thresh
 
 
 def write_openvino(onnx_path: Path, path: Path) -> Path:
-    """Write OpenVINO's `.xml` and `.bin` out of an ONNX file, float32.
-
-    Raises:
-        UserError: OpenVINO is not installed.
-    """
-    require_packages("openvino")
+    """Write OpenVINO's `.xml` and `.bin` out of an ONNX file, float32; needs the extra `openvino`."""
     import openvino
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,17 +221,12 @@ def program_runner(path: Path) -> Runner:
 
 
 def onnx_runner(path: Path, threads: int | None = None) -> Runner:
-    """Run an ONNX file on ONNX Runtime's CPU provider.
-
-    Raises:
-        UserError: onnxruntime is not installed.
-    """
-    return _session_runner(_session(path, threads, [_CPU]))
+    """Run an ONNX file on ONNX Runtime's CPU provider."""
+    return _run(_session(path, threads, [_CPU]))
 
 
 def accelerated_runners(path: Path) -> dict[str, Runner]:
     """Run an ONNX file on every accelerator that ONNX Runtime has here, by name; without a GPU build of it, none."""
-    require_packages("onnxruntime")
     import onnxruntime
 
     runners = {}
@@ -262,7 +235,7 @@ def accelerated_runners(path: Path) -> dict[str, Runner]:
             continue
         session = _session(path, None, [(provider, settings), _CPU])
         if provider in session.get_providers():
-            runners[name] = _session_runner(session)
+            runners[name] = _run(session)
         else:
             log.warning("ONNX Runtime has %s, but cannot start it here: %s is not checked with it", name, path)
     return runners
@@ -278,24 +251,16 @@ def _session(path: Path, threads: int | None, providers: list[Any]) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=providers)
 
 
-def _session_runner(session: Any) -> Runner:
-    def run(images: Tensor, sizes: Tensor) -> GraphOutput:
-        feed = dict(zip(INPUT_NAMES, (images.numpy(), sizes.numpy()), strict=True))
-        return GraphOutput(*session.run(OUTPUT_NAMES, feed))
-
-    return run
+def _run(session: Any) -> Runner:
+    return lambda *inputs: GraphOutput(
+        *session.run(OUTPUT_NAMES, {name: one.numpy() for name, one in zip(INPUT_NAMES, inputs, strict=True)})
+    )
 
 
 def openvino_runner(path: Path, threads: int | None = None, precision: str = "f32") -> Runner:
-    """Run an OpenVINO model (or an ONNX file) on the CPU.
+    """Run an OpenVINO model (or an ONNX file) on the CPU, on as many threads as torch by default.
 
-    Args:
-        path: `.xml` or `.onnx`.
-        threads: None: as many as torch uses.
-        precision: `f32`, or `bf16` where the CPU has it; OpenVINO's own default is the fastest, not the exact one.
-
-    Raises:
-        UserError: OpenVINO is not installed.
+    `precision` is `f32`, or `bf16` where the CPU has it; OpenVINO's own default is the fastest, not the exact one.
     """
     require_packages("openvino")
     import openvino
@@ -307,8 +272,8 @@ def openvino_runner(path: Path, threads: int | None = None, precision: str = "f3
     }
     compiled = openvino.Core().compile_model(path, "CPU", settings)
 
-    def run(images: Tensor, sizes: Tensor) -> GraphOutput:
-        found = compiled([images.numpy(), sizes.numpy()])
+    def run(*inputs: Tensor) -> GraphOutput:
+        found = compiled([one.numpy() for one in inputs])
         return GraphOutput(*(np.array(found[name]) for name in OUTPUT_NAMES))
 
     return run

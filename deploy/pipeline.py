@@ -59,12 +59,8 @@ def read_frames(
     detector: Detector,
     failed: Callable[[UserError], object],
 ) -> Iterator[Frame[Key]]:
-    """Yield frames in the order of `images`, read and prepared in threads, a few ahead.
-
-    Args:
-        images: What to read, and how: raises UserError for what cannot be read.
-        failed: Called with the reason why an image could not be read; it is left out.
-    """
+    """Yield frames in the order of `images`, read and prepared in threads, a few ahead. Of an image that cannot be read
+    `failed` gets the reason."""
 
     def load(key: Key, read: Callable[[], PixelArray]) -> Frame[Key]:
         return make_frame(key, read(), detector)
@@ -96,13 +92,10 @@ def predict_frames(
     batch_size: int,
     nms_iou: float | None = None,
 ) -> Iterator[tuple[Frame[Key], Detections]]:
-    """Yield every frame with its detections, in order; boxes in pixels of the frame.
+    """Yield every frame with its detections of at least the `thresholds` [C], in order; boxes in pixels of the frame.
 
-    Args:
-        frames: From `make_frame` or `read_frames`.
-        thresholds: [C] least scores.
-        batch_size: Tiles at once; a batch takes tiles of several frames, and only the last one may be smaller.
-        nms_iou: Of boxes of one class that overlap more, the best is kept; None keeps all, as the evaluation does.
+    A batch takes tiles of several frames, and only the last one may be smaller. Of boxes of one class that overlap more
+    than `nms_iou`, the best is kept; None keeps all, as the evaluation does.
     """
     waiting: deque[Frame[Key]] = deque()
     todo: list[tuple[Frame[Key], Window]] = []

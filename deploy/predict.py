@@ -22,7 +22,7 @@ from data.errors import UserError, printable
 from data.images import ImageFacts, has_pages, large_images_allowed, read_image, read_pages
 from data.progress import progress_bar
 from data.types import PixelArray
-from deploy.acceptance import Judge, calibration_of, judge_of
+from deploy.acceptance import Judge, judge_of, stored_calibration
 from deploy.pipeline import make_frame, predict_frames, read_frames
 from deploy.sources import ImageSource, Sources, VideoSource, find_sources
 from deploy.thresholds import Nms, Thresholds, choose_thresholds
@@ -128,12 +128,8 @@ def predict(
     """Look at images, videos and cameras with a checkpoint and write what is there. Ctrl-C ends it early with all
     tables complete.
 
-    Args:
-        checkpoint: With `device`, `config_path` and `overrides` as `load_detector` takes them.
-        arguments: Files, folders, patterns, camera indices, addresses of streams.
-        options: How to look and what to write.
-        output_dir: An empty or new folder; default `predict_<checkpoint>` beside the checkpoint, or the first of
-            `predict_<checkpoint>_2`, ... that is free.
+    The output folder is empty or new; by default `predict_<checkpoint>` beside the checkpoint, or the first of
+    `predict_<checkpoint>_2`, ... that is free.
 
     Raises:
         UserError: Bad input of any kind, before anything is written; or a file cannot be written.
@@ -152,7 +148,7 @@ def predict(
     tiles = options.tiles(detector.config.tiles)
     detector = detector.with_tiles(tiles)
     if options.calibrate and options.decision is None:
-        detector = replace(detector, calibration=calibration_of(detector))
+        detector = replace(detector, calibration=stored_calibration(detector, required=True))
     judge = None
     if options.decision is None:
         thresholds = choose_thresholds(detector, options.score, options.score_per_class, options.nms)
@@ -192,14 +188,13 @@ def _output_folder(checkpoint: Path, output_dir: Path | None) -> Path:
 
 def _info(detector: Detector, thresholds: Thresholds, options: PredictOptions) -> dict[str, object]:
     """Where detections come from, for those who find the file later."""
-    evaluated = "the best F1 of " + str(thresholds.source) if thresholds.source else "the default"
-    tiles = detector.config.tiles
-    evaluated = str(thresholds.source) if thresholds.origin == "decided" else evaluated
+    tiles, source = detector.config.tiles, thresholds.source
+    origins = {"given": "--score", "default": "the default", "evaluated": f"the best F1 of {source}"}
     return {
         "checkpoint": printable(str(detector.path)),
         "epoch": detector.epoch,
         "score_thresholds": dict(zip(unique_names(detector.classes), thresholds.scores.tolist(), strict=True)),
-        "score_thresholds_from": "--score" if options.score is not None else printable(evaluated),
+        "score_thresholds_from": printable(origins.get(thresholds.origin, str(source))),
         "score_per_class": list(options.score_per_class),
         "tile": None if tiles is None else [tiles.size, tiles.overlap],
         "nms": thresholds.nms_iou,

@@ -80,10 +80,7 @@ def find_sources(arguments: Sequence[str], *, recursive: bool = False, exclude: 
     pattern (`*`, `?`, `[...]`, `**`) is resolved here too, since not every shell does it; a whole number that names no
     file is a camera, `rtsp://...` and the like a stream. Pipes and devices are skipped: they might never end.
 
-    Args:
-        arguments: In the order given.
-        recursive: Look into the folders' folders.
-        exclude: A folder to pass over: the output's.
+    The folder `exclude`, the output's, is passed over.
 
     Raises:
         UserError: Arguments that lead nowhere, all of them.

@@ -91,15 +91,7 @@ def suggest_images(
     out images without any such detection (that nothing is sure does not mean that there is nothing) and joins the
     others with the checkpoint's own training annotations: train_pseudo.json, for a second training.
 
-    Args:
-        kind: See above.
-        checkpoint: With `device`, `config_path` and `overrides` as `load_detector` takes them.
-        device: Where to compute.
-        given: Of `SuggestOptions`.
-        output_dir: Default `<kind>_<checkpoint>` beside the checkpoint.
-
-    Returns:
-        Lines for the console.
+    The output folder is by default `<kind>_<checkpoint>` beside the checkpoint. Returns lines for the console.
 
     Raises:
         UserError: Bad input of any kind.
@@ -145,13 +137,8 @@ def suggest_images(
 
 
 def look(detector: Detector, options: SuggestOptions, folder: Path, least: FloatArray) -> tuple[list[Seen], list[str]]:
-    """Detect on images, and keep what the encoder made of each; returns what could not be read beside it.
-
-    Args:
-        detector: What looks.
-        options: At what.
-        folder: Of the output, which is passed over.
-        least: [C] least scores.
+    """Detect with the `least` scores [C], and keep what the encoder made of each image; returns what could not be read
+    beside it. The output folder is passed over.
 
     Raises:
         UserError: There are no images, or the network has no encoder to take features of.
@@ -191,13 +178,7 @@ def information_bits(detections: Detections) -> float:
 
 def most_informative(bits: FloatArray, features: FloatArray, count: int) -> list[int]:
     """Choose images that tell much and differ from one another: the first has the most bits, each further one the most
-    bits x distance to the nearest one chosen.
-
-    Args:
-        bits: [I]
-        features: [I, F], unit length.
-        count: Images to choose; fewer if there are fewer.
-    """
+    bits [I] x distance to the nearest one chosen, by their features [I, F] of unit length."""
     distance = np.full(len(bits), np.inf)
     chosen: list[int] = []
     for _ in range(min(count, len(bits))):

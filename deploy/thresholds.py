@@ -63,14 +63,9 @@ def choose_thresholds(
     size_hw: tuple[int, int] | None = None,
 ) -> Thresholds:
     """Take what was asked for, else the best-F1 scores of the checkpoint's evaluation on its own validation data under
-    the same suppression, else 0.5. An evaluation of another input size, epoch or data is passed over.
-
-    Args:
-        detector: The evaluation is looked for beside its checkpoint.
-        score: For all classes.
-        per_class: `NAME=S`; they win over everything else.
-        nms: IoU of the suppression, None for none; "auto": what gave the best F1 in that evaluation.
-        size_hw: Of the images as the network sees them, where it is another one than the detector's.
+    the same suppression, else 0.5. An evaluation of another input size, epoch or data is passed over; `per_class`
+    (`NAME=S`) wins over everything else. `size_hw` is of the images as the network sees them, where it is another one
+    than the detector's.
 
     Raises:
         UserError: Unknown classes, scores out of range; all at once.

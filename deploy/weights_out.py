@@ -9,19 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from huggingface_hub import ModelCard, ModelCardData
 
 from data.errors import UserError
 from data.files import write_atomically, write_json, write_text
-from deploy.model_card import model_card
 from engine.checkpoint import save_checkpoint
 from engine.config import ExperimentConfig, config_to_dict
 from engine.detector import Detector
+from engine.results import evaluation_of
 from models.detector import DEIM
 from models.hub import CONFIG_NAME, WEIGHTS_NAME
 
 log = logging.getLogger(__name__)
 
 _OWN_BACKBONE_KEYS = {"depth", "mlp_ratio"}
+_DINOV3_LICENCE: dict[str, Any] = {
+    "license": "other",
+    "license_name": "dinov3-license",
+    "license_link": "https://ai.meta.com/resources/models-and-libraries/dinov3-license",
+}
+_SHOWN_METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")
 
 
 def write_official(detector: Detector, path: Path) -> Path:
@@ -83,6 +90,43 @@ def write_hub_folder(detector: Detector, folder: Path) -> Path:
     write_json(folder / CONFIG_NAME, official_model_config(detector.config), what=CONFIG_NAME, indent=2)
     write_text(folder / "README.md", card, what="README.md")
     return folder
+
+
+def model_card(detector: Detector) -> str:
+    """Fill in `model_card.md`, Markdown with the hub's header; the numbers come from the checkpoint's evaluation."""
+    config = detector.config
+    height, width = config.eval_spatial_size
+    evaluated = evaluation_of(detector, "metrics", size_hw=config.eval_spatial_size)
+    card = ModelCard.from_template(
+        ModelCardData(
+            pipeline_tag="object-detection",
+            tags=["deimv2", "object-detection"],
+            **(_DINOV3_LICENCE if derived_from_dinov3(detector) else {}),
+        ),
+        template_path=str(Path(__file__).with_name("model_card.md")),
+        name=detector.path.parent.name or detector.path.stem,
+        backbone=config.deimv2.backbone.name,
+        millions=f"{sum(parameter.numel() for parameter in detector.model.parameters()) / 1e6:.2f}",
+        size=f"{height} x {width}",
+        classes=detector.classes.names,
+        metrics=_SHOWN_METRICS,
+        results=evaluated and evaluated[1],
+        percent=lambda value: f"{100 * value:.1f}" if isinstance(value, (int, float)) else "-",
+    )
+    return f"{card.content}\n"
+
+
+def derived_from_dinov3(detector: Detector) -> bool:
+    """Tell whether the DINOv3 licence governs the weights, as far as the config tells: null backbones are their own.
+
+    Weights tuned from others count as derived, because those others may be.
+    """
+    config = detector.config
+    return config.Baseline is None and (
+        "config" not in detector.checkpoint
+        or config.tuning is not None
+        or config.deimv2.backbone.weights_path is not None
+    )
 
 
 def official_model_config(config: ExperimentConfig) -> dict[str, Any]:

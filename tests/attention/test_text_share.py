@@ -17,10 +17,8 @@ from attention.panels import Scene
 from attention.run import SourceImage, ViewOptions, visualize
 from attention.text_share import draw_text_share, text_shares, text_table
 from data.classes import ClassMap
-from data.errors import UserError
 from engine.detector import Detector
 from models.detector import DEIM
-from tests.support.baselines import small_baseline
 from tests.support.models import images, shake, tiny_config, tiny_model
 from tests.support.text_fusion import fused_model, section
 from texts import Language, percent, texts_of
@@ -70,12 +68,6 @@ def test_a_closed_gate_has_no_share() -> None:
     parts = text_shares(model, images(1), logits_and_objects(model, 1)[1])
     assert not parts[0].share.any()
     assert text_table(parts, NAMES, "en").rows[0][-1].value == 0  # type: ignore[union-attr]
-
-
-def test_detectors_without_text_are_named() -> None:
-    for model in (tiny_model().eval(), small_baseline("fcos_resnet18").eval()):
-        with pytest.raises(UserError, match="no text fusion"):
-            text_shares(model, images(1), [])
 
 
 @pytest.mark.usefixtures("unpainted")
