@@ -52,40 +52,40 @@ class EvidenceLayer(NamedTuple):
     """The output are tokens [B, N, D] with so many before the patches; None: it is maps."""
 
 
-def layer_names(model: nn.Module) -> tuple[str, ...]:
-    """Return every name that `resolve_layer` knows for this model, the default first."""
+def evidence_layers(model: nn.Module) -> dict[str, EvidenceLayer]:
+    """Return every place that a model has, by name, the default first.
+
+    DEIMv2: `encoder` and `backbone` are the maps of strides 8, 16 and 32 together, with `.0`, `.1`, `.2` one of them;
+    `vit.K` the patch tokens after block K. Baselines: `fpn` and `body`, likewise by level.
+    """
+    layers: dict[str, EvidenceLayer] = {}
     if isinstance(model, DEIM):
-        levels = ("", *(f".{level}" for level in range(len(model.backbone.norms))))
-        blocks = tuple(f"vit.{index}" for index in range(model.backbone.vit.returned_blocks[-1] + 1))
-        return (*(f"encoder{level}" for level in levels), *(f"backbone{level}" for level in levels), *blocks)
-    assert isinstance(model, TorchvisionDetector)
-    body: Any = model.body
-    stages = len(body.return_layers)
-    return ("fpn", *(f"fpn.{k}" for k in range(stages)), "body", *(f"body.{k}" for k in range(stages)))
+        levels, places = len(model.backbone.norms), {"encoder": model.encoder, "backbone": model.backbone}
+    else:
+        assert isinstance(model, TorchvisionDetector)
+        body: Any = model.body
+        levels, places = len(body.return_layers), {"fpn": model.detector.backbone, "body": body}
+    for name, module in places.items():
+        layers[name] = EvidenceLayer(name, module, None)
+        layers |= {f"{name}.{level}": EvidenceLayer(f"{name}.{level}", module, level) for level in range(levels)}
+    if isinstance(model, DEIM):
+        vit = model.backbone.vit
+        for index in range(vit.returned_blocks[-1] + 1):
+            layers[f"vit.{index}"] = EvidenceLayer(f"vit.{index}", vit.blocks[index], None, vit.num_prefix)
+    return layers
 
 
 def resolve_layer(model: nn.Module, name: str | None = None) -> EvidenceLayer:
-    """Return the place that a name stands for.
-
-    DEIMv2: `encoder` (default) and `backbone` are the maps of strides 8, 16 and 32 together, with `.0`, `.1`, `.2` one
-    of them; `vit.K` the patch tokens after block K. Baselines: `fpn` (default) and `body`, likewise by level.
+    """Return the place that a name stands for, see `evidence_layers`.
 
     Raises:
         UserError: The model has no such place; the message lists those it has.
     """
-    known = layer_names(model)
-    name = known[0] if name is None else name
-    if name not in known:
-        raise UserError(f"Layer {name!r}: this model has no such place; choose one of {', '.join(known)}.")
-    part, _, number = name.partition(".")
-    level = int(number) if number else None
-    if isinstance(model, DEIM):
-        if part == "vit":
-            vit = model.backbone.vit
-            return EvidenceLayer(name, vit.blocks[int(number)], None, vit.num_prefix)
-        return EvidenceLayer(name, model.encoder if part == "encoder" else model.backbone, level)
-    assert isinstance(model, TorchvisionDetector)
-    return EvidenceLayer(name, model.body if part == "body" else model.detector.backbone, level)
+    layers = evidence_layers(model)
+    name = next(iter(layers)) if name is None else name
+    if name not in layers:
+        raise UserError(f"Layer {name!r}: this model has no such place; choose one of {', '.join(layers)}.")
+    return layers[name]
 
 
 def evidence_map(

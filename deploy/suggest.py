@@ -29,6 +29,7 @@ from deploy.acceptance import calibrating_command, stored_calibration
 from deploy.pipeline import predict_frames, read_frames
 from deploy.sources import ImageSource, find_sources
 from deploy.thresholds import choose_thresholds
+from deploy.writers import coco_annotations
 from engine.cli import command_line, ending, require_output_folder
 from engine.detector import Detector, load_detector
 from engine.named_files import checkpoint_of
@@ -194,20 +195,8 @@ def to_coco(seen: Sequence[Seen], detector: Detector, *, pseudo: bool = False) -
     """Return COCO's form as annotation tools read it, boxes inside the image; `pseudo` marks what no person saw."""
     annotations: list[dict[str, Any]] = []
     for image_id, one in enumerate(seen, start=1):
-        columns = (one.detections.boxes_xyxy, one.detections.labels, one.detections.scores)
-        for (left, top, right, bottom), label, score in zip(*(column.tolist() for column in columns), strict=True):
-            box = [round(value, 2) for value in (left, top, right - left, bottom - top)]
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": image_id,
-                "category_id": detector.classes.category_ids[label],
-                "bbox": box,
-                "area": round(box[2] * box[3], 4),
-                "segmentation": [],
-                "iscrowd": 0,
-                "score": round(score, 6),
-            }
-            annotations.append(annotation | ({"pseudo": 1} if pseudo else {}))
+        annotations += coco_annotations(one.detections, detector.classes, image_id, len(annotations) + 1)
+    mark = {"segmentation": [], **({"pseudo": 1} if pseudo else {})}
     classes = zip(detector.classes.category_ids, detector.classes.names, strict=True)
     return {
         "info": {"description": printable(f"predicted by {detector.path}")},
@@ -217,7 +206,7 @@ def to_coco(seen: Sequence[Seen], detector: Detector, *, pseudo: bool = False) -
             {"id": image_id, "file_name": one.source.name, "width": one.size_wh[0], "height": one.size_wh[1]}
             for image_id, one in enumerate(seen, start=1)
         ],
-        "annotations": annotations,
+        "annotations": [one | mark for one in annotations],
     }
 
 

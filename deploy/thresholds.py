@@ -71,10 +71,7 @@ def choose_thresholds(
         UserError: Unknown classes, scores out of range; all at once.
     """
     names = unique_names(detector.classes)
-    problems: list[str] = []
-    own = [_parse(entry, names, problems) for entry in per_class]
-    if problems:
-        raise UserError("Score thresholds that cannot be used:", problems)
+    own = _parse(per_class, names)
     nms_iou, table, source = None if nms == "auto" else nms, None, None
     if score is None or nms == "auto":
         nms_iou, table, source = _evaluated(detector, nms, size_hw or detector.input_size_hw)
@@ -83,7 +80,7 @@ def choose_thresholds(
         scores = np.array([_best(table, name) for name in names], dtype=np.float64)
         if detector.calibration is not None:  # what is given is a chance already
             scores = detector.calibration(scores, np.arange(len(names)))
-    for label, value in own:
+    for label, value in own.items():
         scores[label] = value
     origin: Literal["given", "evaluated", "default"] = "default" if table is None else "evaluated"
     return Thresholds(scores, origin if score is None else "given", source if score is None else None, nms_iou)
@@ -117,24 +114,31 @@ def _evaluated(
     return nms, found[1]["thresholds"], found[0]
 
 
-def _parse(entry: str, names: Sequence[str], problems: list[str]) -> tuple[int, float]:
-    name, sign, text = entry.rpartition("=")
-    if not sign:
-        problems.append(f"--score-per-class {entry}: expected NAME=S, e.g. {names[0]}=0.4; write sources before it")
-        return 0, math.nan
+def _parse(entries: Sequence[str], names: Sequence[str]) -> dict[int, float]:
+    """`NAME=S` -> label: score."""
+    problems, scores = [], {}
     by_name = {known.casefold(): label for label, known in enumerate(names)}
-    label = by_name.get(name.strip().casefold())
-    if label is None:
-        near = difflib.get_close_matches(name.strip().casefold(), by_name, n=1)
-        hint = f"did you mean {names[by_name[near[0]]]}?" if near else f"there are {', '.join(names[:20])}"
-        problems.append(f"--score-per-class {entry}: the checkpoint has no class {name!r}; {hint}")
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        problems.append(f"--score-per-class {entry}: {text!r} is no score, expected 0 to 1")
-    return label or 0, value
+    for entry in entries:
+        name, sign, text = entry.rpartition("=")
+        if not sign:
+            problems.append(f"--score-per-class {entry}: expected NAME=S, e.g. {names[0]}=0.4; write sources before it")
+            continue
+        label = by_name.get(name.strip().casefold())
+        if label is None:
+            near = difflib.get_close_matches(name.strip().casefold(), by_name, n=1)
+            hint = f"did you mean {names[by_name[near[0]]]}?" if near else f"there are {', '.join(names[:20])}"
+            problems.append(f"--score-per-class {entry}: the checkpoint has no class {name!r}; {hint}")
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= 1:
+            problems.append(f"--score-per-class {entry}: {text!r} is no score, expected 0 to 1")
+        elif label is not None:
+            scores[label] = value
+    if problems:
+        raise UserError("Score thresholds that cannot be used:", problems)
+    return scores
 
 
 def _best(thresholds: Mapping[str, Any], name: str) -> float:

@@ -89,15 +89,7 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         image_id = len(self._images) + 1
         height, width = pixels.shape[:2]
         self._images.append({"id": image_id, "file_name": source.name, "width": width, "height": height})
-        detections = Predictions.from_xyxy(
-            np.full(len(found), image_id),
-            np.array(self._classes.category_ids, dtype=np.int64)[found.labels],
-            found.scores,
-            found.boxes_xyxy,
-        )
-        for number, one in enumerate(detections.to_coco(), start=len(self._annotations) + 1):
-            area = round(one["bbox"][2] * one["bbox"][3], 4)
-            self._annotations.append({"id": number, **one, "area": area, "iscrowd": 0})
+        self._annotations += coco_annotations(found, self._classes, image_id, len(self._annotations) + 1)
 
     def _add_to_table(self, source: ImageSource, pixels: PixelArray, found: Detections) -> None:
         height, width = pixels.shape[:2]
@@ -188,6 +180,14 @@ def drawn(
     """Draw boxes, names and scores; smaller images are enlarged so that they can be read."""
     labels, scores = found.labels.tolist(), found.scores.tolist()
     return draw_boxes(pixels, found.boxes_xyxy, labels, classes.names, scores, min_side_px=min_side_px, lang=lang)
+
+
+def coco_annotations(found: Detections, classes: ClassMap, image_id: int, first_id: int) -> list[dict[str, Any]]:
+    """Every detection of an image as COCO's annotation, with its score; rounded as the evaluation does."""
+    image_ids, category_ids = np.full(len(found), image_id), np.array(classes.category_ids, dtype=np.int64)
+    rows = Predictions.from_xyxy(image_ids, category_ids[found.labels], found.scores, found.boxes_xyxy).to_coco()
+    more = [{"area": round(one["bbox"][2] * one["bbox"][3], 4), "iscrowd": 0} for one in rows]
+    return [{"id": k, **one, **other} for k, (one, other) in enumerate(zip(rows, more, strict=True), start=first_id)]
 
 
 def table_cells(found: Detections, classes: ClassMap) -> list[list[str | int | float]]:
