@@ -19,24 +19,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
 from time import perf_counter
 from typing import Literal, NamedTuple, get_args
 
-import cv2
 import numpy as np
 import torch
 from pydantic import ConfigDict, Field
 from scipy import stats
-from scipy.integrate import trapezoid
 from torch import Tensor, nn
 
 from analysis.bootstrap import draw_weights, percentiles
 from analysis.result import Interval
-from attention.capture import Predictions, all_objects, choose_objects, predictions_of
+from attention.capture import Predictions, all_objects, choose_objects
 from attention.evidence import DrawMap
 from attention.maps import enlarge
-from attention.road import impute
+from attention.perturbation import Baseline, Perturber, area_under, pixel_ranks, predict
 from data.errors import UserError
 from data.progress import progress_bar
 from data.types import FloatArray, IntArray
@@ -46,7 +43,6 @@ from models.config import ModelConfig
 from models.detector import DEIM, build_detector
 from models.text_fusion import PREFIX
 
-Baseline = Literal["blur", "mean"]
 RANDOM, CENTRE = "random", "centre"
 """Names of the two methods that know nothing of the image."""
 METRICS = ("energy", "energy_all", "pointing", "deletion", "insertion", "road")
@@ -55,8 +51,6 @@ Kind = Literal["tp", "fp", "fn"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """Hits, false alarms and misses."""
 
-_BLUR_SHARE = 1 / 16
-"""Standard deviation of the blur as a share of the shorter side: wide enough that no defect survives it."""
 _RANDOM_CELL_PX = 16
 _CENTRE_SIGMA = 0.25
 """Of the centre prior, as a share of the image's side."""
@@ -244,12 +238,6 @@ def score_maps(
     return Scores(tuple(methods), tuple(objects), tuple(randomised), every, tuple(image_ids), num_truths, options, took)
 
 
-@torch.no_grad()
-def predict(model: nn.Module, images: Tensor, num_classes: int) -> list[Predictions]:
-    """Run a detector of any kind on normalised images; one entry an image."""
-    return predictions_of(model(images), num_classes)
-
-
 def find_objects(predictions: Predictions, truth: ScoreImage, options: ScoreOptions) -> list[MatchedObject]:
     """Return what `options.on` asks for.
 
@@ -300,7 +288,8 @@ def _judged(
     size_hw = (one.image.shape[-2], one.image.shape[-1])
     inside = [coverage(each.truth[None], size_hw) for each in matched]
     inside_any = coverage(one.boxes, size_hw)
-    perturber = Perturber(model, one.image, matched, num_classes, options)
+    followed, how = [(each.box, each.label) for each in matched], {"steps", "baseline", "batch_size", "seed"}
+    perturber = Perturber(model, one.image, followed, num_classes, **options.model_dump(include=how))
     noise = random_maps(options.seed + one.image_id)(model, one.image, 0, 0)
     tie_break = enlarge(noise, size_hw).double().numpy()
     changed = [(other, predict(other, one.image, num_classes)[0]) for other in randomised.values()]
@@ -386,83 +375,6 @@ def centre_prior(_model: nn.Module, image: Tensor, _query: int, _label: int) -> 
         torch.exp(-0.5 * (((torch.arange(side) + 0.5) / side - 0.5) / _CENTRE_SIGMA) ** 2) for side in image.shape[-2:]
     )
     return rows[:, None] * columns[None]
-
-
-class Perturber:
-    """Runs the detector on mixtures of an image [1, 3, H, W] and its counterpart without information."""
-
-    def __init__(
-        self, model: nn.Module, image: Tensor, objects: Sequence[MatchedObject], num_classes: int, options: ScoreOptions
-    ) -> None:
-        self._model, self._objects, self._num_classes = model, objects, num_classes
-        self._batch_size, self._shares = options.batch_size, step_shares(options.steps)
-        self._full, self._empty = image, without_information(image, options.baseline)
-        self._seed = options.seed
-        ends = [self._full, self._empty, without_information(image, "mean")]
-        self._full_scores, self._empty_scores, self._mean_scores = self._scores(ends)
-
-    def curves(self, ranks: IntArray) -> FloatArray:
-        """Return scores over `step_shares`: [3, S + 1, objects], pixels replaced in the order of `ranks` [H, W].
-
-        Deletion, insertion, and deletion by imputation, which ends at the mean colour: from nothing nothing follows.
-        """
-        order = torch.from_numpy(ranks).to(self._full.device)
-        counts = [round(share * ranks.size) for share in self._shares[1:-1]]
-        pairs = ((self._empty, self._full), (self._full, self._empty))
-        mixed = (torch.where(order < count, first, then) for first, then in pairs for count in counts)
-        imputed = impute(self._full, ranks < np.array(counts)[:, None, None], self._seed).split(1)
-        deleted, inserted, filled = np.split(self._scores(chain(mixed, imputed)), 3)
-        full, empty, mean = self._full_scores, self._empty_scores, self._mean_scores
-        curves = ((full, deleted, empty), (empty, inserted, full), (full, filled, mean))
-        return np.stack([np.stack([first, *between, last]) for first, between, last in curves])
-
-    def _scores(self, images: Iterable[Tensor]) -> FloatArray:
-        """[images, objects]; only one batch of images exists at a time."""
-        rows, images = [], iter(images)
-        while batch := list(islice(images, self._batch_size)):
-            for predictions in predict(self._model, torch.cat(batch), self._num_classes):
-                rows.append([object_score(predictions, each.box, each.label) for each in self._objects])
-        return np.array(rows)
-
-
-def object_score(predictions: Predictions, box: Tensor, label: int) -> float:
-    """Tell how sure the detector is of an object: the best IoU x class score of any detection.
-
-    A query has no identity across images: in a changed image the same query may look at something else, so the object
-    is followed by its place, as in D-RISE.
-    """
-    if not len(predictions.boxes):
-        return 0.0
-    return float((paired_iou(predictions.boxes, box) * predictions.scores[:, label]).max())
-
-
-def without_information(image: Tensor, baseline: Baseline) -> Tensor:
-    """Blur float [1, 3, H, W] strongly, or give it its mean colour everywhere."""
-    if baseline == "mean":
-        return image.mean(dim=(2, 3), keepdim=True).expand_as(image).clone()
-    sigma = min(image.shape[-2:]) * _BLUR_SHARE
-    pixels = image[0].permute(1, 2, 0).cpu().numpy()
-    blurred = cv2.GaussianBlur(pixels, (0, 0), sigmaX=sigma, borderType=cv2.BORDER_REFLECT)
-    return torch.from_numpy(np.ascontiguousarray(blurred)).permute(2, 0, 1)[None].to(image)
-
-
-def step_shares(steps: int) -> FloatArray:
-    """Return [S + 1] shares of the pixels from 0 to 1, closer at the start, where good maps differ."""
-    shares: FloatArray = np.linspace(0.0, 1.0, steps + 1) ** 2
-    return shares
-
-
-def area_under(curve: FloatArray) -> float:
-    """Integrate a curve over `step_shares`; in [0, 1] for scores in [0, 1]."""
-    return float(trapezoid(curve, step_shares(len(curve) - 1)))
-
-
-def pixel_ranks(pixel_map: FloatArray, tie_break: FloatArray) -> IntArray:
-    """[H, W] -> int64 [H, W]: 0 for the most important pixel. Equal ones come in the order of `tie_break` [H, W]."""
-    order = np.lexsort((tie_break.ravel(), -pixel_map.ravel()))
-    ranks = np.empty(order.size, dtype=np.int64)
-    ranks[order] = np.arange(order.size)
-    return ranks.reshape(pixel_map.shape)
 
 
 def randomise(model: nn.Module, config: ModelConfig, seed: int) -> dict[str, nn.Module]:

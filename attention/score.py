@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from analysis.tables import Cell, Number, Table, escape_markdown, format_number, write_tables
 from attention.capture import capture
-from attention.drise import DRise
 from attention.evidence import DrawMap, evidence_methods, resolve_layer
 from attention.faithfulness import (
     CENTRE,
@@ -31,6 +30,7 @@ from attention.faithfulness import (
     score_maps,
 )
 from attention.maps import CLASS_TOKEN, head_maps, rollout, sampling_density
+from attention.perturbation import DRise
 from attention.run import ViewOptions, find_images, open_image, validation_split, visualize
 from data.coco import CocoSplit
 from data.errors import UserError

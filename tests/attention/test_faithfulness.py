@@ -1,4 +1,4 @@
-"""Faithfulness: a detector whose evidence is known, what chance gives, and detectors with new weights."""
+"""Faithfulness: of a detector whose evidence is known, what chance gives, and of detectors with new weights."""
 
 from __future__ import annotations
 
@@ -9,93 +9,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from attention.capture import Predictions
 from attention.evidence import DrawMap
 from attention.faithfulness import (
     CENTRE,
     METRICS,
     RANDOM,
-    MatchedObject,
-    Perturber,
-    Predictions,
     ScoreImage,
     ScoreOptions,
     Scores,
-    area_under,
     centre_prior,
     choose_images,
     closest,
     coverage,
     energy_ratio,
     find_objects,
-    object_score,
-    pixel_ranks,
     points_inside,
-    predict,
     random_maps,
     randomise,
     rank_correlation,
     score_maps,
-    step_shares,
-    without_information,
 )
+from attention.perturbation import predict
 from data.errors import UserError
 from models.baselines import TorchvisionDetector
-from models.boxes import cxcywh_to_xyxy
 from models.detector import build_detector
 from tests.support.baselines import NUM_CLASSES, small_baseline
 from tests.support.models import images, shake, tiny_config
 from tests.support.text_fusion import section, texts
+from tests.support.toy_detector import TRUTH, ToyDetector, perfect_map, toy_image, wrong_map
 
-SIZE = 32
-"""Side of its images, pixels."""
-BOXES = ((0.25, 0.25, 0.25, 0.25), (0.75, 0.625, 0.25, 0.5))
-"""cxcywh of query 0 and query 1; their sides lie between pixels."""
-
-
-class ToyDetector(nn.Module):
-    """Two queries, one class per channel: logit = 12 x mean of the class's channel inside the query's box - 6."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_images = 0
-        """So many images have been looked at."""
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """As DEIMv2 in evaluation."""
-        self.num_images += len(images)
-        boxes = torch.tensor(BOXES)
-        corners = (cxcywh_to_xyxy(boxes) * SIZE).int().tolist()
-        means = [images[:, :, y1:y2, x1:x2].mean(dim=(2, 3)) for x1, y1, x2, y2 in corners]
-        return {
-            "pred_logits": 12 * torch.stack(means, dim=1) - 6,
-            "pred_boxes": boxes.expand(len(images), -1, -1),
-        }
-
-
-def toy_image() -> Tensor:
-    """[1, 3, 32, 32]: bright in channel 0 inside box 0 and in channel 2 inside box 1."""
-    image = torch.zeros(1, 3, SIZE, SIZE)
-    image[:, 0, 4:12, 4:12] = 1
-    image[:, 2, 12:28, 20:28] = 1
-    return image
-
-
-def perfect_map(_model: nn.Module, _image: Tensor, query: int, _label: int) -> Tensor:
-    """1 inside the query's box, else 0."""
-    drawn = torch.zeros(SIZE, SIZE)
-    x1, y1, x2, y2 = (cxcywh_to_xyxy(torch.tensor(BOXES[query])) * SIZE).int().tolist()
-    drawn[y1:y2, x1:x2] = 1
-    return drawn
-
-
-def wrong_map(model: nn.Module, image: Tensor, query: int, label: int) -> Tensor:
-    """Everywhere but inside the box."""
-    return 1 - perfect_map(model, image, query, label)
-
-
-TRUTH = cxcywh_to_xyxy(torch.tensor(BOXES))
 QUICK = ScoreOptions(steps=6, baseline="mean", samples=50)
-NO_TIES = np.arange(SIZE * SIZE, dtype=float).reshape(SIZE, SIZE)
 PARTS = {"heads": "decoder.", "neck": "encoder.", "backbone": "backbone."}
 
 
@@ -298,73 +242,6 @@ def test_images_are_drawn_once_and_keep_their_order(available: int, count: int, 
     assert chosen.tolist() == sorted(set(chosen.tolist()))
     assert set(chosen.tolist()) <= set(ids.tolist())
     np.testing.assert_array_equal(chosen, choose_images(ids, count, seed))
-
-
-def curves(draw: DrawMap, batch_size: int = 4) -> np.ndarray:
-    """[3 (deletion, insertion, by imputation), 11] of the first object."""
-    objects = [
-        MatchedObject(1, label, 0, 1.0, 1.0, box, box) for box, label in zip(TRUTH, (0, 2), strict=True)
-    ]  # fmt: skip
-    options = ScoreOptions(steps=10, baseline="mean", batch_size=batch_size)
-    ranks = pixel_ranks(draw(ToyDetector(), toy_image(), 0, 0).double().numpy(), NO_TIES)
-    return Perturber(ToyDetector().eval(), toy_image(), objects, 3, options).curves(ranks)[..., 0]
-
-
-def test_curves_of_the_perfect_map_end_where_they_must_and_move_at_once() -> None:
-    deletion, insertion, imputed = curves(perfect_map)
-    # The mean colour keeps 64 pixels' worth.
-    full, empty = 1 / (1 + np.exp(-6)), 1 / (1 + np.exp(6 - 12 * 64 / SIZE**2))
-    assert deletion[[0, -1]] == pytest.approx([full, empty], abs=1e-5)
-    assert insertion[[0, -1]] == pytest.approx([empty, full], abs=1e-5)
-    covered = step_shares(10) >= 64 / SIZE**2
-    assert deletion[covered] == pytest.approx(empty, abs=1e-5)
-    assert insertion[covered] == pytest.approx(full, abs=1e-5)
-    assert imputed[[0, -1]] == pytest.approx([full, empty], abs=1e-5)
-    assert imputed[covered] == pytest.approx(1 / (1 + np.exp(6)), abs=5e-3), "filled in from the dark around the object"
-    assert (np.diff(deletion) <= 1e-6).all()
-
-
-def test_a_wrong_map_is_worse_and_the_batch_size_does_not_matter() -> None:
-    good, bad = curves(perfect_map), curves(wrong_map)
-    assert area_under(good[0]) < 0.2 < area_under(bad[0])
-    assert area_under(good[1]) > 0.8 > area_under(bad[1])
-    for batch_size in (1, 7, 100):
-        np.testing.assert_allclose(curves(perfect_map, batch_size), good, atol=1e-6)
-
-
-@given(st.lists(st.integers(0, 3), min_size=12, max_size=12), st.permutations(list(range(12))))
-def test_ranks_are_a_permutation_in_descending_order_ties_as_told(values: list[int], ties: list[int]) -> None:
-    pixels = np.array(values, dtype=float).reshape(3, 4)
-    ranks = pixel_ranks(pixels, np.array(ties, dtype=float).reshape(3, 4)).ravel()
-    assert sorted(ranks.tolist()) == list(range(12))
-    pairs = [(-values[k], ties[k]) for k in np.argsort(ranks)]
-    assert pairs == sorted(pairs)
-
-
-def test_an_object_is_followed_by_its_place() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.5, 1.0]])
-    predictions = Predictions(boxes, torch.tensor([[0.4, 0.9], [0.9, 0.1]]))
-    assert object_score(predictions, boxes[0], 0) == pytest.approx(0.45)  # half the IoU of the surer one beats 0.4
-    assert object_score(predictions, boxes[0], 1) == pytest.approx(0.9)
-    assert object_score(predictions, torch.tensor([0.8, 0.8, 0.9, 0.9]), 1) == 0
-    assert object_score(Predictions(torch.zeros(0, 4), torch.zeros(0, 2)), boxes[0], 1) == 0
-
-
-def test_what_is_removed_holds_no_information() -> None:
-    one = torch.zeros(1, 3, 64, 64)
-    one[:, 1, 30:34, 30:34] = 1
-    blurred, mean = without_information(one, "blur"), without_information(one, "mean")
-    assert blurred.shape == mean.shape == one.shape
-    assert float(blurred[0, 1].max()) < 0.2
-    assert float(blurred.sum()) == pytest.approx(float(one.sum()), rel=1e-3)
-    assert torch.equal(mean[0, 1], torch.full((64, 64), 16 / 64**2))
-    assert float(one.max()) == 1
-
-
-def test_the_area_is_that_of_the_uneven_steps() -> None:
-    assert area_under(np.ones(9)) == pytest.approx(1)
-    assert area_under(step_shares(50)) == pytest.approx(0.5)
-    assert step_shares(4).tolist() == [0, 1 / 16, 1 / 4, 9 / 16, 1]
 
 
 def test_a_baselines_detections_score_for_their_own_class() -> None:
