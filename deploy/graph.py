@@ -24,10 +24,9 @@ from data.errors import UserError
 from data.files import write_atomically
 from data.industrial_dataset import pixel_mean_std
 from deploy.thresholds import Thresholds
-from deploy.weights_out import require_deim
 from engine.detector import Detector
 from models.deploy import DeployedDetector, deploy
-from models.detector import SIZE_DIVISOR
+from models.detector import DEIM, SIZE_DIVISOR
 from models.postprocess import PostProcessor
 
 log = logging.getLogger(__name__)
@@ -81,6 +80,21 @@ def graph_module(detector: Detector, *, folded: bool, nms_iou: float | None = No
     model = require_deim(detector, "a graph (torch_export, onnx, openvino)")
     postprocessor = PostProcessor(detector.config.num_classes, detector.config.num_top_queries)
     return DeployedDetector(deploy(model) if folded else model, postprocessor, nms_iou).eval()
+
+
+def require_deim(detector: Detector, target: str) -> DEIM:
+    """Return the network, if it is a DEIMv2.
+
+    Raises:
+        UserError: It is a baseline.
+    """
+    if isinstance(detector.model, DEIM):
+        return detector.model
+    assert detector.config.Baseline is not None
+    raise UserError(
+        f"{detector.path}: is the baseline {detector.config.Baseline.name}, which cannot be exported to {target}; only "
+        "DEIMv2 can. `--format safetensors` takes its weights out."
+    )
 
 
 def example_inputs(size_hw: tuple[int, int], batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:

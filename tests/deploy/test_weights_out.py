@@ -12,8 +12,13 @@ import torch
 import yaml
 
 from data.errors import UserError
-from deploy.export import export_checkpoint
-from deploy.weights_out import derived_from_dinov3, official_model_config, write_hub_folder, write_official
+from deploy.export import (
+    derived_from_dinov3,
+    export_checkpoint,
+    official_model_config,
+    write_hub_folder,
+    write_official,
+)
 from engine.checkpoint import checkpoint_classes, checkpoint_config, load_checkpoint, model_state
 from engine.config import ExperimentConfig, config_to_dict, load_config
 from engine.detector import Detector, load_detector
