@@ -97,8 +97,8 @@ class Captured:
     """[L], tokens are queries: N = Q."""
     layer_boxes: tuple[Tensor, ...]
     """[1 + L], float32 [B, Q, 4] cxcywh each: the encoder's proposal, then the outcome of every decoder layer."""
-    distributions: tuple[Tensor, ...]
-    """[L], float32 [B, Q, 4, n + 1]: probabilities of the bins, sides left, top, right, bottom."""
+    distribution: Tensor
+    """float32 [B, Q, 4, n + 1], of the last layer: probabilities of the bins, sides left, top, right, bottom."""
     bin_values: Tensor
     """float32 [n + 1]: distance of a bin, in units of the reference's width (height) / `reg_scale`."""
     edge_references: Tensor
@@ -129,12 +129,12 @@ def capture(model: nn.Module, images: Tensor) -> Captured:
     proposals = cross[0].references
     references = (heard["pre_boxes"][0].float() + inverse_sigmoid(proposals)).sigmoid()
     bins = weighting_function(heard["corners"][0].shape[-1] // 4 - 1, decoder.up, decoder.reg_scale)
-    corners = torch.zeros((), device=images.device)
-    boxes, distributions = [proposals], []
+    corners = distribution = torch.zeros((), device=images.device)
+    boxes = [proposals]
     for of_layer in heard["corners"]:
         corners = of_layer.float() + corners
-        distributions.append(corners.view(*corners.shape[:2], 4, -1).softmax(dim=-1))
-        boxes.append(distance_to_box(references, (distributions[-1] * bins).sum(dim=-1), decoder.reg_scale))
+        distribution = corners.view(*corners.shape[:2], 4, -1).softmax(dim=-1)
+        boxes.append(distance_to_box(references, (distribution * bins).sum(dim=-1), decoder.reg_scale))
     return Captured(
         image_size_hw=(images.shape[-2], images.shape[-1]),
         outputs=outputs,
@@ -145,7 +145,7 @@ def capture(model: nn.Module, images: Tensor) -> Captured:
         cross_attention=tuple(cross),
         query_attention=tuple(heard["queries"]),
         layer_boxes=tuple(boxes),
-        distributions=tuple(distributions),
+        distribution=distribution,
         bin_values=bins,
         edge_references=references,
         reg_scale=float(decoder.reg_scale.abs()),
@@ -158,12 +158,12 @@ def _listening(model: DEIM) -> Iterator[dict[str, list[Any]]]:
     heard: dict[str, list[Any]] = defaultdict(list)
     handles = []
 
-    def keep(kind: str, module: nn.Module, read: Callable[[Any, Any, Any], object]) -> None:
+    def keep(kind: str, module: nn.Module, read: Callable[[Any, Any, Any], object] = lambda *call: call[-1]) -> None:
         handles.append(module.register_forward_hook(lambda *call: heard[kind].append(read(*call))))
 
     vit, decoder = model.backbone.vit, model.decoder
-    keep("features", vit, _output)
-    keep("pre_boxes", decoder.pre_bbox_head, _output)
+    keep("features", vit)
+    keep("pre_boxes", decoder.pre_bbox_head)
     for block in vit.blocks:
         assert isinstance(block, Block)
         keep("vit", block.attn, _vit_attention)
@@ -171,16 +171,12 @@ def _listening(model: DEIM) -> Iterator[dict[str, list[Any]]]:
         assert isinstance(layer, DecoderLayer)
         keep("cross", layer.cross_attn, _cross_attention)
         keep("queries", layer.self_attn, _query_attention)
-        keep("corners", decoder.dec_bbox_head[index], _output)
+        keep("corners", decoder.dec_bbox_head[index])
     try:
         yield heard
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _output(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-    return output
 
 
 def _vit_attention(module: Any, inputs: Any, _output: Any) -> SelfAttentionMaps:

@@ -48,13 +48,10 @@ def patches_in_box(box_xyxy: Sequence[float], grid_hw: tuple[int, int]) -> list[
     """Return patches whose centre lies in a box (0..1); the one at the box's centre if there is none."""
     height, width = grid_hw
     left, top, right, bottom = box_xyxy
-    inside = [
-        row * width + column
-        for row in range(height)
-        for column in range(width)
-        if left <= (column + 0.5) / width <= right and top <= (row + 0.5) / height <= bottom
-    ]
-    return inside or [token_at(((left + right) / 2, (top + bottom) / 2), grid_hw)]
+    ys, xs = ((np.arange(side) + 0.5) / side for side in (height, width))
+    inside = ((ys >= top) & (ys <= bottom))[:, None] & (xs >= left) & (xs <= right)
+    patches: list[int] = np.flatnonzero(inside).tolist()
+    return patches or [token_at(((left + right) / 2, (top + bottom) / 2), grid_hw)]
 
 
 def head_maps(captured: Captured, layer: int, tokens: Sequence[int]) -> tuple[MapArray, MapArray]:
@@ -287,7 +284,7 @@ class EdgeDistribution(NamedTuple):
 def edge_distributions(captured: Captured, query: int) -> dict[Edge, EdgeDistribution]:
     """Return the four sides' distributions after the last layer, by `EDGES`."""
     cx, cy, width, height = captured.edge_references[0, query].tolist()
-    probabilities = captured.distributions[-1][0, query].cpu().numpy()
+    probabilities = captured.distribution[0, query].cpu().numpy()
     bins = captured.bin_values.cpu().numpy()
     starts = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
     edges: dict[Edge, EdgeDistribution] = {}

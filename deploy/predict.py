@@ -16,7 +16,6 @@ import torch
 from pydantic import Field, field_validator
 from tqdm import tqdm
 
-from data.classes import ClassMap
 from data.config import TilesConfig
 from data.errors import UserError, printable
 from data.images import ImageFacts, has_pages, large_images_allowed, read_image, read_pages
@@ -33,6 +32,7 @@ from engine.detector import Detector, load_detector
 from engine.metrics import unique_names
 from engine.named_files import checkpoint_of
 from engine.options import Options
+from models.detections import Detections
 from models.hub import output_folder
 from texts import Language, plain_table, texts_of
 
@@ -90,10 +90,13 @@ class Prediction:
     """What came of it; grows while it runs, so that it holds after an interruption what was done until then."""
 
     folder: Path
-    classes: ClassMap
+    detector: Detector
+    options: PredictOptions
     thresholds: Thresholds
     failures: list[str]
     """What could not be read, with the reason."""
+    judge: Judge | None
+    """Of `--decision`."""
     num_images: int = 0
     num_frames: int = 0
     num_found: Counter[int] = field(default_factory=Counter)
@@ -102,17 +105,16 @@ class Prediction:
     """Of the images with 16 bits, by name: they hold 12-bit values, which were stretched."""
     seconds: float = 0.0
     interrupted: bool = False
-    judge: Judge | None = None
-    """Of `--decision`."""
-    other_scale: bool = False
-    """Whether a warning told of an image at another scale than the training's."""
+    other_scale: str | None = None
+    """Of the first image at another scale than the training's."""
 
-    def look_at_scale(self, detector: Detector, size_wh: tuple[int, int], name: str) -> None:
-        """Warn of the first image at another scale."""
-        warning = None if self.other_scale else detector.other_scale(size_wh)
-        if warning is not None:
-            self.other_scale = True
-            log.warning("%s: %s", name, warning)
+    def count(self, found: Detections, size_wh: tuple[int, int], name: str) -> None:
+        """Add what was detected in an image; warn of the first one at another scale."""
+        self.num_found.update(found.labels.tolist())
+        if self.other_scale is None:
+            self.other_scale = self.detector.other_scale(size_wh)
+            if self.other_scale is not None:
+                log.warning("%s: %s", name, self.other_scale)
 
 
 def predict(
@@ -156,15 +158,15 @@ def predict(
         judge = judge_of(options.decision, detector, options, videos=bool(sources.videos))
         scores = np.full(len(detector.classes), judge.decision.pass_below)
         thresholds = Thresholds(scores, "decided", options.decision, judge.decision.nms_iou)
-    prediction = Prediction(folder, detector.classes, thresholds, list(sources.skipped), judge=judge)
+    prediction = Prediction(folder, detector, options, thresholds, list(sources.skipped), judge)
     started = time.perf_counter()
     try:
         with large_images_allowed() if tiles is not None else contextlib.nullcontext():
-            _predict_images(sources, detector, prediction, options)
+            _predict_images(sources, prediction)
         if sources.videos and not {"images", "csv"} & {*options.save}:
             log.warning("--save %s: a video leaves a video (images) and a table (csv) only", ",".join(options.save))
         for source in sources.videos:
-            _predict_video(source, detector, prediction, options)
+            _predict_video(source, prediction)
     except KeyboardInterrupt:
         prediction.interrupted = True
     prediction.seconds = time.perf_counter() - started
@@ -186,8 +188,9 @@ def _output_folder(checkpoint: Path, output_dir: Path | None) -> Path:
     return folder
 
 
-def _info(detector: Detector, thresholds: Thresholds, options: PredictOptions) -> dict[str, object]:
+def _info(prediction: Prediction) -> dict[str, object]:
     """Where detections come from, for those who find the file later."""
+    detector, thresholds, options = prediction.detector, prediction.thresholds, prediction.options
     tiles, source = detector.config.tiles, thresholds.source
     origins = {"given": "--score", "default": "the default", "evaluated": f"the best F1 of {source}"}
     return {
@@ -224,7 +227,8 @@ def _images_to_read(
             yield source, partial(pixels, source, page)
 
 
-def _predict_images(sources: Sources, detector: Detector, prediction: Prediction, options: PredictOptions) -> None:
+def _predict_images(sources: Sources, prediction: Prediction) -> None:
+    detector, options, judge = prediction.detector, prediction.options, prediction.judge
     bar: tqdm[None] = progress_bar(
         None, "predict", total=len(sources.images), show=options.progress and bool(sources.images)
     )
@@ -235,22 +239,20 @@ def _predict_images(sources: Sources, detector: Detector, prediction: Prediction
 
     images = _images_to_read(sources, prediction.is_12_bit)
     frames = read_frames(images, detector, failed)
-    thresholds, nms_iou, judge = prediction.thresholds.scores, prediction.thresholds.nms_iou, prediction.judge
+    thresholds, nms_iou = prediction.thresholds.scores, prediction.thresholds.nms_iou
     least = thresholds if judge is None else np.zeros_like(thresholds)  # a judge compares the scores of all images
-    info = _info(detector, prediction.thresholds, options)
-    with bar, ImageWriter(prediction.folder, options.save, detector.classes, options.lang, info) as writer:
+    with bar, ImageWriter(prediction.folder, options.save, detector.classes, options.lang, _info(prediction)) as writer:
         for frame, everything in predict_frames(frames, detector, least, options.batch_size, nms_iou):
-            prediction.look_at_scale(detector, frame.size_wh, frame.key.name)
             found = everything.above(thresholds)
             writer.add(frame.key, frame.pixels, found, None if judge is None else judge(everything, frame.pixels))
+            prediction.count(found, frame.size_wh, frame.key.name)
             prediction.num_images += 1
-            prediction.num_found.update(found.labels.tolist())
             bar.update()
 
 
-def _predict_video(source: VideoSource, detector: Detector, prediction: Prediction, options: PredictOptions) -> None:
+def _predict_video(source: VideoSource, prediction: Prediction) -> None:
     """Write the annotated video, same size and rate, and its table, frame by frame."""
-    stem, classes = prediction.folder / "videos" / source.stem, detector.classes
+    detector, options, stem = prediction.detector, prediction.options, prediction.folder / "videos" / source.stem
     batch_size = 1 if source.is_live else options.batch_size
     try:
         recording = Recording(source.source, source.name, options.max_frames)
@@ -262,16 +264,15 @@ def _predict_video(source: VideoSource, detector: Detector, prediction: Predicti
         thresholds, nms_iou = prediction.thresholds.scores, prediction.thresholds.nms_iou
         with bar, VideoFile(stem, recording.rate) as video, table:
             for frame, found in predict_frames(frames, detector, thresholds, batch_size, nms_iou):
-                prediction.look_at_scale(detector, frame.size_wh, source.name)
                 inside = found.clipped(frame.size_wh)
                 if "images" in options.save:
-                    video.add(drawn(frame.pixels, inside, classes, options.lang, min_side_px=1))
+                    video.add(drawn(frame.pixels, inside, detector.classes, options.lang, min_side_px=1))
                 if "csv" in options.save:
                     seconds = round(frame.key / recording.rate, 3)
-                    table.add([[frame.key, seconds, *cells] for cells in table_cells(inside, classes)])
+                    table.add([[frame.key, seconds, *cells] for cells in table_cells(inside, detector.classes)])
                 bar.update()
+                prediction.count(found, frame.size_wh, source.name)
                 prediction.num_frames += 1
-                prediction.num_found.update(found.labels.tolist())
     except UnreadableVideo as error:
         prediction.failures.append(printable(str(error)))
     except KeyboardInterrupt:
@@ -282,7 +283,7 @@ def _predict_video(source: VideoSource, detector: Detector, prediction: Predicti
 def format_prediction(prediction: Prediction, lang: Language, checkpoint: Path) -> str:
     """Say the outcome: thresholds and counts by class, what was left out, where it is, what to type next."""
     texts = texts_of(lang, "prediction")
-    names = unique_names(prediction.classes)
+    names = unique_names(prediction.detector.classes)
     given, total = prediction.thresholds, prediction.num_found.total()
     rows = [[texts["class"], texts["threshold"], texts["found"]]]
     rows += [

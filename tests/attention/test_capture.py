@@ -124,8 +124,8 @@ def test_boxes_by_layer(captured: Captured) -> None:
     for boxes, cross in zip(captured.layer_boxes, captured.cross_attention, strict=False):
         assert torch.equal(boxes, cross.references)
     torch.testing.assert_close(captured.layer_boxes[-1], captured.outputs["pred_boxes"], rtol=0, atol=1e-6)
-    assert torch.allclose(captured.distributions[-1].sum(-1), torch.ones(()))
-    assert captured.bin_values.shape[0] == captured.distributions[-1].shape[-1]
+    assert torch.allclose(captured.distribution.sum(-1), torch.ones(()))
+    assert captured.bin_values.shape[0] == captured.distribution.shape[-1]
 
 
 def test_features_are_patches(captured: Captured) -> None:
