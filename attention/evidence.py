@@ -115,7 +115,7 @@ def evidence_map(
     if method == "eigen_cam":
         with torch.no_grad(), _tapped(model, place) as taken:
             model(image)
-        return add_up([_share(_eigen_cam(x[0])) for x in _as_maps(taken, place, image)]).cpu()
+        return add_up([_eigen_cam(x[0]) for x in _as_maps(taken, place, image)]).cpu()
     with torch.enable_grad(), _tapped(model, place) as taken:
         outputs = model(image)
         value = class_logit(outputs, query, label) if target == "class" else edge_outward(outputs, query, target)
@@ -163,20 +163,15 @@ def edge_outward(outputs: Any, query: int, edge: Edge) -> Tensor:
 
 
 def _eigen_cam(activation: Tensor) -> Tensor:
-    """[D, h, w] -> [h, w]: projection on the first right singular vector, signed so that most of it is positive."""
+    """[D, h, w] -> [h, w]: projection on the first right singular vector, signed so that most of it is positive, and
+    summing to 1: activations of different levels have no common unit."""
     channels, height, width = activation.shape
     rows = activation.detach().float().reshape(channels, -1).T
     # The first eigenvector of the small D x D matrix; an SVD of all cells would take far longer.
     direction = torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -1]
     projected = (rows @ direction).reshape(height, width)
     upright: Tensor = projected.clamp(min=0) if projected.sum() >= 0 else (-projected).clamp(min=0)
-    return upright
-
-
-def _share(evidence: Tensor) -> Tensor:
-    """Summing to 1: activations of different levels have no common unit."""
-    total = evidence.sum()
-    return evidence / total if total > 0 else evidence
+    return upright / upright.sum() if upright.any() else upright
 
 
 def _as_maps(tensors: Sequence[Tensor], layer: EvidenceLayer, image: Tensor) -> list[Tensor]:

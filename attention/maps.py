@@ -207,7 +207,7 @@ def sampling_points(captured: Captured, layer: int, query: int) -> SamplingPoint
     )
 
 
-def sampling_density(captured: Captured, query: int, *, through_queries: bool = False) -> Tensor:
+def sampling_density(captured: Captured, query: int, *, through_queries: bool = False) -> MapArray:
     """Tell how much a query read from every place, over all decoder layers: float32 [H/8, W/8], >= 0.
 
     Every sampling point's weight goes to the four cells of its level that the bilinear reading mixes; cells of the
@@ -233,7 +233,7 @@ def sampling_density(captured: Captured, query: int, *, through_queries: bool = 
             _splat(cells, points[here].cpu().numpy(), weights.flatten()[here].cpu().numpy())
         if through_queries:
             share = 0.5 * share + 0.5 * pass_back(share, among_queries)
-    return add_up([torch.from_numpy(cells) for cells in levels])
+    return add_up([torch.from_numpy(cells) for cells in levels]).numpy()
 
 
 def _splat(cells: np.ndarray, points_xy: np.ndarray, weights: np.ndarray) -> None:

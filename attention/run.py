@@ -239,11 +239,7 @@ class Visualisation:
         return view, view.row._replace(scene=replace(scene, picture=shrunk(pixels, _OVERVIEW_PX)))
 
     def _focus(self, scene: Scene, objects: Sequence[PredictedObject], grid_hw: tuple[int, int]) -> Focus:
-        """Whose attention is shown: the given point's patch, else the best object's patches, else the middle.
-
-        Raises:
-            UserError: The point lies outside the image.
-        """
+        """Whose attention is shown: the given point's patch, else the best object's patches, else the middle."""
         texts = scene.texts
         if self.options.point is not None:
             (x, y), (width, height) = self.options.point, scene.size_wh
@@ -333,11 +329,7 @@ def _memory_named() -> Iterator[None]:
 
 
 def _chosen_layers(detector: Detector, options: ViewOptions) -> tuple[int, ...]:
-    """ViT blocks to draw.
-
-    Raises:
-        UserError: The detector has no such block, or none at all.
-    """
+    """ViT blocks to draw; a UserError if the detector has no such block, or none at all."""
     model = detector.model
     if not isinstance(model, DEIM):
         asked = [f"--what {part}" for part in options.what if part != "evidence" and options.what != PARTS]

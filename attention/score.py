@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from analysis.tables import Cell, Number, Table, escape_markdown, format_number, write_tables
-from attention.capture import capture
+from attention.capture import Captured, capture
 from attention.evidence import DrawMap, evidence_methods, resolve_layer
 from attention.faithfulness import (
     CENTRE,
@@ -29,7 +29,7 @@ from attention.faithfulness import (
     randomise,
     score_maps,
 )
-from attention.maps import CLASS_TOKEN, head_maps, rollout, sampling_density
+from attention.maps import CLASS_TOKEN, MapArray, head_maps, rollout, sampling_density
 from attention.perturbation import DRise
 from attention.run import ViewOptions, find_images, open_image, validation_split, visualize
 from data.coco import CocoSplit
@@ -149,23 +149,20 @@ def map_methods(model: nn.Module, layer: str | None) -> dict[str, DrawMap]:
     """Return every kind of map that tells something about a query of this model; CNN baselines have no attention."""
     methods = evidence_methods(layer)
     if isinstance(model, DEIM):
-        methods |= {"cls_attention": _cls_attention, "rollout": _rollout, "sampling": _sampling}
-        methods["decoder_rollout"] = partial(_sampling, through_queries=True)
+        methods |= {
+            "cls_attention": _captured(
+                lambda seen, _: head_maps(seen, len(seen.vit_layers) - 1, [CLASS_TOKEN])[0].mean(0)
+            ),
+            "rollout": _captured(lambda seen, _: rollout(seen, [CLASS_TOKEN])),
+            "sampling": _captured(sampling_density),
+            "decoder_rollout": _captured(partial(sampling_density, through_queries=True)),
+        }
     return methods
 
 
-def _cls_attention(model: nn.Module, image: Tensor, _query: int, _label: int) -> Tensor:
-    """Mean over heads of the last block that runs."""
-    captured = capture(model, image)
-    return torch.from_numpy(head_maps(captured, len(captured.vit_layers) - 1, [CLASS_TOKEN])[0]).mean(dim=0)
-
-
-def _rollout(model: nn.Module, image: Tensor, _query: int, _label: int) -> Tensor:
-    return torch.from_numpy(rollout(capture(model, image), [CLASS_TOKEN]))
-
-
-def _sampling(model: nn.Module, image: Tensor, query: int, _label: int, *, through_queries: bool = False) -> Tensor:
-    return sampling_density(capture(model, image), query, through_queries=through_queries)
+def _captured(read: Callable[[Captured, int], MapArray]) -> DrawMap:
+    """A map of a query that is read in what one pass through DEIMv2 leaves."""
+    return lambda model, image, query, _label: torch.from_numpy(read(capture(model, image), query))
 
 
 def _images(detector: Detector, split: CocoSplit, rows: list[int]) -> Iterator[ScoreImage]:
