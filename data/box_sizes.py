@@ -133,7 +133,7 @@ def check_box_sizes(
         example = split.annotation_ids[rows[lost if lost.any() else small]][0]
         text = f"{lost.sum()} boxes are {how}, {small.sum()} more are smaller than {_SMALL_PX} px there ({per_class})"
         text += f", e.g. annotation {example}"
-        problems.append(Problem("warning", file, where, text, _FIX, "small boxes", True))
+        problems.append(split.warning(where, text, _FIX, "small boxes"))
     return problems
 
 

@@ -45,13 +45,9 @@ def texts_for_classes(
 ) -> list[list[str]]:
     """Return the texts of each class, in the order of `class_names`; every class gets at least one.
 
-    Args:
-        class_names: Names as the data set spells them.
-        language: Which of the built-in texts, and which of `own_texts` where those name languages.
-        own_texts: Texts from the config; for a class they replace the built-in ones and their phrasings.
-        use_phrasings: False leaves one built-in text per class.
-        template: Put around every text, which stands for its `{}`.
-        waffle_seed: Replace the words by meaningless ones; the template stays.
+    Those of `own_texts` replace the built-in ones of a class and their phrasings; without `use_phrasings` one built-in
+    text is left per class. Each stands for the `{}` of the template. A `waffle_seed` replaces the words by meaningless
+    ones.
 
     Raises:
         UserError: Classes without a text, texts for classes that do not exist, empty texts; all at once.

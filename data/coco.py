@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -78,6 +78,10 @@ class CocoSplit:
     def boxes_per_class(self) -> list[int]:
         """Count the boxes of each class that are not crowd boxes, [C]."""
         return [int(n) for n in np.bincount(self.labels[~self.crowd], minlength=len(self.classes))]
+
+    def warning(self, where: str, found: str, fix: str, kind: str) -> Problem:
+        """Note what is legal but deserves a look."""
+        return Problem("warning", str(self.ann_file), where, found, fix, kind)
 
     def without_images(self, image_ids: Collection[int]) -> CocoSplit:
         """Return the split with some images and their boxes left out."""
@@ -189,7 +193,7 @@ def overlap_problem(split: CocoSplit, image: ImageRecord, other: str, other_file
     return Problem(
         "error",
         str(split.ann_file),
-        f"image {image.id} ({image.file_name}) of split {split.name}",
+        f"{image.where} of split {split.name}",
         f"is also in split {other} ({other_file}; {how}): results on {split.name} would flatter",
         "Remove it from one split, or set allow_split_overlap: True if this is meant",
         kind="same image in two splits",
@@ -206,8 +210,7 @@ def size_problem(split: CocoSplit, image: ImageRecord, facts: ImageFacts) -> Pro
     if facts.size_wh == expected:
         found += f" (its size before EXIF orientation {facts.orientation} is applied)"
         fix = "The boxes were drawn on the unrotated image: remove the EXIF orientation from the file, or annotate anew"
-    where = f"image {image.id} ({image.file_name})"
-    return Problem("error", str(split.ann_file), where, found, fix, "size mismatch", True, image.id)
+    return Problem("error", str(split.ann_file), image.where, found, fix, "size mismatch", True, image.id)
 
 
 def _pack(
@@ -249,31 +252,33 @@ def _with_rows(images: Collection[ImageRecord], counts: npt.ArrayLike) -> tuple[
 
 def _content_warnings(split: CocoSplit, normal_boxes: NormalBoxes) -> list[Problem]:
     """What is legal but deserves a look."""
-    file, problems = str(split.ann_file), _repeated_boxes(split)
+    problems, where = list(_repeated_boxes(split)), f"split {split.name}"
     crowd_ids = split.annotation_ids[split.crowd].tolist()
     if crowd_ids:
         text = f"{len(crowd_ids)} crowd boxes (iscrowd: 1), e.g. annotation {crowd_ids[0]}"
         fix = "They are not trained on and count neither way in evaluation; split them into single objects"
-        problems.append(Problem("warning", file, "annotations", text, fix, "crowd boxes", True))
-    normal = split.classes.normal_label
-    counts = split.boxes_per_class()
-    empty = [label for label, count in enumerate(counts) if count == 0 and label != normal]
-    where, kind = f"split {split.name}", "class without boxes"
+        problems.append(split.warning("annotations", text, fix, "crowd boxes"))
+    normal, counts = split.classes.normal_label, split.boxes_per_class()
     if len(split) and not sum(counts):
         text, fix = "there is not a single box", "Export the annotations again, unless all images are free of objects"
-        problems.append(Problem("warning", file, where, text, fix, "no boxes", True))
-        empty = []
-    for label in empty if len(split) else ():
-        text = f"category {split.classes.category_ids[label]} ({split.classes.names[label]}) has no boxes"
-        fix = "Annotate some, or remove the class" if split.name == "train" else "Its AP will be empty (null)"
-        problems.append(Problem("warning", file, where, text, fix, kind, True))
-    if normal is not None and normal_boxes == "keep":
-        problems += _whole_image_normals(split, normal)
+        problems.append(split.warning(where, text, fix, "no boxes"))
+    for label, count in enumerate(counts if len(split) and sum(counts) else ()):
+        if count == 0 and label != normal:
+            text = f"category {split.classes.category_ids[label]} ({split.classes.names[label]}) has no boxes"
+            fix = "Annotate some, or remove the class" if split.name == "train" else "Its AP will be empty (null)"
+            problems.append(split.warning(where, text, fix, "class without boxes"))
+    is_normal = split.labels == (-1 if normal is None or normal_boxes != "keep" else normal)
+    shares = split.boxes_xywh[:, 2:].prod(axis=1) / split.image_sizes_wh.prod(axis=1)
+    whole = split.annotation_ids[is_normal & (shares >= _WHOLE_IMAGE_SHARE)]
+    if normal is not None and len(whole):
+        found = f"{len(whole)} of {is_normal.sum()} boxes of the class {split.classes.names[normal]} cover the whole "
+        found += f"image (e.g. annotation {whole[0]}): easy AP that flatters the mean"
+        fix = "Set normal_boxes: as_negative to make these images negatives, or read metrics_defects"
+        problems.append(split.warning(where, found, fix, "whole-image NORMAL boxes"))
     return problems
 
 
-def _repeated_boxes(split: CocoSplit) -> list[Problem]:
-    problems = []
+def _repeated_boxes(split: CocoSplit) -> Iterator[Problem]:
     boxes = split.boxes_xywh.round(2)
     for image in split.images:
         first: dict[tuple[float, ...], int] = {}
@@ -285,20 +290,4 @@ def _repeated_boxes(split: CocoSplit) -> list[Problem]:
             a, b = (int(split.annotation_ids[r]) for r in (earlier, row))
             names = {split.classes.names[split.labels[r]] for r in (earlier, row)}
             text = f"annotations {a} and {b} have the same box {list(key)} (class {' / '.join(sorted(names))})"
-            where = f"image {image.id} ({image.file_name})"
-            fix = "Remove one of them"
-            problems.append(Problem("warning", str(split.ann_file), where, text, fix, "repeated box", True))
-    return problems
-
-
-def _whole_image_normals(split: CocoSplit, normal: int) -> list[Problem]:
-    is_normal = split.labels == normal
-    shares = split.boxes_xywh[:, 2:].prod(axis=1) / split.image_sizes_wh.prod(axis=1)
-    whole = split.annotation_ids[is_normal & (shares >= _WHOLE_IMAGE_SHARE)]
-    if not len(whole):
-        return []
-    found = f"{len(whole)} of {is_normal.sum()} boxes of the class {split.classes.names[normal]} cover the whole image "
-    found += f"(e.g. annotation {whole[0]}): easy AP that flatters the mean"
-    fix = "Set normal_boxes: as_negative to make these images negatives, or read metrics_defects"
-    where, kind = f"split {split.name}", "whole-image NORMAL boxes"
-    return [Problem("warning", str(split.ann_file), where, found, fix, kind, True)]
+            yield split.warning(image.where, text, "Remove one of them", "repeated box")

@@ -42,6 +42,11 @@ class ImageRecord:
     rows: slice
     """Its boxes in the arrays of the split."""
 
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"image {self.id} ({self.file_name})"
+
 
 @dataclass(frozen=True)
 class BoxColumns:

@@ -164,10 +164,9 @@ def _file_problems(split: CocoSplit, inspections: Sequence[_Inspection]) -> list
     problems = []
     for image, inspection in zip(split.images, inspections, strict=True):
         if inspection.error:
-            where = f"image {image.id} ({image.file_name})"
-            found = inspection.error.removesuffix(f". {UNREADABLE_FIX}.")
-            file, kind = str(split.ann_file), "unreadable image"
-            problems.append(Problem("error", file, where, found, UNREADABLE_FIX, kind, True, image.id))
+            found, file = inspection.error.removesuffix(f". {UNREADABLE_FIX}."), str(split.ann_file)
+            kind = "unreadable image"
+            problems.append(Problem("error", file, image.where, found, UNREADABLE_FIX, kind, True, image.id))
         elif inspection.facts is not None and (mismatch := size_problem(split, image, inspection.facts)):
             problems.append(mismatch)
     return problems
@@ -206,8 +205,7 @@ def _remarks(split: CocoSplit, inspections: Sequence[_Inspection]) -> list[Probl
         if key == "16-bit grey" and counts["12-bit"]:
             what += f"; {counts['12-bit']} others have none above 4095 and come out 16 times as bright"
         text = f"{count} {what}, e.g. {examples[key]}"
-        where = f"split {split.name}"
-        problems.append(Problem("warning", str(split.ann_file), where, text, fix, "pixel format", True))
+        problems.append(split.warning(f"split {split.name}", text, fix, "pixel format"))
     return problems
 
 
@@ -225,10 +223,8 @@ def _copies(
         firsts: dict[str, ImageRecord] = {}
         for split, image in group:
             if split.name in firsts:
-                where = f"image {image.id} ({image.file_name})"
                 text = f"has the same pixels as {firsts[split.name].file_name} of the same split"
-                file, kind = str(split.ann_file), "same image twice in a split"
-                problems.append(Problem("warning", file, where, text, "Remove one of them", kind, True))
+                problems.append(split.warning(image.where, text, "Remove one of them", "same image twice in a split"))
                 continue
             # The same file in both splits is met by `check_overlap` already.
             others = {name: o for name, o in firsts.items() if o.path.resolve() != image.path.resolve()}
@@ -251,10 +247,10 @@ def _near_duplicates(splits: Sequence[CocoSplit], inspections: Sequence[Sequence
                 if not is_copy and bits < nearest.get(i, (_HASH_BITS, 0))[0]:
                     nearest[i] = bits, j
             for i, (bits, j) in nearest.items():
-                where = f"image {a.images[i].id} ({a.images[i].file_name}) of split {a.name}"
+                where = f"{a.images[i].where} of split {a.name}"
                 text = f"looks like {b.images[j].file_name} of split {b.name} ({bits} of {_HASH_BITS} bits differ)"
                 fix, kind = "If it is the same scene, keep both in one split", "near-duplicate across splits"
-                problems.append(Problem("warning", str(a.ann_file), where, text, fix, kind, True))
+                problems.append(a.warning(where, text, fix, kind))
     return problems
 
 

@@ -44,12 +44,7 @@ UNREADABLE_FIX = "Replace the file or remove its entry"
 
 REDUCTIONS = (1, 2, 4, 8)
 """Images for training are read at full size or at one of these fractions of it."""
-_JPEG_FLAGS = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
+_JPEG_FLAGS = {1: cv2.IMREAD_COLOR} | {step: getattr(cv2, f"IMREAD_REDUCED_COLOR_{step}") for step in REDUCTIONS[1:]}
 
 
 @dataclass(frozen=True)
@@ -63,13 +58,10 @@ class ImageFacts:
     orientation: int
     """EXIF orientation, 1 = upright, 5-8 swap width and height."""
     num_frames: int
-
     has_palette_alpha: bool
     """A palette with a transparent entry."""
-
     has_deep_colours: bool = False
     """Colours with 16 bits a channel."""
-
     largest_value: int = 0
     """Of 16-bit grey, and of 12-bit colours in 16 bits, once the pixels are read."""
 
@@ -150,8 +142,8 @@ def is_image(path: Path) -> bool:
 
 def has_pages(path: Path) -> bool:
     """Tell whether a file holds several pages or frames. False too for what cannot be read."""
-    with contextlib.suppress(Exception), open_image(path) as image:
-        return _num_frames(image) > 1
+    with contextlib.suppress(UserError):
+        return read_facts(path).num_frames > 1
     return False
 
 
@@ -176,11 +168,7 @@ def read_pages(path: Path) -> Iterator[tuple[PixelArray, ImageFacts] | UserError
 
 
 def read_facts(path: Path) -> ImageFacts:
-    """Return what a file says of itself; its pixels are not decoded.
-
-    Raises:
-        UserError: The file is missing or not an image.
-    """
+    """Return what a file says of itself; its pixels are not decoded. A UserError if it is missing or no image."""
     try:
         with open_image(path) as image:
             return _facts(image)
@@ -194,10 +182,7 @@ def read_reduced(path: Path, reduction: int) -> tuple[PixelArray, ImageFacts]:
     Ordinary JPEG files are decoded by OpenCV, with the pixels of `read_image` at full size (both are libjpeg) and
     by libjpeg's scaled decoding below it; everything else is read by `read_image` and averaged over squares. A
     pixel of the result covers `reduction` x `reduction` pixels of the image, those of the last row and column
-    perhaps fewer.
-
-    Raises:
-        UserError: As `decode_image`.
+    perhaps fewer. Errors are those of `decode_image`.
     """
     return _read(path, reduction, fast=True)
 
