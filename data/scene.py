@@ -205,12 +205,9 @@ def _draw_upright(scene: Scene, image: PixelArray, window: tuple[int, int, int, 
         drawn = drawn[[1, 0, 2]]
     drawn = scaling(*(-1.0 if flip else 1.0 for flip in flips)) @ drawn
     drawn = shift(x0, y0) @ scaling(x1 - x0, y1 - y0) @ shift(*(float(flip) for flip in flips)) @ drawn
-    return scene.moved(_without_dust(drawn @ to_source), scene.size_hw)
-
-
-def _without_dust(matrix: Matrix) -> Matrix:
-    """Off-diagonal rounding errors set to zero."""
-    return np.where(np.abs(matrix) < 1e-9, 0.0, matrix)
+    moved = drawn @ to_source
+    moved[np.abs(moved) < 1e-9] = 0.0  # rounding errors off the diagonal
+    return scene.moved(moved, scene.size_hw)
 
 
 def _reduction(ratio: float) -> int:
@@ -295,12 +292,8 @@ def _canvas_size(scene: Scene, to_view: Matrix) -> tuple[int, int]:
     scale_x = math.hypot(to_view[0, 0], to_view[1, 0]) / scene.detail
     if min(scale_x, scale_y) >= _SMALLEST_UNSMOOTHED:
         return height, width
-    return _drawn_side(height, scale_y), _drawn_side(width, scale_x)
-
-
-def _drawn_side(side: int, scale: float) -> int:
-    """Even, so that the tiles' seam stays on a pixel's edge; never more than the side has."""
-    return min(side, 2 * max(1, round(side * scale / 2)))
+    # Even, so that the tiles' seam stays on a pixel's edge; never more than the side has.
+    return min(height, 2 * max(1, round(height * scale_y / 2))), min(width, 2 * max(1, round(width * scale_x / 2)))
 
 
 def _seen_parts(

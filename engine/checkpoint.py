@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.classes import ClassMap
-from data.coco_names import COCO_CLASSES
+from data.classes import COCO_CLASSES, ClassMap
 from data.errors import UserError
 from data.files import write_atomically
 from data.names import composed

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data.box_sizes import scales_of
-from data.classes import ClassMap
-from data.coco_names import COCO_CLASSES
+from data.classes import COCO_CLASSES, ClassMap
 from data.coco_reader import AnnotationReader
 from data.config import TilesConfig
 from data.errors import UserError

@@ -11,8 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from data.classes import ClassMap
-from data.coco_names import COCO_CLASSES
+from data.classes import COCO_CLASSES, ClassMap
 from data.errors import UserError
 from engine.checkpoint import checkpoint_classes, load_checkpoint, model_state
 from engine.config import config_to_dict

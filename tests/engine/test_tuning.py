@@ -11,8 +11,7 @@ import pytest
 import torch
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from data.classes import ClassMap
-from data.coco_names import COCO_CLASSES
+from data.classes import COCO_CLASSES, ClassMap
 from data.errors import UserError
 from engine.checkpoint import class_rows, save_checkpoint, start_from
 from models.detector import DEIM
