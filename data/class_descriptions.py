@@ -55,10 +55,11 @@ def texts_for_classes(
     own, problems = _own_by_class(class_names, own_texts or {})
     texts: list[list[str]] = []
     for name in class_names:
-        found = _own_prompts(own, name, language) or _built_in(name, language, use_phrasings)
+        given = own.get(_folded(name), ())
+        mine = given.get(language, ()) if isinstance(given, Mapping) else given
+        found = ([mine] if isinstance(mine, str) else list(mine)) or _built_in(name, language, use_phrasings)
         texts.append(found)
         if not found:
-            given = own.get(_folded(name))
             other = [_LANGUAGE_NAMES[known] for known in given] if isinstance(given, Mapping) else []
             hint = f" (texts.own has it only in {' and '.join(other)})" if other else ""
             problems.append(f"{name}: no text in {_LANGUAGE_NAMES[language]}{hint}")
@@ -116,13 +117,6 @@ def _own_by_class(
             problems.append(f"texts.own.{name}: the same class as texts.own.{spelled[key]}; keep one")
         spelled.setdefault(key, name)
     return {_folded(name): prompts for name, prompts in own_texts.items()}, problems
-
-
-def _own_prompts(own: Mapping[str, Prompts | Mapping[Language, Prompts]], name: str, language: Language) -> list[str]:
-    prompts = own.get(_folded(name), ())
-    if isinstance(prompts, Mapping):
-        prompts = prompts.get(language, ())
-    return [prompts] if isinstance(prompts, str) else list(prompts)
 
 
 def _folded(name: str) -> str:

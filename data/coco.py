@@ -83,7 +83,7 @@ class CocoSplit:
         """Note what is legal but deserves a look."""
         return Problem("warning", str(self.ann_file), where, found, fix, kind)
 
-    def without_images(self, image_ids: Collection[int]) -> CocoSplit:
+    def without_images(self, image_ids: Collection[int | None]) -> CocoSplit:
         """Return the split with some images and their boxes left out."""
         gone = set(image_ids)
         kept = [image for image in self.images if image.id not in gone]

@@ -120,17 +120,14 @@ def _step(change: Change, sample: PixelArray) -> Step:
         case Brightness(factor):
             return _linear(factor * np.eye(3), 0.0)
         case Contrast(factor):
-            return _linear(factor * np.eye(3), (1 - factor) * _mean_grey(sample))
+            # torchvision cuts the fraction of every pixel's grey off: half a level on average.
+            mean = max(0.0, float(np.dot(cv2.mean(sample)[:3], _GREY)) - 0.5)
+            return _linear(factor * np.eye(3), (1 - factor) * mean)
         case Saturation(factor):
             return _linear(factor * np.eye(3) + (1 - factor) * _GREY[None, :], 0.0)
         case ChannelOrder(order):
             return np.concatenate([np.eye(3)[list(order)], np.zeros((3, 1))], axis=1)
     return change
-
-
-def _mean_grey(sample: PixelArray) -> float:
-    # torchvision cuts the fraction of every pixel's grey off: half a level on average.
-    return max(0.0, float(np.dot(cv2.mean(sample)[:3], _GREY)) - 0.5)
 
 
 def _linear(matrix: FloatArray, offset: float) -> Linear:

@@ -77,7 +77,9 @@ class ImageFolder:
         if not is_file:
             fix = "Correct file_name: it is a folder, pipe, device or broken link"
             return "is not a file", fix, "missing image", "error"
-        if not self._is_inside(parent) or (is_link and not self._resolves_inside(normal)):
+        if parent and parent not in self._inside:
+            self._inside[parent] = self._resolves_inside(parent)
+        if not self._inside.get(parent, True) or (is_link and not self._resolves_inside(normal)):
             fix = f"Copy the image below {self._folder}, or set img_folder to where it really is"
             return "is a link that leaves the image folder", fix, "path leaves the image folder", "error"
         return None
@@ -133,11 +135,6 @@ class ImageFolder:
             except (OSError, ValueError):  # ValueError: what is no name on this system
                 self._listings[parent] = {}
         return self._listings[parent]
-
-    def _is_inside(self, parent: str) -> bool:
-        if parent not in self._inside:
-            self._inside[parent] = parent == "" or self._resolves_inside(parent)
-        return self._inside[parent]
 
     def _resolves_inside(self, relative: str) -> bool:
         return Path(os.path.realpath(self._folder / relative)).is_relative_to(self._real_folder)

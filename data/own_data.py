@@ -272,7 +272,8 @@ def _divided(folder: Path, splits: dict[str, Split], place: Path) -> dict[str, S
     entries = content.get("images") if isinstance(content, dict) else None
     count = len(entries) if isinstance(entries, list) else 0
     numbers = ", ".join(f"{name} about {round(part * count)}" for name, part in parts.items() if part)
-    paths = [_quoted(path) for path in (source.ann_file, source.img_folder, target)]
+    texts = (path.as_posix() for path in (source.ann_file, source.img_folder, target))
+    paths = [f'"{text}"' if " " in text else text for text in texts]
     command = "python -m data.convert split {} --images {} --output-dir {}".format(*paths)
     command = " ".join([command, *(f"--{name} {part:g}" for name, part in parts.items())])
     raise UserError(
@@ -281,7 +282,3 @@ def _divided(folder: Path, splits: dict[str, Split], place: Path) -> dict[str, S
         f"images). Divide it ({numbers} images), then type the same command "
         f"again:\n{command}"
     )
-
-
-def _quoted(path: Path) -> str:
-    return f'"{path.as_posix()}"' if " " in str(path) else path.as_posix()

@@ -48,13 +48,24 @@ def build_datasets(
         log.info("on_bad_data: skip: opening every image once")
         opened = check_images(found, allow_split_overlap=True)
         problems += [problem for problem in opened if problem.severity == "error"]
-        found = [split.without_images(_bad_images(split, problems)) for split in found]
-        _require_content(found)
+        bad = [{problem.bad_image_id for problem in problems if problem.file == str(one.ann_file)} for one in found]
+        found = [split.without_images(image_ids) for split, image_ids in zip(found, bad, strict=True)]
         _log_summary("on_bad_data: skip left out faulty entries", errors_of(problems))
     else:
         problems = list(dict.fromkeys([*problems, *chain.from_iterable(map(check_headers, found))]))
-        _require_no_errors(errors_of(problems))
-        _require_content(found)
+        if errors := errors_of(problems):
+            raise UserError(
+                f"The data set has {len(errors)} error{'s' if len(errors) > 1 else ''} (`python check_data.py -c "
+                "CONFIG` looks at the images as well; `python -m data.convert coco` repairs much of what tools export; "
+                "`on_bad_data: skip` leaves single faulty entries out):",
+                problem_lines(errors, _SHOWN_PER_KIND),
+            )
+    for split in found:
+        if not len(split):
+            raise UserError(
+                f"{split.ann_file}: split {split.name} is empty: it has no usable image. Add images, or correct "
+                f"{split.name}_dataloader.dataset."
+            )
     _log_summary("data warnings", warnings_of(problems))
     return DataBundle(found[0].classes, {split.name: split for split in found}, problems)
 
@@ -95,35 +106,6 @@ def _dataset_section(config: DataConfig, name: str) -> DatasetConfig:
     dataset = sections[key].dataset
     dataset.require_paths(f"{key}.dataset")
     return dataset
-
-
-def _bad_images(split: CocoSplit, problems: Sequence[Problem]) -> set[int]:
-    """Images of a split that have to be left out."""
-    return {
-        problem.bad_image_id
-        for problem in problems
-        if problem.file == str(split.ann_file) and problem.bad_image_id is not None
-    }
-
-
-def _require_no_errors(errors: Sequence[Problem]) -> None:
-    if not errors:
-        return
-    raise UserError(
-        f"The data set has {len(errors)} error{'s' if len(errors) > 1 else ''} (`python check_data.py -c CONFIG` looks "
-        "at the images as well; `python -m data.convert coco` repairs much of what tools export; `on_bad_data: skip` "
-        "leaves single faulty entries out):",
-        problem_lines(errors, _SHOWN_PER_KIND),
-    )
-
-
-def _require_content(splits: Sequence[CocoSplit]) -> None:
-    for split in splits:
-        if not len(split):
-            raise UserError(
-                f"{split.ann_file}: split {split.name} is empty: it has no usable image. Add images, or correct "
-                f"{split.name}_dataloader.dataset."
-            )
 
 
 def _log_summary(title: str, problems: Sequence[Problem]) -> None:

@@ -198,15 +198,13 @@ def _apply_origin(gathered: Gathered, origin: VocOrigin) -> None:
         origin, why = "1", "no box begins at 0: left and top lose 1; --origin 0 keeps them, as LabelImg means them"
     kept = f"; {fractions} boxes with fractions stand as they are" if fractions and origin == "1" else ""
     gathered.notes.append(f"pixel origin: {origin} ({why}{kept}). Convert all subsets of a set with the same one")
-    if origin == "1":
-        for number, image in enumerate(gathered.images):
-            gathered.images[number] = replace(image, boxes=tuple(map(_from_0, image.boxes)))
-
-
-def _from_0(box: ForeignBox) -> ForeignBox:
-    left, top, right, bottom = box.corners_xyxy
-    is_whole = isinstance(box, _VocBox) and box.is_whole
-    return replace(box, corners_xyxy=(left - 1, top - 1, right, bottom)) if is_whole else box
+    for number, image in enumerate(gathered.images if origin == "1" else ()):
+        moved = []
+        for box in image.boxes:
+            left, top, right, bottom = box.corners_xyxy
+            is_whole = isinstance(box, _VocBox) and box.is_whole
+            moved.append(replace(box, corners_xyxy=(left - 1, top - 1, right, bottom)) if is_whole else box)
+        gathered.images[number] = replace(image, boxes=tuple(moved))
 
 
 def _read_splits(gathered: Gathered) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,10 @@ def find_config(gathered: Gathered, *, required: bool) -> YoloConfig:
     Where there are several none of them counts, which is a warning, or a UserError where one is required.
     """
     yamls = {path: _yaml_content(path) for path in files_below(gathered.root, _YAML_SUFFIXES)}
-    darknet = {path: _darknet_content(path) for path in files_below(gathered.root, [".data"])}
+    texts = {path: path.read_text("utf-8-sig", "replace") for path in files_below(gathered.root, [".data"])}
+    darknet = {
+        path: dict(re.findall(r"^[ \t]*(.*?)[ \t]*=[ \t]*(.*?)[ \t]*$", text, re.M)) for path, text in texts.items()
+    }
     groups = (
         {path: content for path, content in yamls.items() if path.stem.casefold() == "data"},
         {path: content for path, content in yamls.items() if "names" in content},
@@ -160,17 +164,13 @@ def _images_of(gathered: Gathered, text: str, folder: Path, images: Sequence[Pat
     for start in range(max(0, last_split) + 1):
         place = Path(folder, *parts[start:])
         if os.path.isfile(place):
-            return _images_in_list(gathered, place, index)
+            lines = enumerate(place.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1)
+            named = {f"line {number}": line.strip() for number, line in lines if line.strip()}
+            return {path for where, name in named.items() if (path := index.require(gathered, name, place, where))}
         found = {path for path in images if path.is_relative_to(place)}
         if found:
             return found
     return set()
-
-
-def _images_in_list(gathered: Gathered, file: Path, index: ImageIndex) -> set[Path]:
-    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    named = {f"line {number}": line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
-    return {path for where, name in named.items() if (path := index.require(gathered, name, file, where))}
 
 
 def _load_yaml(path: Path) -> Any:
@@ -184,9 +184,3 @@ def _yaml_content(path: Path) -> dict[str, Any]:
     except _READ_ERRORS:
         return {}  # the fault of a data.yaml is told when its names are read
     return content if isinstance(content, dict) else {}
-
-
-def _darknet_content(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
