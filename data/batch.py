@@ -5,7 +5,7 @@ Legend: B images in the batch, N boxes of one image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -58,26 +58,23 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Return the batch in pinned memory; the DataLoader calls it when `pin_memory` is on."""
-        targets = [_target({key: tensor.pin_memory() for key, tensor in _tensors(t)}) for t in self.targets]
-        images, sizes = self.images.pin_memory(), self.orig_sizes_wh.pin_memory()
-        return replace(self, images=images, targets=targets, orig_sizes_wh=sizes)
+        return self._mapped(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Batch:
         """Copy to `device`, asynchronously where the memory is pinned."""
-        targets = [
-            _target({key: tensor.to(device, non_blocking=True) for key, tensor in _tensors(t)}) for t in self.targets
-        ]
-        images = self.images.to(device, non_blocking=True)
-        sizes = self.orig_sizes_wh.to(device, non_blocking=True)
-        return replace(self, images=images, targets=targets, orig_sizes_wh=sizes)
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _mapped(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        targets = [_target((key, move(tensor)) for key, tensor in _tensors(target)) for target in self.targets]
+        return replace(self, images=move(self.images), targets=targets, orig_sizes_wh=move(self.orig_sizes_wh))
 
 
 def _tensors(target: Target) -> Iterable[tuple[str, Tensor]]:
     return cast("dict[str, Tensor]", target).items()
 
 
-def _target(tensors: dict[str, Tensor]) -> Target:
-    return cast(Target, tensors)
+def _target(tensors: Iterable[tuple[str, Tensor]]) -> Target:
+    return cast(Target, dict(tensors))
 
 
 def _received(
@@ -88,5 +85,5 @@ def _received(
     windows: list[Window] | None,
 ) -> Batch:
     """The batch whose parts came through a pipe."""
-    made = [_target({key: torch.from_numpy(array) for key, array in target.items()}) for target in targets]
+    made = [_target((key, torch.from_numpy(array)) for key, array in target.items()) for target in targets]
     return Batch(images, made, image_ids, torch.from_numpy(sizes), windows)

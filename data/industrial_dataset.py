@@ -62,6 +62,10 @@ class Sample:
     key: SampleKey
 
 
+_VERSIONS = ("tile", *REDUCTIONS[::-1])
+"""Of an image, as they are numbered in the cache."""
+
+
 def build_cache(split: CocoSplit, loader: LoaderConfig, max_bytes: int, *, shared: bool) -> PixelCache:
     """Make room for the split's pixels in all versions that training reads: mosaic tiles, then all reductions.
 
@@ -74,18 +78,9 @@ def build_cache(split: CocoSplit, loader: LoaderConfig, max_bytes: int, *, share
         size_hw = (image.height, image.width)
         tile_hw = None if op is None else _tile_size(size_hw, op.output_size)
         sizes.append(
-            [(0, 0) if tile_hw is None else tile_hw]
-            + [(-(-image.height // step), -(-image.width // step)) for step in REDUCTIONS[::-1]]
+            [tile_hw or (0, 0)] + [(-(-image.height // step), -(-image.width // step)) for step in REDUCTIONS[::-1]]
         )
     return PixelCache(sizes, max_bytes, shared=shared)
-
-
-_TILE = 0
-
-
-def _version(reduction: int) -> int:
-    """Number in the cache."""
-    return len(REDUCTIONS) - REDUCTIONS.index(reduction)
 
 
 def _tile_size(size_hw: tuple[int, int], side: int) -> tuple[int, int] | None:
@@ -249,7 +244,7 @@ class SplitImage:
 
     def pixels(self, reduction: int) -> PixelArray:
         """Read them from the file (see `read_reduced`), or the cache."""
-        data, record, version = self.dataset, self.dataset.split.images[self.index], _version(reduction)
+        data, record, version = self.dataset, self.dataset.split.images[self.index], _VERSIONS.index(reduction)
         if (cached := data.cache.get(self.index, version)) is not None:
             return cached
         if isinstance(record, TileRecord):
@@ -271,11 +266,11 @@ class SplitImage:
 
     def at_most(self, size_hw: tuple[int, int]) -> PixelArray:
         """Read them at another size (see `data.scene.at_most`), a mosaic's tile perhaps from the cache."""
-        cache, op = self.dataset.cache, self.dataset.mosaic
+        cache, op, version = self.dataset.cache, self.dataset.mosaic, _VERSIONS.index("tile")
         if op is None or size_hw != _tile_size(self.size_hw, op.output_size):
             return at_most(self, size_hw)
-        cached = cache.get(self.index, _TILE)
+        cached = cache.get(self.index, version)
         if cached is None:
             cached = at_most(self, size_hw)
-            cache.put(self.index, _TILE, cached)
+            cache.put(self.index, version, cached)
         return cached
