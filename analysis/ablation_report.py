@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from matplotlib.colors import Normalize
 from torch import Tensor
 
 from analysis.compare import EvaluatedRun, Results, class_estimates, estimates, read_runs, resample
@@ -33,7 +34,7 @@ from analysis.differences import (
     verdict,
 )
 from analysis.errors import confusion
-from analysis.style import INK, AxisNumbers, figure_style, new_figure, save_figure, tidy
+from analysis.style import figure_style, remove_figure, save_figure, shaded_table
 from analysis.tables import Cell, Number, PValue, Table, escape_markdown, format_cell, format_number, write_tables
 from analysis.zero_shot import Accuracy, ZeroShot
 from data.subsets import Subset
@@ -41,7 +42,7 @@ from engine.config import ExperimentConfig
 from engine.text_embeddings import alike_pairs, class_similarity
 from models.config import FusionConfig
 from models.text_encoder import TextEmbeddings
-from texts import Language, Texts, number, percent, texts_of
+from texts import Language, Texts, percent, texts_of
 
 MODES: tuple[str, ...] = get_args(FusionConfig.model_fields["mode"].annotation)
 TEXT_MODES = ("cosine", "concat", "cross_attention")
@@ -54,8 +55,6 @@ FIGURE_NAME = "text_similarity"
 BOOTSTRAP_SEED = 0
 _TABLES = ("modes", "differences", "classes", "similarity", "zero_shot")
 _FALSE_ALARM = 0.05
-_NAME_CHARACTERS = 24
-_LARGEST_ANNOTATED = 16
 
 Reason = Literal["reference", "control", "random_weights", "few_seeds", "no_reference", "no_boxes"]
 
@@ -311,11 +310,16 @@ def write_answer(answer: Answer, folder: Path, lang: Language, *, captions: bool
     tables = answer_tables(answer, lang)
     markdown = _markdown(answer, tables, lang)
     if answer.texts is None:
-        for suffix in ("png", "pdf", "txt"):
-            (folder / f"{FIGURE_NAME}.{suffix}").unlink(missing_ok=True)
+        remove_figure(folder, FIGURE_NAME)
     else:
-        text = None if captions else tables["similarity"].caption
-        _write_similarity_figure(answer.texts.similarity.numpy(), answer.classes, folder, lang, text)
+        similarity = answer.texts.similarity.numpy()
+        # From the least similar pair, or 0: sentence encoders seldom go below 0.
+        scale = Normalize(min(0.0, float(similarity.min())), 1)
+        with figure_style():
+            title = texts_of(lang, "ablation")["figure_axis"]
+            figure, _ = shaded_table(similarity, answer.classes, answer.classes, scale, title, lang)
+            text = None if captions else tables["similarity"].caption
+            save_figure(figure, folder, FIGURE_NAME, text_beside=text)
     content = answer_to_json(answer, lang)
     write_tables(folder, "ablation", tables, lang, markdown=markdown, content=content, possible=_TABLES)
     return markdown
@@ -567,28 +571,3 @@ def _cautions(answer: Answer, modes: set[str], texts: Texts) -> list[str]:
         pairs = (f"{one} / {two} ({format_number(similarity, 3, texts.language)})" for one, two, similarity in alike)
         notes.append(texts("note_alike", pairs=", ".join(pairs)))
     return notes
-
-
-def _write_similarity_figure(
-    values: np.ndarray[Any, Any], names: Sequence[str], folder: Path, lang: Language, text_beside: str | None
-) -> None:
-    """Shaded from the least similar pair (or 0) to 1: sentence encoders seldom go below 0."""
-    count, lowest = len(values), min(0.0, float(values.min()))
-    size = 7 if count <= 12 else 5
-    with figure_style():
-        figure = new_figure(float(np.clip(0.95 * count + 3.5, 7.0, 17.0)))
-        axis = figure.subplots()
-        mesh = axis.pcolormesh(values, cmap="Blues", vmin=lowest, vmax=1.0, edgecolors="#cccccc", linewidth=0.3)
-        title = texts_of(lang, "ablation")["figure_axis"]
-        figure.colorbar(mesh, ax=axis, label=title, format=AxisNumbers(lang), shrink=0.8)
-        places, shown = np.arange(count) + 0.5, [tidy(name, _NAME_CHARACTERS) for name in names]
-        axis.set_xticks(places, shown, fontsize=size, rotation=45, rotation_mode="anchor", ha="right")
-        axis.set_yticks(places, shown, fontsize=size)
-        axis.invert_yaxis()
-        axis.grid(False)
-        for row, column in np.ndindex(values.shape) if count <= _LARGEST_ANNOTATED else ():
-            value = float(values[row, column])
-            colour = "white" if (value - lowest) / (1 - lowest) > 0.65 else INK
-            place = {"x": column + 0.5, "y": row + 0.5, "ha": "center", "va": "center"}
-            axis.text(**place, s=number(value, 2, lang), color=colour, fontsize=size)
-        save_figure(figure, folder, FIGURE_NAME, text_beside=text_beside)

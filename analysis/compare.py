@@ -203,8 +203,7 @@ def _pooled(runs: Sequence[EvaluatedRun]) -> tuple[GroundTruth, Predictions]:
     truths, found = zip(*(run.evaluation for run in runs), strict=True)
     images = {image_id: name for truth in truths for image_id, name in truth.images.items()}
     boxes = [box for truth in truths for box in truth.annotations]
-    columns = ([getattr(one, name) for one in found] for name in ("image_ids", "category_ids", "scores", "boxes_xywh"))
-    return GroundTruth(images, boxes, truths[0].classes), Predictions(*map(np.concatenate, columns))
+    return GroundTruth(images, boxes, truths[0].classes), Predictions.joined(found)
 
 
 def _spread_over(found: Mapping[str, Estimate], parts: Sequence[Mapping[str, Resampled]]) -> dict[str, Estimate]:

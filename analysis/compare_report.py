@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from analysis.bootstrap import DEFECTS
 from analysis.compare import Comparison, GroupResult, identity
 from analysis.differences import Estimate
-from analysis.style import AxisNumbers, class_line, figure_style, new_figure, save_figure, tidy
+from analysis.style import AxisNumbers, class_line, figure_style, new_figure, remove_figure, save_figure, tidy
 from analysis.tables import Cell, Number, PValue, Table, escape_markdown, format_number, write_tables
 from texts import Language, Texts, texts_of
 
@@ -241,8 +241,7 @@ def write_plots(comparison: Comparison, folder: Path, lang: Language, *, caption
             with figure_style():
                 save_figure(_plot(points, axis, texts, lang), folder, f"ap_vs_{name}", text_beside=text)
         else:
-            for suffix in ("png", "pdf", "txt"):
-                (folder / f"ap_vs_{name}.{suffix}").unlink(missing_ok=True)
+            remove_figure(folder, f"ap_vs_{name}")
 
 
 def side_by_side(values: Sequence[float], width: float) -> list[float]:

@@ -22,8 +22,10 @@ from analysis.style import (
     FOUND_COLOUR,
     HATCHES,
     INK,
+    LARGEST_ANNOTATED,
     MAX_HEIGHT_CM,
     MAX_NAMED_CLASSES,
+    NAME_CHARACTERS,
     TRUTH_COLOUR,
     AxisNumbers,
     FigureFiles,
@@ -32,13 +34,12 @@ from analysis.style import (
     figure_style,
     new_figure,
     save_figure,
+    shaded_table,
     tidy,
 )
 from data.types import FloatArray
 from texts import NOTHING, Language, Texts, texts_of
 
-_NAME_CHARACTERS = 24
-_LARGEST_ANNOTATED_MATRIX = 16
 _MAX_SIZE_LABELS = 12
 _COCO_SIZES_PX = (32, 96)
 _LINTHRESH = 0.1
@@ -301,7 +302,7 @@ def draw_class_ap(analysis: Analysis, texts: Texts) -> DrawnFigure:
         if mean is not None:
             name = f"{key}, {texts['mean']} ({texts.number(mean, 2)})"
             axis.axvline(mean, color=colour, linestyle=dashes, linewidth=0.8, label=name)
-    names = [tidy(name, _NAME_CHARACTERS) for name in classes]
+    names = [tidy(name, NAME_CHARACTERS) for name in classes]
     axis.set_yticks(np.arange(len(classes)), names, fontsize=7 if len(classes) <= 30 else 5)
     axis.set(xlim=(0, 1), ylim=(len(classes) - 0.4, -0.6), xlabel=texts["class_ap_axis"])
     axis.xaxis.set_major_formatter(AxisNumbers(texts.language))
@@ -342,7 +343,7 @@ def _class_lines(
         # Marks at different places of different lines, so that they do not hide one another.
         step = max(len(xs) // 6, 1)
         (line,) = axis.plot(xs, curves[label], markevery=(place * step // len(labels), step), **class_line(label))
-        name = tidy(names[label], _NAME_CHARACTERS)
+        name = tidy(names[label], NAME_CHARACTERS)
         # matplotlib hides names that begin with an underscore; two classes may share a name.
         name = f"\u200b{name}" if name.startswith("_") else name
         named[f"{name} ({label})" if name in named else name] = line
@@ -352,51 +353,22 @@ def _class_lines(
 def _matrix(
     analysis: Analysis, texts: Texts, name: str, values: FloatArray, decimals: int, scale: PowerNorm, scale_title: str
 ) -> DrawnFigure:
-    """A shaded table [K + 1, K + 1] with names at its sides; numbers in the cells where they are legible."""
+    """The matrix [K + 1, K + 1] with names at its sides; no number where there is none, or nothing."""
     confusion = analysis.results["confusion"]
-    count = len(values)
-    figure = new_figure(float(np.clip(0.95 * count + 4.0, 8.0, 17.0)))
-    axis = figure.subplots()
-    mesh = axis.pcolormesh(
-        np.ma.masked_invalid(values),
-        cmap="Blues",
-        norm=scale,
-        edgecolors="#cccccc",
-        linewidth=0.3 if count <= 40 else 0,
-    )
-    figure.colorbar(mesh, ax=axis, label=scale_title, format=AxisNumbers(texts.language), shrink=0.8)
-    names = [tidy(one, _NAME_CHARACTERS) for one in confusion["names"]]
-    size = 7 if count <= 12 else 6 if count <= 25 else 4
-    places = np.arange(count) + 0.5
-    axis.set_xticks(places, [*names, texts["confusion_missed"]], fontsize=size)
-    slanted = {"rotation": 45, "rotation_mode": "anchor", "ha": "right"}
-    for text in axis.get_xticklabels():
-        text.set(**slanted if count <= _LARGEST_ANNOTATED_MATRIX else {"rotation": 90})
-    axis.set_yticks(places, [*names, texts["confusion_background"]], fontsize=size)
-    axis.invert_yaxis()
-    axis.grid(False)
+    names, last = confusion["names"], len(values) - 1
+    columns, rows = [*names, texts["confusion_missed"]], [*names, texts["confusion_background"]]
+    shown = np.where(values == 0, np.nan, values)
+    figure, axis = shaded_table(shown, rows, columns, scale, scale_title, texts.language, decimals)
+    # Background taken for nothing is not a thing that is counted.
+    if last < LARGEST_ANNOTATED:
+        axis.text(last + 0.5, last + 0.5, NOTHING, ha="center", va="center", color=FAINT)
     axis.set(xlabel=texts["confusion_predicted"], ylabel=texts["confusion_true"])
     setting = {key: texts.number(confusion[key], 2) for key in ("iou", "score")}
     axis.set_title(texts("confusion_setting", **setting))
-    if count <= _LARGEST_ANNOTATED_MATRIX:
-        _write_cells(axis, values, lambda value: texts.number(value, decimals), scale)
     annotated = np.array(confusion["counts"])[:-1]
     right, total = texts.number(np.trace(annotated), 0), texts.number(annotated.sum(), 0)
     alt = texts(f"{name}_alt", classes=len(names), right=right, total=total, **setting)
     return DrawnFigure(figure, texts[f"{name}_title"], alt)
-
-
-def _write_cells(axis: Any, values: FloatArray, text_of: Callable[[float], str], scale: PowerNorm) -> None:
-    """Numbers other than 0, white on dark cells. Background taken for nothing is not a thing that is counted."""
-    last = len(values) - 1
-    size = 7 if last < 9 else 5
-    for row, column in np.ndindex(values.shape):
-        value = float(values[row, column])
-        if np.isnan(value) or value == 0 or row == column == last:
-            continue
-        colour = "white" if float(scale(value)) > 0.55 else INK
-        axis.text(column + 0.5, row + 0.5, text_of(value), ha="center", va="center", color=colour, fontsize=size)
-    axis.text(last + 0.5, last + 0.5, NOTHING, ha="center", va="center", color=FAINT, fontsize=size)
 
 
 def _fraction_axes(axis: Any, texts: Texts, x: str, y: str) -> None:

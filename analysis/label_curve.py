@@ -11,7 +11,7 @@ import numpy as np
 
 from analysis.ablation_report import Answer, Task, answer_to_json, sentences_of, short_verdict, subset_title
 from analysis.compare_report import metric_name
-from analysis.style import AxisNumbers, class_line, figure_style, new_figure, save_figure
+from analysis.style import AxisNumbers, class_line, figure_style, new_figure, remove_figure, save_figure
 from analysis.tables import Cell, Number, Table, escape_markdown, write_tables
 from data.subsets import Subset
 from texts import Language, Texts, texts_of
@@ -89,8 +89,7 @@ def _figure_link(parts: Sequence[Part], folder: Path, texts: Texts, captions: bo
     """AP against labels, mean and standard deviation over the seeds; removed where there are fewer than two."""
     curve = sorted((part for part in parts if part.subset.judged_class is None), key=lambda part: part.images)
     if len(curve) < 2:
-        for suffix in ("png", "pdf", "txt"):
-            (folder / f"{FIGURE_NAME}.{suffix}").unlink(missing_ok=True)
+        remove_figure(folder, FIGURE_NAME)
         return []
     images = [part.images for part in curve]
     with figure_style():

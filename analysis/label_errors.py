@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from pydantic import FiniteFloat
-from torchvision.ops import batched_nms
 from typing_extensions import TypedDict
 
 from analysis.matching import Matches, match, overlapping
 from data.coco import CocoSplit
 from data.types import BoolArray, FloatArray, IntArray
 from engine.metrics import Box, GroundTruth, Id, Predictions
+from engine.suppression import suppressed
 
 Kind = Literal["missing", "class", "place", "extra"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -51,15 +50,8 @@ class Suggestion(TypedDict):
     suggested_bbox: Box | None
 
 
-class _Found(NamedTuple):
-    """Likely errors of one kind."""
-
-    kind: Kind
-    suspicion: FloatArray
-    boxes: IntArray
-    """Annotated boxes; -1: none."""
-    detections: IntArray
-    """-1: none."""
+_Doubts = tuple[Kind, FloatArray, IntArray, IntArray]
+"""Suspicion, annotated boxes and detections of one kind; -1: none."""
 
 
 def find_label_errors(split: CocoSplit, predictions: Predictions) -> list[Suggestion]:
@@ -70,90 +62,62 @@ def find_label_errors(split: CocoSplit, predictions: Predictions) -> list[Sugges
         split: The annotations in doubt; crowd boxes are not doubted.
         predictions: Of a network that was not trained on these annotations: one that was repeats their errors.
     """
-    matches = match(GroundTruth.of(split), _without_repeats(predictions))
+    sure = predictions.rows(predictions.scores >= _LEAST_SCORE)
+    matches = match(GroundTruth.of(split), suppressed(sure, SAME_OBJECT_IOU))
     truth, found = matches.truth, matches.found
     detections, boxes, ious = overlapping(matches)
     scores, same = found.scores[detections], found.labels[detections] == truth.labels[boxes]
-    close = ious >= SAME_OBJECT_IOU
-    right = _largest(np.where(same & close, scores, 0.0), boxes, len(truth.labels))
-    doubt = scores * (1 - right.value[boxes])
+    close, real = ious >= SAME_OBJECT_IOU, ~truth.crowd
     explained = np.zeros(len(found.labels), dtype=bool)
     explained[detections[same & close]] = True
-    kinds = [
-        _of_boxes("class", np.where(~same & close, doubt, 0.0), detections, boxes, matches),
-        _of_boxes("place", np.where(same & ~close & ~explained[detections], doubt, 0.0), detections, boxes, matches),
-        _extra(_largest(scores * ious * np.where(same, 1, _OTHER_CLASS_SUPPORT), boxes, len(truth.labels)), matches),
-    ]
-    alone = np.setdiff1d(np.arange(len(found.labels)), detections)
-    nothing = np.full(len(alone), -1)
-    kinds.append(_Found("missing", found.scores[alone], nothing, alone))
-    return _ranked(kinds, split, matches)
 
+    def largest(values: FloatArray) -> tuple[FloatArray, IntArray]:
+        """The largest value [G] of each box (0 without pair), and its pair [G] (-1)."""
+        order = np.argsort(values, kind="stable")
+        pair, value = np.full(len(real), -1), np.zeros(len(real))
+        pair[boxes[order]] = order  # the largest stays
+        value[pair >= 0] = values[pair[pair >= 0]]
+        return value, pair
 
-class _Largest(NamedTuple):
-    value: FloatArray
-    """[G], 0 without pair."""
-    pair: IntArray
-    """[G], -1 without pair."""
-
-
-def _largest(values: FloatArray, boxes: IntArray, num_boxes: int) -> _Largest:
-    """Find the pair with the largest value for each box."""
-    order = np.argsort(values, kind="stable")
-    pair, value = np.full(num_boxes, -1), np.zeros(num_boxes)
-    pair[boxes[order]] = order  # the largest stays
-    value[pair >= 0] = values[pair[pair >= 0]]
-    return _Largest(value, pair)
-
-
-def _of_boxes(kind: Kind, values: FloatArray, detections: IntArray, boxes: IntArray, matches: Matches) -> _Found:
-    """The detection that speaks most against each box."""
-    best = _largest(values, boxes, len(matches.truth.labels))
-    doubted = np.flatnonzero((best.value > 0) & ~matches.truth.crowd)
-    return _Found(kind, best.value[doubted], doubted, detections[best.pair[doubted]])
-
-
-def _extra(support: _Largest, matches: Matches) -> _Found:
-    """Boxes where the network sees less than in others of the class: by their rank, since a class that is hard to see
-    has little support everywhere."""
-    real: BoolArray = ~matches.truth.crowd
-    share = np.ones(len(real))
-    for label in range(len(matches.names)):
-        own = np.flatnonzero(real & (matches.truth.labels == label))
-        values = support.value[own]
-        share[own] = np.searchsorted(np.sort(values), values, side="right") / max(len(own), 1)
-    suspicion = _ERROR_PRIOR / (_ERROR_PRIOR + (1 - _ERROR_PRIOR) * share)
-    doubted = np.flatnonzero(real)
-    return _Found("extra", suspicion[doubted], doubted, np.full(len(doubted), -1))
-
-
-def _without_repeats(predictions: Predictions) -> Predictions:
-    """Of detections of one class that overlap, the best one; those that say nothing are dropped."""
-    rows = np.flatnonzero(predictions.scores >= _LEAST_SCORE)
-    boxes = predictions.boxes_xywh[rows]
-    corners = torch.from_numpy(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1))
-    keys = np.column_stack([predictions.image_ids[rows], predictions.category_ids[rows]])
-    groups = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
-    scores = torch.from_numpy(predictions.scores[rows])
-    kept = rows[batched_nms(corners, scores, torch.from_numpy(groups), SAME_OBJECT_IOU).numpy()]
-    return Predictions(
-        predictions.image_ids[kept],
-        predictions.category_ids[kept],
-        predictions.scores[kept],
-        predictions.boxes_xywh[kept],
+    right, _ = largest(np.where(same & close, scores, 0.0))
+    doubt = scores * (1 - right[boxes])
+    against: tuple[tuple[Kind, BoolArray], ...] = (
+        ("class", ~same & close),
+        ("place", same & ~close & ~explained[detections]),
     )
+    doubts: list[_Doubts] = []
+    for kind, which in against:
+        suspicion, pair = largest(np.where(which, doubt, 0.0))
+        doubted = np.flatnonzero((suspicion > 0) & real)
+        doubts.append((kind, suspicion[doubted], doubted, detections[pair[doubted]]))
+    support, _ = largest(scores * ious * np.where(same, 1, _OTHER_CLASS_SUPPORT))
+    doubted = np.flatnonzero(real)
+    doubts.append(("extra", _too_many(support, matches)[doubted], doubted, np.full(len(doubted), -1)))
+    alone = np.setdiff1d(np.arange(len(found.labels)), detections)
+    doubts.append(("missing", found.scores[alone], np.full(len(alone), -1), alone))
+    return _ranked(doubts, split, matches)
 
 
-def _ranked(kinds: Sequence[_Found], split: CocoSplit, matches: Matches) -> list[Suggestion]:
+def _too_many(support: FloatArray, matches: Matches) -> FloatArray:
+    """Suspicion [G] of boxes where the network sees less than in others of the class: by their rank, since a class
+    that is hard to see has little support everywhere."""
+    share = np.ones(len(support))
+    for label in range(len(matches.names)):
+        own = np.flatnonzero(~matches.truth.crowd & (matches.truth.labels == label))
+        share[own] = np.searchsorted(np.sort(support[own]), support[own], side="right") / max(len(own), 1)
+    return _ERROR_PRIOR / (_ERROR_PRIOR + (1 - _ERROR_PRIOR) * share)
+
+
+def _ranked(doubts: Sequence[_Doubts], split: CocoSplit, matches: Matches) -> list[Suggestion]:
     """All kinds in one list, the most suspicious first."""
-    numbers = np.repeat(np.arange(len(kinds)), [len(one.suspicion) for one in kinds])
-    suspicion, boxes, detections = (np.concatenate([one[column] for one in kinds]) for column in (1, 2, 3))
+    kinds = [kind for kind, suspicion, _, _ in doubts for _ in suspicion]
+    suspicion, boxes, detections = (np.concatenate(column) for column in [*zip(*doubts, strict=True)][1:])
     sizes = {image.id: (image.width, image.height) for image in split.images}
     ids, truth, found = split.classes.category_ids, matches.truth, matches.found
     result: list[Suggestion] = []
     listed: set[int] = set()
     for row in np.argsort(-suspicion, kind="stable").tolist():
-        kind, box, detection = kinds[numbers[row]].kind, int(boxes[row]), int(detections[row])
+        kind, box, detection = kinds[row], int(boxes[row]), int(detections[row])
         if box in listed:
             continue
         if box >= 0:

@@ -15,6 +15,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -24,6 +25,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import ScalarFormatter
 
 from data.files import write_atomically, write_text
+from data.types import FloatArray
 from engine.labels import place_labels
 from engine.pictures import class_colour
 from texts import Language, number
@@ -32,6 +34,8 @@ WIDTH_CM = 16.0
 """Text width of an A4 thesis."""
 MAX_HEIGHT_CM = 22.0
 DPI = 200
+NAME_CHARACTERS = 24
+"""Of a class at an axis or in a legend."""
 MAX_NAMED_CLASSES = 10
 """More lines than these cannot be told apart; then the classes are drawn in grey and only their mean has a name."""
 
@@ -42,6 +46,8 @@ FOUND_COLOUR = "#D55E00"
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
 
 _CM_PER_INCH = 2.54
+LARGEST_ANNOTATED = 16
+"""Classes of a table with numbers in its cells."""
 _YELLOW = (240, 228, 66)
 _DARK_GREY = (90, 90, 90)
 _LINE_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
@@ -124,6 +130,12 @@ def save_figure(figure: Figure, folder: Path, name: str, *, text_beside: str | N
     return png, pdf
 
 
+def remove_figure(folder: Path, name: str) -> None:
+    """Remove an earlier writing's figure that there is nothing for now."""
+    for suffix in ("png", "pdf", "txt"):
+        (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+
+
 def _drop_texts(figure: Figure) -> None:
     """Take away caption and title, and the height that they would need."""
     for text in figure.texts:
@@ -178,6 +190,38 @@ class BoxNames(Artist):
             if place is not None:
                 text.set_position((place.xyxy[0] + margin, -place.xyxy[3]))
                 text.draw(renderer)
+
+
+def shaded_table(
+    values: FloatArray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    scale: Normalize,
+    scale_title: str,
+    lang: Language,
+    decimals: int = 2,
+) -> tuple[Figure, Any]:
+    """Make a figure of a table [R, C] whose cells are shaded; numbers in them, but for NaN, where they are legible."""
+    count = len(values)
+    figure = new_figure(float(np.clip(0.95 * count + 4.0, 8.0, 17.0)))
+    axes: Any = figure.subplots()
+    edges = {"edgecolors": "#cccccc", "linewidth": 0.3 if count <= 40 else 0}
+    mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap="Blues", norm=scale, **edges)
+    figure.colorbar(mesh, ax=axes, label=scale_title, format=AxisNumbers(lang), shrink=0.8)
+    size = 7 if count <= 12 else 6 if count <= 25 else 4
+    places = np.arange(count) + 0.5
+    axes.set_xticks(places, [tidy(name, NAME_CHARACTERS) for name in columns], fontsize=size)
+    legible = count <= LARGEST_ANNOTATED
+    for text in axes.get_xticklabels():
+        text.set(**{"rotation": 45, "rotation_mode": "anchor", "ha": "right"} if legible else {"rotation": 90})
+    axes.set_yticks(places, [tidy(name, NAME_CHARACTERS) for name in rows], fontsize=size)
+    axes.invert_yaxis()
+    axes.grid(False)
+    for row, column in np.argwhere(~np.isnan(values)) if legible else ():
+        value = float(values[row, column])
+        look = {"color": "white" if float(scale(value)) > 0.55 else INK, "fontsize": 7 if count < 10 else 5}
+        axes.text(column + 0.5, row + 0.5, number(value, decimals, lang), ha="center", va="center", **look)
+    return figure, axes
 
 
 def frame(axes: Any) -> None:

@@ -250,8 +250,7 @@ def _out_of_fold(
         log.info("fold %d of %d: %s", fold, count, run)
         train(config, Distributed(0, 1, 0, device), run, resume=last if last.is_file() else None)
         found.append(read_evaluation(run)[1])
-    columns = ([getattr(one, name) for one in found] for name in ("image_ids", "category_ids", "scores", "boxes_xywh"))
-    return Predictions(*(np.concatenate(column) for column in columns))
+    return Predictions.joined(found)
 
 
 def _write_pages(folder: Path, split: CocoSplit, suggestions: Sequence[Suggestion], texts: Texts) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -100,13 +100,21 @@ class Predictions:
         """Return none at all."""
         return cls.from_coco([])
 
+    @classmethod
+    def joined(cls, parts: Iterable[Predictions]) -> Predictions:
+        """Return the detections of several splits, or of parts of one, as those of one."""
+        return cls(*map(np.concatenate, zip(*(one._columns for one in parts), strict=True)))
+
+    @property
+    def _columns(self) -> tuple[NDArray[Any], ...]:
+        return self.image_ids, self.category_ids, self.scores, self.boxes_xywh
+
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def rows(self, rows: Any) -> Predictions:
         """Return those that an index or a mask chooses."""
-        columns = (self.image_ids, self.category_ids, self.scores, self.boxes_xywh)
-        return Predictions(*(column[rows] for column in columns))
+        return Predictions(*(column[rows] for column in self._columns))
 
     def to_coco(self) -> list[Prediction]:
         """Return COCO's result format."""

@@ -60,15 +60,8 @@ def drawn_data_set(truth: GroundTruth, detections: Predictions, weights: Any) ->
             images[new_id] = "copy.png"
             annotations += [{**box, "image_id": new_id} for box in truth.annotations if box["image_id"] == image_id]
             rows = np.flatnonzero(detections.image_ids == image_id)
-            parts.append((np.full(len(rows), new_id), rows))
-    rows = np.concatenate([rows for _, rows in parts])
-    copies = Predictions(
-        np.concatenate([ids for ids, _ in parts]),
-        detections.category_ids[rows],
-        detections.scores[rows],
-        detections.boxes_xywh[rows],
-    )
-    return coco_numbers(GroundTruth(images, annotations, truth.classes), copies)
+            parts.append(dataclasses.replace(detections.rows(rows), image_ids=np.full(len(rows), new_id)))
+    return coco_numbers(GroundTruth(images, annotations, truth.classes), Predictions.joined(parts))
 
 
 @pytest.mark.parametrize("seed", range(4))

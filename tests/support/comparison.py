@@ -129,10 +129,9 @@ def write_folds(root: Path, count: int, *, quality: float, seed: int = 0, **fact
         images = {image: name for image, name in truth.images.items() if image % count == fold}
         part = GroundTruth(images, [box for box in truth.annotations if box["image_id"] in images], truth.classes)
         rows = np.isin(found.image_ids, list(images))
-        columns = (found.image_ids, found.category_ids, found.scores, found.boxes_xywh)
         config = {"num_classes": 2, "train_dataloader": {"dataset": {"ann_file": f"{fold}.json", "img_folder": "a"}}}
         folder = root.with_name(f"{root.name}_fold_{fold + 1}")
-        detections = Predictions(*(column[rows] for column in columns))
+        detections = found.rows(rows)
         folders.append(write_run(folder, truth=part, detections=detections, **{"config": config, **facts}))
     return folders
 
