@@ -30,7 +30,7 @@ from analysis.ablation_report import (
     write_answer,
 )
 from analysis.compare import config_differences, training_config
-from analysis.label_curve import part_of, write_parts
+from analysis.label_curve import Part, part_of, write_parts
 from analysis.zero_shot import zero_shot
 from data.coco import CocoSplit
 from data.errors import UserError
@@ -187,7 +187,7 @@ def ablate(options: Mapping[str, Any], dist: Distributed, *, runner: Runner | No
 
 def _write(asked: AblationOptions, tasks: Sequence[Task], facts: TextFacts | None) -> str:
     """One answer for each part of the training set, and what they say together; return the Markdown."""
-    parts = []
+    parts: list[Part] = []
     markdown = ""
     for subset in dict.fromkeys(task.subset for task in tasks):
         runs = [task for task in tasks if task.subset == subset and task.mode != _PHASE_1]

@@ -19,7 +19,7 @@ from matplotlib.colors import Normalize
 from torch import Tensor
 
 from analysis.compare import EvaluatedRun, Results, class_estimates, estimates, read_runs, resample
-from analysis.compare_report import HASH_SHOWN, estimates_to_json, metric_name
+from analysis.compare_report import HASH_SHOWN, difference_cell, estimates_to_json, metric_name, spread_cell
 from analysis.curves import SCORE_THRESHOLDS, ranked_hits, score_curves
 from analysis.differences import (
     LEAST_SEEDS,
@@ -35,7 +35,17 @@ from analysis.differences import (
 )
 from analysis.errors import confusion
 from analysis.style import figure_style, remove_figure, save_figure, shaded_table
-from analysis.tables import Cell, Number, PValue, Table, escape_markdown, format_cell, format_number, write_tables
+from analysis.tables import (
+    Cell,
+    Number,
+    PValue,
+    Table,
+    bullets,
+    escape_markdown,
+    format_cell,
+    format_number,
+    write_tables,
+)
 from analysis.zero_shot import Accuracy, ZeroShot
 from data.subsets import Subset
 from engine.config import ExperimentConfig
@@ -179,68 +189,47 @@ def answer(
     margin: float = MARGIN_AP,
     progress: bool = True,
 ) -> Answer:
-    """Compare finished runs.
-
-    Args:
-        tasks: All modes with the same seeds, mode by mode.
-        texts: What the modes that read texts were given.
-        samples: Bootstrap resamples.
-        margin: Of the equivalence test, AP.
-        progress: Show a bar on stderr.
+    """Compare finished runs, all modes with the same seeds, mode by mode.
 
     Raises:
         UserError: Results are missing, damaged, or were judged on different data.
     """
     runs = read_runs([task.folder for task in tasks])
     drawn = resample(runs, samples=samples, seed=BOOTSTRAP_SEED, progress=progress)
-    subset = tasks[0].subset
-    references, judged_metric = _references(subset), _judged(subset)
+    subset, section = tasks[0].subset, tasks[0].config.MultimodalFusion
+    references, judged = _references(subset), _judged(subset)
     if subset is not None and subset.judged_class is not None:
         for one in drawn:
-            one.metrics[judged_metric] = one.per_class[subset.judged_class]["AP"]
-    of_modes = {task.mode: [i for i, other in enumerate(tasks) if other.mode == task.mode] for task in tasks}
-    real = texts is not None and texts.embeddings.has_real_weights
-    section = tasks[0].config.MultimodalFusion
-    control_head = "cosine" if section is None else section.control_head
-    modes = []
-    for mode, own in of_modes.items():
-        against: dict[str, dict[str, Effect]] = {}
-        for reference in references:
-            if reference in of_modes and reference != mode != references[0]:
-                others = of_modes[reference]
-                against[reference] = {
-                    name: effect(
-                        [drawn[i].metrics[name] for i in own],
-                        [drawn[i].metrics[name] for i in others],
-                        runs[0].results.num_images,
-                    )
-                    for name in drawn[0].metrics
-                }
-        judged = {reference: of_metrics[judged_metric] for reference, of_metrics in against.items()}
-        modes.append(
-            ModeResult(
-                mode=mode,
-                runs=[runs[i] for i in own],
-                metrics=estimates([drawn[i].metrics for i in own]),
-                per_class=class_estimates([drawn[i] for i in own]),
-                against=against,
-                judgement=judge(
-                    mode,
-                    judged,
-                    num_seeds=len(own),
-                    real=real,
-                    control_head=control_head,
-                    references=references,
-                    margin=margin,
-                ),
-            )
+            one.metrics[judged] = one.per_class[subset.judged_class]["AP"]
+    rows = {task.mode: [i for i, other in enumerate(tasks) if other.mode == task.mode] for task in tasks}
+    images, control_head = runs[0].results.num_images, "cosine" if section is None else section.control_head
+
+    def effects(*modes: str) -> dict[str, Effect]:
+        own, others = ([drawn[i].metrics for i in rows[mode]] for mode in modes)
+        return {name: effect([one[name] for one in own], [one[name] for one in others], images) for name in own[0]}
+
+    results = []
+    for mode, own in rows.items():
+        there = [name for name in references if name in rows and name != mode != references[0]]
+        against = {reference: effects(mode, reference) for reference in there}
+        judgement = judge(
+            mode,
+            {reference: of_metrics[judged] for reference, of_metrics in against.items()},
+            num_seeds=len(own),
+            real=texts is not None and texts.embeddings.has_real_weights,
+            control_head=control_head,
+            references=references,
+            margin=margin,
         )
+        of_mode = [drawn[i] for i in own]
+        metrics, per_class = estimates([one.metrics for one in of_mode]), class_estimates(of_mode)
+        results.append(ModeResult(mode, [runs[i] for i in own], metrics, per_class, against, judgement))
     confused = None
-    if texts is not None and references[0] in of_modes:
-        confused = _confused(texts.similarity.numpy(), [runs[i] for i in of_modes[references[0]]])
+    if texts is not None and references[0] in rows:
+        confused = _confused(texts.similarity.numpy(), [runs[i] for i in rows[references[0]]])
     seeds = list(dict.fromkeys(task.seed for task in tasks))
     from_start = section is not None and section.from_start
-    return Answer(modes, seeds, samples, control_head, texts, subset, from_start, margin, confused)
+    return Answer(results, seeds, samples, control_head, texts, subset, from_start, margin, confused)
 
 
 def _confused(similarity: np.ndarray[Any, Any], runs: Sequence[EvaluatedRun]) -> RankCorrelation | None:
@@ -268,16 +257,8 @@ def judge(
     references: Sequence[str] = REFERENCES,
     margin: float = MARGIN_AP,
 ) -> Judgement:
-    """Say what may be said of a mode.
-
-    Args:
-        mode: One of `MODES`.
-        against: Its effects in the judged metric by reference.
-        num_seeds: Runs of the mode.
-        real: The text encoder has learned weights.
-        control_head: Head of the controls; only a mode of the same head differs from them by its texts alone.
-        references: The two references, see `Judgement`.
-        margin: Of the equivalence test.
+    """Say what may be said of a mode, given its effects in the judged metric by reference; `real`: the text encoder has
+    learned weights. Only a mode of the controls' head differs from them by its texts alone.
     """
     first, second = references
     if mode not in TEXT_MODES:
@@ -330,8 +311,7 @@ def answer_tables(answer: Answer, lang: Language) -> dict[str, Table]:
     texts, facts, modes = texts_of(lang, "ablation"), answer.texts, answer.modes
     tables = {"modes": _modes_table(answer, texts), "differences": _differences_table(answer, texts)}
     rows: list[list[Cell]] = [
-        [name, *(Number(one.per_class[name]["AP"].value, spread=one.per_class[name]["AP"].sd) for one in modes)]
-        for name in answer.classes
+        [name, *(spread_cell(one.per_class[name]["AP"]) for one in modes)] for name in answer.classes
     ]
     columns = [texts["class"], *(one.mode for one in modes)]
     tables["classes"] = Table(columns, rows, texts["classes_caption"], "tab:ablation-classes")
@@ -351,9 +331,9 @@ def _modes_table(answer: Answer, texts: Texts) -> Table:
     for one in answer.modes:
         seconds = [run.results.train_seconds for run in one.runs if run.results.train_seconds is not None]
         row: list[Cell] = [one.mode, len(one.runs)]
-        row += [Number(one.metrics[name].value, spread=one.metrics[name].sd) for name in metrics]
+        row += [spread_cell(one.metrics[name]) for name in metrics]
         row.append(Number(float(np.mean(seconds)) / 60 if seconds else None, 1))
-        row += [_both(one.against[name][answer.judged]) if name in one.against else None for name in compared]
+        row += [difference_cell(one.against[name][answer.judged]) if name in one.against else None for name in compared]
         bound = one.judgement.equivalence
         rows.append([*row, Number(bound and bound.bound), short_verdict(one.judgement, texts, answer.margin)])
     columns = [texts["mode"], texts["seeds"], *(metric_name(name, texts) for name in metrics)]
@@ -368,9 +348,9 @@ def _differences_table(answer: Answer, texts: Texts) -> Table:
             one.mode,
             reference,
             metric_name(name, texts),
-            _both(found)._replace(interval=found.image_interval),
+            difference_cell(found)._replace(interval=found.image_interval),
             Number(found.seed_sd),
-            _both(found),
+            difference_cell(found),
         ]
         for one in answer.modes
         for reference, effects in one.against.items()
@@ -378,11 +358,6 @@ def _differences_table(answer: Answer, texts: Texts) -> Table:
     ]
     columns = [texts[name] for name in ("mode", "reference", "metric", "of_images", "seed_sd", "of_both")]
     return Table(columns, rows, texts("differences_caption", samples=answer.samples), "tab:ablation-differences")
-
-
-def _both(found: Effect) -> Number:
-    """A difference with its interval over images and seeds."""
-    return Number(found.value, interval=found.interval, interval_digits=3, signed=True)
 
 
 def _zero_shot_table(scores: ZeroShot, texts: Texts) -> Table:
@@ -411,10 +386,7 @@ def _markdown(answer: Answer, tables: Mapping[str, Table], lang: Language) -> st
     intro = f"{intro} {texts[f'intro_{start}']}"
     if answer.subset is not None:
         intro = f"{escape_markdown(subset_title(answer.subset, texts))}. {intro}"
-    said, notes = (
-        "\n".join(f"- {escape_markdown(line)}" for line in lines)
-        for lines in (sentences_of(answer, lang), notes_of(answer, lang))
-    )
+    said, notes = bullets(sentences_of(answer, lang)), bullets(notes_of(answer, lang))
     shown = [table.to_markdown(lang) for table in tables.values()]
     parts = [f"# {texts['title']}", intro, f"{texts['answer']}:\n\n{said}", *shown, f"{texts['notes']}:\n\n{notes}"]
     return "\n\n".join(parts) + "\n"
@@ -509,7 +481,7 @@ def sentences_of(answer: Answer, lang: Language) -> list[str]:
 def _sentence(result: ModeResult, answer: Answer, texts: Texts) -> str:
     judgement, against, (none, learned) = result.judgement, {}, answer.references
     for reference, effects in result.against.items():
-        difference, _, interval = format_cell(_both(effects[answer.judged]), texts.language).partition(" ")
+        difference, _, interval = format_cell(difference_cell(effects[answer.judged]), texts.language).partition(" ")
         against[reference] = {
             "mode": result.mode,
             "difference": difference,

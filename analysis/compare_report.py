@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from analysis.bootstrap import DEFECTS
 from analysis.compare import Comparison, GroupResult, identity
-from analysis.differences import Estimate
+from analysis.differences import Difference, Effect, Estimate
 from analysis.style import AxisNumbers, class_line, figure_style, new_figure, remove_figure, save_figure, tidy
-from analysis.tables import Cell, Number, PValue, Table, escape_markdown, format_number, write_tables
+from analysis.tables import Cell, Number, PValue, Table, bullets, escape_markdown, format_number, write_tables
 from texts import Language, Texts, texts_of
 
 PLOTS = {"parameters": ("parameters", 1e-6), "latency": ("latency_ms", 1.0), "memory": ("inference_memory_mb", 1.0)}
@@ -29,6 +29,7 @@ COSTS = {
 }
 """Text of a column -> cost, its factor and its decimals."""
 HASH_SHOWN = 12
+_LABEL = "tab:comparison"
 _MAX_LABEL = 48
 _LEGEND_ROW_CM = 0.45
 _MARK_SHARE = 0.012
@@ -56,55 +57,41 @@ def comparison_tables(comparison: Comparison, lang: Language) -> dict[str, Table
     """Return `models`, `folds` where there are any, `cost`, `classes` and, where there is more than the reference,
     `differences`."""
     texts, groups = texts_of(lang, "compare"), comparison.groups
-    labels, images = [result.group.label for result in groups], comparison.judged_on.num_images
-    with_seeds, count = _has_seeds(comparison), comparison.num_folds
-    cell = pooled_cell if count > 1 else estimate_cell
-    quality: list[list[Cell]] = [
-        [label, *([len(one.group.runs)] if with_seeds else []), *map(cell, one.metrics.values())]
-        for label, one in zip(labels, groups, strict=True)
-    ]
+    labels, images, count = [one.group.label for one in groups], comparison.judged_on.num_images, comparison.num_folds
+    with_seeds, cell = _has_seeds(comparison), pooled_cell if count > 1 else estimate_cell
     metrics = [metric_name(name, texts) for name in groups[0].metrics]
-    columns = [texts["model"], *([texts["seeds"]] if with_seeds else []), *metrics]
     caption = texts("models_caption", images=images) + (f" {texts['seeds_caption']}" if with_seeds else "")
     caption += f" {texts('folds_caption', folds=count)}" if count > 1 else ""
-    folds: list[list[Cell]] = [
-        [label, *(Number(_fold_mean(found), spread=found.sd) for found in one.metrics.values())]
-        for label, one in zip(labels, groups, strict=True)
-    ]
-    costs: list[list[Cell]] = [
-        [label, *(_cost_cell(one, *column) for column in COSTS.values())]
-        for label, one in zip(labels, groups, strict=True)
-    ]
-    classes: list[list[Cell]] = [
+
+    def of_models(columns: Sequence[str], cells: Callable[[GroupResult], Iterable[Cell]], *about: str) -> Table:
+        return Table([texts["model"], *columns], [[one.group.label, *cells(one)] for one in groups], *about)
+
+    def quality(one: GroupResult) -> list[Cell]:
+        return [*([len(one.group.runs)] if with_seeds else []), *map(cell, one.metrics.values())]
+
+    def fold_means(one: GroupResult) -> list[Cell]:
+        return [Number(_fold_mean(found), spread=found.sd) for found in one.metrics.values()]
+
+    def costs(one: GroupResult) -> list[Cell]:
+        return [_cost_cell(one, *column) for column in COSTS.values()]
+
+    tables = {"models": of_models([*([texts["seeds"]] if with_seeds else []), *metrics], quality, caption, _LABEL)}
+    if count > 1:
+        tables["folds"] = of_models(metrics, fold_means, texts("fold_means_caption", folds=count), "tab:folds")
+    tables["cost"] = of_models([texts[name] for name in COSTS], costs, texts["cost_caption"], f"{_LABEL}-cost")
+    rows: list[list[Cell]] = [
         [name, *(cell(one.per_class[name]["AP"]) for one in groups)] for name in groups[0].per_class
     ]
-    differences: list[list[Cell]] = [
-        [
-            one.group.label,
-            metric_name(name, texts),
-            Number(found.value, interval=found.interval, interval_digits=3, signed=True),
-            PValue(found.p_value),
-            PValue(found.p_holm),
-        ]
-        for one in groups[1:]
+    caption = texts("classes_caption", images=images)
+    tables["classes"] = Table([texts["class"], *labels], rows, caption, f"{_LABEL}-classes")
+    rows = [
+        [label, metric_name(name, texts), difference_cell(found), PValue(found.p_value), PValue(found.p_holm)]
+        for label, one in zip(labels, groups, strict=True)
         for name, found in one.differences.items()
     ]
-    cost_columns = [texts["model"], *(texts[name] for name in COSTS)]
-    caption_of_classes = texts("classes_caption", images=images)
-    caption_of_differences = texts("differences_caption", reference=labels[0])
-    difference_columns = [texts[name] for name in ("model", "metric", "difference", "p", "p_holm")]
-    tables = {
-        "models": Table(columns, quality, caption, "tab:comparison"),
-        "folds": Table(
-            [texts["model"], *metrics],
-            folds if count > 1 else [],
-            texts("fold_means_caption", folds=count),
-            "tab:folds",
-        ),
-        "cost": Table(cost_columns, costs, texts["cost_caption"], "tab:comparison-cost"),
-        "classes": Table([texts["class"], *labels], classes, caption_of_classes, "tab:comparison-classes"),
-        "differences": Table(difference_columns, differences, caption_of_differences, "tab:comparison-differences"),
-    }
+    columns = [texts[name] for name in ("model", "metric", "difference", "p", "p_holm")]
+    caption = texts("differences_caption", reference=labels[0])
+    tables["differences"] = Table(columns, rows, caption, f"{_LABEL}-differences")
     return {name: table for name, table in tables.items() if table.rows}
 
 
@@ -116,6 +103,16 @@ def metric_name(name: str, texts: Texts) -> str:
 def estimate_cell(estimate: Estimate) -> Number:
     """Return an estimate with its interval and its spread over seeds."""
     return Number(estimate.value, interval=estimate.interval, spread=estimate.sd)
+
+
+def spread_cell(estimate: Estimate) -> Number:
+    """Return an estimate with its spread over seeds alone."""
+    return Number(estimate.value, spread=estimate.sd)
+
+
+def difference_cell(found: Difference | Effect) -> Number:
+    """Return a difference with its interval."""
+    return Number(found.value, interval=found.interval, interval_digits=3, signed=True)
 
 
 def pooled_cell(estimate: Estimate) -> Number:
@@ -149,7 +146,7 @@ def _markdown(comparison: Comparison, tables: Mapping[str, Table], lang: Languag
         samples=comparison.samples,
         seed=comparison.seed,
     )
-    notes = "\n".join(f"- {escape_markdown(note)}" for note in notes_of(comparison, lang))
+    notes = bullets(notes_of(comparison, lang))
     parts = [f"# {texts['title']}", intro, *(table.to_markdown(lang) for table in tables.values())]
     return "\n\n".join([*parts, f"{texts['notes']}:\n\n{notes}"]) + "\n"
 

@@ -353,12 +353,11 @@ def _class_lines(
 def _matrix(
     analysis: Analysis, texts: Texts, name: str, values: FloatArray, decimals: int, scale: PowerNorm, scale_title: str
 ) -> DrawnFigure:
-    """The matrix [K + 1, K + 1] with names at its sides; no number where there is none, or nothing."""
+    """The matrix [K + 1, K + 1] with names at its sides."""
     confusion = analysis.results["confusion"]
     names, last = confusion["names"], len(values) - 1
     columns, rows = [*names, texts["confusion_missed"]], [*names, texts["confusion_background"]]
-    shown = np.where(values == 0, np.nan, values)
-    figure, axis = shaded_table(shown, rows, columns, scale, scale_title, texts.language, decimals)
+    figure, axis = shaded_table(values, rows, columns, scale, scale_title, texts.language, decimals)
     # Background taken for nothing is not a thing that is counted.
     if last < LARGEST_ANNOTATED:
         axis.text(last + 0.5, last + 0.5, NOTHING, ha="center", va="center", color=FAINT)

@@ -5,35 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from analysis.ablation_report import Answer, Task, answer_to_json, sentences_of, short_verdict, subset_title
-from analysis.compare_report import metric_name
+from analysis.compare_report import difference_cell, metric_name, spread_cell
 from analysis.style import AxisNumbers, class_line, figure_style, new_figure, remove_figure, save_figure
-from analysis.tables import Cell, Number, Table, escape_markdown, write_tables
+from analysis.tables import Cell, Number, Table, bullets, write_tables
 from data.subsets import Subset
 from texts import Language, Texts, texts_of
 
 FIGURE_NAME = "label_curve"
 
 
-class Part(NamedTuple):
-    """One part of the training set and what was found with it."""
-
-    subset: Subset
-    images: float
-    """Training images, mean over the seeds."""
-    answer: Answer
+Part = tuple[float, Answer]
+"""Training images of one part of the set, mean over the seeds, and what was found with it."""
 
 
 def part_of(tasks: Sequence[Task], found: Answer) -> Part:
     """Join an answer with the number of images that its runs were trained on."""
-    assert found.subset is not None, "an ablation of the whole set has no parts"
     files = {task.config.train_dataloader.dataset.ann_file for task in tasks}
-    counts = [len(json.loads(file.read_text(encoding="utf-8"))["images"]) for file in files]
-    return Part(found.subset, float(np.mean(counts)), found)
+    return float(np.mean([len(json.loads(file.read_text(encoding="utf-8"))["images"]) for file in files])), found
 
 
 def write_parts(parts: Sequence[Part], folder: Path, lang: Language, *, captions: bool = True) -> str:
@@ -43,60 +35,59 @@ def write_parts(parts: Sequence[Part], folder: Path, lang: Language, *, captions
         UserError: A file cannot be written.
     """
     texts = texts_of(lang, "ablation")
-    table = _table(parts, texts)
-    said = [
-        f"- {escape_markdown(f'{subset_title(part.subset, texts)}: {sentence}')}"
-        for part in parts
-        for sentence in sentences_of(part.answer, lang)
+    table, answers = _table(parts, texts), [found for _, found in parts]
+    said = [f"{_title(one, texts)}: {sentence}" for one in answers for sentence in sentences_of(one, lang)]
+    names = [_subset(one).name for one in answers]
+    pages = texts("parts_pages", pages=", ".join(f"[{name}]({name}/ablation.md)" for name in names))
+    figure = _figure_link(parts, folder, texts, captions)
+    blocks = [f"# {texts['parts_title']}", *figure, bullets(said), table.to_markdown(lang), texts["parts_note"], pages]
+    markdown = "\n\n".join(blocks) + "\n"
+    content = [
+        {"name": name, "images": images, **answer_to_json(one, lang)}
+        for name, (images, one) in zip(names, parts, strict=True)
     ]
-    pages = ", ".join(f"[{part.subset.name}]({part.subset.name}/ablation.md)" for part in parts)
-    found = [
-        f"# {texts['parts_title']}",
-        *_figure_link(parts, folder, texts, captions),
-        "\n".join(said),
-        table.to_markdown(lang),
-    ]
-    markdown = "\n\n".join([*found, texts["parts_note"], texts("parts_pages", pages=pages)]) + "\n"
-    content = {
-        "parts": [
-            {"name": part.subset.name, "images": part.images, **answer_to_json(part.answer, lang)} for part in parts
-        ]
-    }
-    write_tables(folder, "labels", {"labels": table}, lang, markdown=markdown, content=content)
+    write_tables(folder, "labels", {"labels": table}, lang, markdown=markdown, content={"parts": content})
     return markdown
+
+
+def _subset(answer: Answer) -> Subset:
+    assert answer.subset is not None, "an ablation of the whole set has no parts"
+    return answer.subset
+
+
+def _title(answer: Answer, texts: Texts) -> str:
+    return subset_title(_subset(answer), texts)
 
 
 def _table(parts: Sequence[Part], texts: Texts) -> Table:
     rows: list[list[Cell]] = []
-    for part in parts:
-        answer = part.answer
+    for images, answer in parts:
         for one in answer.modes:
-            value, equivalence = one.metrics[answer.judged], one.judgement.equivalence
-            row: list[Cell] = [subset_title(part.subset, texts), Number(part.images, 0), one.mode]
-            row += [metric_name(answer.judged, texts), Number(value.value, spread=value.sd)]
-            for reference in answer.references:
-                found = one.against[reference][answer.judged] if reference in one.against else None
-                row.append(found and Number(found.value, interval=found.interval, interval_digits=3, signed=True))
+            equivalence = one.judgement.equivalence
+            row: list[Cell] = [_title(answer, texts), Number(images, 0), one.mode, metric_name(answer.judged, texts)]
+            row.append(spread_cell(one.metrics[answer.judged]))
+            found = [one.against.get(reference) for reference in answer.references]
+            row += [of_metrics and difference_cell(of_metrics[answer.judged]) for of_metrics in found]
             row.append(Number(equivalence and equivalence.bound))
             rows.append([*row, short_verdict(one.judgement, texts, answer.margin)])
     columns = [texts[key] for key in ("part", "training_images", "mode", "metric", "value")]
-    for names in zip(*(part.answer.references for part in parts), strict=True):
+    for names in zip(*(answer.references for _, answer in parts), strict=True):
         columns.append(texts("minus", reference=" / ".join(dict.fromkeys(names))))
     return Table([*columns, texts["bound"], texts["verdict"]], rows, texts["parts_caption"], "tab:ablation-labels")
 
 
 def _figure_link(parts: Sequence[Part], folder: Path, texts: Texts, captions: bool) -> list[str]:
     """AP against labels, mean and standard deviation over the seeds; removed where there are fewer than two."""
-    curve = sorted((part for part in parts if part.subset.judged_class is None), key=lambda part: part.images)
+    curve = sorted((part for part in parts if _subset(part[1]).judged_class is None), key=lambda part: part[0])
     if len(curve) < 2:
         remove_figure(folder, FIGURE_NAME)
         return []
-    images = [part.images for part in curve]
+    images, answers = zip(*curve, strict=True)
     with figure_style():
         figure = new_figure(8.0)
         axis = figure.subplots()
-        for number, mode in enumerate(curve[0].answer.modes):
-            found = [next(m for m in part.answer.modes if m.mode == mode.mode).metrics["AP"] for part in curve]
+        for number, mode in enumerate(answers[0].modes):
+            found = [next(m for m in one.modes if m.mode == mode.mode).metrics["AP"] for one in answers]
             values = np.array([one.value if one.value is not None else np.nan for one in found])
             spread = np.array([one.sd or 0.0 for one in found])
             look = class_line(number)

@@ -201,7 +201,8 @@ def shaded_table(
     lang: Language,
     decimals: int = 2,
 ) -> tuple[Figure, Any]:
-    """Make a figure of a table [R, C] whose cells are shaded; numbers in them, but for NaN, where they are legible."""
+    """Make a figure of a table [R, C] whose cells are shaded; numbers other than 0 in them where they
+    are legible."""
     count = len(values)
     figure = new_figure(float(np.clip(0.95 * count + 4.0, 8.0, 17.0)))
     axes: Any = figure.subplots()
@@ -217,7 +218,7 @@ def shaded_table(
     axes.set_yticks(places, [tidy(name, NAME_CHARACTERS) for name in rows], fontsize=size)
     axes.invert_yaxis()
     axes.grid(False)
-    for row, column in np.argwhere(~np.isnan(values)) if legible else ():
+    for row, column in np.argwhere(np.nan_to_num(values) != 0) if legible else ():
         value = float(values[row, column])
         look = {"color": "white" if float(scale(value)) > 0.55 else INK, "fontsize": 7 if count < 10 else 5}
         axes.text(column + 0.5, row + 0.5, number(value, decimals, lang), ha="center", va="center", **look)

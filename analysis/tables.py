@@ -10,7 +10,7 @@ import math
 import re
 import textwrap
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -263,6 +263,11 @@ def escape_markdown(text: str) -> str:
     return "".join("\\" + char if _needs_escape(line, i) else char for i, char in enumerate(line))
 
 
+def bullets(lines: Iterable[str]) -> str:
+    """Return a list of sentences in Markdown."""
+    return "\n".join(f"- {escape_markdown(line)}" for line in lines)
+
+
 def _needs_escape(line: str, index: int) -> bool:
     char = line[index]
     if char == "_":  # inside a word it is a plain character, and names are easier to read without the backslash
@@ -352,19 +357,8 @@ def write_tables(
     content: Mapping[str, Any],
     possible: Collection[str] = (),
 ) -> None:
-    """Write `stem`.md, .tex with all tables, a CSV for each, and .json, which comes last.
-
-    Args:
-        folder: Where to.
-        stem: Name of the files; the first table's CSV is `stem`.csv, the others are `stem`_<name>.csv.
-        tables: By name, the main one first.
-        lang: Of the numbers' marks.
-        markdown: The page.
-        content: For JSON.
-        possible: Names of tables that an earlier writing may have left: those not in `tables` are removed.
-
-    Raises:
-        UserError: A file cannot be written.
+    """Write `stem`.md, .tex with all tables, a CSV for each (`stem`.csv of the first, `stem`_<name>.csv), and .json,
+    which comes last. Of the `possible` tables those that an earlier writing left are removed.
     """
     first = next(iter(tables), None)
     write_text(folder / f"{stem}.md", markdown, what="table")
@@ -377,11 +371,7 @@ def write_tables(
 
 
 def write_table(table: Table, path: Path, lang: Language) -> None:
-    """Write `path`.csv and `path`.tex.
-
-    Raises:
-        UserError: A file cannot be written.
-    """
+    """Write `path`.csv and `path`.tex."""
     _write_csv(path.with_name(f"{path.name}.csv"), table, lang)
     _write_latex(path.with_name(f"{path.name}.tex"), [table], lang)
 
