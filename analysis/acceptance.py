@@ -108,12 +108,7 @@ def calibration_error(
     seed: int,
 ) -> dict[str, Any]:
     """Compute the expected calibration error, overall and per class, with its bootstrap interval over images, and the
-    bins of the reliability diagram.
-
-    Args:
-        scores: [M] of detections, as `hits`, `images` and `labels`.
-        names: [K]
-    """
+    bins of the reliability diagram."""
     bins = np.minimum((scores * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     rng = np.random.default_rng(seed)
     weights = np.ones((num_images, 1))
@@ -149,14 +144,8 @@ def calibration_error(
 def least_cost(
     best: FloatArray, defective: BoolArray, cost_miss: float, cost_false_alarm: float, *, samples: int, seed: int
 ) -> dict[str, Any]:
-    """Find the threshold with the least expected cost of an image, the lowest of several, with bootstrap intervals.
-
-    Args:
-        best: [I], score of the best defect.
-        defective: [I]
-        cost_miss: Of a defective image that passes.
-        cost_false_alarm: Of a good image that is rejected.
-    """
+    """Find the threshold with the least expected cost of an image, the lowest of several, with bootstrap intervals:
+    of the best defect's score [I] and whether an image is `defective` [I]."""
     order = np.argsort(best, kind="stable")
     ranked, bad = best[order], defective[order]
     starts = np.flatnonzero(np.diff(ranked, prepend=-np.inf))  # of each group of equal scores: a threshold
@@ -215,9 +204,6 @@ def promise(best: FloatArray, max_rate: float, confidence: float) -> Promise:
     Thresholds are tested from 0 upwards ("the miss rate is above `max_rate`", exact binomial test) until the first that
     is not rejected (learn then test, fixed sequence): each is tested at 1 - confidence and the miss rate only rises, so
     the whole search errs no more often. That first one is the score of the image by which one miss too many is made.
-
-    Args:
-        best: [D] of the defective images, the score of the best defect.
     """
     num, allowed = len(best), most_misses(len(best), max_rate, confidence)
     # An image in which nothing was found passes at every threshold, so it counts among the misses.

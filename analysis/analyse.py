@@ -11,8 +11,7 @@ import numpy as np
 from analysis.acceptance import AcceptanceOptions, acceptance
 from analysis.bootstrap import bootstrap
 from analysis.curves import precision_at_recall, ranked_hits, score_curves
-from analysis.errors import classify_errors, confusion, error_breakdown
-from analysis.findings import gallery, size_histogram
+from analysis.errors import classify_errors, confusion, error_breakdown, gallery, size_histogram
 from analysis.image_level import image_level
 from analysis.matching import match
 from analysis.result import Analysis, Cost
@@ -45,10 +44,8 @@ def analyse(
         facts: Of the run, for results.json. Where `nms_iou` says that repeats were suppressed, nothing more is tried.
         numbers: COCO's numbers of these detections where they are known already.
         wishes: Calibration, cost and promise; None: only how well scores are calibrated.
-
-    Raises:
-        ValueError: A fact has the name of a result.
     """
+    facts = facts or {}
     numbers = numbers or coco_numbers(truth, detections)
     matches = match(truth, detections)
     drawn = bootstrap(matches, samples=samples, seed=seed)
@@ -56,19 +53,20 @@ def analyse(
     best_score = DEFAULT_SCORE if thresholds["overall"] is None else thresholds["overall"]["score"]
     least_score = best_score if confusion_score is None else confusion_score
     errors = classify_errors(matches)
-    suppressed = (facts or {}).get("nms_iou") is not None
+    suppressed, normal = facts.get("nms_iou") is not None, truth.classes.normal_label
     labels = range(len(matches.names))
+    of_classes = {
+        name: {
+            **numbers.per_class[name],
+            "num_images": int((matches.gt_counts[0, :, label] > 0).sum()),
+            "intervals": {key: one.interval for key, one in drawn.per_class[name].items()},
+        }
+        for label, name in enumerate(matches.names)
+    }
     results: dict[str, Any] = {
         "metrics": numbers.metrics,
         "metrics_defects": numbers.metrics_defects,
-        "per_class": {
-            name: {
-                **numbers.per_class[name],
-                "num_images": int((matches.gt_counts[0, :, label] > 0).sum()),
-                "intervals": {key: one.interval for key, one in drawn.per_class[name].items()},
-            }
-            for label, name in enumerate(matches.names)
-        },
+        "per_class": of_classes,
         "gt_hash": matches.gt_hash,
         "split": split,
         "num_images": len(truth.images),
@@ -83,18 +81,17 @@ def analyse(
             "counts": confusion(matches, iou=confusion_iou, score=least_score).tolist(),
         },
         "errors": error_breakdown(matches, errors, score=least_score),
-        "image_level": image_level(matches, truth.classes.normal_label, samples=samples, seed=seed),
-        **acceptance(matches, truth.classes.normal_label, wishes or AcceptanceOptions(), samples=samples, seed=seed),
+        "image_level": image_level(matches, normal, samples=samples, seed=seed),
+        **acceptance(matches, normal, wishes or AcceptanceOptions(), samples=samples, seed=seed),
         "sizes": size_histogram(matches, score=best_score),
         "cost": None if cost is None else asdict(cost),
     }
-    taken = sorted(set(results) & set(facts or {}))
-    if taken:
+    if taken := sorted(results.keys() & facts):
         raise ValueError(f"results.json already has {', '.join(taken)}")
     return Analysis(
-        results={**results, **(facts or {})},
-        facts=facts or {},
+        results=results | {**facts},
+        facts=facts,
         curves=np.stack([score_curves(*ranked_hits(matches, label)) for label in (*labels, None)]),
         precision_at_recall=np.stack([precision_at_recall(matches, label) for label in labels]),
-        findings=gallery(matches, errors, truth.classes.normal_label, score=best_score),
+        findings=gallery(matches, errors, normal, score=best_score),
     )

@@ -217,11 +217,6 @@ def read_runs(
 ) -> list[EvaluatedRun]:
     """Read run folders or evaluation folders and make sure that they can be compared.
 
-    Args:
-        folders: Run folders or evaluation folders.
-        other_problems: Faults found elsewhere, to be told together with those found here.
-        may_be_folds: Whether they may be judged on sets of images that have none in common.
-
     Raises:
         UserError: Listing every fault: folders that are missing, no results, damaged or given twice, and results that
             were judged on different splits, images or boxes.
@@ -349,10 +344,8 @@ def group_runs(runs: Sequence[EvaluatedRun], labels: Sequence[str] = ()) -> list
 
     Where runs were judged on folds, those of equal config but for the annotation file of the training are a group.
 
-    Args:
-        runs: In the user's order.
-        labels: One per run: runs with the same label are a group, whatever their configs are. Or one per group as it
-            is found without labels: their names. Empty: named after the folders.
+    One label per run joins those of the same label, whatever their configs are; one per group names the groups as they
+    are found without labels.
 
     Raises:
         UserError: Another number of labels, an empty one, two groups of one name, or a group without a run on every

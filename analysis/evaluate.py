@@ -113,11 +113,8 @@ def evaluate_checkpoint(
     if wanted, figures, gallery and report.html.
 
     Args:
-        path: The checkpoint; no other weight file is read.
         dist: This process's place; all processes of a torchrun call together.
-        config_path: Config to use instead of the one in the checkpoint.
-        overrides: `a.b=c`, on top of either.
-        split: What to judge on.
+        overrides: `a.b=c`, on top of the config given or of the one in the checkpoint.
         output_dir: Where the files go; default `eval_<split>_<checkpoint>` beside the checkpoint, with suppression
             `eval_<split>_<checkpoint>_nms`. A folder that holds another evaluation is left alone, see `_folder_for`.
         use_amp: Mixed precision; default is float32 (docs/deimv2.md, AMP, EMA).
@@ -174,12 +171,21 @@ def evaluate_checkpoint(
     )
     replaces = (folder / RESULTS_NAME).exists()
     write_results(folder, truth, result.detections, result.to_json() | analysis.results | extra)
-    if replaces:
-        _remove_pictures(folder)
-    report = _write_pictures(result, analysis, images, folder, options) if options.report else None
-    decision = None
+    if replaces:  # all that is in a folder is of one evaluation
+        for name in ("figures", "gallery"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / "report.html").unlink(missing_ok=True)
+    report, decision, lang, captions = None, None, options.lang, options.captions
+    if options.report:  # matplotlib is loaded only here
+        from analysis.figures import write_figures
+        from analysis.gallery import write_gallery
+        from analysis.report import write_report
+
+        figures = write_figures(analysis, folder / "figures", lang, captions=captions)
+        pictures = write_gallery(analysis, images, result.predictions, folder / "gallery", lang, captions=captions)
+        report = write_report(analysis, folder, lang=lang, figures=figures, gallery=pictures)
     if analysis.results["acceptance"]["promise"] is not None:
-        decision = _write_decision(folder, detector, images, result, analysis.results, options.lang)
+        decision = _write_decision(folder, detector, images, result, analysis.results, lang)
     return Evaluation(result, folder, analysis, report, decision)
 
 
@@ -190,8 +196,14 @@ def _require_fitting_split(split: SplitName, config: ExperimentConfig, options: 
             f"--max-miss-rate, --split {split}: a threshold is chosen on validation images; use --split val. For other "
             "images name their annotation file with -u val_dataloader.dataset.ann_file=..."
         )
-    if split == "test":
-        _require_no_val_as_test(config)
+    test, val = config.test_dataloader, config.val_dataloader
+    if split != "test" or test is None or config.allow_split_overlap:
+        return
+    if test.dataset.ann_file.resolve() == val.dataset.ann_file.resolve():
+        raise UserError(
+            f"--split test: test_dataloader.dataset.ann_file is {test.dataset.ann_file}, the validation split's file, "
+            "by which best.pth was chosen; its numbers are no test. Name the test split's file, or use --split val."
+        )
 
 
 def _with_images(detector: Detector, split: SplitName, dist: Distributed) -> tuple[Detector, CocoSplit]:
@@ -209,20 +221,8 @@ def _with_images(detector: Detector, split: SplitName, dist: Distributed) -> tup
     return replace(detector, classes=data.classes), images
 
 
-def _remove_pictures(folder: Path) -> None:
-    """Of the evaluation before: all that is in a folder is of one evaluation."""
-    for name in ("figures", "gallery"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / "report.html").unlink(missing_ok=True)
-
-
 def _folder_for(wanted: Path, facts: Mapping[str, Any]) -> Path:
-    """`wanted`, or the folder beside it that is named after this question where `wanted` answers another one.
-
-    Args:
-        wanted: A folder that may exist.
-        facts: Of this evaluation, under the keys of results.json.
-    """
+    """`wanted`, or the folder beside it that is named after this question where `wanted` answers another one."""
     if not (wanted / RESULTS_NAME).exists():
         return wanted
     held = read_results(wanted / RESULTS_NAME)
@@ -240,20 +240,6 @@ def _cost(detector: Detector, split: SplitName) -> Cost:
     loader = loaders(detector.config)["val_dataloader" if split == "train" else f"{split}_dataloader"]
     log.info("measuring the cost of the model (--no-cost skips this)")
     return measure_cost(detector, eval_batch=loader.batch_size or loader.images_per_step or 1)
-
-
-def _write_pictures(
-    result: EvalResult, analysis: Analysis, split: CocoSplit, folder: Path, options: AnalysisOptions
-) -> Path:
-    """Figures, gallery and report.html; matplotlib is loaded only here."""
-    from analysis.figures import write_figures
-    from analysis.gallery import write_gallery
-    from analysis.report import write_report
-
-    lang, captions = options.lang, options.captions
-    figures = write_figures(analysis, folder / "figures", lang, captions=captions)
-    pictures = write_gallery(analysis, split, result.predictions, folder / "gallery", lang, captions=captions)
-    return write_report(analysis, folder, lang=lang, figures=figures, gallery=pictures)
 
 
 def _write_decision(
@@ -302,18 +288,6 @@ def _val_data(config: ExperimentConfig) -> tuple[Path, Path, str]:
     """What decides the boxes of the validation split."""
     dataset = config.val_dataloader.dataset
     return dataset.img_folder, dataset.ann_file, config.normal_boxes
-
-
-def _require_no_val_as_test(config: ExperimentConfig) -> None:
-    """Raise a UserError if the test split would be the validation split, by which the checkpoint was chosen."""
-    test, val = config.test_dataloader, config.val_dataloader
-    if test is None or config.allow_split_overlap:
-        return
-    if test.dataset.ann_file.resolve() == val.dataset.ann_file.resolve():
-        raise UserError(
-            f"--split test: test_dataloader.dataset.ann_file is {test.dataset.ann_file}, the validation split's file, "
-            "by which best.pth was chosen; its numbers are no test. Name the test split's file, or use --split val."
-        )
 
 
 def _facts(detector: Detector, *, use_amp: bool) -> dict[str, Any]:
@@ -389,8 +363,6 @@ def _suppression(suppression: Mapping[str, Any] | None, texts: Texts) -> Iterato
     if best["iou"] is None:
         yield f"{said}\n{texts['keep_all']}"
         return
-    changes = (f"{name} {texts.number(plain[key], 4)} → {texts.number(best[key], 4)}" for name, key in _SUPPRESSED)
+    shown = (("AP", "AP"), ("AP50", "AP50"), ("F1", "f1"))
+    changes = (f"{name} {texts.number(plain[key], 4)} → {texts.number(best[key], 4)}" for name, key in shown)
     yield f"{said}\n{texts('suppressed', iou=texts.number(best['iou'], 2), changes='; '.join(changes))}"
-
-
-_SUPPRESSED = (("AP", "AP"), ("AP50", "AP50"), ("F1", "f1"))

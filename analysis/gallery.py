@@ -83,20 +83,8 @@ def write_gallery(
 ) -> GalleryFiles:
     """Write gallery_missed.png/.pdf and gallery_false_alarm.png/.pdf into `folder`.
 
-    One image is in memory at a time, and of it only the crops are kept. An image that cannot be read is left out,
-    logged and named in the result.
-
-    Args:
-        analysis: Its findings are drawn, and the confidence of its confusion matrix is what predictions need to be
-            drawn.
-        split: Where the images and boxes are.
-        predictions: COCO results of the split.
-        folder: Created if need be.
-        lang: Of the texts.
-        captions: False writes each sheet's description into a .txt beside it.
-
-    Raises:
-        UserError: The folder cannot be written.
+    Predictions are drawn from the confidence of the confusion matrix on. One image is in memory at a time, and of it
+    only the crops are kept. An image that cannot be read is left out, logged and named in the result.
     """
     texts, min_score = texts_of(lang, "gallery"), analysis.results["confusion"]["score"]
     crops, left_out = _crops(analysis.findings, split, predictions, min_score, texts)

@@ -77,13 +77,8 @@ def _bootstrap(best: FloatArray, defective: BoolArray, samples: int, seed: int) 
 
 
 def _aurocs(best: FloatArray, defective: BoolArray, weights: FloatArray) -> FloatArray:
-    """Chance [N] that a defective image scores higher than a clean one, equal scores counted half (Mann-Whitney).
-
-    Args:
-        best: [I], scores.
-        defective: [I]
-        weights: [I, N], how often an image counts.
-    """
+    """Chance [N] that a defective image scores higher than a clean one, equal scores counted half (Mann-Whitney),
+    from scores [I], whether images are defective [I], and how often they count, [I, N]."""
     if not len(best):
         return np.full(weights.shape[1], np.nan)
     order = np.argsort(best, kind="stable")

@@ -66,8 +66,9 @@ def _table(parts: Sequence[Part], texts: Texts) -> Table:
             equivalence = one.judgement.equivalence
             row: list[Cell] = [_title(answer, texts), Number(images, 0), one.mode, metric_name(answer.judged, texts)]
             row.append(spread_cell(one.metrics[answer.judged]))
-            found = [one.against.get(reference) for reference in answer.references]
-            row += [of_metrics and difference_cell(of_metrics[answer.judged]) for of_metrics in found]
+            for reference in answer.references:
+                of_metrics = one.against.get(reference)
+                row.append(None if of_metrics is None else difference_cell(of_metrics[answer.judged]))
             row.append(Number(equivalence and equivalence.bound))
             rows.append([*row, short_verdict(one.judgement, texts, answer.margin)])
     columns = [texts[key] for key in ("part", "training_images", "mode", "metric", "value")]

@@ -58,9 +58,7 @@ def find_label_errors(split: CocoSplit, predictions: Predictions) -> list[Sugges
     """List every annotation that predictions speak against, and every detection that no annotation explains, most
     suspicious first; an annotation is listed once.
 
-    Args:
-        split: The annotations in doubt; crowd boxes are not doubted.
-        predictions: Of a network that was not trained on these annotations: one that was repeats their errors.
+    The network must not have been trained on these annotations: one that was repeats their errors.
     """
     sure = predictions.rows(predictions.scores >= _LEAST_SCORE)
     matches = match(GroundTruth.of(split), suppressed(sure, SAME_OBJECT_IOU))

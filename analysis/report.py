@@ -50,16 +50,6 @@ def write_report(
 
     Images are inlined. A content security policy lets the page run its own script and style only and load nothing,
     so that even a name that got through the escaping could do no harm.
-
-    Args:
-        analysis: What is reported.
-        folder: Created if need be.
-        lang: Of the texts.
-        figures: From `write_figures`.
-        gallery: From `write_gallery`; None for none.
-
-    Raises:
-        UserError: An image cannot be read or the page cannot be written.
     """
     texts, results = texts_of(lang, "report"), analysis.results
     figure_texts = texts_of(lang, "figures")

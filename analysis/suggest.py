@@ -89,14 +89,8 @@ def suggest_errors(
     """Rank likely label errors; write suggestions.json, a contact sheet and a page that shows both sides; return
     lines for the console.
 
-    Args:
-        checkpoint: With `device`, `config_path` and `overrides` as `load_detector` takes them.
-        device: Where to compute.
-        given: Of `ErrorOptions`.
-        output_dir: Default `labels_<checkpoint>` beside the checkpoint, or `<run>_labels` beside the config's run.
-
-    Raises:
-        UserError: Bad input of any kind.
+    `checkpoint`, `device`, `config_path` and `overrides` are as `load_detector` takes them, `given` of `ErrorOptions`.
+    The folder is by default `labels_<checkpoint>` beside the checkpoint, or `<run>_labels` beside the config's run.
     """
     options = ErrorOptions(**given)
     if options.accept:
@@ -141,11 +135,6 @@ def suggest_errors(
 def accept(folder: Path | None, entries: Sequence[str], lang: Language) -> list[str]:
     """Follow the suggestions of the given numbers: writes `corrected.json` beside suggestions.json; the annotation
     file itself stays.
-
-    Args:
-        folder: Of an earlier `suggest_errors`.
-        entries: Numbers and ranges, `3` or `5-12`, with commas or spaces; or a text file of them.
-        lang: Of the console.
 
     Raises:
         UserError: Bad numbers, all at once; no suggestions; or annotations that changed since.

@@ -8,9 +8,8 @@ import pytest
 
 from analysis.analyse import analyse
 from analysis.bootstrap import bootstrap
-from analysis.errors import classify_errors
+from analysis.errors import GALLERY_SIZE, classify_errors, gallery, size_histogram
 from analysis.evaluate import format_results
-from analysis.findings import GALLERY_SIZE, gallery, size_histogram
 from analysis.matching import match
 from analysis.result import Analysis, Cost, Finding, Latency
 from data.classes import ClassMap
