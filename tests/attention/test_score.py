@@ -128,7 +128,7 @@ def test_each_kind_has_its_tables_and_says_what_was_explained(
 
     monkeypatch.setattr("attention.faithfulness.find_objects", one_of_each)
     every = EASY.model_copy(update={"on": ("fn", "fp", "tp"), "iou_threshold": 0.03})
-    markdown = score(detector, 5, tmp_path, options=every, progress=False)
+    markdown = score(detector, 2, tmp_path, options=every, progress=False)
     heads = [line for line in markdown.splitlines() if line.startswith("## ")]
     assert heads == ["## Hits", "## False alarms", "## Misses"]
     assert "through the query that fits it best" in markdown

@@ -38,12 +38,12 @@ print(json.dumps([drawn.boxes_xyxy[0].tolist(), [float(x) for x in found], descr
 """
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_guides_augmentation(page: str, tmp_path: Path) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    function = re.search(r"```py\n(.*?)```", text, re.DOTALL)
-    line = re.search(r'`("\w+": \w+,)`', text)
+def test_the_guides_augmentation(tmp_path: Path) -> None:
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    function, spanish = (re.search(r"```py\n(.*?)```", text, re.DOTALL) for text in texts)
+    line, same = (re.search(r'`("\w+": \w+,)`', text) for text in texts)
     assert function and line and function[1].count("\n") < 15
+    assert spanish and same and (spanish[1], same[1]) == (function[1], line[1])
     for folder in ("data", "texts", "tests/support"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     module = tmp_path / "data" / "augmentations.py"

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,20 +20,10 @@ from deploy.sources import ImageSource
 from deploy.video import VideoFile, count_frames
 from deploy.writers import FORMS, Form, ImageWriter, Table
 from models.detections import Detections
+from tests.support.full_disk import full_disk
 
-resource = pytest.importorskip("resource", reason="has no limit of the size of files")
 CLASSES = ClassMap((3, 7), ("a\nb", "\ud800 \x1b[31m"))
 FOUND = Detections(np.array([[2.0, 3, 30, 40], [5, 5, 20, 20]]), np.array([0.9, 0.8]), np.array([0, 1]))
-
-
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[int], None]]:
-    """A call sets how many bytes a file may have."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield lambda room: resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def noise(seed: int = 0) -> PixelArray:
@@ -45,30 +35,28 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, full_disk: Callable[[int], None], form: Form) -> None:
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, form: Form) -> None:
     wrong = pytest.raises(UserError, match="(could not be written|Could not write).*File too large")
-    with wrong, ImageWriter(tmp_path, [form], CLASSES, "en") as writer:
-        full_disk(20)
+    with ExitStack() as disk, wrong, ImageWriter(tmp_path, [form], CLASSES, "en") as writer:
+        disk.enter_context(full_disk(20))
         writer.add(ImageSource(tmp_path / "a.png", "a.png", "a"), noise(), FOUND)
     assert files(tmp_path) == []
 
 
-def test_a_table_ends_with_a_whole_row(tmp_path: Path, full_disk: Callable[[int], None]) -> None:
-    with (
-        pytest.raises(UserError, match="t.csv: could not be written"),
-        Table(tmp_path / "t.csv", "video_columns", "en") as table,
-    ):
-        full_disk(150)
+def test_a_table_ends_with_a_whole_row(tmp_path: Path) -> None:
+    wrong = pytest.raises(UserError, match="t.csv: could not be written")
+    with ExitStack() as disk, wrong, Table(tmp_path / "t.csv", "video_columns", "en") as table:
+        disk.enter_context(full_disk(150))
         for number in range(100):
             table.add([[number, "x" * 20]])
     rows = list(csv.reader(io.StringIO((tmp_path / "t.csv").read_text(encoding="utf-8-sig"))))
     assert rows[1:] == [["0", "x" * 20], ["1", "x" * 20], ["2", "x" * 20]]
 
 
-def test_a_video_that_does_not_fit_is_not_left_behind(tmp_path: Path, full_disk: Callable[[int], None]) -> None:
+def test_a_video_that_does_not_fit_is_not_left_behind(tmp_path: Path) -> None:
     wrong = pytest.raises(UserError, match=r"v\.mp4: only 0 of 30 frames could be written\. Free some space")
-    with wrong, VideoFile(tmp_path / "v", 25) as video:
-        full_disk(20_000)
+    with ExitStack() as disk, wrong, VideoFile(tmp_path / "v", 25) as video:
+        disk.enter_context(full_disk(20_000))
         for number in range(30):
             video.add(noise(number))
     assert files(tmp_path) == []
