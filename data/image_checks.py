@@ -15,6 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from data.coco import CocoSplit, overlap_problem, size_problem
 from data.coco_reader import ImageRecord
@@ -88,23 +90,12 @@ def alike_groups(split: CocoSplit) -> tuple[IntArray, list[Problem]]:
         [I] the number of each image's group, from 0 in order of appearance; and what is wrong with the images.
     """
     found = list(progress_bar(_inspect_all(split), "open images", total=len(split), leave=True, show=None))
-    group = list(range(len(found)))
-
-    def root(index: int) -> int:
-        while group[index] != index:
-            group[index] = group[group[index]]
-            index = group[index]
-        return index
-
     first_of: dict[bytes, int] = {}
-    for index, inspection in enumerate(found):
-        if inspection.pixel_hash:
-            group[root(index)] = root(first_of.setdefault(inspection.pixel_hash, index))
-    for i, j, _ in _pairs_alike(found, found):
-        group[root(i)] = root(j)
-    roots = [root(index) for index in range(len(found))]
-    numbers = {one: number for number, one in enumerate(dict.fromkeys(roots))}
-    return np.array([numbers[one] for one in roots], dtype=np.int64), _file_problems(split, found)
+    pairs = [(i, first_of.setdefault(one.pixel_hash, i)) for i, one in enumerate(found) if one.pixel_hash]
+    pairs += [(i, j) for i, j, _ in _pairs_alike(found, found)]
+    rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    alike = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(found), len(found)))
+    return connected_components(alike, directed=False)[1].astype(np.int64), _file_problems(split, found)
 
 
 def check_headers(split: CocoSplit) -> list[Problem]:

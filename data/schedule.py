@@ -62,11 +62,8 @@ def epoch_plan(transforms: TransformsConfig, collate: CollateConfig, epoch: int)
 
 def stage_starts(transforms: TransformsConfig, collate: CollateConfig, num_epochs: int) -> list[int]:
     """Return the first epoch of every stage of training: epochs between two starts have the same plan."""
-    starts = [0]
-    for epoch in range(1, num_epochs):
-        if epoch_plan(transforms, collate, epoch) != epoch_plan(transforms, collate, epoch - 1):
-            starts.append(epoch)
-    return starts
+    plans = [epoch_plan(transforms, collate, epoch) for epoch in range(num_epochs)]
+    return [0, *(epoch for epoch in range(1, num_epochs) if plans[epoch] != plans[epoch - 1])]
 
 
 def describe(transforms: TransformsConfig, plan: EpochPlan) -> str:
