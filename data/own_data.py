@@ -194,8 +194,8 @@ def _img_folder(name: str, ann_file: Path, images: Sequence[Path], root: Path) -
     entries = content.get("images", []) if isinstance(content, dict) else []
     names = (one.get("file_name") for one in entries if isinstance(one, dict))
     asked: dict[str, list[tuple[str, ...]]] = defaultdict(list)
-    for parts in (PurePosixPath(name).parts for name in names if isinstance(name, str) and name):
-        asked[parts[-1]].append(parts)
+    for file in (PurePosixPath(text) for text in names if isinstance(text, str)):
+        asked[file.name].append(file.parts)
     ends = ((path, parts) for path in images for parts in asked.get(path.name, ()))
     votes = Counter(path.parents[len(parts) - 1] for path, parts in ends if path.parts[-len(parts) :] == parts)
 
