@@ -300,20 +300,12 @@ def resolve_device(name: str | None = None) -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"Device {name!r} is not supported: expected cpu, cuda or cuda:N.")
-    if device.type == "cuda":
-        _require_cuda(name, device.index or 0)
-    return device
-
-
-def _require_cuda(name: str, index: int) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
+    if device.type == "cuda" and not torch.cuda.is_available():
         advice = unused_card_advice() or "No NVIDIA card was found (nvidia-smi lists none); use -d cpu."
         raise UserError(f"Device {name!r} was asked for, but torch {torch.__version__} cannot use CUDA here. {advice}")
-    count = torch.cuda.device_count()
-    if index >= count:
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise UserError(f"Device {name!r} was asked for, but this machine has {count}: cuda:0 to cuda:{count - 1}.")
+    return device
 
 
 def unused_card_advice() -> str | None:
@@ -344,14 +336,8 @@ def _nvidia_card() -> str | None:
     if tool is None:
         return None
     try:
-        answer = subprocess.run(
-            [tool, "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=20,
-            check=False,
-        )
+        question = [tool, "--query-gpu=name", "--format=csv,noheader"]
+        answer = subprocess.run(question, capture_output=True, text=True, errors="replace", timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     lines = answer.stdout.strip().splitlines()

@@ -10,7 +10,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -73,28 +73,18 @@ def draw_boxes(
     scores: Sequence[float] | None = None,
     *,
     min_side_px: int = 320,
+    factor: float | None = None,
     lang: Language = "en",
 ) -> PixelArray:
     """Draw boxes with class names and, if given, scores. Boxes may reach outside; what is not finite is left out.
 
-    Images whose shorter side is below `min_side_px` are enlarged by a whole factor so that text stays legible.
+    Images whose shorter side is below `min_side_px` are enlarged by a whole factor so that text stays legible; with
+    `factor` the image is that much larger already than what the boxes are of.
     """
-    factor = math.ceil(min_side_px / min(image.shape[:2]))
-    # A thin strip must not become a huge one.
-    factor = max(min(factor, 2048 // max(image.shape[:2])), 1)
-    return _annotated(_zoomed(image, factor), factor, boxes_xyxy, labels, names, scores, lang)
-
-
-def _annotated(
-    image: PixelArray,
-    factor: float,
-    boxes_xyxy: npt.ArrayLike,
-    labels: Sequence[int],
-    names: Sequence[str],
-    scores: Sequence[float] | None,
-    lang: Language,
-) -> PixelArray:
-    """Boxes, enlarged by `factor`, on an image that is so already."""
+    if factor is None:
+        # A thin strip must not become a huge one.
+        factor = max(min(math.ceil(min_side_px / min(image.shape[:2])), 2048 // max(image.shape[:2])), 1)
+        image = _zoomed(image, factor)
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4) * factor
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
@@ -209,12 +199,12 @@ def prediction_pictures(
         rows, found = split.training_rows(record), sure[record.id]
         boxes = [[x, y, x + width, y + height] for x, y, width, height in (one["bbox"] for one in found)]
         labels = [classes.label_of[one["category_id"]] for one in found]
-        truth = (split.boxes_xyxy[rows], split.labels[rows].tolist())
+        draw = partial(draw_boxes, image, names=classes.names, factor=factor, lang=lang)
         panels = (
             (image, record.file_name),
-            (_annotated(image, factor, *truth, classes.names, None, lang), texts["truth"]),
+            (draw(split.boxes_xyxy[rows], split.labels[rows].tolist()), texts["truth"]),
             (
-                _annotated(image, factor, boxes, labels, classes.names, [one["score"] for one in found], lang),
+                draw(boxes, labels, scores=[one["score"] for one in found]),
                 texts("prediction", score=texts.number(min_score, 2)),
             ),
         )

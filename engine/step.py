@@ -6,6 +6,7 @@ A window is the micro-batches that make one step (`accumulation_steps` of them).
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -124,12 +125,9 @@ def _now(device: torch.device) -> float:
 def _targets(num_images: int, num_boxes: int, config: ExperimentConfig, device: torch.device) -> list[Target]:
     """Random boxes, the same every time."""
     generator = torch.Generator().manual_seed(0)
-    targets = []
-    for _ in range(num_images):
-        centre = 0.3 + 0.4 * torch.rand(num_boxes, 2, generator=generator)
-        size = 0.1 + 0.3 * torch.rand(num_boxes, 2, generator=generator)
-        labels = torch.randint(0, config.num_classes, (num_boxes,), generator=generator)
-        area = size.prod(dim=1) * config.eval_spatial_size[0] * config.eval_spatial_size[1]
-        boxes = torch.cat([centre, size], dim=1)
-        targets.append(Target(labels=labels.to(device), boxes=boxes.to(device), area=area.to(device)))
-    return targets
+    centres = 0.3 + 0.4 * torch.rand(num_images, num_boxes, 2, generator=generator)
+    sizes = 0.1 + 0.3 * torch.rand(num_images, num_boxes, 2, generator=generator)
+    labels = torch.randint(0, config.num_classes, (num_images, num_boxes), generator=generator)
+    areas = sizes.prod(dim=2) * math.prod(config.eval_spatial_size)
+    columns = [column.to(device) for column in (labels, torch.cat([centres, sizes], dim=2), areas)]
+    return [Target(labels=one, boxes=boxes, area=area) for one, boxes, area in zip(*columns, strict=True)]
