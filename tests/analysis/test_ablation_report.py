@@ -284,7 +284,7 @@ def test_files_in_both_languages(found: Answer, tmp_path: Path) -> None:
         "text_similarity.png",
         "text_similarity.txt",
     ]
-    assert markdown.startswith("# ¿Ayuda el texto?") and "no se muestra diferencia" in markdown
+    assert markdown.startswith("# ¿Ayuda el texto?") and "sin diferencia demostrada" in markdown
     assert (tmp_path / "ablation.md").read_text(encoding="utf-8") == markdown
     content = json.loads((tmp_path / "ablation.json").read_text(encoding="utf-8"))
     assert content["modes"][0]["verdict"] == "helps" and content["modes"][3]["no_verdict"] == "control"
