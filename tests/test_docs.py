@@ -19,7 +19,7 @@ from tests.support.tiny_run import ROOT
 GUIDE = ROOT / "docs" / "guide"
 SPANISH = {
     *("acceptance", "data", "training", "evaluation", "prediction", "text", "attention", "labels"),
-    *("adaptation", "small-data"),
+    *("adaptation", "small-data", "comparing"),
 }
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "README.es.md", ROOT / "CONTRIBUTING.md"]
