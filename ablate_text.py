@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data.signals import leaving_quietly
+from data.script import Report, ScriptParser, leaving_quietly, run_script
 
 with leaving_quietly():
     from engine import cli
@@ -17,7 +17,7 @@ MODES = ("cosine", "concat", "cross_attention", "learned", "random", "shuffled",
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     cli.add_config_argument(parser, required=True, help_text="YAML config of phase 2, a *_multimodal.yml")
     add("-r", "--resume", type=Path, metavar="PHASE1", help="phase 1 checkpoint or run; not with parts of the data")
@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
+def main(report: Report) -> int:
     arguments = parse_arguments()
     arguments.output_dir = arguments.output_dir or Path("outputs") / f"{arguments.config.stem}_ablation"
     cli.setup_logging()
@@ -51,10 +51,12 @@ def main() -> int:
     finally:
         cleanup()
     if markdown is not None:
-        table = f"\\input{{{(arguments.output_dir / 'ablation.tex').as_posix()}}}"
-        sys.stdout.write(f"{markdown}\n{cli.ending(arguments.lang, arguments.output_dir, table)}")
+        folder = arguments.output_dir
+        table = f"\\input{{{(folder / 'ablation.tex').as_posix()}}}"
+        sys.stdout.write(f"{markdown}\n{cli.ending(arguments.lang, folder, table)}")
+        report.wrote(folder=folder, **{kind: folder / f"ablation.{kind}" for kind in ("json", "md", "tex")})
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run_script(main))
+    sys.exit(run_script(main))

@@ -8,14 +8,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from data.signals import leaving_quietly
+from data.script import Report, ScriptParser, leaving_quietly, run_script
 
 with leaving_quietly():
     from engine import cli
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(report: Report) -> None:
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     what = "YAML config: the ViT, the weights to begin with, the image size"
     cli.add_config_argument(parser, required=True, help_text=what)
@@ -38,7 +38,8 @@ def main() -> None:
     given, dist = {k: v for k, v in vars(arguments).items() if v is not None}, init_distributed(arguments.device)
     cli.setup_logging(is_main=dist.is_main)
     try:
-        lines = adapt(arguments.config, dist, given, overrides=arguments.update, output_dir=arguments.output_dir)
+        where = {"overrides": arguments.update, "output_dir": arguments.output_dir}
+        lines = adapt(arguments.config, dist, given, report, **where)
     finally:
         cleanup()
     if dist.is_main:
@@ -46,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run_script(main))
+    sys.exit(run_script(main))

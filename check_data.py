@@ -1,13 +1,13 @@
 """Check a data set before training: `python check_data.py -c configs/neu_det.yml --show 12`.
 
-Exit code 0: no errors (there may be warnings); 1: errors in the data; 2: bad config or arguments.
+Exit code 0: no errors (there may be warnings); 3: errors in the data; 2: bad config or arguments.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from data.signals import leaving_quietly
+from data.script import Report, ScriptParser, leaving_quietly, run_script
 
 with leaving_quietly():
     from engine import cli
@@ -16,7 +16,7 @@ _SHOWN_PER_KIND = 50
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_config_argument(parser, required=True, help_text="YAML config, e.g. configs/neu_det.yml")
     cli.add_data_argument(parser)
     cli.add_overrides_argument(parser)
@@ -33,9 +33,10 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def main() -> int:
+def main(report: Report) -> None:
     arguments = parse_arguments()
     with leaving_quietly():
+        from data.problems import errors_of, problem_lines, warnings_of
         from engine.config import load_config
         from engine.data_check import check_data, write_training_sheets
     cli.setup_logging()
@@ -44,14 +45,17 @@ def main() -> int:
     folder = arguments.output_dir or config.output_dir.with_name(f"{config.output_dir.name}_samples")
     if arguments.show:
         cli.require_output_folder(folder)
-    report, sound = check_data(config, limit_per_kind=None if arguments.all else _SHOWN_PER_KIND, lang=arguments.lang)
-    sys.stdout.write(report + "\n")
+    limit = None if arguments.all else _SHOWN_PER_KIND
+    text, problems = check_data(config, limit_per_kind=limit, lang=arguments.lang)
+    report.problems += problem_lines(errors_of(problems), limit)
+    report.warnings += problem_lines(warnings_of(problems), limit)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
     if arguments.show:
         for path, text in write_training_sheets(config, folder, arguments.show, arguments.lang):
             sys.stdout.write(f"{path}: {text}\n")
-    return 0 if sound else 1
+            report.wrote(**{path.stem: path})
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run_script(main))
+    sys.exit(run_script(main))

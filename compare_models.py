@@ -4,14 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from data.signals import leaving_quietly
+from data.script import Report, ScriptParser, leaving_quietly, run_script
 
 with leaving_quietly():
     from engine import cli
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     what = "run folder, or folder of an evaluation; the others are compared with the first. Runs of one config with "
     what += "different seeds become one row"
@@ -27,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
+def main(report: Report) -> int:
     arguments = parse_arguments()
     cli.setup_logging()
     cli.require_output_folder(arguments.output_dir)
@@ -36,11 +36,14 @@ def main() -> int:
         from analysis.compare_report import write_comparison
 
     comparison = compare_runs(arguments.runs, labels=arguments.labels, samples=arguments.samples, seed=arguments.seed)
-    markdown = write_comparison(comparison, arguments.output_dir, arguments.lang, captions=arguments.captions)
-    table = f"\\input{{{(arguments.output_dir / 'comparison.tex').as_posix()}}}"
-    sys.stdout.write(f"{markdown}\n{cli.ending(arguments.lang, arguments.output_dir, table)}")
+    folder = arguments.output_dir
+    markdown = write_comparison(comparison, folder, arguments.lang, captions=arguments.captions)
+    table = f"\\input{{{(folder / 'comparison.tex').as_posix()}}}"
+    sys.stdout.write(f"{markdown}\n{cli.ending(arguments.lang, folder, table)}")
+    report.wrote(folder=folder, **{kind: folder / f"comparison.{kind}" for kind in ("json", "md", "tex")})
+    report.metrics |= comparison.values()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run_script(main))
+    sys.exit(run_script(main))

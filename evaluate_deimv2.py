@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from data.signals import leaving_quietly
+from data.script import Report, leaving_quietly, run_script
 
 with leaving_quietly():
     from engine import cli
 
 
-def main() -> int:
+def main(report: Report) -> int:
     parser = cli.checkpoint_parser(__doc__, "evaluate")
     cli.add_device_argument(parser)
     add = parser.add_argument
@@ -46,8 +46,13 @@ def main() -> int:
         place = evaluation.decision or evaluation.report or evaluation.folder
         numbers = format_results(evaluation.analysis.results, arguments.lang)
         sys.stdout.write(f"{numbers}\n\n{cli.ending(arguments.lang, place, look)}")
-    return int(options.max_miss_rate is not None and dist.is_main and evaluation.decision is None)
+        results = evaluation.folder / "results.json"
+        report.wrote(folder=evaluation.folder, results=results, report=evaluation.report, decision=evaluation.decision)
+        report.take(results, "metrics")
+        if options.max_miss_rate is not None and evaluation.decision is None:
+            report.problems.append("no decision.json: there are too few images for the promise of --max-miss-rate")
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run_script(main))
+    sys.exit(run_script(main))

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from data.signals import leaving_quietly
+from data.script import Report, leaving_quietly, run_script
 
 with leaving_quietly():
     from engine import cli
@@ -11,7 +11,7 @@ with leaving_quietly():
 FORMATS = ("official", "safetensors", "hub", "torch_export", "onnx", "openvino")
 
 
-def main() -> int:
+def main(report: Report) -> None:
     parser = cli.checkpoint_parser(__doc__, "export")
     add = parser.add_argument
     what = (
@@ -44,8 +44,9 @@ def main() -> int:
         nms=arguments.nms,
     )
     sys.stdout.write(format_exports(written, arguments.lang, arguments.resume))
-    return 0
+    report.wrote(**{one.format: one.path for one in written})
+    report.metrics |= {one.format: one.agreement._asdict() for one in written if one.agreement}
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run_script(main))
+    sys.exit(run_script(main))

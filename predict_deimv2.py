@@ -2,19 +2,19 @@
 
 SOURCE is an image (every page of a TIFF, GIF or the like: NAME, NAME_p2, ...), a folder, a pattern ("parts/*.png"), a
 video file, the index of a camera or the address of a stream (rtsp://..., http://...); Ctrl-C ends these two.
-Exit code 0: done; 1: some files could not be read (listed); 2: bad input; 130: Ctrl-C, tables complete until then.
+Exit code 0: done; 3: some files could not be read (listed); 2: bad input; 130: Ctrl-C, tables complete until then.
 """
 
 import sys
 from pathlib import Path
 
-from data.signals import leaving_quietly
+from data.script import EXIT_INTERRUPTED, Report, leaving_quietly, run_script
 
 with leaving_quietly():
     from engine import cli
 
 
-def main() -> int:
+def main(report: Report) -> int:
     parser = cli.checkpoint_parser(__doc__, "predict with")
     cli.add_device_argument(parser)
     add = parser.add_argument
@@ -52,8 +52,12 @@ def main() -> int:
         output_dir=arguments.output_dir,
     )
     sys.stdout.write(format_prediction(prediction, arguments.lang, arguments.resume))
-    return cli.EXIT_INTERRUPTED if prediction.interrupted else int(bool(prediction.failures))
+    folder = prediction.folder
+    report.wrote(folder=folder, coco=folder / "coco.json", csv=folder / "predictions.csv")
+    report.problems += prediction.failures
+    report.metrics |= prediction.counts()
+    return EXIT_INTERRUPTED if prediction.interrupted else 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run_script(main))
+    sys.exit(run_script(main))

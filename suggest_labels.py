@@ -12,14 +12,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from data.signals import leaving_quietly
+from data.script import Report, ScriptParser, leaving_quietly, run_script
 
 with leaving_quietly():
     from engine import cli
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(report: Report) -> None:
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("task", choices=("errors", "next", "pseudo"), help="what to suggest")
     add("-r", "--resume", type=Path, metavar="CKPT", help="checkpoint to suggest with, or a run folder")
@@ -51,9 +51,9 @@ def main() -> None:
     suggest = suggest_errors if arguments.task == "errors" else partial(suggest_images, arguments.task)
     device, given = cli.resolve_device(arguments.device), {k: v for k, v in vars(arguments).items() if v is not None}
     where = {"config_path": arguments.config, "overrides": arguments.update, "output_dir": arguments.output_dir}
-    lines = suggest(arguments.resume, device, given, **where)
+    lines = suggest(arguments.resume, device, given, report, **where)
     sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run_script(main))
+    sys.exit(run_script(main))

@@ -2,13 +2,13 @@
 
 import sys
 
-from data.signals import leaving_quietly
+from data.script import Report, leaving_quietly, run_script
 
 with leaving_quietly():
-    from engine.cli import ending, resolve_device, run_script, setup_logging, training_arguments, training_overrides
+    from engine.cli import ending, resolve_device, setup_logging, training_arguments, training_overrides
 
 
-def main(description: str | None = __doc__, *, phase: int = 1) -> int:
+def main(report: Report, description: str | None = __doc__, *, phase: int = 1) -> int:
     """The script; phase 2 trains with class texts."""
     arguments = training_arguments(description)
     with leaving_quietly():
@@ -44,6 +44,8 @@ def main(description: str | None = __doc__, *, phase: int = 1) -> int:
             if evaluation.analysis is not None:
                 numbers = format_results(evaluation.analysis.results, arguments.lang)
                 say(f"{numbers}\n\n{ending(arguments.lang, evaluation.folder)}")
+                report.wrote(folder=evaluation.folder, results=evaluation.folder / "results.json")
+                report.take(evaluation.folder / "results.json", "metrics")
             return 0
         resume = arguments.resume or config.resume
         if phase == 1:
@@ -53,7 +55,10 @@ def main(description: str | None = __doc__, *, phase: int = 1) -> int:
         # A resumed run goes on where its checkpoint is, unless the command line names a folder.
         named = any(override.partition("=")[0].strip() == "output_dir" for override in overrides)
         folder = config.output_dir if start.resume is None or named else start.resume.parent
+        results = folder / "results.json"
+        report.wrote(folder=folder, best=folder / "best.pth", last=folder / "last.pth", results=results)
         train(config, dist, folder, **vars(start), lang=arguments.lang, verbose=arguments.verbose)
+        report.take(results, "metrics")
     finally:
         cleanup()
     return 0

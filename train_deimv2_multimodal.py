@@ -7,11 +7,10 @@ checkpoint of train_deimv2.py starts phase 2 in a new run folder, with one of ph
 import sys
 from functools import partial
 
-from data.signals import leaving_quietly
+from data.script import leaving_quietly, run_script
 
 with leaving_quietly():
-    from engine.cli import run_script
     from train_deimv2 import main
 
 if __name__ == "__main__":
-    sys.exit(run_script(partial(main, __doc__, phase=2)))
+    sys.exit(run_script(partial(main, description=__doc__, phase=2)))

@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from data.signals import leaving_quietly
+from data.script import Report, leaving_quietly, run_script
 
 with leaving_quietly():
     from engine import cli
 
 
-def main() -> int:
+def main(report: Report) -> None:
     parser = cli.checkpoint_parser(__doc__, "look at")
     cli.add_device_argument(parser)
     add = parser.add_argument
@@ -49,8 +49,8 @@ def main() -> int:
     cli.setup_logging()
     with leaving_quietly():
         from attention.score import look
-    return look(vars(arguments), sys.argv, sys.stdout.write)
+    look(vars(arguments), sys.argv, sys.stdout.write, report)
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run_script(main))
+    sys.exit(run_script(main))

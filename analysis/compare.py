@@ -145,6 +145,10 @@ class Comparison:
     judged_on: Results
     """Of any run: split, number of images and hash of the ground truth are the same for all, those of all folds."""
 
+    def values(self) -> dict[str, dict[str, float | None]]:
+        """Return every metric by model."""
+        return {one.group.label: {name: found.value for name, found in one.metrics.items()} for one in self.groups}
+
     @property
     def num_folds(self) -> int:
         """1: all runs were judged on the same images."""

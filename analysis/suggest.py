@@ -31,6 +31,7 @@ from data.files import file_sha256, write_atomically, write_json
 from data.image_checks import alike_groups
 from data.images import decode_image
 from data.loader import build_eval_loader
+from data.script import Report
 from data.splits import build_datasets
 from data.types import PixelArray
 from engine.cli import command_line, ending, require_output_folder
@@ -81,6 +82,7 @@ def suggest_errors(
     checkpoint: Path | None,
     device: torch.device,
     given: Mapping[str, Any],
+    report: Report,
     *,
     config_path: Path | None = None,
     overrides: Sequence[str] = (),
@@ -89,12 +91,13 @@ def suggest_errors(
     """Rank likely label errors; write suggestions.json, a contact sheet and a page that shows both sides; return
     lines for the console.
 
-    `checkpoint`, `device`, `config_path` and `overrides` are as `load_detector` takes them, `given` of `ErrorOptions`.
-    The folder is by default `labels_<checkpoint>` beside the checkpoint, or `<run>_labels` beside the config's run.
+    `checkpoint`, `device`, `config_path` and `overrides` are as `load_detector` takes them, `given` of `ErrorOptions`;
+    `report` gets what is written. The folder is by default `labels_<checkpoint>` beside the checkpoint, or
+    `<run>_labels` beside the config's run.
     """
     options = ErrorOptions(**given)
     if options.accept:
-        return accept(output_dir, options.accept, options.lang)
+        return accept(output_dir, options.accept, options.lang, report)
     name = options.split or ("val" if options.folds is None else "train")
     sources = [checkpoint is not None, options.folds is not None, options.predictions is not None]
     if sum(sources) != 1 or (checkpoint is None and config_path is None):
@@ -127,12 +130,14 @@ def suggest_errors(
     write_json(folder / SUGGESTIONS_NAME, source | {"suggestions": suggestions}, what="suggestions", indent=1)
     texts = texts_of(options.lang, "labels")
     _write_pages(folder, split, suggestions[: options.count], texts)
+    report.wrote(folder=folder, suggestions=folder / SUGGESTIONS_NAME, page=folder / "label_errors.html")
+    report.metrics |= {"suggestions": len(suggestions), "images": len(split)}
     found = texts("found", count=texts.number(len(suggestions), 0), images=texts.number(len(split), 0))
     accepting = command_line("suggest_labels.py", "errors", "--output-dir", folder, "--accept", "1-20,25")
     return [found, ending(options.lang, folder / "label_errors.html", accepting).rstrip()]
 
 
-def accept(folder: Path | None, entries: Sequence[str], lang: Language) -> list[str]:
+def accept(folder: Path | None, entries: Sequence[str], lang: Language, report: Report) -> list[str]:
     """Follow the suggestions of the given numbers: writes `corrected.json` beside suggestions.json; the annotation
     file itself stays.
 
@@ -164,6 +169,8 @@ def accept(folder: Path | None, entries: Sequence[str], lang: Language) -> list[
             f"{ann_file}: its annotations' ids are not unique whole numbers ({error}); {advice}."
         ) from error
     write_json(folder / "corrected.json", content, what="annotations")
+    report.wrote(annotations=folder / "corrected.json")
+    report.metrics["accepted"] = len(numbers)
     said = texts_of(lang, "labels")("accepted", count=len(numbers))
     return [said, ending(lang, folder / "corrected.json").rstrip()]
 

@@ -34,6 +34,7 @@ from attention.perturbation import DRise
 from attention.run import ViewOptions, find_images, open_image, validation_split, visualize
 from data.coco import CocoSplit
 from data.errors import UserError
+from data.script import Report
 from engine.cli import command_line, ending, require_output_folder, resolve_device
 from engine.detector import Detector, load_detector
 from engine.named_files import checkpoint_of
@@ -50,11 +51,8 @@ _TABLES: dict[Kind, tuple[str, str, str]] = {
 """Their names in `attention_score_<name>.csv`."""
 
 
-def look(options: Mapping[str, Any], command: Sequence[str], say: Callable[[str], object]) -> int:
-    """Draw and judge what the options of `visualize_attention.py` ask for; `say` gets what came of it.
-
-    Returns:
-        The exit code: 1 where images were left out.
+def look(options: Mapping[str, Any], command: Sequence[str], say: Callable[[str], object], report: Report) -> None:
+    """Draw and judge what the options of `visualize_attention.py` ask for; `say` and `report` get what came of it.
 
     Raises:
         UserError: Bad input of any kind.
@@ -66,18 +64,19 @@ def look(options: Mapping[str, Any], command: Sequence[str], say: Callable[[str]
     require_output_folder(folder)
     device, config = resolve_device(options["device"]), options["config"]
     detector = load_detector(path, device=device, config_path=config, overrides=options["update"])
-    left_out: Sequence[str] = ()
     if options["images"] or options["from_val"] or judged is None:
         images = find_images(options["images"], options["from_val"], detector)
         drawn = visualize(detector, images, folder, seen, command=command)
         next_step = command_line("visualize_attention.py", "-r", path, "--score", 100) if judged is None else ""
         say(f"{drawn.summary()}\n{ending(seen.lang, folder, next_step)}")
-        left_out = drawn.left_out
+        report.wrote(folder=folder)
+        report.metrics |= {"images": drawn.num_images, "figures": drawn.num_figures}
+        report.problems += drawn.left_out
     if judged is not None:
         layer, lang = options["evidence_layer"], options["lang"]
         table = score(detector, count, folder / "score", options=judged, lang=lang, layer=layer)
         say(f"{table}\n{ending(lang, folder / 'score')}")
-    return int(bool(left_out))
+        report.wrote(score=folder / "score" / f"{FILE_NAME}.json")
 
 
 def score(

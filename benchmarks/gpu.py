@@ -36,13 +36,13 @@ sys.path.insert(0, str(ROOT))  # a script: the repository is not on the path
 
 from data.batch import Batch  # noqa: E402
 from data.schedule import stage_starts  # noqa: E402
+from data.script import run_script  # noqa: E402
 from engine.acceleration import compiler  # noqa: E402
 from engine.cli import (  # noqa: E402
     add_config_argument,
     add_device_argument,
     add_overrides_argument,
     resolve_device,
-    run_script,
     setup_logging,
 )
 from engine.config import ExperimentConfig, load_config  # noqa: E402
@@ -340,4 +340,4 @@ def main(command: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(lambda _: main(), own_json=True))

@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script: the re
 
 from data.classes import ClassMap  # noqa: E402
 from data.errors import UserError  # noqa: E402
+from data.script import run_script  # noqa: E402
 from deploy import graph  # noqa: E402
-from engine.cli import run_script  # noqa: E402
 from engine.config import load_config  # noqa: E402
 from engine.detector import Detector, load_detector  # noqa: E402
 from models.detector import build_detector  # noqa: E402
@@ -139,4 +139,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(lambda _: main()))

@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))  # a script: the repository is not on the path
 from analysis.label_errors import KINDS, Suggestion, find_label_errors  # noqa: E402
 from benchmarks.training import train_steps, write_part  # noqa: E402
 from data.coco import CocoSplit  # noqa: E402
+from data.script import Report  # noqa: E402
 from data.splits import build_datasets  # noqa: E402
 from deploy.suggest import suggest_images  # noqa: E402
 from engine.config import load_config  # noqa: E402
@@ -157,7 +158,7 @@ def learn(arguments: argparse.Namespace) -> None:
         pseudo = folder / "pseudo_labels/train_pseudo.json"
         if not pseudo.is_file():
             rest = [image.path.as_posix() for image in split.images if image.id not in start]
-            suggest_images("pseudo", base, torch.device("cpu"), {"images": rest}, output_dir=pseudo.parent)
+            suggest_images("pseudo", base, torch.device("cpu"), {"images": rest}, Report(), output_dir=pseudo.parent)
         settings = [as_override("train_dataloader.dataset.ann_file", pseudo.resolve().as_posix())]
         settings.append(f"DEIMCriterion.pseudo_weight={arguments.pseudo_weight}")
         stage(arguments, settings, folder / "pseudo", further, base)
@@ -180,7 +181,7 @@ def chosen(weights: Path, split: CocoSplit, known: set[int], count: int, order: 
     target = weights.parent / f"next_{order}"
     if not (target / "next.json").is_file():
         given = {"images": tuple(rest), "count": count, "order": order, "seed": seed}
-        suggest_images("next", weights, torch.device("cpu"), given, output_dir=target)
+        suggest_images("next", weights, torch.device("cpu"), given, Report(), output_dir=target)
     names = {Path(path).name: image_id for path, image_id in rest.items()}
     content = json.loads((target / "next.json").read_bytes())
     return {names[Path(one["file_name"]).name] for one in content["images"]}

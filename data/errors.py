@@ -17,6 +17,6 @@ class UserError(Exception):
 
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
         """Show `problems` as a list under the message, so that one run reports everything that is wrong."""
-        self.problems = tuple(problems)
+        self.message, self.problems = message, tuple(problems)
         lines = [*message.split("\n"), *(f"  - {problem}" for problem in self.problems)]
         super().__init__("\n".join(map(printable, lines)))

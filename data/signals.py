@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -28,19 +26,6 @@ def handlers(handler: Callable[[int, FrameType | None], object] | signal.Handler
     finally:
         for number, before in previous.items():
             signal.signal(number, before)
-
-
-@contextmanager
-def leaving_quietly() -> Iterator[None]:
-    """End the process without a traceback on a signal during a script's imports, which take seconds."""
-    with handlers(_leave, *STOP_SIGNALS):
-        yield
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    # An exception would come out of an import, where libraries turn it into others or go on without a part.
-    os.write(2, b"interrupted\n")
-    os._exit(128 + number)
 
 
 @contextmanager

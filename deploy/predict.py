@@ -108,6 +108,11 @@ class Prediction:
     other_scale: str | None = None
     """Of the first image at another scale than the training's."""
 
+    def counts(self) -> dict[str, float]:
+        """Return how much was seen and found."""
+        seen = {"images": self.num_images, "frames": self.num_frames, "left_out": len(self.failures)}
+        return seen | {"detections": self.num_found.total(), "seconds": self.seconds}
+
     def count(self, found: Detections, size_wh: tuple[int, int], name: str) -> None:
         """Add what was detected in an image; warn of the first one at another scale."""
         self.num_found.update(found.labels.tolist())

@@ -24,6 +24,7 @@ from data.errors import UserError, printable
 from data.files import write_json, write_text
 from data.images import decode_image
 from data.progress import progress_bar
+from data.script import Report
 from data.types import FloatArray
 from deploy.acceptance import calibrating_command, stored_calibration
 from deploy.pipeline import predict_frames, read_frames
@@ -80,6 +81,7 @@ def suggest_images(
     checkpoint: Path | None,
     device: torch.device,
     given: Mapping[str, Any],
+    report: Report,
     *,
     config_path: Path | None = None,
     overrides: Sequence[str] = (),
@@ -92,7 +94,8 @@ def suggest_images(
     out images without any such detection (that nothing is sure does not mean that there is nothing) and joins the
     others with the checkpoint's own training annotations: train_pseudo.json, for a second training.
 
-    The output folder is by default `<kind>_<checkpoint>` beside the checkpoint. Returns lines for the console.
+    The output folder is by default `<kind>_<checkpoint>` beside the checkpoint; `report` gets what is written and what
+    cannot be read. Returns lines for the console.
 
     Raises:
         UserError: Bad input of any kind.
@@ -119,6 +122,7 @@ def suggest_images(
         table = pd.DataFrame({**columns, "information_bits": bits[ranked]})
         text = table.to_csv(index=False, float_format="%.4f", lineterminator="\r\n")
         write_text(folder / "next.csv", text, what="table")
+        report.wrote(table=folder / "next.csv")
     else:
         labelled = [one for one in labelled if len(one.detections)]
     content = to_coco(labelled, detector, pseudo=kind == "pseudo")
@@ -126,7 +130,11 @@ def suggest_images(
     training = ""
     if kind == "pseudo":
         training = _join_with_training(folder / "train_pseudo.json", detector, labelled, content)
+        report.wrote(training=folder / "train_pseudo.json" if training else None)
     texts, boxes = texts_of(options.lang, "labels"), len(content["annotations"])
+    report.wrote(folder=folder, annotations=folder / f"{kind}.json")
+    report.metrics |= {"images": len(labelled), "boxes": boxes}
+    report.problems += failures
     uncalibrated = detector.calibration is None
     return [
         texts(kind, count=len(labelled), total=len(seen), boxes=boxes),

@@ -31,6 +31,7 @@ from data.files import file_sha256, write_json
 from data.images import IMAGE_SUFFIXES, is_image, read_image, resize_antialiased
 from data.industrial_dataset import pixel_mean_std
 from data.progress import progress_bar
+from data.script import Report
 from data.transforms import output_size_hw
 from engine.acceleration import choose_amp_dtype
 from engine.checkpoint import load_checkpoint, save_checkpoint
@@ -317,6 +318,7 @@ def adapt(
     config_path: Path,
     dist: Distributed,
     given: Mapping[str, Any],
+    report: Report,
     *,
     overrides: Sequence[str] = (),
     output_dir: Path | None = None,
@@ -325,7 +327,8 @@ def adapt(
     its card. Started again with the same folder it goes on.
 
     The config names the ViT, the weights to begin with, the size of the input and its normalisation; `given` are the
-    `AdaptOptions`, the default folder is `<run folder>_backbone`. Returns lines for the console.
+    `AdaptOptions`, `report` gets paths and numbers, the default folder is `<run folder>_backbone`. Returns lines for
+    the console.
 
     Raises:
         UserError: Bad input of any kind.
@@ -346,9 +349,13 @@ def adapt(
             lock = FolderLock(folder)
         try:
             run.restore()
+            report.wrote(last=folder / "last.pth")
             run.fit(stop)
             variance = run.feature_variance()
             weights = run.write(variance)
+            card = weights.with_suffix(".json")
+            report.wrote(backbone=weights, card=card)
+            report.take(card, "images", "steps", "epochs", "minutes", "loss", "collapsed")
         finally:
             if lock is not None:
                 lock.release(folder)

@@ -1,88 +1,25 @@
-"""What every script at the root shares: exit codes, logging, common arguments, choice of the device."""
+"""What every script at the root shares: logging, common arguments, choice of the device."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import errno
 import logging
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from data.errors import UserError, printable
-from data.signals import handlers
+from data.script import ScriptParser
 from texts import LANGUAGES, Language, texts_of
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
-
-_DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-
-
-def run_script(main: Callable[[], int | None]) -> int:
-    """Run a script's `main` and turn its outcome into an exit code.
-
-    A `UserError`, or a name too long for a file, becomes one message on stderr and exit code 2; Ctrl-C becomes 130,
-    SIGTERM 143; None counts as 0. Anything else is a fault of the program and keeps its traceback.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        # A Windows console may not know a character of a class name; an escape is better than a crash.
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
-    try:
-        with handlers(_terminate, signal.SIGTERM):
-            return main() or 0
-    except UserError as error:
-        return _explain(error)
-    except RuntimeError as error:
-        from data.loader import explain_worker_error  # here, or every script would load OpenCV
-
-        # torch raises it wherever the main process happens to be when it hears of a worker's end.
-        explained = explain_worker_error(error)
-        if explained is None:
-            raise
-        return _explain(explained)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            name = str(error.filename)[:60]
-            return _explain(UserError(f"{name!r}...: no file or folder can have a name that long; shorten it"))
-        if error.errno in _DISK_FULL:
-            return _explain(UserError(f"{error}. Free some space; what was written before is kept."))
-        raise
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return EXIT_INTERRUPTED
-    except SystemExit as leaving:
-        if leaving.code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
-            # torchrun sends one more to whoever takes long to leave; it must not change the exit code.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(EXIT_TERMINATED)
-
-
-def _explain(error: UserError) -> int:
-    rank = os.environ.get("RANK", "0")
-    with contextlib.suppress(OSError):  # stderr may be a file on a full disk; the exit code still tells
-        sys.stderr.write(f"error{'' if rank == '0' else f' (process {rank})'}: {error}\n")
-    return EXIT_USER_ERROR
 
 
 class _BarFriendlyHandler(logging.Handler):
@@ -167,7 +104,7 @@ def add_amp_argument(parser: argparse.ArgumentParser, help_text: str) -> None:
 
 def checkpoint_parser(description: str | None, purpose: str) -> argparse.ArgumentParser:
     """Make the parser of a script that loads a detector: `-r CKPT`, the checkpoint to `purpose`, `-c` and `-u`."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     what = f"checkpoint to {purpose}, or a run folder, for its best.pth"
     add("-r", "--resume", type=Path, required=True, metavar="CKPT", help=what)
@@ -232,7 +169,7 @@ def add_analysis_arguments(parser: argparse.ArgumentParser) -> None:
 
 def training_arguments(description: str | None) -> argparse.Namespace:
     """Parse the command line of the two training scripts."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = ScriptParser(description=description)
     add_config_argument(parser, required=False, help_text="YAML config, e.g. configs/neu_det.yml")
     add_data_argument(parser)
     add_overrides_argument(parser)

@@ -25,8 +25,10 @@ from texts import Language, Texts, texts_of
 log = logging.getLogger(__name__)
 
 
-def check_data(config: ExperimentConfig, *, limit_per_kind: int | None, lang: Language = "en") -> tuple[str, bool]:
-    """Check every split of the config, images included: the report, and whether there are no errors.
+def check_data(
+    config: ExperimentConfig, *, limit_per_kind: int | None, lang: Language = "en"
+) -> tuple[str, list[Problem]]:
+    """Check every split of the config, images included: the report, and all problems.
 
     `limit_per_kind` problems of one kind are listed, None: all; they are in English, whatever the report's language.
 
@@ -46,7 +48,7 @@ def check_data(config: ExperimentConfig, *, limit_per_kind: int | None, lang: La
         lines.append(texts["repair"])
     if errors and config.on_bad_data == "skip" and all(error.skippable for error in errors):
         lines.append(texts["skip"])
-    return "\n".join(lines), not errors
+    return "\n".join(lines), problems
 
 
 def write_training_sheets(

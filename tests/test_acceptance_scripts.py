@@ -136,7 +136,7 @@ def test_calibration_is_applied_when_asked(tiny: Path) -> None:
 
 def test_too_few_images_for_the_promise(tiny: Path) -> None:
     outcome = evaluate(tiny, "--max-miss-rate", "0.02", "--output-dir", "few")
-    assert outcome.code == 1 and "149 images would do" in outcome.out
+    assert outcome.code == 3 and "149 images would do" in outcome.out
     assert not (tiny / "few/decision.json").exists() and (tiny / "few/results.json").exists()
 
 

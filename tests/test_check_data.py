@@ -66,7 +66,7 @@ def test_everything_is_reported_at_once(tmp_path: Path, train: CocoFiles, val: C
     (train.img_folder / "train_3.png").write_bytes(b"x")
     Image.open(train.img_folder / "train_4.png").save(val.img_folder / "val_2.png")
     code, out, _ = run_here("-c", _config(tmp_path, num_classes=3))
-    assert code == 1
+    assert code == 3
     for text in (
         "error: " + str(train.ann_file) + ": annotation 1 (image 1, train_1.png): bbox [1, 1, -1, 5] has no area",
         "image 5 (train_5.png): the image is 48 x 40 pixels, but the annotation file says 48 x 400",
@@ -86,7 +86,7 @@ def test_skip_is_announced(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> 
     train.content["annotations"][0]["bbox"] = [1, 1, -1, 5]
     train.save()
     code, out, _ = run_here("-c", _config(tmp_path), "-u", "on_bad_data=skip")
-    assert code == 1 and "on_bad_data: skip: training will leave the faulty entries out." in out
+    assert code == 3 and "on_bad_data: skip: training will leave the faulty entries out." in out
 
 
 def test_long_lists_are_cut_unless_asked(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
@@ -106,7 +106,7 @@ def test_pictures_of_every_stage(tmp_path: Path, train: CocoFiles, val: CocoFile
     folder = tmp_path / "pictures"
     options = ("-u", override, "--show", "3", "--output-dir", folder)
     code, out, _ = run_here("-c", _config(tmp_path, epoches=9), *options)
-    assert code == 1 and "there is no file" in out  # the picture shows what is left
+    assert code == 3 and "there is no file" in out  # the picture shows what is left
     names = sorted(path.name for path in folder.iterdir())
     assert names[:2] == ["object_sides.png", "training_samples_epoch_1.png"] and len(names) >= 4
     with Image.open(folder / names[1]) as sheet:
@@ -121,7 +121,7 @@ def test_pictures_go_beside_the_run_folder_by_default(tmp_path: Path, train: Coc
 
 def test_no_picture_without_images(tmp_path: Path, val: CocoFiles) -> None:
     code, out, err = run_here("-c", _config(tmp_path), "--show", "1")
-    assert code == 1 and "train.json: file: does not exist" in out
+    assert code == 3 and "train.json: file: does not exist" in out
     assert "no pictures" in err and not (tmp_path / "run_samples").exists()
 
 
@@ -138,7 +138,7 @@ def test_as_a_script(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
     train.content["annotations"][0]["bbox"] = [1, 1, float("nan"), 5]
     train.save()
     outcome = run_here("-c", _config(tmp_path))
-    assert outcome.code == 1, outcome.err
+    assert outcome.code == 3, outcome.err
     assert "bbox is [1, 1, nan, 5], expected four finite numbers" in outcome.out
     assert "Traceback" not in outcome.err
 
@@ -155,7 +155,7 @@ def test_no_name_hides_what_is_wrong_elsewhere(tmp_path: Path, train: CocoFiles,
         part.save()
     (train.img_folder / names[1]).write_bytes(b"no image")
     outcome = run_here("-c", _config(tmp_path))
-    assert outcome.code == 1 and "Traceback" not in outcome.err
+    assert outcome.code == 3 and "Traceback" not in outcome.err
     assert "2 errors:" in outcome.out and "\\x1b[31mred.png): " in outcome.out and "there is no file" in outcome.out
     assert "ra\\nya\\x1b[2J\\ud800 " in outcome.out and not UNPRINTABLE.search(outcome.out.replace("\n", ""))
 

@@ -92,7 +92,7 @@ def test_every_form(tiny: Path) -> None:
     (tiny / "odd/notes.txt").write_text("no image")
     every = ("--save", "yolo,crops,csv,coco,images", "--score", "0.0", "--lang", "es", "--output-dir", "all")
     outcome = run_here("odd", *every, cwd=tiny)
-    assert outcome.code == 1, outcome.err
+    assert outcome.code == 3, outcome.err
     assert (
         "1 archivo omitido" in outcome.out
         and "broken.png: cannot be read as an image (empty, or of no accepted" in outcome.out
@@ -120,7 +120,7 @@ def test_large_images_need_tiles(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     arguments = ("val/1.png", "--score", "0", "--save", "csv", "--output-dir")
     outcome = run_here(*arguments, "whole", cwd=tiny)
-    assert outcome.code == 1 and "decompression bomb" in outcome.out and "Written" not in outcome.out
+    assert outcome.code == 3 and "decompression bomb" in outcome.out and "Written" not in outcome.out
     assert run_here(*arguments, "tiled", "--tile", "48", cwd=tiny).code == 0
     assert Image.MAX_IMAGE_PIXELS == 1000, "as it was before"
 
@@ -142,7 +142,7 @@ def test_videos(tiny: Path) -> None:
     (tiny / "broken.mp4").write_bytes(b"nonsense")
     arguments = ("--score", "0", "--output-dir", "moving", "--max-frames", "5", "--tile", "48", "--batch-size", "3")
     outcome = run_here("clip.avi", "broken.mp4", *arguments, cwd=tiny)
-    assert outcome.code == 1 and "broken.mp4: cannot be opened" in outcome.out, outcome
+    assert outcome.code == 3 and "broken.mp4: cannot be opened" in outcome.out, outcome
     assert "Looked at 0 images and 5 video frames" in outcome.out
     capture = cv2.VideoCapture(str(tiny / "moving/videos/clip.mp4"))
     shapes = [capture.read()[1].shape for _ in range(5)]
@@ -165,7 +165,7 @@ def test_every_page_is_looked_at(tiny: Path) -> None:
     damaged = [pages[0], Image.fromarray(np.ones((8, 8), np.float32)), pages[2]]
     damaged[0].save(folder / "d.tif", save_all=True, append_images=damaged[1:])
     outcome = run_here("paged", "--score", "0", "--output-dir", "pages", cwd=tiny)
-    assert outcome.code == 1 and "Looked at 9 images" in outcome.out and "page 2: " in outcome.out, outcome
+    assert outcome.code == 3 and "Looked at 9 images" in outcome.out and "page 2: " in outcome.out, outcome
     assert "12-bit values in 16-bit images (1 of 1, e.g. c.png): stretched from 0..4095" in outcome.out
     names = ["a.tif", "a_p2.tif", "a_p3.tif", "b.gif", "b_p2.gif", "b_p3.gif", "c.png", "d.tif", "d_p3.tif"]
     content = read_json(tiny / "pages/coco.json")
@@ -207,7 +207,7 @@ def test_odd_names_hide_nothing(tiny: Path) -> None:
     (folder / os.fsdecode(b"\xfd\n.png")).write_bytes(b"nonsense")
     every = ("--save", "yolo,crops,csv,coco,images", "--score", "0", "--output-dir", "odd out")
     outcome = run_here("odd names", *every, cwd=tiny)
-    assert outcome.code == 1 and "Looked at 8 images and 1 video frame in" in outcome.out, outcome
+    assert outcome.code == 3 and "Looked at 8 images and 1 video frame in" in outcome.out, outcome
     assert "pipe.png: skipped" in outcome.out and r"\udcfd\n.png: cannot be read" in outcome.out
     assert not UNPRINTABLE.search((outcome.out + outcome.err).replace("\n", "").replace("\r", ""))
     out = tiny / "odd out"
@@ -246,7 +246,7 @@ def test_a_stream(tiny: Path) -> None:
     )
     (video, table) = sorted((tiny / "streamed/videos").iterdir(), reverse=True)
     assert video.name == host.replace(".", "_").replace(":", "_") + "_clip_avi.mp4" and count_frames(video) == 4
-    assert gone.code == 1 and "gone.avi: cannot be opened (the address does not answer" in gone.out
+    assert gone.code == 3 and "gone.avi: cannot be opened (the address does not answer" in gone.out
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from data.errors import UserError
+from data.script import Report, ScriptParser, run_script
 
 _SHOWN_PER_KIND = 10
 _FORMATS = {
@@ -41,7 +45,7 @@ _FORMAT = (
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m data.convert", description=__doc__, formatter_class=raw)
+    parser = ScriptParser(prog="python -m data.convert", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what in _FORMATS.items():
         add = commands.add_parser(name, help=f"{what} to COCO").add_argument
@@ -75,24 +79,24 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    return run_script(partial(_run, arguments))
+
+
+def _run(arguments: Sequence[str] | None, report: Report) -> None:
     options = parse_arguments(arguments)
-    from data.errors import UserError
     from data.problems import problem_lines
 
     try:
-        lines, warnings = _split(options) if options.command == "split" else _convert(options)
-        lines += [f"warning: {line}" for line in problem_lines(warnings, _SHOWN_PER_KIND)]
-        sys.stdout.write("".join(f"{line}\n" for line in lines))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        lines, warnings = (_split if options.command == "split" else _convert)(options, report)
     except OSError as error:
-        sys.stderr.write(f"error: {error.filename}: cannot be read ({error.strerror}). Correct its permissions.\n")
-        return 2
-    return 0
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}). Correct its permissions.") from error
+    found = problem_lines(warnings, _SHOWN_PER_KIND)
+    report.warnings += found
+    lines += [f"warning: {line}" for line in found]
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
-def _convert(options: argparse.Namespace) -> tuple[list[str], Sequence[Any]]:
+def _convert(options: argparse.Namespace, report: Report) -> tuple[list[str], Sequence[Any]]:
     from data.convert.coco import read_coco
     from data.convert.common import write_coco
     from data.convert.labelme import read_labelme
@@ -102,11 +106,13 @@ def _convert(options: argparse.Namespace) -> tuple[list[str], Sequence[Any]]:
     from data.convert.yolo_config import read_class_file
 
     readers = {"voc": read_voc, "yolo": read_yolo, "txt": read_txt, "labelme": read_labelme, "coco": read_coco}
-    common = ("command", "source", "target", "reference", "classes")
+    common = ("command", "source", "target", "reference", "classes", "json")
     own = {key: value for key, value in vars(options).items() if key not in common}
     names = None if options.classes is None else read_class_file(options.classes)
     gathered = readers[options.command](options.source, class_names=names, **own)  # type: ignore[operator]
     converted = write_coco(gathered, options.target, copy_images=not options.reference)
+    report.wrote(images=converted.img_folder, **{path.stem: path for path in converted.ann_files})
+    report.metrics |= {"images": converted.num_images, "boxes": converted.num_boxes}
     ids = ", ".join(f"{number}={name}" for number, name in enumerate(converted.class_names, start=1))
     lines = [
         f"{converted.num_images} images, {converted.num_boxes} boxes; classes: {ids}",
@@ -117,7 +123,7 @@ def _convert(options: argparse.Namespace) -> tuple[list[str], Sequence[Any]]:
     return lines, converted.warnings
 
 
-def _split(options: argparse.Namespace) -> tuple[list[str], Sequence[Any]]:
+def _split(options: argparse.Namespace, report: Report) -> tuple[list[str], Sequence[Any]]:
     from data.convert.split import split_set
 
     given = {name: value for name in _PARTS if (value := getattr(options, name)) is not None}
@@ -128,6 +134,7 @@ def _split(options: argparse.Namespace) -> tuple[list[str], Sequence[Any]]:
         img_folder=options.images,
         output_dir=options.output_dir,
         seed=options.seed,
+        report=report,
     )
 
 

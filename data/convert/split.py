@@ -23,6 +23,7 @@ from data.errors import UserError
 from data.files import write_json
 from data.image_checks import alike_groups
 from data.problems import Problem
+from data.script import Report
 from data.subsets import kinds_held
 from data.types import FloatArray, IntArray
 
@@ -37,6 +38,7 @@ def split_set(
     img_folder: Path | None,
     output_dir: Path | None,
     seed: int,
+    report: Report,
 ) -> tuple[list[str], list[Problem]]:
     """Write `<name>_train.json`, ... or `<name>_fold_1_train.json`, `<name>_fold_1_val.json`, ... beside the annotation
     file (or in `output_dir`); entries are taken over as they stand, ids included.
@@ -66,6 +68,8 @@ def split_set(
     require_no_errors(found)
     sets = fold_sets(split, groups, folds, seed) if folds else divide(split, groups, fractions, seed)
     warnings = _write(ann_file, sets, targets, images)
+    report.wrote(**targets)
+    report.metrics["images"] = {name: len(ids) for name, ids in sets.items()}
     lines = []
     for name, ids in sets.items():
         if folds and name.endswith("train"):

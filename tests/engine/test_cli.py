@@ -1,7 +1,7 @@
 """What the scripts share: exit codes, messages, arguments, choice of the device."""
 
 import argparse
-import contextlib
+import json
 import logging
 import signal
 import subprocess
@@ -15,52 +15,6 @@ import torch
 from data.errors import UserError
 from engine import cli
 from tests.support.tiny_run import ROOT, script_environment
-
-
-def _fail(error: BaseException) -> Any:
-    def main() -> int:
-        raise error
-
-    return main
-
-
-@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
-def test_run_script_passes_the_exit_code_on(returned: int | None, code: int) -> None:
-    assert cli.run_script(lambda: returned) == code
-
-
-def test_user_error_is_one_message_and_exit_2(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    assert cli.run_script(_fail(UserError("config x.yml: two faults", ["first", "second"]))) == 2
-    captured = capsys.readouterr()
-    assert captured.err == "error: config x.yml: two faults\n  - first\n  - second\n"
-    assert captured.out == ""
-
-
-def test_user_error_of_another_process_names_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "3")
-    cli.run_script(_fail(UserError("no")))
-    assert capsys.readouterr().err == "error (process 3): no\n"
-
-
-def test_a_name_that_is_too_long_is_the_users_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    def main() -> None:
-        (tmp_path / ("x" * 300)).stat()
-
-    assert cli.run_script(main) == 2
-    assert "no file or folder can have a name that long; shorten it" in capsys.readouterr().err
-    with pytest.raises(FileNotFoundError):
-        cli.run_script(_fail(FileNotFoundError()))
-
-
-def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run_script(_fail(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err == "interrupted\n"
-
 
 ARGUMENTS = {
     "compare_models": ["a", "b"],
@@ -96,49 +50,19 @@ def test_help_loads_nothing_heavy(script: Path) -> None:
 def test_a_signal_during_the_imports_is_an_exit_code_without_a_traceback(script: Path, tmp_path: Path) -> None:
     """The imports take seconds; here torch takes a minute."""
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)", encoding="utf-8")
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+    for number, code, option in ((signal.SIGINT, 130, []), (signal.SIGTERM, 143, ["--json"])):
         process = subprocess.Popen(
-            [sys.executable, str(script), *ARGUMENTS.get(script.stem, ["-c", "x.yml", "-r", "x.pth"])],
+            [sys.executable, str(script), *ARGUMENTS.get(script.stem, ["-c", "x.yml", "-r", "x.pth"]), *option],
             env=script_environment() | {"PYTHONPATH": str(tmp_path)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        assert process.stdout is not None and process.stdout.readline() == b"importing\n"
+        first = process.stderr if option else process.stdout
+        assert first is not None and first.readline() == b"importing\n"
         process.send_signal(number)
-        _, error = process.communicate(timeout=20)
+        out, error = process.communicate(timeout=20)
         assert (process.returncode, error) == (code, b"interrupted\n")
-
-
-def test_sigterm_is_143_and_another_one_changes_nothing() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as info:
-            cli.run_script(lambda: signal.raise_signal(signal.SIGTERM))
-        signal.raise_signal(signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert info.value.code == 143
-
-
-def test_a_killed_data_worker_is_explained_wherever_it_is_noticed(capsys: pytest.CaptureFixture[str]) -> None:
-    killed = RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
-    assert cli.run_script(_fail(killed)) == 2
-    assert "error: A data worker was killed (DataLoader worker (pid 12)" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
-def test_a_full_disk_under_the_output_is_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Path("/dev/full").open("w", buffering=1, encoding="utf-8") as full:
-        monkeypatch.setattr(sys, "stderr", full)
-        assert cli.run_script(lambda: full.write("a line\n")) == 2
-        monkeypatch.setattr(sys, "stderr", sys.__stderr__)
-        with contextlib.suppress(OSError):
-            full.close()
-
-
-def test_faults_of_the_program_keep_their_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        cli.run_script(_fail(ZeroDivisionError()))
+        assert [json.loads(line)["exit_code"] for line in out.splitlines()[-1:]] == [code] * len(option)
 
 
 def test_arguments_collect_overrides_and_leave_amp_open() -> None:

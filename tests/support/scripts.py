@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
 
 
 def start_script(name: str, *arguments: str | Path, cwd: Path | None = None) -> Outcome:
-    """Run the project's script `name` with these arguments, from the folder `cwd`."""
+    """Run the project's script `name`, or the module of that name, with these arguments, from the folder `cwd`."""
     out, err = io.StringIO(), io.StringIO()
     before, handlers, level = sys.argv, logging.root.handlers[:], logging.root.level
     sys.argv = [name, *map(str, arguments)]
@@ -36,7 +36,10 @@ def start_script(name: str, *arguments: str | Path, cwd: Path | None = None) -> 
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):
-            runpy.run_path(str(ROOT / name), run_name="__main__")
+            if name.endswith(".py"):
+                runpy.run_path(str(ROOT / name), run_name="__main__")
+            else:
+                runpy.run_module(name, run_name="__main__", alter_sys=True)
     except SystemExit as leave:
         code = leave.code
     finally:
