@@ -93,7 +93,7 @@ def report(runs: dict[tuple[int, str, int], Path], folder: Path) -> None:
         axis.set_xticks(sizes, [str(size) for size in sizes], minor=False)
         axis.minorticks_off()
         axis.set(xlabel="training images", ylabel="AP")
-        axis.legend(ncols=2)
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         save_figure(figure, folder, "small_data")
     sys.stdout.write(markdown)
 
