@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.errors import UserError
-from models.boxes import cxcywh_to_xyxy, inverse_sigmoid, paired_iou
+from models.boxes import cxcywh_to_xyxy, distance_to_box, inverse_sigmoid, paired_iou, weighting_function
 from models.decoder import DecoderLayer
 from models.detector import DEIM
-from models.distribution import distance_to_box, weighting_function
 from models.vit import PATCH_SIZE, Block, rotate
 
 _SAME_PLACE_IOU = 0.7

@@ -19,7 +19,7 @@ from attention.figures import Drawn, View, add_caption
 from attention.panels import Scene
 from data.types import FloatArray
 from models.detector import DEIM
-from models.text_contributions import text_contributions
+from models.text_fusion import text_contributions
 from texts import Language, Texts, texts_of
 
 _ROW_CM, _MARGIN_CM = 5.0, 3.0

@@ -27,9 +27,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from models.boxes import cxcywh_to_xyxy
 from models.config import ANCHOR_LEVELS, BaselineConfig
+from models.detector import check_size
 
-SIZE_DIVISOR = 32
-"""Sides of the network input are multiples of this: pooling then finds the scale of each level exactly."""
 MAX_DETECTIONS = 100
 """COCO judges no more of an image."""
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -41,16 +40,11 @@ ROI_SIDE = 7
 class Body(NamedTuple):
     """A classification network as a backbone."""
 
-    build: Callable[..., nn.Module]
-    """Argument `norm_layer`; returns the part with the layers below."""
-    stages: tuple[tuple[str, ...], ...]
-    """Layers of the five stages, strides 2, 4, 8, 16, 32, stem first."""
-    channels: tuple[int, int, int, int]
-    """Of the last layers of the stages with strides 4, 8, 16, 32."""
-    weights: Any
-    """torchvision's ImageNet weights, version 1."""
-    prefix: str
-    """Of the layers' names in a file of the whole network's weights."""
+    build: Callable[..., nn.Module]  # argument `norm_layer`; returns the part with the layers below
+    stages: tuple[tuple[str, ...], ...]  # layers of the five stages, strides 2, 4, 8, 16, 32, stem first
+    channels: tuple[int, int, int, int]  # of the last layers of the stages with strides 4, 8, 16, 32
+    weights: Any  # torchvision's ImageNet weights, version 1
+    prefix: str  # of the layers' names in a file of the whole network's weights
 
 
 def body_of(config: BaselineConfig) -> Body:
@@ -80,14 +74,7 @@ class TorchvisionDetector(nn.Module):
     def __init__(
         self, config: BaselineConfig, num_classes: int, input_size: tuple[int, int], num_top_queries: int
     ) -> None:
-        """Build with random weights.
-
-        Args:
-            config: Section `Baseline`.
-            num_classes: C.
-            input_size: `eval_spatial_size`, H and W in pixels; the anchors' default sizes follow from it.
-            num_top_queries: Most detections of an image.
-        """
+        """Build with random weights; the anchors' default sizes follow from `input_size` (H, W), in pixels."""
         super().__init__()
         self.first_label = 1 if config.is_faster_rcnn else 0
         """Faster R-CNN's label 0 is the background."""
@@ -115,15 +102,9 @@ class TorchvisionDetector(nn.Module):
         Returns:
             In training torchvision's losses, name -> scalar. In evaluation a list of B dicts, best first: `scores`
             float32 [K], `labels` int64 [K] (0..C-1), `boxes` float32 [K, 4], xyxy in [0, 1].
-
-        Raises:
-            ValueError: H or W is not a multiple of 32, or there are no targets in training.
         """
+        check_size(images)
         height, width = images.shape[-2:]
-        if height % SIZE_DIVISOR or width % SIZE_DIVISOR:
-            raise ValueError(
-                f"images of {height} x {width} (height x width) pixels: both must be multiples of {SIZE_DIVISOR}"
-            )
         scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=images.device)
         if not self.training:
             return [

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,9 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.types import IntArray
-from models.boxes import cxcywh_to_xyxy_clamped, paired_iou_giou
+from models.boxes import box_to_bins, cxcywh_to_xyxy_clamped, paired_iou_giou, weighting_function
 from models.config import CriterionConfig, ModelConfig
-from models.distribution import box_to_bins, weighting_function
 from models.matcher import HungarianMatcher, Pairs, assign, go_union
 
 DDF_TEMPERATURE = 5.0
@@ -34,73 +33,43 @@ DDF_TEMPERATURE = 5.0
 
 @dataclass(frozen=True)
 class WindowShare:
-    """What one micro-batch is of its gradient accumulation window, so that the sum equals the large batch.
-
-    Attributes:
-        num_boxes: max(1, mean over processes of the boxes of the whole window); replaces N_box.
-        image_share: images of this micro-batch / images of the window; scales DDF, a mean over images.
-    """
+    """What one micro-batch is of its gradient accumulation window, so that the sum equals the large batch."""
 
     num_boxes: Tensor | float
+    """max(1, mean over processes of the boxes of the whole window); replaces N_box."""
     image_share: float
+    """Images of this micro-batch / images of the window; scales DDF, a mean over images."""
 
 
-@dataclass(frozen=True)
-class _Boxes:
+class _Boxes(NamedTuple):
     """All ground truth of the batch, one image after the other."""
 
-    labels: Tensor
-    """int64 [N]"""
-    cxcywh: Tensor
-    """float32 [N, 4]"""
-    xyxy: Tensor
-    """float32 [N, 4]"""
-    per_image: tuple[int, ...]
-    """B numbers that add to N."""
-    weight: Tensor | None
-    """float32 [N], of pseudo-labels less than 1; None: all count alike."""
+    labels: Tensor  # int64 [N]
+    cxcywh: Tensor  # float32 [N, 4]
+    xyxy: Tensor  # float32 [N, 4]
+    per_image: tuple[int, ...]  # B numbers that add to N
+    weight: Tensor | None  # float32 [N], of pseudo-labels less than 1; None: all count alike
 
 
-@dataclass(frozen=True)
-class _OutputSets:
+class _OutputSets(NamedTuple):
     """Outputs for the same queries, stacked. Sets with distributions come first, above all the teacher."""
 
-    suffixes: tuple[str, ...]
-    """S endings of the loss names."""
-    logits: Tensor
-    """float32 [S, B, Q, C]"""
-    boxes_cxcywh: Tensor
-    """float32 [S, B, Q, 4], not clamped."""
-    corners: Tensor
-    """float32 [K, B * Q, 4, n + 1]: logits over the bins, sides left, top, right, bottom."""
-    ref_cxcywh: Tensor
-    """float32 [B * Q, 4]: the boxes that all distributions refine."""
+    suffixes: tuple[str, ...]  # S endings of the loss names
+    logits: Tensor  # float32 [S, B, Q, C]
+    boxes_cxcywh: Tensor  # float32 [S, B, Q, 4], not clamped
+    corners: Tensor  # float32 [K, B * Q, 4, n + 1]: logits over the bins, sides left, top, right, bottom
+    ref_cxcywh: Tensor  # float32 [B * Q, 4]: the boxes that all distributions refine
 
 
-@dataclass(frozen=True)
-class _DevicePairs:
-    """`Pairs` on the device, int64 [S, P]."""
+class _DevicePairs(NamedTuple):
+    """`Pairs` on the device, int64 [S, P]: among the B * Q queries, the S * B * Q outputs and the N boxes."""
 
     query: Tensor
-    """Position among the B * Q queries."""
     row: Tensor
-    """Position among the S * B * Q outputs."""
     box: Tensor
 
 
-@dataclass(frozen=True)
-class _Distillation:
-    """DDF's settings for some `_OutputSets`."""
-
-    differs: tuple[bool, ...]
-    """K - 1 students: is the distribution different from the teacher's?"""
-    matched_weight: float
-    unmatched_weight: float
-    scale: float
-
-
-@dataclass(frozen=True)
-class _Taught:
+class _Taught(NamedTuple):
     """Some `_OutputSets`, who answers for what among them, and what the sums are divided by."""
 
     sets: _OutputSets
@@ -108,14 +77,15 @@ class _Taught:
     box_pairs: _DevicePairs
     class_norm: Tensor | float
     box_norm: Tensor | float
-    distillation: _Distillation
+    differs: tuple[bool, ...]  # K - 1 students: is the distribution different from the teacher's?
+    balance: tuple[float, float]  # DDF's weights of matched and of other queries
 
 
 class DEIMCriterion(nn.Module):
     """Named, weighted losses of one micro-batch; their plain sum is the training loss.
 
-    It has no parameters, works in float32 whatever comes in, and makes the same number of collective calls in
-    every process. The set of keys depends on the process's own data: reduce totals, never stacked values.
+    It works in float32 whatever comes in, and makes the same number of collective calls in every process. The set of
+    keys depends on the process's own data: reduce totals, never stacked values.
     """
 
     def __init__(self, config: CriterionConfig, contrastive_weight: float = 0.0) -> None:
@@ -136,8 +106,7 @@ class DEIMCriterion(nn.Module):
 
         Args:
             outputs: the detector's training output (docs/deimv2.md, Overview and data flow).
-            targets: B mappings with `labels` int64 [N_b] and `boxes` [N_b, 4], cxcywh in [0, 1], on the
-                device of the outputs.
+            targets: B mappings with `labels` int64 [N_b] and `boxes` [N_b, 4], cxcywh in [0, 1], on that device.
             epoch: selects the matcher's cost.
             share: given under gradient accumulation only.
 
@@ -161,28 +130,24 @@ class DEIMCriterion(nn.Module):
         own_pairs, shared_pairs, *noised_pairs = _to_device(paired, boxes.labels.device)
         num_boxes, num_shared = _normalisers(sum(boxes.per_image), shared.query.shape[1], boxes.labels.device, share)
 
-        scale = 1.0 if share is None else share.image_share
-        batch, num_queries = matching.logits.shape[1:3]
-        matched_weight, unmatched_weight = _balance(shared.query.shape[1], batch, num_queries)
         class_norm = num_boxes
         if self.config.matcher.repeat_targets > 1:
-            repeats = self._repeats(matching.logits.shape[0])
+            repeats = self._repeats(len(matching.logits))
             class_norm = num_boxes * torch.stack([boxes.cxcywh.new_full((), n) for n in repeats])
         box_norm = num_shared if self.config.use_uni_set else num_boxes
-        distillation = _Distillation(matching_differs, matched_weight, unmatched_weight, scale)
-        taught = [_Taught(matching, own_pairs, shared_pairs, class_norm, box_norm, distillation)]
+        balance = _balance(shared.query.shape[1], *matching.logits.shape[1:3])
+        taught = [_Taught(matching, own_pairs, shared_pairs, class_norm, box_norm, matching_differs, balance)]
         if denoising is not None:
-            if not any(matching_differs):
-                matched_weight = unmatched_weight = 0.5
-            norm = num_boxes * outputs["dn_meta"]["dn_num_group"]
-            distillation = _Distillation(denoising_differs, matched_weight, unmatched_weight, scale)
-            (pairs,) = noised_pairs
-            taught.append(_Taught(denoising, pairs, pairs, norm, norm, distillation))
+            norm, (pairs,) = num_boxes * outputs["dn_meta"]["dn_num_group"], noised_pairs
+            balance = balance if any(matching_differs) else (0.5, 0.5)
+            taught.append(_Taught(denoising, pairs, pairs, norm, norm, denoising_differs, balance))
 
-        bin_values = weighting_function(self.config.reg_max, outputs["up"], outputs["reg_scale"])
-        losses = self._set_losses(taught, boxes, bin_values, outputs["reg_scale"])
+        image_share = 1.0 if share is None else share.image_share
+        losses = self._set_losses(taught, boxes, outputs["up"], outputs["reg_scale"], image_share)
         if self.contrastive_weight > 0 and "text_logits" in outputs:
-            contrast = _contrast(outputs["text_logits"], boxes, own_pairs)
+            # Region against texts: cross-entropy over the classes of the last layer's matched queries, before the gate.
+            rows = outputs["text_logits"].float().flatten(0, 1).index_select(0, own_pairs.query[0])
+            contrast = F.cross_entropy(rows, boxes.labels[own_pairs.box[0]], reduction="sum")
             losses["loss_contrastive"] = contrast / num_boxes * self.contrastive_weight
         return losses
 
@@ -205,22 +170,22 @@ class DEIMCriterion(nn.Module):
             costs = self.matcher.costs(
                 matching.logits, matching.boxes_cxcywh, boxes.labels, boxes.cxcywh, image_index, epoch
             )
-            students = [_students_differ(sets.corners) for sets in (matching, denoising) if sets is not None]
-            on_host = torch.cat([costs.flatten(), *students]).cpu().numpy()
-        own = assign(
-            on_host[: costs.numel()].reshape(costs.shape), boxes.per_image, self._repeats(matching.logits.shape[0])
-        )
+            corners = [sets.corners for sets in (matching, denoising) if sets is not None]
+            differ = [(one[1:] != one[:1]).flatten(1).any(1).float() for one in corners]  # [K - 1] each
+            on_host = torch.cat([costs.flatten(), *differ]).cpu().numpy()
+        on_host_costs = on_host[: costs.numel()].reshape(costs.shape)
+        own = assign(on_host_costs, boxes.per_image, self._repeats(len(matching.logits)))
         differs = tuple(bool(flag) for flag in on_host[costs.numel() :])
         num_matching = len(matching.corners) - 1
         return own, differs[:num_matching], differs[num_matching:]
 
     def _set_losses(
-        self, taught: Sequence[_Taught], boxes: _Boxes, bin_values: Tensor, reg_scale: Tensor
+        self, taught: Sequence[_Taught], boxes: _Boxes, up: Tensor, reg_scale: Tensor, image_share: float
     ) -> dict[str, Tensor]:
         """Every loss of the given output sets, weighted and named."""
         weights = cast(Mapping[str, float], self.config.weight_dict)
         ious, class_ious, l1, giou = _compare_boxes(taught, boxes)
-        fgl = _fgl(taught, boxes, ious, bin_values, reg_scale)
+        fgl = _fgl(taught, boxes, ious, weighting_function(self.config.reg_max, up, reg_scale), reg_scale)
         named: dict[str, Tensor] = {}
         for part, iou, class_iou, *terms in zip(taught, ious, class_ious, l1, giou, fgl, strict=True):
             per_box = 1 / part.box_norm
@@ -233,9 +198,9 @@ class DEIMCriterion(nn.Module):
                 for name, values in sums.items()
                 for suffix, value in zip(part.sets.suffixes, values.unbind(), strict=False)
             }
-            if any(part.distillation.differs):
-                ddf = (_ddf(part, iou) * weights["loss_ddf"]).unbind()
-                students = zip(part.sets.suffixes[1:], part.distillation.differs, ddf, strict=False)
+            if any(part.differs):
+                ddf = (_ddf(part, iou, image_share) * weights["loss_ddf"]).unbind()
+                students = zip(part.sets.suffixes[1:], part.differs, ddf, strict=False)
                 named |= {f"loss_ddf{suffix}": value for suffix, differs, value in students if differs}
         return named
 
@@ -274,32 +239,15 @@ class OwnLosses(nn.Module):
 
 def build_criterion(config: ModelConfig) -> DEIMCriterion | OwnLosses:
     """The criterion for the outputs of `models.detector.build_detector(config)`."""
-    return OwnLosses() if config.Baseline is not None else _build_deim_criterion(config)
-
-
-def _build_deim_criterion(config: ModelConfig) -> DEIMCriterion:
+    if config.Baseline is not None:
+        return OwnLosses()
     fusion = config.MultimodalFusion
     return DEIMCriterion(config.deimv2.criterion, 0.0 if fusion is None else fusion.contrastive_weight)
 
 
-def _contrast(text_logits: Tensor, boxes: _Boxes, pairs: _DevicePairs) -> Tensor:
-    """Region against texts: cross-entropy over the classes, summed over the last layer's matched queries: scalar.
-
-    Args:
-        text_logits: [B, Q, C], the texts' contribution before the gate.
-        pairs: The sets' own; the last layer's come first.
-    """
-    rows = text_logits.float().flatten(0, 1).index_select(0, pairs.query[0])
-    return F.cross_entropy(rows, boxes.labels[pairs.box[0]], reduction="sum")
-
-
 def _compare_boxes(taught: Sequence[_Taught], boxes: _Boxes) -> tuple[list[Tensor], ...]:
-    """Compare all paired boxes.
-
-    Returns:
-        IoU of the box pairs and of the class pairs, both without gradient, L1 distance and 1 - GIoU of the box pairs:
-        each [S, P] for each of `taught`.
-    """
+    """Compare all paired boxes: IoU of the box pairs and of the class pairs, both without gradient, L1 distance and
+    1 - GIoU of the box pairs, each [S, P] for each of `taught`."""
     paired = [(part.sets, part.box_pairs) for part in taught] + [(part.sets, part.class_pairs) for part in taught]
     shapes = [pairs.row.shape for _, pairs in paired]
     predicted = torch.cat([_rows(sets.boxes_cxcywh.flatten(0, 2), pairs.row) for sets, pairs in paired])
@@ -335,25 +283,21 @@ def _weighed(terms: Tensor, boxes: _Boxes, box: Tensor) -> Tensor:
     return terms if boxes.weight is None else terms * boxes.weight[box]
 
 
-def _ddf(part: _Taught, iou: Tensor) -> Tensor:
+def _ddf(part: _Taught, iou: Tensor, image_share: float) -> Tensor:
     """Decoupled distillation focal loss of the students, one number each: [K - 1].
 
-    The mean over matched queries and the mean over the others, combined by the weights of `distillation`, are
-    one weighted sum over all queries, because how many are matched is known on the host.
-
-    Args:
-        iou: float32 [S, P], no gradient; the weight of the matched queries.
+    The mean over matched queries, whose weights are their `iou` [S, P] without gradient, and the mean over the others,
+    combined by `balance`, are one weighted sum over all queries, because how many are matched is known on the host.
     """
-    sets, pairs, distillation = part.sets, part.box_pairs, part.distillation
+    sets, pairs, (matched_weight, unmatched_weight) = part.sets, part.box_pairs, part.balance
     teacher, students = sets.corners.detach()[0], sets.corners[1:]
     teacher_log_p = (teacher / DDF_TEMPERATURE).log_softmax(-1)
     confidence = sets.logits[0].detach().sigmoid().amax(-1).flatten()
 
     num_sides, matched_sides = 4 * confidence.shape[0], 4 * pairs.query.shape[1]
-    both = distillation.matched_weight + distillation.unmatched_weight
-    factor = DDF_TEMPERATURE**2 * distillation.scale / both
-    per_matched = factor * distillation.matched_weight / max(matched_sides, 1)
-    per_unmatched = factor * distillation.unmatched_weight / max(num_sides - matched_sides, 1)
+    factor = DDF_TEMPERATURE**2 * image_share / (matched_weight + unmatched_weight)
+    per_matched = factor * matched_weight / max(matched_sides, 1)
+    per_unmatched = factor * unmatched_weight / max(num_sides - matched_sides, 1)
     weight = (confidence * per_unmatched).repeat(len(students), 1)
     matched = slice(1, len(sets.corners))
     weight.scatter_(1, pairs.query[matched], iou[matched] * per_matched)
@@ -379,11 +323,6 @@ def _apart(terms: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _students_differ(corners: Tensor) -> Tensor:
-    """1 where a student's distributions differ from the teacher's (the first), else 0: float32 [K - 1]."""
-    return (corners[1:] != corners[:1]).flatten(1).any(1).float()
-
-
 def _concatenate(targets: Sequence[Mapping[str, Tensor]], pseudo_weight: float) -> _Boxes:
     cxcywh = torch.cat([target["boxes"].reshape(-1, 4) for target in targets]).float()
     labels = torch.cat([target["labels"] for target in targets])
@@ -396,20 +335,18 @@ def _concatenate(targets: Sequence[Mapping[str, Tensor]], pseudo_weight: float) 
     return _Boxes(labels, cxcywh, cxcywh_to_xyxy_clamped(cxcywh), per_image, weight)
 
 
-def _stack(
-    with_corners: Sequence[tuple[str, Mapping[str, Tensor]]],
-    others: Sequence[tuple[str, Mapping[str, Tensor]]],
-    ref_cxcywh: Tensor,
-) -> _OutputSets:
+_Named = Sequence[tuple[str, Mapping[str, Tensor]]]
+
+
+def _stack(with_corners: _Named, others: _Named, ref_cxcywh: Tensor) -> _OutputSets:
     """Bring named output sets into one shape and into float32; `with_corners` starts with the teacher."""
     every = [*with_corners, *others]
+    corners = torch.stack([output["pred_corners"].float() for _, output in with_corners])
     return _OutputSets(
         suffixes=tuple(suffix for suffix, _ in every),
         logits=torch.stack([output["pred_logits"].float() for _, output in every]),
         boxes_cxcywh=torch.stack([output["pred_boxes"].float() for _, output in every]),
-        corners=torch.stack([output["pred_corners"].float() for _, output in with_corners])
-        .flatten(1, 2)
-        .unflatten(-1, (4, -1)),
+        corners=corners.flatten(1, 2).unflatten(-1, (4, -1)),
         ref_cxcywh=ref_cxcywh.detach().float().flatten(0, 1),
     )
 

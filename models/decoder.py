@@ -6,24 +6,21 @@ T = G + Q queries, D width, C classes, n = `reg_max`, N decoder layers.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.boxes import inverse_sigmoid
+from models.boxes import distance_to_box, inverse_sigmoid, weighting_function
 from models.config import DecoderConfig
 from models.deformable_attention import DeformableAttention, split_heads
 from models.denoising import DenoisingQueries, make_denoising_queries, padded
 from models.distinct import PositionRelation, distinct_first, more_confident
-from models.distribution import distance_to_box, weighting_function
 from models.hybrid_encoder import ConvNorm
-from models.layers import Mlp, SelfAttention, becomes_part_of_graph, in_autocast_type, without_autocast
+from models.layers import Mlp, SelfAttention, becomes_part_of_graph, clones, in_autocast_type, without_autocast
 from models.text_fusion import TextFusion
 
 _PRIOR = 0.01
@@ -126,19 +123,10 @@ class LocationQuality(nn.Module):
 class LayerOutput(NamedTuple):
     """What one decoder layer says; all float32."""
 
-    logits: Tensor
-    """[B, T, C]."""
-    boxes: Tensor
-    """[B, T, 4] cxcywh, not clamped."""
-    corners: Tensor
-    """[B, T, 4 * (n + 1)], logits over the bins, side by side."""
-    references: Tensor
-    """[B, T, 4] cxcywh, the box that the distances are measured from; the same for all layers."""
-
-    def split(self, num_denoising: int, num_matching: int) -> tuple[LayerOutput, LayerOutput]:
-        """The denoising queries, which come first, and the matching queries, which come last."""
-        noised, matching = zip(*(_split(x, num_denoising, num_matching) for x in self), strict=True)
-        return LayerOutput(*noised), LayerOutput(*matching)
+    logits: Tensor  # [B, T, C]
+    boxes: Tensor  # [B, T, 4] cxcywh, not clamped
+    corners: Tensor  # [B, T, 4 * (n + 1)], logits over the bins, side by side
+    references: Tensor  # [B, T, 4] cxcywh, the box that the distances are measured from; the same for all layers
 
 
 class BoxesAndLogits(NamedTuple):
@@ -147,28 +135,31 @@ class BoxesAndLogits(NamedTuple):
     logits: Tensor
     boxes: Tensor
 
-    def split(self, num_denoising: int, num_matching: int) -> tuple[BoxesAndLogits, BoxesAndLogits]:
-        """As `LayerOutput.split`."""
-        noised, matching = zip(*(_split(x, num_denoising, num_matching) for x in self), strict=True)
-        return BoxesAndLogits(*noised), BoxesAndLogits(*matching)
+
+_Output = TypeVar("_Output", LayerOutput, BoxesAndLogits)
+_OFFICIAL = {"logits": "pred_logits", "boxes": "pred_boxes", "corners": "pred_corners", "references": "ref_points"}
 
 
-def _split(x: Tensor, num_denoising: int, num_matching: int) -> tuple[Tensor, Tensor]:
-    num_added = x.shape[1] - num_denoising - num_matching  # see `models.denoising.padded`
-    parts = x.split((num_denoising, num_added, num_matching) if num_added else (num_denoising, num_matching), dim=1)
-    return parts[0], parts[-1]
+def _split(output: _Output, num_denoising: int, num_matching: int) -> tuple[_Output, _Output]:
+    """The denoising queries, which come first, and the matching queries, which come last."""
+    num_added = output.logits.shape[1] - num_denoising - num_matching  # see `models.denoising.padded`
+    sizes = (num_denoising, num_added, num_matching) if num_added else (num_denoising, num_matching)
+    noised, *_, matching = zip(*(x.split(sizes, dim=1) for x in output), strict=True)
+    return type(output)(*noised), type(output)(*matching)
+
+
+def _as_dict(output: LayerOutput | BoxesAndLogits, teacher: LayerOutput | None = None) -> dict[str, Any]:
+    named = {_OFFICIAL[name]: x for name, x in output._asdict().items()}
+    return named | ({} if teacher is None else {"teacher_corners": teacher.corners, "teacher_logits": teacher.logits})
 
 
 class Predicted(NamedTuple):
     """What the decoder computes, all queries in one row."""
 
-    layers: list[LayerOutput]
-    """Of all layers in training, otherwise the last is that of the evaluated one."""
+    layers: list[LayerOutput]  # of all layers in training, otherwise the last is that of the evaluated one
     pre: BoxesAndLogits
-    said: Tensor | None
-    """The texts' contribution to the last layer's logits before the gate, [B, T, C], where there are texts."""
-    encoder: BoxesAndLogits
-    """The encoder's selection, [B, Q, ...]."""
+    said: Tensor | None  # the texts' contribution to the last layer's logits before the gate, [B, T, C]
+    encoder: BoxesAndLogits  # the encoder's selection, [B, Q, ...]
 
 
 class TransformerDecoder(nn.Module):
@@ -187,10 +178,8 @@ class TransformerDecoder(nn.Module):
 class Anchors(NamedTuple):
     """One starting box per memory token."""
 
-    logits: Tensor
-    """float32 [1, L, 4], cxcywh before the sigmoid; +inf where not valid."""
-    valid: Tensor
-    """bool [1, L, 1]."""
+    logits: Tensor  # float32 [1, L, 4], cxcywh before the sigmoid; +inf where not valid
+    valid: Tensor  # bool [1, L, 1]
 
 
 def make_anchors(shapes: Shapes, eps: float, device: torch.device | None = None) -> Anchors:
@@ -207,28 +196,17 @@ def make_anchors(shapes: Shapes, eps: float, device: torch.device | None = None)
     return Anchors(torch.log(boxes / (1 - boxes)).masked_fill(~valid, math.inf), valid)
 
 
-@dataclass(frozen=True)
-class SelectedQueries:
+class SelectedQueries(NamedTuple):
     """The memory tokens that become queries."""
 
-    indices: Tensor
-    """int64 [B, Q], positions in the memory, best first."""
-    content: Tensor
-    """[B, Q, D]."""
-    logits: Tensor
-    """float32 [B, Q, C]."""
-    reference_logits: Tensor
-    """float32 [B, Q, 4] cxcywh before the sigmoid."""
+    indices: Tensor  # int64 [B, Q], positions in the memory, best first
+    content: Tensor  # [B, Q, D]
+    logits: Tensor  # float32 [B, Q, C]
+    reference_logits: Tensor  # float32 [B, Q, 4] cxcywh before the sigmoid
 
 
 class DEIMTransformer(nn.Module):
-    """From encoder maps to boxes and logits.
-
-    Args:
-        config: The section of the same name.
-        num_classes: C.
-        eval_spatial_size: (height, width) in pixels, the size for which the state dict holds anchors.
-    """
+    """From encoder maps to boxes and logits; the state dict holds anchors for `eval_spatial_size` (height, width)."""
 
     anchors: Tensor
     valid_mask: Tensor
@@ -247,7 +225,7 @@ class DEIMTransformer(nn.Module):
         self.input_proj = nn.ModuleList(_input_projection(c, width) for c in config.feat_channels)
         layer = DecoderLayer(width, config.nhead, config.dim_feedforward // 2, config.num_points)
         lqe_layers = nn.ModuleList(LocationQuality() for _ in range(num_layers))
-        self.decoder = TransformerDecoder(_clones(layer, num_layers), lqe_layers, self.up, self.reg_scale)
+        self.decoder = TransformerDecoder(clones(layer, num_layers), lqe_layers, self.up, self.reg_scale)
         self.denoising_class_embed = nn.Embedding(num_classes + 1, width, padding_idx=num_classes)
         self.position_relation = PositionRelation(config.nhead) if config.relation_bias else None
         self._build_heads()
@@ -273,8 +251,8 @@ class DEIMTransformer(nn.Module):
         for parameter in self.query_pos_head.parameters():
             if parameter.ndim == 2:
                 nn.init.xavier_uniform_(parameter)
-        self.dec_score_head = _clones(score_head, num_layers)
-        self.dec_bbox_head = _clones(bbox_head, num_layers)
+        self.dec_score_head = clones(score_head, num_layers)
+        self.dec_bbox_head = clones(bbox_head, num_layers)
 
     def forward(
         self,
@@ -331,13 +309,13 @@ class DEIMTransformer(nn.Module):
         with without_autocast(memory.device.type):
             tokens = memory.detach().float().masked_fill(~anchors.valid, 0)
             with torch.no_grad():
-                scores = _encoder_scores(self.enc_score_head, tokens, text_fusion).amax(dim=-1)
+                scores = _class_scores(self.enc_score_head, tokens, text_fusion, -1)[0].amax(dim=-1)
         indices = self._selected(scores, tokens, anchors)
         rows = indices[..., None]
         content = memory.gather(1, rows.expand(-1, -1, memory.shape[2]))
         content = content.masked_fill(~anchors.valid[0, :, 0][indices][..., None], 0)
         reference_logits = self.enc_bbox_head(content).float() + anchors.logits[0][indices]
-        logits = _encoder_scores(self.enc_score_head, content, text_fusion)
+        logits, _ = _class_scores(self.enc_score_head, content, text_fusion, -1)
         return SelectedQueries(indices, content, logits, reference_logits)
 
     def _selected(self, scores: Tensor, tokens: Tensor, anchors: Anchors) -> Tensor:
@@ -436,65 +414,37 @@ class DEIMTransformer(nn.Module):
         """What the losses read."""
         num_matching = found.encoder.logits.shape[1]
         num_denoising = 0 if denoising is None else denoising.num_queries
-        noised, matching = zip(*(layer.split(num_denoising, num_matching) for layer in found.layers), strict=True)
-        noised_pre, matching_pre = found.pre.split(num_denoising, num_matching)
+        noised, matching = zip(*(_split(layer, num_denoising, num_matching) for layer in found.layers), strict=True)
+        noised_pre, matching_pre = _split(found.pre, num_denoising, num_matching)
         outputs = {
             **_as_dict(matching[-1]),
             "up": self.up,
             "reg_scale": self.reg_scale,
-            "aux_outputs": [_with_teacher(layer, matching[-1]) for layer in matching[:-1]],
-            "pre_outputs": _pair_as_dict(matching_pre),
-            "enc_aux_outputs": [_pair_as_dict(found.encoder)],
+            "aux_outputs": [_as_dict(layer, matching[-1]) for layer in matching[:-1]],
+            "pre_outputs": _as_dict(matching_pre),
+            "enc_aux_outputs": [_as_dict(found.encoder)],
             "enc_meta": {"class_agnostic": False},
         }
         if found.said is not None:
             outputs["text_logits"] = found.said[:, -num_matching:]
         if num_denoising and denoising is not None:
             outputs |= {
-                "dn_outputs": [_with_teacher(layer, noised[-1]) for layer in noised],
-                "dn_pre_outputs": _pair_as_dict(noised_pre),
+                "dn_outputs": [_as_dict(layer, noised[-1]) for layer in noised],
+                "dn_pre_outputs": _as_dict(noised_pre),
                 "dn_meta": denoising.meta,
             }
         return outputs
 
 
-def _as_dict(layer: LayerOutput) -> dict[str, Any]:
-    return {
-        "pred_logits": layer.logits,
-        "pred_boxes": layer.boxes,
-        "pred_corners": layer.corners,
-        "ref_points": layer.references,
-    }
-
-
-def _with_teacher(layer: LayerOutput, teacher: LayerOutput) -> dict[str, Any]:
-    return {**_as_dict(layer), "teacher_corners": teacher.corners, "teacher_logits": teacher.logits}
-
-
-def _pair_as_dict(pair: BoxesAndLogits) -> dict[str, Any]:
-    return {"pred_logits": pair.logits, "pred_boxes": pair.boxes}
-
-
 def _class_scores(
     head: nn.Module, features: Tensor, text_fusion: TextFusion | None, place: int
 ) -> tuple[Tensor, Tensor | None]:
-    """float32 logits [..., C] of features [..., D], and what the texts said, where there are texts."""
-    if text_fusion is None:
+    """float32 logits [..., C] of features [..., D], and what the texts said, where they have a say: in the decoder
+    layers, and with `selects_queries` also about the encoder's tokens (place -1)."""
+    if text_fusion is None or (place == -1 and not text_fusion.selects_queries):
         return head(features).float(), None
     fused: tuple[Tensor, Tensor] = text_fusion(features, head, place)
     return fused
-
-
-def _encoder_scores(head: nn.Module, tokens: Tensor, text_fusion: TextFusion | None) -> Tensor:
-    """float32 logits [..., C] of memory tokens [..., D]."""
-    if text_fusion is not None and not text_fusion.selects_queries:
-        text_fusion = None
-    return _class_scores(head, tokens, text_fusion, -1)[0]
-
-
-def _clones(module: nn.Module, count: int) -> nn.ModuleList:
-    """Modules that start with equal weights (docs/deimv2.md, Initialisation)."""
-    return nn.ModuleList(copy.deepcopy(module) for _ in range(count))
 
 
 def _input_projection(channels: int, width: int) -> nn.Module:

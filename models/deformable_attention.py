@@ -16,13 +16,7 @@ from models.layers import in_autocast_type
 
 
 class DeformableAttention(nn.Module):
-    """Each head of each query reads P points around the query's reference box and takes their weighted mean.
-
-    Args:
-        width: D.
-        num_heads: M.
-        points_per_level: Sampling points on each level, fine to coarse.
-    """
+    """Each head of each query reads P points around the query's reference box and takes their weighted mean."""
 
     num_points_scale: Tensor
 
@@ -51,15 +45,9 @@ class DeformableAttention(nn.Module):
             self.sampling_offsets.bias.copy_((direction[:, None] * steps[:, None]).flatten())
 
     def forward(self, query: Tensor, boxes: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """Read from the maps.
+        """Read from one float32 map [B*M, d, h, w] (`split_heads`) per level, fine to coarse: float32 [B, Q, D].
 
-        Args:
-            query: [B, Q, D].
-            boxes: float32 [B, Q, 4] cxcywh, the reference of all levels; may leave [0, 1].
-            values: One float32 map [B*M, d, h, w] per level (`split_heads`).
-
-        Returns:
-            float32 [B, Q, D].
+        `query` is [B, Q, D], `boxes` float32 [B, Q, 4] cxcywh, the reference of all levels; may leave [0, 1].
         """
         batch, queries, width = query.shape
         per_head = (batch, queries, self.num_heads, -1)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,16 +19,12 @@ from torch.nn.utils.rnn import pad_sequence
 from models.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 
 
-@dataclass(frozen=True)
-class DenoisingQueries:
+class DenoisingQueries(NamedTuple):
     """Inputs of the decoder for one batch."""
 
-    labels: Tensor
-    """int64 [B, G], 0..C; C stands for padding."""
-    reference_logits: Tensor
-    """float32 [B, G, 4], cxcywh before the sigmoid."""
-    allowed: Tensor
-    """bool [G + Q, G + Q]: the row's query may attend to the column's."""
+    labels: Tensor  # int64 [B, G], 0..C; C stands for padding
+    reference_logits: Tensor  # float32 [B, G, 4], cxcywh before the sigmoid
+    allowed: Tensor  # bool [G + Q, G + Q]: the row's query may attend to the column's
     meta: dict[str, Any]
     """`dn_positive_idx`: per image the positive, non-padding queries, int64 [g * boxes of the image], on the host;
     `dn_num_group`: g; `dn_num_split`: [G, Q]."""
@@ -142,11 +137,10 @@ def attention_allowed(
     the denoising queries know the answer.
     """
     matching, added = -1, -2
-    group = torch.cat(
-        [
-            torch.arange(num_denoising, device=device) // group_size,
-            torch.full((num_added,), added, device=device),
-            torch.full((num_queries,), matching, device=device),
-        ]
-    )
+    groups = [
+        torch.arange(num_denoising, device=device) // group_size,
+        torch.full((num_added,), added, device=device),
+        torch.full((num_queries,), matching, device=device),
+    ]
+    group = torch.cat(groups)
     return (group[None, :] == matching) | (group[:, None] == group[None, :])

@@ -6,6 +6,7 @@ Legend: B images, H x W pixels (multiples of 32), K detections.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,18 +94,14 @@ def _fold_layer_scale(block: Block) -> None:
 def _fold_backbone(model: DEIM) -> None:
     """The detail branch and the fusion of both branches."""
     backbone = model.backbone
-    for index, norm in enumerate(backbone.norms):
-        conv = backbone.convs[index]
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        backbone.convs[index] = fuse_conv_bn_eval(conv, norm)
-        backbone.norms[index] = nn.Identity()
-    if backbone.sta is None:
-        return
-    for stage in (backbone.sta.stem, backbone.sta.conv2, backbone.sta.conv3, backbone.sta.conv4):
-        for index in range(len(stage) - 1):
-            conv, norm = stage[index], stage[index + 1]
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                stage[index], stage[index + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    pairs: list[tuple[Any, int, Any, int]] = [
+        (backbone.convs, i, backbone.norms, i) for i in range(len(backbone.norms))
+    ]
+    stages: Any = [] if backbone.sta is None else backbone.sta.children()
+    pairs += [(stage, i, stage, i + 1) for stage in stages for i in range(len(stage) - 1)]
+    for convs, at, norms, after in pairs:
+        if isinstance(convs[at], nn.Conv2d) and isinstance(norms[after], nn.BatchNorm2d):
+            convs[at], norms[after] = fuse_conv_bn_eval(convs[at], norms[after]), nn.Identity()
 
 
 def _drop_unused(model: DEIM) -> None:
@@ -126,12 +123,9 @@ def _frozen(values: Tensor) -> nn.Parameter:
 
 
 class DeployedDetector(nn.Module):
-    """Network and post-processing in one, with the inputs and outputs of the official exports.
+    """Network (of `deploy`) and post-processing in one, with the inputs and outputs of the official exports.
 
-    Args:
-        model: From `deploy`.
-        postprocessor: Of the same classes.
-        nms_iou: Of boxes of one class that overlap more, the best is kept; None keeps all.
+    Of boxes of one class that overlap more than `nms_iou`, the best is kept; None keeps all.
     """
 
     def __init__(self, model: DEIM, postprocessor: PostProcessor, nms_iou: float | None = None) -> None:

@@ -26,10 +26,16 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 SIZE_DIVISOR = 32
 """Sides of the network input are multiples of this: the coarsest map has this stride."""
-
-
 _MAX_GRAPHS = 64
 """torch gives up compiling a function anew after 8, fewer than multi-scale has sizes."""
+
+
+def check_size(images: Tensor) -> None:
+    """Refuse images [B, 3, H, W] whose sides are not multiples of 32 (ValueError)."""
+    height, width = images.shape[-2:]
+    if height % SIZE_DIVISOR or width % SIZE_DIVISOR:
+        text = f"images of {height} x {width} (height x width) pixels: both must be multiples of {SIZE_DIVISOR}"
+        raise ValueError(text)
 
 
 class DEIM(nn.Module):
@@ -92,15 +98,8 @@ class DEIM(nn.Module):
         Returns:
             In evaluation `pred_logits` float32 [B, Q, C] (before the sigmoid) and `pred_boxes` float32 [B, Q, 4]
             (cxcywh, not clamped); in training also the entries that the losses read (docs/deimv2.md, Overview).
-
-        Raises:
-            ValueError: H or W is not a multiple of 32.
         """
-        height, width = images.shape[-2:]
-        if height % SIZE_DIVISOR or width % SIZE_DIVISOR:
-            raise ValueError(
-                f"images of {height} x {width} (height x width) pixels: both must be multiples of {SIZE_DIVISOR}"
-            )
+        check_size(images)
         if self._casts_weights(images.device.type):
             exact = [self.decoder.enc_score_head, *([] if self.text_fusion is None else [self.text_fusion])]
             weights = weights_in_autocast_type(self, exact)
@@ -109,21 +108,12 @@ class DEIM(nn.Module):
         if self.training:
             count_batches(self)
         if self.training and self._compiled is not None:
-            return self._run_compiled(self._compiled, images, targets)
+            # Shapes that do not depend on the boxes, which are read before and after.
+            denoising = self.decoder.draw_denoising(targets, memory_tokens(*images.shape[-2:]), batch=len(images))
+            predicted = self._compiled(self, images, None if denoising is None else denoising.inputs)
+            return self.decoder.training_outputs(predicted, denoising)
         outputs = self.decoder(self.encoder(self.backbone(images)), targets, self.text_fusion)
         return outputs
-
-    def _run_compiled(
-        self,
-        compiled: Callable[..., Predicted],
-        images: Tensor,
-        targets: Sequence[Mapping[str, Tensor]] | None,
-    ) -> dict[str, Any]:
-        """A training pass with shapes that do not depend on the boxes, which are read before and after."""
-        batch, _, height, width = images.shape
-        denoising = self.decoder.draw_denoising(targets, memory_tokens(height, width), batch=batch)
-        found = compiled(self, images, None if denoising is None else denoising.inputs)
-        return self.decoder.training_outputs(found, denoising)
 
     def _predict(self, images: Tensor, denoising: tuple[Tensor, Tensor, Tensor] | None) -> Predicted:
         return self.decoder.predict(self.encoder(self.backbone(images)), denoising, self.text_fusion)
@@ -147,9 +137,8 @@ def build_detector(config: ModelConfig) -> DEIM | TorchvisionDetector:
     if config.Baseline is not None:
         from models.baselines import TorchvisionDetector  # torchvision takes as long to load as torch
 
-        return TorchvisionDetector(
-            config.Baseline, config.num_classes, config.eval_spatial_size, config.num_top_queries
-        )
+        size = config.eval_spatial_size
+        return TorchvisionDetector(config.Baseline, config.num_classes, size, config.num_top_queries)
     return build_deim(config)
 
 

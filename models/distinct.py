@@ -19,14 +19,10 @@ _SINE_WIDTH, _SINE_SCALE, _SINE_TEMPERATURE = 16, 100.0, 10000.0
 
 @torch.no_grad()
 def distinct_first(boxes_cxcywh: Tensor, most_iou: float, count: int) -> Tensor:
-    """Choose among candidates, best first, those that repeat none before them, whatever their class.
+    """Choose among candidates [B, K, 4], best first, those that repeat none before them, whatever their class: that
+    overlap no better, kept one by more than `most_iou`. The best suppressed ones fill up.
 
     Zhang et al., "Dense Distinct Query for End-to-End Object Detection", CVPR 2023.
-
-    Args:
-        boxes_cxcywh: float32 [B, K, 4].
-        most_iou: A candidate that overlaps a better, kept one by more is suppressed.
-        count: How many to choose; the best suppressed ones fill up.
 
     Returns:
         int64 [B, count], positions among the candidates: the distinct ones first, each part best first.
@@ -38,11 +34,8 @@ def distinct_first(boxes_cxcywh: Tensor, most_iou: float, count: int) -> Tensor:
 
 def without_repeats(labels: Tensor, boxes: Tensor, scores: Tensor, most_iou: float) -> tuple[Tensor, Tensor, Tensor]:
     """Suppress repeats as `Detections.without_repeats` does, in static shapes: of boxes of one class that overlap more
-    than `most_iou`, the best is kept; the others come last, with a score of 0.
-
-    Args:
-        labels: int64 [B, K], best first, as `boxes` xyxy [B, K, 4] and `scores` [B, K].
-        most_iou: As there.
+    than `most_iou`, the best is kept; the others come last, with a score of 0. Labels int64 [B, K], boxes xyxy
+    [B, K, 4] and scores [B, K] are given best first.
     """
     repeats = paired_iou(boxes[:, :, None], boxes[:, None]) > most_iou
     kept = _kept(repeats & (labels[:, :, None] == labels[:, None]), _EXACT_ROUNDS)
@@ -70,14 +63,12 @@ def _kept_first(kept: Tensor) -> Tensor:
 
 
 def more_confident(logits: Tensor) -> Tensor:
-    """Let each query see only queries that are at least as confident: bool [B, 1, T, T], row: the one that attends.
+    """Let each query see only queries that logits [B, T, C], of the layer before, make at least as confident: bool
+    [B, 1, T, T], row: the one that attends.
 
     The better of two queries on one object then does not depend on the worse, which alone has to step back: the mask
     that lets the last layer speak once where the layers before it were taught to speak several times (MS-DETR, Zhao
     et al., CVPR 2024, and its successors).
-
-    Args:
-        logits: [B, T, C] of the layer before.
     """
     confidence = logits.detach().amax(dim=-1)
     return confidence[:, None, None, :] >= confidence[:, None, :, None]

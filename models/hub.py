@@ -177,8 +177,7 @@ def hub_overrides(checkpoint: Mapping[str, Any], config: ModelConfig) -> list[st
 class EncoderFiles(NamedTuple):
     """A folder with everything that `transformers` needs."""
 
-    name: str
-    """As in the config."""
+    name: str  # as in the config
     folder: Path
 
     def source(self) -> str:

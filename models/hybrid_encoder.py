@@ -5,29 +5,21 @@ Legend: B images, D width, h x w the size of a map; maps are ordered by stride 8
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.config import EncoderConfig
-from models.layers import BatchNorm2d, SelfAttention, becomes_part_of_graph
+from models.layers import BatchNorm2d, SelfAttention, becomes_part_of_graph, clones, run_block
 
 
 class ConvNorm(nn.Module):
     """Convolution without bias, BatchNorm, SiLU (or nothing)."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        stride: int = 1,
-        groups: int = 1,
-        silu: bool = False,
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, silu: bool = False
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, groups=groups, bias=False)
@@ -123,12 +115,8 @@ class AifiStack(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """[B, h*w, D] -> [B, h*w, D]."""
-        recompute = self._gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers:
-            if recompute:
-                x = checkpoint(layer, x, position, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = layer(x, position)
+            x = run_block(layer, x, position, recompute=self._gradient_checkpointing)
         return x
 
 
@@ -171,10 +159,10 @@ class HybridEncoder(nn.Module):
         )
         steps = len(config.in_channels) - 1
         fuse = FuseBlock(width, round(config.expansion * width // 2), round(3 * config.depth_mult))
-        self.lateral_convs = _clones(ConvNorm(width, width, 1), steps)
-        self.fpn_blocks = _clones(fuse, steps)
-        self.downsample_convs = _clones(nn.Sequential(ScDown(width)), steps)
-        self.pan_blocks = _clones(fuse, steps)
+        self.lateral_convs = clones(ConvNorm(width, width, 1), steps)
+        self.fpn_blocks = clones(fuse, steps)
+        self.downsample_convs = clones(nn.Sequential(ScDown(width)), steps)
+        self.pan_blocks = clones(fuse, steps)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Backbone maps [B, in_channels[i], h_i, w_i], fine to coarse -> maps [B, D, h_i, w_i]."""
@@ -207,8 +195,3 @@ class HybridEncoder(nn.Module):
                 code = sine_position_embedding(height, width, self._width, self._temperature)
                 self._positions[key] = code.to(device)
         return self._positions[key]
-
-
-def _clones(module: nn.Module, count: int) -> nn.ModuleList:
-    """Blocks that start with equal weights, as the original's do (docs/deimv2.md, FPN and PAN)."""
-    return nn.ModuleList(copy.deepcopy(module) for _ in range(count))

@@ -1,4 +1,4 @@
-"""Small parts shared by the encoder and the decoder.
+"""Small parts shared by the backbone, the encoder and the decoder.
 
 Legend: B images, Q tokens, D width.
 """
@@ -6,11 +6,13 @@ Legend: B images, Q tokens, D width.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
@@ -35,12 +37,8 @@ def in_autocast_type(x: Tensor) -> Tensor:
 def weights_in_autocast_type(model: nn.Module, exact: Sequence[nn.Module]) -> dict[str, Tensor]:
     """Cast the weights that autocast would cast one by one, all at once: two launches instead of two per layer.
 
-    Args:
-        model: Its linear layers, convolutions and packed projections are meant.
-        exact: Parts that compute in float32, which keep their weights.
-
-    Returns:
-        Name of the parameter -> its cast, through which gradients reach the parameter. For `functional_call`.
+    Linear layers, convolutions and packed projections are meant, but for those in `exact`, which compute in float32.
+    Returned are, for `functional_call`, names of parameters and their casts, through which gradients reach them.
     """
     kept = {id(module) for part in exact for module in part.modules()}
     cast = {
@@ -63,16 +61,8 @@ class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation that leaves counting its batches to `count_batches`: one launch instead of one per layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.training,
-            self.momentum or 0.0,
-            self.eps,
-        )
+        learned = self.running_mean, self.running_var, self.weight, self.bias
+        return F.batch_norm(x, *learned, self.training, self.momentum or 0.0, self.eps)
 
 
 def count_batches(model: nn.Module) -> None:
@@ -81,6 +71,21 @@ def count_batches(model: nn.Module) -> None:
     counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     if counters:
         torch._foreach_add_(counters, 1)
+
+
+def clones(module: nn.Module, count: int) -> nn.ModuleList:
+    """Copy a module so that all start with equal weights, as the original's do (docs/deimv2.md, Initialisation)."""
+    return nn.ModuleList(copy.deepcopy(module) for _ in range(count))
+
+
+def run_block(block: nn.Module, *inputs: Tensor, recompute: bool) -> Tensor:
+    """Run a block; with `recompute` a training pass keeps its inputs only and runs it again in the backward pass."""
+    if recompute and block.training and torch.is_grad_enabled():
+        # Nothing random happens inside a block, so its recomputation needs no saved generator state.
+        out: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+    else:
+        out = block(*inputs)
+    return out
 
 
 class Mlp(nn.Module):

@@ -10,7 +10,7 @@ Legend: S output sets, B images, Q queries, C classes, N boxes of the whole batc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,17 +23,11 @@ from models.boxes import cxcywh_to_xyxy_clamped, paired_iou, paired_iou_giou
 from models.config import MatcherConfig
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Queries paired with boxes, on the host. P is the same for every output set.
+class Pairs(NamedTuple):
+    """Queries paired with boxes, on the host. P is the same for every output set."""
 
-    Attributes:
-        query: int64 [S, P], position in the flattened B * Q queries.
-        box: int64 [S, P], position among the N boxes of the batch.
-    """
-
-    query: IntArray
-    box: IntArray
+    query: IntArray  # int64 [S, P], position in the flattened B * Q queries
+    box: IntArray  # int64 [S, P], position among the N boxes of the batch
 
 
 class HungarianMatcher:

@@ -28,14 +28,10 @@ class PostProcessor:
 
     @torch.no_grad()
     def __call__(self, outputs: Mapping[str, Tensor], orig_sizes_wh: Tensor) -> list[Detections]:
-        """Pick and scale.
+        """Pick and scale to pixels: K = min(num_top_queries, Q * C) detections of each image.
 
-        Args:
-            outputs: `pred_logits` [B, Q, C] and `pred_boxes` [B, Q, 4], cxcywh in [0, 1] of the image.
-            orig_sizes_wh: [B, 2], width and height of the original images in pixels.
-
-        Returns:
-            B detections; K = min(num_top_queries, Q * C). One query may appear with several labels.
+        `outputs` are `pred_logits` [B, Q, C] and `pred_boxes` [B, Q, 4], cxcywh in [0, 1] of the image,
+        `orig_sizes_wh` [B, 2] the original images' sizes in pixels. One query may appear with several labels.
         """
         batch = (part.cpu() for part in self.batched(outputs, orig_sizes_wh))  # to the host at once, not per image
         return [Detections.of(boxes, scores, labels) for labels, boxes, scores in zip(*batch, strict=True)]
@@ -60,13 +56,7 @@ class ScaleToImage:
 
     @torch.no_grad()
     def __call__(self, outputs: Sequence[Mapping[str, Tensor]], orig_sizes_wh: Tensor) -> list[Detections]:
-        """Scale.
-
-        Args:
-            outputs: Per image `scores` [K], `labels` int64 [K] (0..C-1) and `boxes` [K, 4], xyxy in [0, 1] of the
-                image; best first, K may differ.
-            orig_sizes_wh: [B, 2], width and height of the original images in pixels.
-        """
+        """Scale `boxes` [K, 4], xyxy in [0, 1], of each image; `scores` [K] and `labels` int64 [K] stay."""
         scales = orig_sizes_wh.float().repeat(1, 2)
         return [
             Detections.of(one["boxes"].float() * scale, one["scores"], one["labels"])

@@ -68,11 +68,7 @@ class TextEmbeddings:
 
 
 def encode_texts(texts: Sequence[Sequence[str]], encoder: TextEncoderConfig) -> TextEmbeddings:
-    """Encode the texts of all classes; the same texts and files give the same vectors.
-
-    Args:
-        texts: One or more per class, from `data.class_descriptions.texts_for_classes`.
-        encoder: Section `texts.encoder`.
+    """Encode the texts of all classes, one or more each; the same texts and files give the same vectors.
 
     Raises:
         UserError: The encoder is not to be had, damaged, or does not fit its settings.
@@ -117,16 +113,9 @@ class TextTower:
         at the last position, so padding is always to full length and on the right.
         """
         texts = [text.lower() for text in texts] if self.lower_case else list(texts)
-        fixed = self.kind != "other"
-        padding: str | bool = "max_length" if fixed else self.tokenizer.pad_token is not None
-        tokens = self.tokenizer(
-            texts,
-            padding=padding,
-            truncation=True,
-            max_length=self.max_length,
-            padding_side="right",
-            return_tensors="pt",
-        )
+        padding: str | bool = "max_length" if self.kind != "other" else self.tokenizer.pad_token is not None
+        how = {"padding": padding, "padding_side": "right", "truncation": True, "max_length": self.max_length}
+        tokens = self.tokenizer(texts, **how, return_tensors="pt")
         ids: Tensor = tokens["input_ids"]
         if self.kind == "siglip":
             return ids, None
@@ -165,12 +154,8 @@ class TextTower:
             lengths = [len(self.tokenizer(text)["input_ids"]) for text in texts]
         for text, length in zip(texts, lengths, strict=True):
             if length > self.max_length:
-                log.warning(
-                    "Text of %d tokens is cut to the encoder's %d: %s; shorten it in texts.own",
-                    length,
-                    self.max_length,
-                    text,
-                )
+                text = f"{text}; shorten it in texts.own"
+                log.warning("Text of %d tokens is cut to the encoder's %d: %s", length, self.max_length, text)
 
 
 def load_text_tower(encoder: TextEncoderConfig) -> TextTower:
@@ -191,7 +176,7 @@ def load_text_tower(encoder: TextEncoderConfig) -> TextTower:
         )
     model, tokenizer = _load(files, kind, _text_model_class(config.model_type), AutoTokenizer)
     text_config = getattr(config, "text_config", config)
-    sentence = _sentence_settings(files.folder) if kind == "other" else {}
+    sentence = _read_json(files.folder / "sentence_bert_config.json", {}) if kind == "other" else {}
     if kind == "other" and config.is_encoder_decoder:
         model = model.get_encoder()
     return TextTower(
@@ -203,48 +188,33 @@ def load_text_tower(encoder: TextEncoderConfig) -> TextTower:
         pooling=_pooling(encoder, files, kind),
         # SigLIP's training texts were lower-cased, but not every tokenizer that is shipped with it does so.
         lower_case=kind == "siglip" or bool(sentence.get("do_lower_case", False)),
-        width=_width(kind, text_config),
+        width=int(getattr(text_config, _WIDTHS[kind])),
     )
 
 
 def is_english_only(encoder: TextEncoderConfig) -> bool:
-    """Whether the encoder is known to have learned from English text alone; False where that is not known.
-
-    Raises:
-        UserError: The encoder is not on this machine, or damaged.
-    """
+    """Whether the encoder is known to have learned from English text alone; False where that is not known."""
     if encoder.name == PACKAGED_NAME:
         return True
     config = _read_config(find_encoder(encoder))
     if _kind(config.model_type) == "siglip":
-        vocabulary = getattr(config, "text_config", config).vocab_size
-        return bool(vocabulary == _ENGLISH_SIGLIP_VOCABULARY)
+        return bool(getattr(config, "text_config", config).vocab_size == _ENGLISH_SIGLIP_VOCABULARY)
     return _kind(config.model_type) == "clip"
 
 
 def has_image_tower(encoder: TextEncoderConfig) -> bool:
-    """Whether the encoder also encodes images, as CLIP and SigLIP do.
-
-    Raises:
-        UserError: The encoder is not on this machine, or damaged.
-    """
+    """Whether the encoder also encodes images, as CLIP and SigLIP do."""
     return hasattr(_read_config(find_encoder(encoder)), "vision_config")
 
 
 @torch.no_grad()
 def encode_images(images: Iterable[NDArray[np.uint8]], encoder: TextEncoderConfig) -> Tensor:
-    """Vectors of images in the space of the texts, for CLIP, SigLIP and relatives.
+    """Vectors of images in the space of the texts, for encoders with an image tower: float32 [N, D], of length 1.
 
     Args:
         images: One or more, RGB [height, width, 3] of any size, such as cropped boxes; taken as they are needed, the
             encoder's own preprocessing is applied.
         encoder: Section `texts.encoder`.
-
-    Returns:
-        float32 [N, D], each of length 1.
-
-    Raises:
-        UserError: As `load_text_tower`; also an encoder without an image tower.
     """
     from transformers import AutoImageProcessor, AutoModel
 
@@ -325,13 +295,11 @@ def _kind(model_type: str) -> Kind:
 
 
 def _text_model_class(model_type: str) -> Any:
-    from transformers import AutoModel, CLIPTextModelWithProjection, Siglip2TextModel, SiglipTextModel
+    import transformers
 
-    if _kind(model_type) == "clip":
-        return CLIPTextModelWithProjection
-    if _kind(model_type) == "siglip":
-        return Siglip2TextModel if model_type.startswith("siglip2") else SiglipTextModel
-    return AutoModel
+    if model_type.startswith("siglip"):
+        return transformers.Siglip2TextModel if model_type.startswith("siglip2") else transformers.SiglipTextModel
+    return transformers.CLIPTextModelWithProjection if _kind(model_type) == "clip" else transformers.AutoModel
 
 
 def _require_all_weights(files: EncoderFiles, kind: Kind, missing: Sequence[str]) -> None:
@@ -346,9 +314,7 @@ def _require_all_weights(files: EncoderFiles, kind: Kind, missing: Sequence[str]
         )
 
 
-def _width(kind: Kind, text_config: Any) -> int:
-    names = {"clip": "projection_dim", "siglip": "projection_size", "other": "hidden_size"}
-    return int(getattr(text_config, names[kind]))
+_WIDTHS: dict[Kind, str] = {"clip": "projection_dim", "siglip": "projection_size", "other": "hidden_size"}
 
 
 def _max_length(
@@ -388,10 +354,6 @@ def _pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     return (states * real).sum(1) / real.sum(1)
 
 
-def _sentence_settings(folder: Path) -> dict[str, Any]:
-    return dict(_read_json(folder / "sentence_bert_config.json", {}))
-
-
 def _sentence_pooling(files: EncoderFiles) -> Pooling:
     """What the folder's sentence-transformers files ask for; mean where there are none.
 
@@ -427,11 +389,7 @@ def _pooling_mode(content: dict[str, Any]) -> str:
 
 
 def _read_json(path: Path, default: Any) -> Any:
-    """The file's content, of the same type as `default`; that where there is no file.
-
-    Raises:
-        UserError: It is damaged.
-    """
+    """The file's content, of the same type as `default`; that where there is no file."""
     if not path.is_file():
         return default
     try:

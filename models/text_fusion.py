@@ -11,13 +11,18 @@ Legend: C classes, P prompts of the class with most, D text width, V feature wid
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import FusionConfig, FusionHead, ModelConfig
+from models.config import DecoderConfig, FusionConfig, FusionHead, ModelConfig
 from models.layers import without_autocast
+
+if TYPE_CHECKING:
+    from models.detector import DEIM
 
 PREFIX = "text_fusion."
 """Start of the names of all parameters and buffers that phase 2 adds to the detector."""
@@ -93,16 +98,8 @@ class MultimodalFusion(nn.Module):
     """The contribution of the class texts to the class logits.
 
     One text projection serves all layers; each layer has its own projection of the features and its own readout.
-    Everything is computed in float32, also under autocast: it is small, and a gate near 0 needs the digits.
-
-    Args:
-        visual_dim: V.
-        text_dim: D.
-        num_classes: C.
-        mode: `cosine`, `concat`, or `cross_attention`: the cosine of features that first attended to the class tokens.
-        proj_dim: J.
-        num_layers: Readouts, one per place where the contribution is added.
-        num_heads: Attention heads of `cross_attention`.
+    `cross_attention` is the cosine of features that first attended to the class tokens. Everything is computed in
+    float32, also under autocast: it is small, and a gate near 0 needs the digits.
     """
 
     def __init__(
@@ -129,11 +126,7 @@ class MultimodalFusion(nn.Module):
         self.attentions = nn.ModuleList(TextCrossAttention(visual_dim, proj_dim, num_heads) for _ in range(attentions))
 
     def forward(self, visual_feats: Tensor, text_embeds: Tensor, layer: int = 0) -> Tensor:
-        """The texts' contribution, not gated: [..., V] and [C, D] -> float32 logits [..., C].
-
-        Raises:
-            ValueError: `text_embeds` has another number of rows than there are classes.
-        """
+        """The texts' contribution, not gated: [..., V] and [C, D] -> float32 logits [..., C]."""
         return self.fuse(visual_feats, text_embeds, layer)[1]
 
     def fuse(self, visual_feats: Tensor, text_embeds: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
@@ -153,12 +146,7 @@ class MultimodalFusion(nn.Module):
 
 
 class ClassTexts(nn.Module):
-    """One unit vector per class out of the embeddings of its texts, which are buffers: checkpoints hold them.
-
-    Args:
-        config: The section `MultimodalFusion`, its `text_dim` and `num_prompts` known.
-        num_classes: C.
-    """
+    """One unit vector per class out of the embeddings of its texts, which are buffers: checkpoints hold them."""
 
     embeds: Tensor
     mask: Tensor
@@ -186,9 +174,6 @@ class ClassTexts(nn.Module):
         """Take the texts: float [C, P, D] and bool [C, P], True where there is a prompt.
 
         `shuffled` gives every class another class's texts. `learned` and `random` have no use for texts.
-
-        Raises:
-            ValueError: The shape is not the configured one.
         """
         if not self._config.reads_texts:
             return
@@ -207,11 +192,7 @@ class ClassTexts(nn.Module):
 
 
 def derangement(size: int, seed: int) -> Tensor:
-    """A random permutation of 0..size-1 that leaves nothing in its place: int64 [size].
-
-    Raises:
-        ValueError: `size` is 1, which has none.
-    """
+    """A random permutation of 0..size-1 that leaves nothing in its place: int64 [size]. One alone has none."""
     if size == 1:
         raise ValueError("one class alone cannot be shuffled")
     generator = torch.Generator().manual_seed(seed)
@@ -224,52 +205,33 @@ def derangement(size: int, seed: int) -> Tensor:
 class TextFusion(nn.Module):
     """Texts, their contribution and the gates: the part that phase 2 adds to a detector.
 
-    Args:
-        config: The section `MultimodalFusion`, its sizes known.
-        head: The kind of head to build.
-        visual_dim: V.
-        num_classes: C.
-        num_layers: N; with `query_selection` one more place, the last, is for the choice of queries.
-        num_heads: Attention heads of `cross_attention`.
+    There is a gate and a readout for each decoder layer, and with `query_selection` one more place, the last, for the
+    choice of queries.
     """
 
-    def __init__(
-        self,
-        config: FusionConfig,
-        head: FusionHead,
-        *,
-        visual_dim: int,
-        num_classes: int,
-        num_layers: int,
-        num_heads: int,
-    ) -> None:
+    def __init__(self, section: FusionConfig, head: FusionHead, decoder: DecoderConfig, num_classes: int) -> None:
         super().__init__()
-        places = num_layers + config.query_selection
-        self.texts = ClassTexts(config, num_classes)
+        places = decoder.num_layers + section.query_selection
+        self.texts = ClassTexts(section, num_classes)
         self.head = MultimodalFusion(
-            visual_dim,
+            decoder.hidden_dim,
             self.texts.embeds.shape[-1],
             num_classes,
             mode=head,
-            proj_dim=config.proj_dim,
+            proj_dim=section.proj_dim,
             num_layers=places,
-            num_heads=num_heads,
+            num_heads=decoder.nhead,
         )
-        self.gates = nn.Parameter(torch.full((places,), config.gate_init))
-        self.selects_queries = config.query_selection
-        self._held_out = config.held_out
+        self.gates = nn.Parameter(torch.full((places,), section.gate_init))
+        self.selects_queries = section.query_selection
+        self._held_out = section.held_out
 
     def forward(self, features: Tensor, score_head: nn.Module, place: int) -> tuple[Tensor, Tensor]:
-        """Class scores with the texts in them.
+        """Class scores with the texts in them, and the contribution in them before the gate, both float32 [..., C].
 
-        Args:
-            features: [..., V], what phase 1's `score_head` reads.
-            score_head: Phase 1's linear layer, V -> C.
-            place: Decoder layer 0..N-1, or -1 for the choice of queries.
-
-        Returns:
-            The fused logits and the contribution in them before the gate, both float32 [..., C]. Of a held-out class
-            training sees neither; in evaluation its logit is a constant, the score head's bias, and what its text says.
+        `features` [..., V] are what phase 1's linear `score_head` reads, `place` is a decoder layer 0..N-1, or -1 for
+        the choice of queries. Of a held-out class training sees neither; in evaluation its logit is a constant, the
+        score head's bias, and what its text says.
         """
         seen, contribution = self.head.fuse(features, self.texts(), place)
         logits = score_head(seen).float() + self.gates[place] * contribution
@@ -283,20 +245,54 @@ class TextFusion(nn.Module):
 
 
 def build_text_fusion(config: ModelConfig) -> TextFusion | None:
-    """What the section `MultimodalFusion` adds to DEIMv2; None without the section and in mode `none`.
-
-    Raises:
-        ValueError: The texts' sizes are not in the config yet (`engine.multimodal`).
-    """
+    """What the section `MultimodalFusion` adds to DEIMv2; None without the section and in mode `none`. The sizes of the
+    texts are in the config by now (`engine.multimodal`)."""
     section = config.MultimodalFusion
     if section is None or section.head is None:
         return None
-    decoder = config.deimv2.decoder
-    return TextFusion(
-        section,
-        section.head,
-        visual_dim=decoder.hidden_dim,
-        num_classes=config.num_classes,
-        num_layers=decoder.num_layers,
-        num_heads=decoder.nhead,
-    )
+    return TextFusion(section, section.head, config.deimv2.decoder, config.num_classes)
+
+
+class TextContributions(NamedTuple):
+    """Who says what in a class score: the logits of every layer that evaluation runs, in two parts; all float32.
+
+    `visual` + `text` is what the layer's score head gives; on top of it the location quality adds one number per
+    query to all classes, which makes the detector's `pred_logits`.
+    """
+
+    visual: Tensor
+    """[N, B, Q, C]: phase 1's score head on the query's own features."""
+    text: Tensor
+    """[N, B, Q, C]: what the texts change: gate x contribution, and in `cross_attention` also what the score head
+    makes of the features' look at the class tokens. Zeros without text fusion."""
+    outputs: dict[str, Tensor]
+    """The detector's evaluation output: `pred_logits` [B, Q, C], `pred_boxes` [B, Q, 4]."""
+
+
+@torch.no_grad()
+def text_contributions(model: DEIM, images: Tensor) -> TextContributions:
+    """Run `model`, in evaluation mode, on normalised images [B, 3, H, W] and take its class scores apart.
+
+    The model is only listened to, through hooks that are gone afterwards: nothing is computed when nobody asks.
+    """
+    if model.training:
+        raise ValueError("the model must be in evaluation mode")
+    features: dict[int, Tensor] = {}
+    layers = model.decoder.decoder.layers
+    handles = [layer.register_forward_hook(partial(_keep, features, index)) for index, layer in enumerate(layers)]
+    try:
+        outputs = model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    visual, fused = [], []
+    for index, read in sorted(features.items()):
+        head = model.decoder.dec_score_head[index]
+        visual.append(head(read).float())
+        fused.append(visual[-1] if model.text_fusion is None else model.text_fusion(read, head, index)[0])
+    plain = torch.stack(visual)
+    return TextContributions(plain, torch.stack(fused) - plain, outputs)
+
+
+def _keep(features: dict[int, Tensor], index: int, _layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+    features[index] = output

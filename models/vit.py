@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.config import ViTShape
+from models.layers import run_block
 
 PATCH_SIZE = 16
 """Side of a patch in pixels; the fusion with the detail branch relies on it."""
@@ -52,13 +52,10 @@ class RotaryEmbedding(nn.Module):
 
 
 def make_rotation(angles: Tensor, num_prefix: int) -> Tensor:
-    """The rotation of all tokens of an image, ready for `rotate`: float32 [2, N, 1, 1, d], cosines and signed sines.
+    """Angles [Hp*Wp, d/2] -> the rotation of all tokens, ready for `rotate`: float32 [2, N, 1, 1, d], cosines and
+    signed sines. The tokens before the patches get angle 0, which leaves them as they are.
 
     A plain tensor, because torch.compile (2.11) loses the fields of an object that it hands from module to module.
-
-    Args:
-        angles: [Hp*Wp, d/2].
-        num_prefix: Tokens before the patches; they get angle 0, which leaves them as they are.
     """
     angles = F.pad(angles, (0, 0, num_prefix, 0))
     cos, sin = angles.cos(), angles.sin()
@@ -184,15 +181,8 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Returns the patch tokens after chosen blocks.
-
-    Args:
-        shape: Widths and depth.
-        returned_blocks: 0-based indices of the blocks to return, ascending.
-        dinov3: DINOv3's structure (docs/deimv2.md, DINOv3 ViT-S/16) instead of ViT-Tiny's.
-        swiglu: Gated feed-forward part.
-        gradient_checkpointing: Recompute each block's activations in the backward pass: less memory, more time.
-    """
+    """Returns the patch tokens after chosen blocks (0-based, ascending); `dinov3` is DINOv3's structure instead of
+    ViT-Tiny's, `swiglu` its gated feed-forward part."""
 
     def __init__(
         self,
@@ -258,7 +248,7 @@ class VisionTransformer(nn.Module):
             rescales = self._dinov3 and self.training and index >= self._num_frozen
             if rotation is None or rescales:
                 rotation = self._rotation(height, width, num_prefix, rescales)
-            x = self._run_block(self.blocks[index], x, rotation)
+            x = run_block(self.blocks[index], x, rotation, recompute=self.gradient_checkpointing)
             if index in self.returned_blocks:
                 tokens = self.norm(x) if self._dinov3 else x
                 maps.append(tokens[:, num_prefix:].transpose(1, 2).reshape(x.shape[0], -1, height, width))
@@ -278,11 +268,3 @@ class VisionTransformer(nn.Module):
             rescale = torch.empty(1, device=self.rope_embed.periods.device)
             rescale = rescale.uniform_(-_MAX_LOG_RESCALE, _MAX_LOG_RESCALE).exp()
         return make_rotation(self.rope_embed(height, width, rescale), num_prefix)
-
-    def _run_block(self, block: nn.Module, x: Tensor, rotation: Tensor) -> Tensor:
-        if self.gradient_checkpointing and block.training and torch.is_grad_enabled():
-            # Nothing random happens inside a block, so its recomputation needs no saved generator state.
-            out: Tensor = checkpoint(block, x, rotation, use_reentrant=False, preserve_rng_state=False)
-        else:
-            out = block(x, rotation)
-        return out

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.backbone import DINOv3STAs
+from models.backbone import DINOv3STAs, SpatialTuningAdapter
 from tests.support.models import images, tiny_config
 from tests.support.parity import golden_model, golden_tensors, network_input, relative_error
 
@@ -84,3 +84,18 @@ def test_key_levels_of_the_two_families() -> None:
     large = tiny(name="dinov3_vits16plus", hidden_dim=32)
     assert "dinov3.cls_token" in large.state_dict() and "dinov3.blocks.0.mlp.w1.weight" in large.state_dict()
     assert large.vit is large.dinov3
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (96, 64), (160, 160)])
+def test_detail_maps_at_strides_8_16_32(height: int, width: int) -> None:
+    branch = SpatialTuningAdapter(4)
+    shapes = [tuple(x.shape) for x in branch(images(2, height, width))]
+    assert shapes == [(2, c, height // s, width // s) for c, s in zip((8, 16, 16), (8, 16, 32), strict=True)]
+    assert branch.channels == (8, 16, 16)
+
+
+def test_the_detail_branch_has_default_initial_weights() -> None:
+    torch.manual_seed(0)
+    weight = SpatialTuningAdapter(16).conv4[1].weight
+    bound = 1 / (64 * 9) ** 0.5
+    assert 0.98 * bound < weight.abs().max() <= bound

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.boxes import weighting_function
 from models.decoder import (
     DEIMTransformer,
     Gateway,
@@ -18,7 +19,6 @@ from models.decoder import (
     SelectedQueries,
     make_anchors,
 )
-from models.distribution import weighting_function
 from tests.support.models import NUM_CLASSES, Targets, shake, targets, tensors_of, tiny_config
 from tests.support.parity import golden_tensors, relative_error
 

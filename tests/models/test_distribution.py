@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.distribution import box_to_bins, distance_to_box, weighting_function
+from models.boxes import box_to_bins, distance_to_box, weighting_function
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "units_distribution.safetensors")
 UP, REG_SCALE = torch.tensor([0.5]), torch.tensor([4])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.text_contributions import text_contributions
+from models.text_fusion import text_contributions
 from tests.support.models import NUM_CLASSES, images, shake, tiny_model
 from tests.support.text_fusion import fused_model
 
