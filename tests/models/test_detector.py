@@ -177,9 +177,6 @@ def test_gradient_checkpointing_changes_nothing(name: str) -> None:
 
 
 def test_gradient_checkpointing_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    import models.hybrid_encoder
-    import models.vit
-
     recomputed: list[str] = []
 
     def record(function: Any, *arguments: Any, **options: Any) -> Any:
@@ -187,8 +184,7 @@ def test_gradient_checkpointing_is_used(monkeypatch: pytest.MonkeyPatch) -> None
         recomputed.append(type(function).__name__)
         return function(*arguments)
 
-    monkeypatch.setattr(models.vit, "checkpoint", record)
-    monkeypatch.setattr(models.hybrid_encoder, "checkpoint", record)
+    monkeypatch.setattr("models.layers.checkpoint", record)
     model = tiny_model(gradient_checkpointing=True)
     model(images(), targets(1, 1))
     assert recomputed == ["Block"] * 3 + ["AifiLayer"]
