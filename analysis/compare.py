@@ -36,7 +36,7 @@ from engine.yaml_dialect import read_yaml, require_few_values
 T = TypeVar("T")
 _EVALUATE = "evaluate the checkpoint again with evaluate_deimv2.py"
 _SAME_AP = 1e-4
-_WITHOUT_EFFECT = ("seed", "output_dir", "summary_dir", "resume", "device", "num_workers", "print_freq")
+_WITHOUT_EFFECT = ("seed", "output_dir", "summary_dir", "resume", "device", "num_workers", "print_freq", "loggers")
 """Keys in which seeds of one config may differ."""
 _JUDGED_ON = ("val_dataloader", "test_dataloader")
 """What a model was judged on is in the hash of the ground truth."""

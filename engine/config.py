@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 from pydantic_core import PydanticCustomError
@@ -176,6 +176,9 @@ class ExperimentConfig(DataConfig, ModelConfig):
     """Run folder; outputs/NAME of the config file where no file states it."""
     summary_dir: PortablePath | None = None
     """TensorBoard folder; null puts it into the run folder."""
+    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Where curves and pictures go beside log.jsonl; MLflow and Weights & Biases (wandb) where the package is installed
+    (own addition)."""
     resume: PortablePath | None = None
     """Checkpoint to go on from exactly."""
     tuning: PortablePath | None = None

@@ -1,32 +1,26 @@
-"""What a run tells while it trains: progress bar, log.jsonl, TensorBoard. Only rank 0 has one that speaks."""
+"""What a run tells while it trains: progress bar, log.jsonl, loggers. Only rank 0 has one that speaks."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
 from data.batch import Batch
 from data.classes import ClassMap
-from data.files import GrowingFile
 from data.progress import progress_bar
 from data.types import PixelArray
 from engine.config import ExperimentConfig
 from engine.evaluate import EvalResult
+from engine.loggers import open_boards
 from engine.pictures import batch_pictures, grid
 from engine.resume import Position
 from engine.run_folder import JsonLines
@@ -67,7 +61,7 @@ class Monitor:
         if enabled:
             step, evaluated = position.step, position.batch_in_epoch == 0
             self._lines = JsonLines(folder / "log.jsonl", first_step=step, evaluated=evaluated, earlier=earlier_log)
-            self._board = _Board(config.summary_dir or folder / "tensorboard", first_step=step)
+            self._boards = open_boards(config, folder, step)
 
     def start_epoch(self, epoch: int, steps_done: int) -> None:
         """Open the epoch's progress bar."""
@@ -123,12 +117,12 @@ class Monitor:
             "learning_rates": dict(learning_rates),
         }
         self._lines.write(record)
-        for key in ("loss", "grad_norm", "images_per_s", "data_wait_share", "memory_mb"):
-            self._board.scalar(f"train/{key}", record[key], step)
-        for key, value in record["losses"].items():
-            self._board.scalar(f"losses/{key}", value, step)
-        for key, value in learning_rates.items():
-            self._board.scalar(f"learning_rate/{key}", value, step)
+        of_the_step = ("loss", "grad_norm", "images_per_s", "data_wait_share", "memory_mb")
+        values = {f"train/{key}": record[key] for key in of_the_step}
+        values |= {f"losses/{key}": value for key, value in record["losses"].items()}
+        values |= {f"learning_rate/{key}": value for key, value in learning_rates.items()}
+        for board in self._boards:
+            board.scalars(values, step)
         self._show(record, step)
         self._pending.clear()
         self._images, self._wait_seconds, self._since = 0, 0.0, time.perf_counter()
@@ -148,7 +142,7 @@ class Monitor:
         )
 
     def evaluation(self, result: EvalResult, *, epoch: int, step: int, seconds: float) -> None:
-        """AP of one evaluation into the log and TensorBoard."""
+        """AP of one evaluation into the log and the loggers."""
         if not self.enabled:
             return
         self._lines.write(
@@ -160,24 +154,28 @@ class Monitor:
                 "evaluation_seconds": seconds,
             }
         )
-        for key, value in result.metrics.items():
-            if value is not None:
-                self._board.scalar(f"val/{key}", value, step)
-        for name, row in result.per_class.items():
-            if row["AP"] is not None:
-                self._board.scalar(f"val_per_class/{name}", row["AP"], step)
+        values = {f"val/{key}": value for key, value in result.metrics.items()}
+        values |= {f"val_per_class/{name}": row["AP"] for name, row in result.per_class.items()}
+        known = {key: value for key, value in values.items() if value is not None}
+        for board in self._boards:
+            board.scalars(known, step)
         self._since = time.perf_counter()
 
     def training_images(self, batch: Batch, *, step: int) -> None:
         """A grid of training images with boxes, as the network sees them; the batch is still on the CPU."""
         if self.enabled:
             pictures = batch_pictures(batch, self._classes.names)[:_MAX_PICTURES]
-            self._board.image("training_images", grid(pictures), step)
+            self._show_picture("training_images", pictures, step)
 
     def prediction_images(self, pictures: Sequence[PixelArray], *, step: int) -> None:
         """Validation predictions beside the ground truth."""
         if self.enabled and pictures:
-            self._board.image("validation_predictions", grid(pictures), step)
+            self._show_picture("validation_predictions", pictures, step)
+
+    def _show_picture(self, key: str, pictures: Sequence[PixelArray], step: int) -> None:
+        picture = grid(pictures)
+        for board in self._boards:
+            board.image(key, picture, step)
 
     def close(self) -> None:
         """Close the files."""
@@ -186,40 +184,8 @@ class Monitor:
                 self._bar.close()
         if self.enabled:
             self._lines.close()
-            self._board.close()
-
-
-class _Board:
-    """TensorBoard's event file. torch's own writer works in a thread, whose errors nobody can catch.
-
-    Args:
-        folder: Gets a new event file.
-        first_step: What an earlier file has of later steps is not shown: they are trained again.
-    """
-
-    def __init__(self, folder: Path, *, first_step: int) -> None:
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{uuid4().hex[:8]}"
-        self._file = GrowingFile(folder / name)
-        self._write(Event(file_version="brain.Event:2"))
-        if first_step:
-            self._write(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
-
-    def scalar(self, key: str, value: float, step: int) -> None:
-        """One point of a curve."""
-        self._write(Event(step=step, summary=summary.scalar(key, value)))
-
-    def image(self, key: str, picture: PixelArray, step: int) -> None:
-        """One picture."""
-        self._write(Event(step=step, summary=summary.image(key, picture, dataformats="HWC")))
-
-    def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
-        record = io.BytesIO()
-        RecordWriter(record).write(event.SerializeToString())
-        self._file.write(record.getvalue())
-
-    def close(self) -> None:
-        self._file.close()
+            for board in self._boards:
+                board.close()
 
 
 def _means(pending: Sequence[tuple[tuple[str, ...], Tensor, Tensor]]) -> dict[str, float]:

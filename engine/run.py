@@ -26,6 +26,7 @@ from engine.checkpoint import check_classes, checkpoint_config, load_checkpoint,
 from engine.config import ExperimentConfig, config_to_dict, derive_run_length
 from engine.detector import Detector
 from engine.distributed import Distributed
+from engine.loggers import require_loggers
 from engine.monitor import Monitor
 from engine.multimodal import finish_model, optimizer_with_fusion, prepare_texts
 from engine.optim import FlatCosine, ModelEma, build_optimizer
@@ -48,7 +49,7 @@ _ORDER_KEYS = (
     *(f"train_dataloader.{key}" for key in ("shuffle", "drop_last", "repeat_factor_threshold")),
 )
 """Settings that decide, with the batch size, which images a half-trained epoch still has to show."""
-_BOOKKEEPING = {"output_dir", "summary_dir", "resume", "tuning", "device", "print_freq"}
+_BOOKKEEPING = {"output_dir", "summary_dir", "resume", "tuning", "device", "print_freq", "loggers"}
 
 
 @dataclass
@@ -133,6 +134,7 @@ def build_run(
     lang: Language = "en",
 ) -> Run:
     """All parts of a run. Whatever can fail on bad input comes before the first file is written."""
+    require_loggers(config.loggers)
     torch.manual_seed(config.seed)
     checkpoint = {} if resume is None else load_checkpoint(resume)
     config, data, train_loader, val_loader = _build_data(config, dist, checkpoint, resume)

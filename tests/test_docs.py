@@ -118,7 +118,7 @@ def option_strings(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def test_options_that_pages_name_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    other_tools = "--nproc_per_node --no-deps --logdir --gpus --shm-size --user --out-type"
+    other_tools = "--backend-store-uri --nproc_per_node --no-deps --logdir --gpus --shm-size --user --out-type"
     known = {"--help", "--version", *other_tools.split()}
     for script in {words[:3] if words[1] == "-m" else words[:2]: words for words in commands("bash")}.values():
         with monkeypatch.context() as patch:
