@@ -70,14 +70,14 @@ def main(command: list[str] | None = None) -> None:
     arguments = parser.parse_args(command)
     python, rows = sys.executable, {}
 
-    def say(what: str, wall: float, cpu: float) -> None:
+    def say(what: str, wall: float, cpu: float | None = None) -> None:
         rows[what] = {"wall_seconds": wall, "cpu_seconds": cpu}
-        print(f"{what:40}{wall:8.2f} s wall{cpu:8.2f} s CPU", flush=True)
+        print(f"{what:40}{wall:8.2f} s wall" + ("" if cpu is None else f"{cpu:8.2f} s CPU"), flush=True)
 
     for script in sorted(ROOT.glob("*.py")):
         say(f"{script.name} --help", *timed([python, str(script), "--help"]))
     say("import torch, cv2", *timed([python, "-c", "import torch, cv2"]))
-    say(f"first batch, {arguments.workers} workers", first_batch(arguments.config, arguments.workers), float("nan"))
+    say(f"first batch, {arguments.workers} workers", first_batch(arguments.config, arguments.workers))
     with tempfile.TemporaryDirectory() as folder:
         for what, key in (("step", '"loss'), ("evaluation", '"AP')):
             log = Path(folder, what, "log.jsonl")
