@@ -172,10 +172,8 @@ def ablate(options: Mapping[str, Any], dist: Distributed, *, runner: Runner | No
             )
     dist.from_main(lambda: write_subsets(tasks, data.splits["train"]))
     origins = dist.from_main(lambda: origins_of(tasks))
-    records = [
-        record_of(task, origin, None if texts is None else texts.source)
-        for task, origin in zip(tasks, origins, strict=True)
-    ]
+    source = None if texts is None else texts.source
+    records = [record_of(task, origin, source) for task, origin in zip(tasks, origins, strict=True)]
     manifest = Manifest(folder) if dist.is_main else None
     states: list[State] = dist.from_main(lambda: states_of(tasks, records, manifest or Manifest(folder)))
     facts = None
@@ -409,11 +407,7 @@ class Manifest:
             ) from error
 
     def put(self, name: str, record: Record) -> None:
-        """Set one record and write the file.
-
-        Raises:
-            UserError: It cannot be written.
-        """
+        """Set one record and write the file."""
         self.records[name] = record
         content = {"version": 1, "runs": {key: one.model_dump(mode="json") for key, one in self.records.items()}}
         write_json(self._path, content, what="list of the runs", indent=1)
@@ -444,10 +438,19 @@ def states_of(tasks: Sequence[Task], records: Sequence[Record], manifest: Manife
         UserError: Run folders that were made from something else, all of them.
     """
     problems: list[str] = []
-    states = [
-        _state(task.folder, record, manifest.records.get(task.name), problems)
-        for task, record in zip(tasks, records, strict=True)
-    ]
+    states: list[State] = []
+    for task, wanted in zip(tasks, records, strict=True):
+        folder, known = task.folder, manifest.records.get(task.name)
+        if not folder.is_dir() or not any(folder.iterdir()):
+            states.append("missing")
+        elif known is None:
+            problems.append(f"{folder}: is not in {MANIFEST_NAME}, so ablate_text.py did not make it")
+        elif differences := _differences(known, wanted):
+            problems.append(f"{folder}: {'; '.join(differences)}")
+        elif known.finished:
+            states.append("finished" if all((folder / name).is_file() for name in _RESULTS) else "missing")
+        else:
+            states.append("interrupted" if (folder / "last.pth").is_file() else "missing")
     if problems:
         raise UserError(
             "The output folder holds runs of another ablation. Choose another folder with --output-dir, move these "
@@ -457,26 +460,18 @@ def states_of(tasks: Sequence[Task], records: Sequence[Record], manifest: Manife
     return states
 
 
-def _state(folder: Path, wanted: Record, known: Record | None, problems: list[str]) -> State:
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return "missing"
-    if known is None:
-        problems.append(f"{folder}: is not in {MANIFEST_NAME}, so ablate_text.py did not make it")
-        return "missing"
-    differences = []
+def _differences(known: Record, wanted: Record) -> list[str]:
+    """What a run was made from that another would be made from now."""
+    found = []
     if wanted.phase_1 != known.phase_1:
         hashes = f"({known.phase_1[:12]}, now {wanted.phase_1[:12]})"
-        differences.append(f"started from another phase 1 or training set {hashes}")
+        found.append(f"started from another phase 1 or training set {hashes}")
     if wanted.texts != known.texts:
-        differences.append(f"its texts are from {known.texts}, now from {wanted.texts}")
+        found.append(f"its texts are from {known.texts}, now from {wanted.texts}")
     if keys := config_differences([known.config, wanted.config]):
         more = f" and {len(keys) - _MOST_KEYS} more" if len(keys) > _MOST_KEYS else ""
-        differences.append(f"another config ({', '.join(keys[:_MOST_KEYS])}{more})")
-    if differences:
-        problems.append(f"{folder}: {'; '.join(differences)}")
-    if known.finished:
-        return "finished" if all((folder / name).is_file() for name in _RESULTS) else "missing"
-    return "interrupted" if (folder / "last.pth").is_file() else "missing"
+        found.append(f"another config ({', '.join(keys[:_MOST_KEYS])}{more})")
+    return found
 
 
 def run_all(

@@ -284,9 +284,6 @@ def write_answer(answer: Answer, folder: Path, lang: Language, *, captions: bool
 
     ablation.md and ablation.tex hold all tables; each table is a CSV of its own; ablation.json has every number
     unrounded and comes last. What an earlier writing left and this one has not is removed.
-
-    Raises:
-        UserError: A file cannot be written.
     """
     tables = answer_tables(answer, lang)
     markdown = _markdown(answer, tables, lang)

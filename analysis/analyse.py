@@ -1,25 +1,48 @@
-"""One pass over detections and ground truth: everything a full evaluation tells."""
+"""One pass over detections and ground truth: what results.json holds, and the curves and boxes that only figures show.
+
+Legend: K classes, S score thresholds, R = 101 recall points (0, 0.01, ..., 1).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from analysis.acceptance import AcceptanceOptions, acceptance
 from analysis.bootstrap import bootstrap
+from analysis.cost import Cost
 from analysis.curves import precision_at_recall, ranked_hits, score_curves
-from analysis.errors import classify_errors, confusion, error_breakdown, gallery, size_histogram
+from analysis.errors import Finding, classify_errors, confusion, error_breakdown, gallery, size_histogram
 from analysis.image_level import image_level
 from analysis.matching import match
-from analysis.result import Analysis, Cost
+from data.types import FloatArray
 from engine.metrics import CocoNumbers, GroundTruth, Predictions, best_thresholds, coco_numbers
 from engine.suppression import try_suppression
 
 DEFAULT_SCORE = 0.5
 """Where nothing is hit, so that no threshold is the best."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything that one pass over a split tells."""
+
+    results: dict[str, Any]
+    """The content of results.json under its keys: `metrics`, `per_class`, `intervals`, `thresholds`, `confusion`,
+    `errors`, `image_level`, `sizes`, `cost`, facts of the run. Fractions are in [0, 1]; None where there is nothing to
+    measure on."""
+    facts: Mapping[str, Any]
+    """Those of the run, which are in `results` too."""
+    curves: FloatArray
+    """[K + 1, 3, S]: precision (NaN where no detection is left), recall and F1 (NaN without ground truth) at IoU 0.5
+    when detections below a score are dropped; each class, then all together."""
+    precision_at_recall: FloatArray
+    """[K, 3, R]: COCO's interpolated precision at IoU 0.5, 0.75 and averaged; NaN without ground truth."""
+    findings: Sequence[Finding]
+    """Worst misses and worst false alarms, worst first within each kind."""
 
 
 def analyse(

@@ -17,7 +17,6 @@ import numpy as np
 from scipy import sparse
 
 from analysis.matching import FALSE_POSITIVE, IGNORED, IOU_THRESHOLDS, TRUE_POSITIVE, Matches
-from analysis.result import Interval
 from data.types import FloatArray, IntArray
 
 RECALL_POINTS: FloatArray = np.linspace(0.0, 1.0, 101)
@@ -29,6 +28,13 @@ _CHUNK_VALUES = 1 << 18
 """Numbers in one intermediate array [J, samples]: few enough for the cache."""
 _T50, _T75 = 0, 5
 _Z95 = 1.959964
+
+
+class Interval(NamedTuple):
+    """A 95 % interval."""
+
+    low: float
+    high: float
 
 
 class Resampled(NamedTuple):

@@ -21,9 +21,9 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from analysis.bootstrap import BootstrapResult, Resampled, bootstrap
+from analysis.cost import Cost
 from analysis.differences import Difference, Estimate, estimate, holm, paired_difference
 from analysis.matching import Matches, match
-from analysis.result import Cost
 from analysis.style import tidy
 from data.classes import ClassMap
 from data.errors import UserError

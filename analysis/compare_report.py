@@ -41,9 +41,6 @@ def write_comparison(comparison: Comparison, folder: Path, lang: Language, *, ca
 
     comparison.md and comparison.tex hold all tables; each table is a CSV of its own; comparison.json has every number
     unrounded and comes last. Plots of an earlier comparison that this one has no numbers for are removed.
-
-    Raises:
-        UserError: A file cannot be written.
     """
     tables = comparison_tables(comparison, lang)
     markdown = _markdown(comparison, tables, lang)
@@ -219,11 +216,7 @@ def estimates_to_json(
 
 
 def write_plots(comparison: Comparison, folder: Path, lang: Language, *, captions: bool = True) -> None:
-    """Write PNG and PDF of every plot that at least one model has a number for, and remove those of the others.
-
-    Raises:
-        UserError: They cannot be written.
-    """
+    """Write PNG and PDF of every plot that at least one model has a number for, and remove those of the others."""
     texts = texts_of(lang, "compare")
     for name, (cost, factor) in PLOTS.items():
         points = [

@@ -11,9 +11,9 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from torch.autograd import profiler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from analysis.result import Cost, Latency
 from engine.config import ExperimentConfig
 from engine.detector import Detector
 from engine.step import train_steps
@@ -37,6 +36,37 @@ BUDGET_SECONDS = 40.0
 _MAX_REPEATS = 100
 _MIN_REPEATS = 3
 _WARM_UP_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one batch size, device synchronised, after warm-up."""
+
+    batch_size: int
+    median_ms: float
+    p95_ms: float
+    images_per_s: float
+    repeats: int = 0
+    """Timed runs behind the two numbers: few on a CPU, where a percentile of them says little. 0: unknown."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs to run."""
+
+    parameters: int
+    gflops: float
+    """Of one image at `image_size_hw`; a multiply-add counts as two (torch.utils.flop_counter)."""
+    image_size_hw: tuple[int, int]
+    latencies: Sequence[Latency]
+    """Batch 1 and the evaluation batch."""
+    inference_memory_mb: float | None
+    """Peak of one inference batch of size 1."""
+    training_memory_mb: float | None
+    """Peak of one training step at the micro-batch of the config."""
+    device: str
+    dtype: str
+    threads: int
 
 
 def measure_cost(detector: Detector, *, eval_batch: int, budget_seconds: float = BUDGET_SECONDS) -> Cost:

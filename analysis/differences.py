@@ -26,8 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from analysis.bootstrap import Resampled, percentiles
-from analysis.result import Interval
+from analysis.bootstrap import Interval, Resampled, percentiles
 from data.types import FloatArray
 
 LEAST_SEEDS = 3

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.curves import interpolated_precision
 from analysis.matching import FALSE_POSITIVE, IGNORED, NO_BOX, Boxes, Matches, overlapping, take
-from analysis.result import ERROR_KINDS, Finding
 from data.types import BoolArray, FloatArray, IntArray
 
+ErrorKind = Literal["classification", "localisation", "both", "duplicate", "background", "missed"]
+ERROR_KINDS: tuple[ErrorKind, ...] = ("classification", "localisation", "both", "duplicate", "background", "missed")
 FOREGROUND_IOU = 0.5
 GALLERY_SIZE = 12
 """Of each kind: a sheet of the gallery."""
@@ -33,6 +34,23 @@ NO_ERROR = -1
 _LOCALISATION, _CLASSIFICATION, _DUPLICATE, _BACKGROUND, _BOTH = (
     ERROR_KINDS.index(kind) for kind in ("localisation", "classification", "duplicate", "background", "both")
 )
+
+
+class Finding(NamedTuple):
+    """One picture of the gallery."""
+
+    kind: Literal["missed", "false_alarm"]
+    image_id: int
+    label: int
+    score: float
+    """Of the false alarm; for a miss the best score of a detection that touches it, else 0."""
+    box_xywh: tuple[float, float, float, float]
+    """Pixels of the original image."""
+    note: ErrorKind
+    first_score: float | None = None
+    """Of a duplicate: the detection that found its box first."""
+    first_iou: float | None = None
+    """Of a duplicate: with that box."""
 
 
 def confusion(matches: Matches, *, iou: float, score: float) -> IntArray:

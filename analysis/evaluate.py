@@ -17,10 +17,9 @@ import numpy as np
 from pydantic import Field
 
 from analysis.acceptance import AcceptanceOptions, acceptance_lines
-from analysis.analyse import DEFAULT_SCORE, analyse
-from analysis.cost import device_name, measure_cost
+from analysis.analyse import DEFAULT_SCORE, Analysis, analyse
+from analysis.cost import Cost, device_name, measure_cost
 from analysis.matching import MIN_IOU
-from analysis.result import Analysis, Cost
 from data.coco import CocoSplit
 from data.config import loaders
 from data.errors import UserError

@@ -1,6 +1,6 @@
 """The figures of an evaluation, each as PNG and as PDF.
 
-Legend: K classes, S score thresholds, R recall points, as in `analysis/result.py`.
+Legend: K classes, S score thresholds, R recall points, as in `analysis/analyse.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analysis.analyse import Analysis
 from analysis.bootstrap import RECALL_POINTS
 from analysis.curves import SCORE_THRESHOLDS
-from analysis.result import ERROR_KINDS, Analysis
+from analysis.errors import ERROR_KINDS
 from analysis.style import (
     FAINT,
     FOUND_COLOUR,
@@ -60,9 +61,6 @@ def write_figures(analysis: Analysis, folder: Path, lang: Language, *, captions:
 
     What has nothing to show (no ground truth, no clean images, ...) says so in its place. For `captions` see
     `save_figure`.
-
-    Raises:
-        UserError: The folder cannot be written.
     """
     texts = texts_of(lang, "figures")
     files = []

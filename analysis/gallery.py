@@ -15,7 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from analysis.result import Analysis, Finding
+from analysis.analyse import Analysis
+from analysis.errors import Finding
 from analysis.style import (
     FOUND_COLOUR,
     TRUTH_COLOUR,

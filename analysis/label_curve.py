@@ -29,11 +29,7 @@ def part_of(tasks: Sequence[Task], found: Answer) -> Part:
 
 
 def write_parts(parts: Sequence[Part], folder: Path, lang: Language, *, captions: bool = True) -> str:
-    """Write labels.md, .tex, .csv and .json, and with two fractions or more the curve; return the Markdown.
-
-    Raises:
-        UserError: A file cannot be written.
-    """
+    """Write labels.md, .tex, .csv and .json, and with two fractions or more the curve; return the Markdown."""
     texts = texts_of(lang, "ablation")
     table, answers = _table(parts, texts), [found for _, found in parts]
     said = [f"{_title(one, texts)}: {sentence}" for one in answers for sentence in sentences_of(one, lang)]

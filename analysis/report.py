@@ -16,8 +16,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from analysis.acceptance import acceptance_lines, promise_title, what_is_missing
+from analysis.analyse import Analysis
 from analysis.gallery import GalleryFiles
-from analysis.result import Analysis
 from analysis.style import FigureFiles, decimal_mark, tidy
 from data.errors import UserError
 from data.files import write_atomically

@@ -112,9 +112,6 @@ def save_figure(figure: Figure, folder: Path, name: str, *, text_beside: str | N
 
     With `text_beside` the figure loses its caption and title, and that text becomes `name`.txt: documents have captions
     of their own.
-
-    Raises:
-        UserError: They cannot be written.
     """
     png, pdf, txt = (folder / f"{name}.{suffix}" for suffix in ("png", "pdf", "txt"))
     if text_beside is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.result import Interval
+from analysis.bootstrap import Interval
 from data.coco import CocoSplit
 from data.images import decode_image
 from data.progress import progress_bar

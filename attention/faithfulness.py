@@ -28,8 +28,7 @@ from pydantic import ConfigDict, Field
 from scipy import stats
 from torch import Tensor, nn
 
-from analysis.bootstrap import draw_weights, percentiles
-from analysis.result import Interval
+from analysis.bootstrap import Interval, draw_weights, percentiles
 from attention.capture import Predictions, all_objects, choose_objects
 from attention.evidence import DrawMap
 from attention.maps import enlarge

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.analyse import Analysis
 from analysis.bootstrap import bootstrap
 from analysis.compare import read_runs
 from analysis.matching import match
-from analysis.result import Analysis
 from data.classes import ClassMap
 from data.loader import build_eval_loader
 from data.splits import build_datasets

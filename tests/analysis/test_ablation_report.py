@@ -24,8 +24,8 @@ from analysis.ablation_report import (
     short_verdict,
     write_answer,
 )
+from analysis.bootstrap import Interval
 from analysis.differences import Effect, RankCorrelation
-from analysis.result import Interval
 from analysis.tables import Number
 from analysis.zero_shot import Accuracy, ZeroShot
 from data.errors import UserError

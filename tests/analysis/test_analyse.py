@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from analysis.analyse import analyse
+from analysis.analyse import Analysis, analyse
 from analysis.bootstrap import bootstrap
-from analysis.errors import GALLERY_SIZE, classify_errors, gallery, size_histogram
+from analysis.cost import Cost, Latency
+from analysis.errors import GALLERY_SIZE, Finding, classify_errors, gallery, size_histogram
 from analysis.evaluate import format_results
 from analysis.matching import match
-from analysis.result import Analysis, Cost, Finding, Latency
 from data.classes import ClassMap
 from engine.metrics import METRIC_NAMES, GroundTruth, Predictions, best_thresholds, coco_numbers
 from tests.support.coco_reference import CLASSES, random_case, reference_stats

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from analysis import cost as cost_module
-from analysis.cost import measure_cost
-from analysis.result import Cost
+from analysis.cost import Cost, measure_cost
 from data.classes import ClassMap
 from engine.config import ExperimentConfig, load_config
 from engine.detector import Detector

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.bootstrap import DEFECTS, Resampled, bootstrap
+from analysis.bootstrap import DEFECTS, Interval, Resampled, bootstrap
 from analysis.differences import (
     Effect,
     effect,
@@ -20,7 +20,6 @@ from analysis.differences import (
     verdict,
 )
 from analysis.matching import Matches
-from analysis.result import Interval
 from tests.support.comparison import WITH_NORMAL, make_tables, make_truth
 
 SAMPLES = 300

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.errors import classify_errors, error_breakdown
+from analysis.errors import ERROR_KINDS, classify_errors, error_breakdown
 from analysis.matching import match
-from analysis.result import ERROR_KINDS
 from engine.metrics import Predictions, coco_numbers
 from tests.support.coco_reference import random_case
 from tests.support.scenes import Box, scene

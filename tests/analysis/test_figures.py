@@ -17,8 +17,10 @@ from matplotlib.text import Text
 from PIL import Image
 
 from analysis import figures as drawing
+from analysis.analyse import Analysis
+from analysis.bootstrap import Interval
+from analysis.errors import ERROR_KINDS
 from analysis.figures import DRAWERS, DrawnFigure, write_figures
-from analysis.result import ERROR_KINDS, Analysis, Interval
 from analysis.style import DPI, FAINT, WIDTH_CM, class_line, figure_style, new_figure, save_figure, tidy
 from data.errors import UserError
 from engine.pictures import CLASS_COLOURS

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from analysis import gallery
+from analysis.errors import Finding
 from analysis.gallery import write_gallery
-from analysis.result import Finding
 from analysis.style import BoxNames, new_figure
 from data.coco import CocoSplit, read_split
 from engine.metrics import Prediction

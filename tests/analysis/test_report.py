@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from analysis.analyse import Analysis
 from analysis.gallery import GalleryFiles
 from analysis.report import write_report
-from analysis.result import Analysis
 from analysis.style import FigureFiles
 from data.errors import UserError
 from engine.metrics import METRIC_NAMES

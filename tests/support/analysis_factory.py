@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from analysis.analyse import Analysis
+from analysis.bootstrap import Interval
+from analysis.cost import Cost, Latency
 from analysis.curves import SCORE_THRESHOLDS
-from analysis.result import ERROR_KINDS, Analysis, Cost, Finding, Interval, Latency
+from analysis.errors import ERROR_KINDS, Finding
 from data.types import FloatArray
 from engine.metrics import METRIC_NAMES
 

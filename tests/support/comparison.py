@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from analysis.cost import Cost, Latency
 from analysis.matching import Matches, match
-from analysis.result import Cost, Latency
 from data.classes import ClassMap
 from engine.metrics import GroundTruth, Predictions, coco_numbers
 from engine.results import write_results

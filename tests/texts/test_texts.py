@@ -5,7 +5,7 @@ from string import Formatter
 
 import pytest
 
-from analysis.result import ERROR_KINDS
+from analysis.errors import ERROR_KINDS
 from engine.metrics import METRIC_NAMES
 from texts import Language, catalogue, number, percent, plain_table, texts_of
 
