@@ -187,7 +187,6 @@ def answer(
     *,
     samples: int,
     margin: float = MARGIN_AP,
-    progress: bool = True,
 ) -> Answer:
     """Compare finished runs, all modes with the same seeds, mode by mode.
 
@@ -195,7 +194,7 @@ def answer(
         UserError: Results are missing, damaged, or were judged on different data.
     """
     runs = read_runs([task.folder for task in tasks])
-    drawn = resample(runs, samples=samples, seed=BOOTSTRAP_SEED, progress=progress)
+    drawn = resample(runs, samples=samples, seed=BOOTSTRAP_SEED)
     subset, section = tasks[0].subset, tasks[0].config.MultimodalFusion
     references, judged = _references(subset), _judged(subset)
     if subset is not None and subset.judged_class is not None:
@@ -391,11 +390,9 @@ def _markdown(answer: Answer, tables: Mapping[str, Table], lang: Language) -> st
 
 def answer_to_json(answer: Answer, lang: Language = "en") -> dict[str, Any]:
     """Return every number, unrounded; keys are English whatever the language."""
-    facts, results = answer.texts, answer.judged_on
+    facts = answer.texts
     return {
-        "split": results.split,
-        "num_images": results.num_images,
-        "gt_hash": results.gt_hash,
+        **answer.judged_on.model_dump(include={"split", "num_images", "gt_hash"}),
         "samples": answer.samples,
         "bootstrap_seed": BOOTSTRAP_SEED,
         "seeds": list(answer.seeds),

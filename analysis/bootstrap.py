@@ -27,7 +27,7 @@ DEFECTS = "AP_defects"
 _CHUNK_VALUES = 1 << 18
 """Numbers in one intermediate array [J, samples]: few enough for the cache."""
 _T50, _T75 = 0, 5
-_Z95 = 1.959964
+Z95 = 1.959964
 
 
 class Interval(NamedTuple):
@@ -58,7 +58,7 @@ class Resampled(NamedTuple):
         if np.isnan(self.point) or not len(measured):
             return None
         centre = 2 * self.point - float(measured.mean())
-        half = _Z95 * float(measured.std(ddof=1)) if len(measured) > 1 else 0.0
+        half = Z95 * float(measured.std(ddof=1)) if len(measured) > 1 else 0.0
         return Interval(min(max(centre - half, 0.0), 1.0), min(max(centre + half, 0.0), 1.0))
 
 

@@ -71,9 +71,9 @@ class Results(BaseModel):
 
     metrics: dict[str, float | None]
     metrics_defects: dict[str, float | None]
-    gt_hash: str
     split: str
     num_images: int
+    gt_hash: str
     checkpoint: str | None = None
     epoch: int | None = None
     """Epochs trained until this checkpoint."""
@@ -467,7 +467,7 @@ def _folder_label(group: Sequence[EvaluatedRun], depth: int) -> str:
     return tidy(label) or "run"
 
 
-def resample(runs: Sequence[EvaluatedRun], *, samples: int, seed: int, progress: bool = True) -> list[BootstrapResult]:
+def resample(runs: Sequence[EvaluatedRun], *, samples: int, seed: int) -> list[BootstrapResult]:
     """Draw the same images for every run: the same seed draws them, run by run, so that the bar can show how far.
 
     Raises:
@@ -483,7 +483,7 @@ def resample(runs: Sequence[EvaluatedRun], *, samples: int, seed: int, progress:
     if problems:
         raise UserError("These results and predictions are of different evaluations:", problems)
     normal = _normal_label(runs)
-    bar = progress_bar(runs, "bootstrap", unit="run", show=progress)
+    bar = progress_bar(runs, "bootstrap", unit="run")
     return [bootstrap(run.matches, samples=samples, seed=seed, normal=normal) for run in bar]
 
 

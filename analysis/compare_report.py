@@ -179,11 +179,8 @@ def notes_of(comparison: Comparison, lang: Language) -> list[str]:
 
 def comparison_to_json(comparison: Comparison, lang: Language = "en") -> dict[str, Any]:
     """Return every number, unrounded; keys are English whatever the language."""
-    results = comparison.judged_on
     return {
-        "split": results.split,
-        "num_images": results.num_images,
-        "gt_hash": results.gt_hash,
+        **comparison.judged_on.model_dump(include={"split", "num_images", "gt_hash"}),
         "samples": comparison.samples,
         "seed": comparison.seed,
         "folds": comparison.num_folds,

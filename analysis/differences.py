@@ -26,13 +26,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from analysis.bootstrap import Interval, Resampled, percentiles
+from analysis.bootstrap import Z95, Interval, Resampled, percentiles
 from data.types import FloatArray
 
 LEAST_SEEDS = 3
 """Fewer say too little about what another seed would have given."""
 _COVERED = 0.95
-_Z95 = 1.959964
 _NEARLY_1 = 1 - 1e-12
 
 Verdict = Literal["helps", "no_difference", "equivalent", "hurts"]
@@ -185,7 +184,7 @@ def rank_correlation(first: FloatArray, second: FloatArray) -> RankCorrelation |
     if len(first) < 5 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     value = float(stats.spearmanr(first, second).statistic)
-    half = _Z95 * math.sqrt((1 + value**2 / 2) / (len(first) - 3))
+    half = Z95 * math.sqrt((1 + value**2 / 2) / (len(first) - 3))
     centre = math.atanh(min(max(value, -_NEARLY_1), _NEARLY_1))
     return RankCorrelation(value, Interval(math.tanh(centre - half), math.tanh(centre + half)), len(first))
 

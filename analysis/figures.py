@@ -6,6 +6,7 @@ Legend: K classes, S score thresholds, R recall points, as in `analysis/analyse.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,20 +137,28 @@ def draw_f1(analysis: Analysis, texts: Texts) -> DrawnFigure:
     return DrawnFigure(figure, texts["f1_title"], texts("f1_alt", **numbers))
 
 
-def draw_confusion(analysis: Analysis, texts: Texts) -> DrawnFigure:
-    """Draw the confusion matrix, each row divided by its sum."""
-    counts = np.array(analysis.results["confusion"]["counts"], dtype=np.float64)
+def draw_confusion(analysis: Analysis, texts: Texts, *, in_counts: bool = False) -> DrawnFigure:
+    """Draw the confusion matrix [K + 1, K + 1], each row divided by its sum, or in counts."""
+    confusion = analysis.results["confusion"]
+    names, counts = confusion["names"], np.array(confusion["counts"], dtype=np.float64)
     sums = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, sums, out=np.full(counts.shape, np.nan), where=sums > 0)
-    return _matrix(analysis, texts, "confusion", shares, 2, PowerNorm(1, 0, 1), texts["confusion_share"])
-
-
-def draw_confusion_counts(analysis: Analysis, texts: Texts) -> DrawnFigure:
-    """Draw the confusion matrix in counts."""
-    counts = np.array(analysis.results["confusion"]["counts"], dtype=np.float64)
-    # The square root keeps rare confusions visible beside a frequent class.
-    scale = PowerNorm(0.5, 0, max(float(counts.max(initial=0)), 1.0))
-    return _matrix(analysis, texts, "confusion_counts", counts, 0, scale, texts["count"])
+    values = np.divide(counts, sums, out=np.full(counts.shape, np.nan), where=sums > 0)
+    name, decimals, scale, scale_title = "confusion", 2, PowerNorm(1, 0, 1), texts["confusion_share"]
+    if in_counts:
+        # The square root keeps rare confusions visible beside a frequent class.
+        scale, scale_title = PowerNorm(0.5, 0, max(float(counts.max(initial=0)), 1.0)), texts["count"]
+        name, decimals, values = "confusion_counts", 0, counts
+    columns, rows = [*names, texts["confusion_missed"]], [*names, texts["confusion_background"]]
+    figure, axis = shaded_table(values, rows, columns, scale, scale_title, texts.language, decimals)
+    if len(names) < LARGEST_ANNOTATED:  # background taken for nothing is not a thing that is counted
+        corner = len(names) + 0.5
+        axis.text(corner, corner, NOTHING, ha="center", va="center", color=FAINT)
+    axis.set(xlabel=texts["confusion_predicted"], ylabel=texts["confusion_true"])
+    setting = {key: texts.number(confusion[key], 2) for key in ("iou", "score")}
+    axis.set_title(texts("confusion_setting", **setting))
+    right, total = texts.number(np.trace(counts[:-1]), 0), texts.number(counts[:-1].sum(), 0)
+    alt = texts(f"{name}_alt", classes=len(names), right=right, total=total, **setting)
+    return DrawnFigure(figure, texts[f"{name}_title"], alt)
 
 
 def draw_errors(analysis: Analysis, texts: Texts) -> DrawnFigure:
@@ -319,7 +328,7 @@ DRAWERS: Mapping[str, Callable[[Analysis, Texts], DrawnFigure]] = {
     "f1": draw_f1,
     "class_ap": draw_class_ap,
     "confusion": draw_confusion,
-    "confusion_counts": draw_confusion_counts,
+    "confusion_counts": partial(draw_confusion, in_counts=True),
     "errors": draw_errors,
     "image_level": draw_image_level,
     "reliability": draw_reliability,
@@ -346,26 +355,6 @@ def _class_lines(
         name = f"\u200b{name}" if name.startswith("_") else name
         named[f"{name} ({label})" if name in named else name] = line
     return named
-
-
-def _matrix(
-    analysis: Analysis, texts: Texts, name: str, values: FloatArray, decimals: int, scale: PowerNorm, scale_title: str
-) -> DrawnFigure:
-    """The matrix [K + 1, K + 1] with names at its sides."""
-    confusion = analysis.results["confusion"]
-    names, last = confusion["names"], len(values) - 1
-    columns, rows = [*names, texts["confusion_missed"]], [*names, texts["confusion_background"]]
-    figure, axis = shaded_table(values, rows, columns, scale, scale_title, texts.language, decimals)
-    # Background taken for nothing is not a thing that is counted.
-    if last < LARGEST_ANNOTATED:
-        axis.text(last + 0.5, last + 0.5, NOTHING, ha="center", va="center", color=FAINT)
-    axis.set(xlabel=texts["confusion_predicted"], ylabel=texts["confusion_true"])
-    setting = {key: texts.number(confusion[key], 2) for key in ("iou", "score")}
-    axis.set_title(texts("confusion_setting", **setting))
-    annotated = np.array(confusion["counts"])[:-1]
-    right, total = texts.number(np.trace(annotated), 0), texts.number(annotated.sum(), 0)
-    alt = texts(f"{name}_alt", classes=len(names), right=right, total=total, **setting)
-    return DrawnFigure(figure, texts[f"{name}_title"], alt)
 
 
 def _fraction_axes(axis: Any, texts: Texts, x: str, y: str) -> None:

@@ -58,9 +58,10 @@ def write_report(
     pictures["gallery"] = [_picture(sheet) for sheet in gallery.sheets] if gallery else []
     identity = dict(_identity(analysis, texts))
     style, script = _resource("report.css"), _resource("report.js")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters["tidy"] = tidy
-    page = environment.from_string(_resource("report_template.html")).render(
+    path = folder / "report.html"
+    write_page(
+        path,
+        "report_template.html",
         results=results,
         t=texts,
         f=figure_texts,
@@ -80,10 +81,16 @@ def write_report(
         style_hash=_policy_hash(style),
         script_hash=_policy_hash(script),
     )
-    path = folder / "report.html"
-    # A lone surrogate in a name is no character; it becomes a question mark.
-    write_atomically(path, lambda file: file.write(page.encode("utf-8", "replace")), what="report")
     return path
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Write an HTML page from one of our templates; what is filled in is escaped."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["tidy"] = tidy
+    # A lone surrogate in a name is no character; it becomes a question mark.
+    page = environment.from_string(_resource(template)).render(**values).encode("utf-8", "replace")
+    write_atomically(path, lambda file: file.write(page), what="report")
 
 
 def _identity(analysis: Analysis, texts: Texts) -> Iterator[tuple[str, str]]:

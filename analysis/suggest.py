@@ -9,25 +9,24 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from analysis.gallery import cut, window_around
 from analysis.label_errors import Suggestion, corrected, find_label_errors
+from analysis.report import write_page
 from analysis.style import tidy
 from data.coco import CocoSplit
 from data.config import loaders
 from data.convert.split import fold_sets
 from data.errors import UserError
-from data.files import file_sha256, write_atomically, write_json
+from data.files import file_sha256, write_json
 from data.image_checks import alike_groups
 from data.images import decode_image
 from data.loader import build_eval_loader
@@ -271,11 +270,8 @@ def _write_pages(folder: Path, split: CocoSplit, suggestions: Sequence[Suggestio
         }
         for number, (one, picture) in enumerate(zip(suggestions, pairs, strict=True), start=1)
     ]
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    template = files("analysis").joinpath("label_errors_template.html").read_text(encoding="utf-8")
-    page = environment.from_string(template).render(t=texts, rows=rows, ann_file=tidy(str(split.ann_file), 120))
-    content = page.encode("utf-8", "replace")
-    write_atomically(folder / "label_errors.html", lambda file: file.write(content), what="page")
+    page = folder / "label_errors.html"
+    write_page(page, "label_errors_template.html", t=texts, rows=rows, ann_file=tidy(str(split.ann_file), 120))
 
 
 def _pair(split: CocoSplit, one: Suggestion, number: int, texts: Texts) -> PixelArray | None:

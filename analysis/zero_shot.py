@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.bootstrap import Interval
+from analysis.bootstrap import Z95, Interval
 from data.coco import CocoSplit
 from data.images import decode_image
 from data.progress import progress_bar
@@ -19,8 +19,6 @@ from data.types import BoolArray, IntArray, PixelArray
 from engine.metrics import unique_names
 from models.config import TextEncoderConfig
 from models.text_encoder import TextEmbeddings, encode_images
-
-_Z = 1.959964
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,7 @@ class ZeroShot:
     """What naming the most frequent class every time would give as `overall`."""
 
 
-def zero_shot(
-    texts: TextEmbeddings, encoder: TextEncoderConfig, split: CocoSplit, *, progress: bool = True
-) -> ZeroShot | None:
+def zero_shot(texts: TextEmbeddings, encoder: TextEncoderConfig, split: CocoSplit) -> ZeroShot | None:
     """Classify the cropped boxes of `split` by their nearest class text; None if it has no boxes.
 
     Crowd boxes are left out.
@@ -62,7 +58,7 @@ def zero_shot(
     rows = np.flatnonzero(~split.crowd)
     if not len(rows):
         return None
-    bar = progress_bar(_crops(split), "zero-shot boxes", unit="box", total=len(rows), show=progress)
+    bar = progress_bar(_crops(split), "zero-shot boxes", unit="box", total=len(rows))
     vectors = encode_images(bar, encoder)
     return score((vectors @ texts.class_vectors().T).argmax(dim=1).numpy(), split)
 
@@ -90,9 +86,9 @@ def score(predicted: IntArray, split: CocoSplit) -> ZeroShot:
 
 def wilson(share: float, size: int) -> Interval:
     """Return the 95 % interval of a share of `size` independent cases (Wilson, JASA 22, 1927)."""
-    centre = share + _Z**2 / (2 * size)
-    half = _Z * math.sqrt(share * (1 - share) / size + _Z**2 / (4 * size**2))
-    scale = 1 + _Z**2 / size
+    centre = share + Z95**2 / (2 * size)
+    half = Z95 * math.sqrt(share * (1 - share) / size + Z95**2 / (4 * size**2))
+    scale = 1 + Z95**2 / size
     return Interval(max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0))
 
 

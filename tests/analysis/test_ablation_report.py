@@ -62,7 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(runs: Path, config: ExperimentConfig) -> Answer:
-    return answer(tasks_of(runs, config, list(QUALITY)), facts(), samples=SAMPLES, progress=False)
+    return answer(tasks_of(runs, config, list(QUALITY)), facts(), samples=SAMPLES)
 
 
 def mode(found: Answer, name: str) -> Any:
@@ -117,7 +117,7 @@ def test_no_verdict_without_grounds(changes: dict[str, Any], reason: str) -> Non
 
 def test_a_missing_run_is_an_error(found: Answer, runs: Path, config: ExperimentConfig) -> None:
     with pytest.raises(UserError, match="cosine_seed7: no such folder"):
-        answer(tasks_of(runs, config, ["none", "cosine"], [0, 7]), None, samples=SAMPLES, progress=False)
+        answer(tasks_of(runs, config, ["none", "cosine"], [0, 7]), None, samples=SAMPLES)
 
 
 def test_sentences(found: Answer) -> None:
@@ -195,7 +195,7 @@ def test_a_small_difference_is_said_to_be_no_larger(found: Answer) -> None:
 def test_one_class_held_out_and_rare(runs: Path, config: ExperimentConfig) -> None:
     names = ["cosine", "random", "learned", "none"]
     tasks = [task._replace(subset=Subset(held_out="scratch")) for task in tasks_of(runs, config, names[:2])]
-    held_out = answer(tasks, facts(), samples=SAMPLES, progress=False)
+    held_out = answer(tasks, facts(), samples=SAMPLES)
     assert held_out.judged == "AP scratch" and set(mode(held_out, "cosine").against) == {"random"}
     assert mode(held_out, "cosine").judgement.verdict == "helps"
     first, *rest = sentences_of(held_out, "en")
@@ -207,7 +207,7 @@ def test_one_class_held_out_and_rare(runs: Path, config: ExperimentConfig) -> No
         True,
     ]
     tasks = [task._replace(subset=Subset(rare=("scratch", 3))) for task in tasks_of(runs, config, ["cosine", "none"])]
-    rare = answer(tasks, facts(), samples=SAMPLES, progress=False)
+    rare = answer(tasks, facts(), samples=SAMPLES)
     own = mode(rare, "cosine").per_class["scratch"]["AP"].value
     assert rare.judged == "AP scratch" and mode(rare, "cosine").metrics["AP scratch"].value == own
     assert "Of scratch only 3 training images" in write_answer(rare, runs, "en")

@@ -71,7 +71,7 @@ def colours(images: Iterable[np.ndarray], _: TextEncoderConfig) -> Tensor:
 
 def test_crops_find_their_texts(split: CocoSplit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zero_shot_module, "encode_images", colours)
-    found = zero_shot(TEXTS, TextEncoderConfig(), split, progress=False)
+    found = zero_shot(TEXTS, TextEncoderConfig(), split)
     assert found is not None
     assert (found.overall.boxes, found.overall.images, found.overall.correct) == (4, 2, 4), "the crowd is left out"
     assert found.per_class["blue"].value is None and found.mean_of_classes == 1.0
@@ -88,7 +88,7 @@ def test_a_long_crop_is_whole_in_the_middle_of_a_square() -> None:
 
 
 def test_no_boxes(tmp_path: Path) -> None:
-    assert zero_shot(TEXTS, TextEncoderConfig(), write_split(tmp_path, {1: []}), progress=False) is None
+    assert zero_shot(TEXTS, TextEncoderConfig(), write_split(tmp_path, {1: []})) is None
 
 
 def test_accuracy_counts_images(split: CocoSplit) -> None:
