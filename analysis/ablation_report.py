@@ -392,7 +392,9 @@ def answer_to_json(answer: Answer, lang: Language = "en") -> dict[str, Any]:
     """Return every number, unrounded; keys are English whatever the language."""
     facts = answer.texts
     return {
-        **answer.judged_on.model_dump(include={"split", "num_images", "gt_hash"}),
+        "split": answer.judged_on.split,
+        "num_images": answer.judged_on.num_images,
+        "gt_hash": answer.judged_on.gt_hash,
         "samples": answer.samples,
         "bootstrap_seed": BOOTSTRAP_SEED,
         "seeds": list(answer.seeds),

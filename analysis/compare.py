@@ -71,9 +71,9 @@ class Results(BaseModel):
 
     metrics: dict[str, float | None]
     metrics_defects: dict[str, float | None]
+    gt_hash: str
     split: str
     num_images: int
-    gt_hash: str
     checkpoint: str | None = None
     epoch: int | None = None
     """Epochs trained until this checkpoint."""

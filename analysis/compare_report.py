@@ -180,7 +180,9 @@ def notes_of(comparison: Comparison, lang: Language) -> list[str]:
 def comparison_to_json(comparison: Comparison, lang: Language = "en") -> dict[str, Any]:
     """Return every number, unrounded; keys are English whatever the language."""
     return {
-        **comparison.judged_on.model_dump(include={"split", "num_images", "gt_hash"}),
+        "split": comparison.judged_on.split,
+        "num_images": comparison.judged_on.num_images,
+        "gt_hash": comparison.judged_on.gt_hash,
         "samples": comparison.samples,
         "seed": comparison.seed,
         "folds": comparison.num_folds,
