@@ -72,7 +72,7 @@ def build_train_loader(
     """
     _require_same_classes(split, classes)
     loader = config.train_dataloader
-    factors, split = _factors(config, split), tiled(split, config.tiles)
+    split, factors = _tiles_and_factors(config, split)
     order = _train_order(config, factors, seed=seed, rank=rank, world_size=world_size)
     workers = loader.num_workers if num_workers is None else num_workers
     spare, max_bytes = memory_to_spare(), loader.dataset.cache_mib * 2**20
@@ -98,15 +98,15 @@ def steps_per_epoch(config: DataConfig) -> int:
         factors = np.ones(synthetic.num_train)
     else:
         data = build_datasets(config.model_copy(update={"synthetic": None}), ("train",))
-        factors = _factors(config, data.splits["train"])
+        _, factors = _tiles_and_factors(config, data.splits["train"])
     return math.ceil(len(_train_order(config, factors)) / config.micro_batches)
 
 
-def _factors(config: DataConfig, split: CocoSplit) -> FloatArray:
-    """Return how often each image, or tile, comes in an epoch."""
+def _tiles_and_factors(config: DataConfig, split: CocoSplit) -> tuple[CocoSplit, FloatArray]:
+    """Return the images, or tiles, of an epoch and how often each comes."""
     threshold, cut = config.train_dataloader.repeat_factor_threshold, tiled(split, config.tiles)
     factors = np.ones(len(cut)) if threshold is None else repeat_factors(split, threshold, cut)
-    return thinned(factors, cut, config.tiles)
+    return cut, thinned(factors, cut, config.tiles)
 
 
 def _train_order(

@@ -98,7 +98,7 @@ def read_coco(source: Path, *, class_names: Sequence[str] | None = None) -> Gath
     if len(readers) == 1 and len(folder_splits) > 1:
         gathered.splits.clear()  # one file for all, and the folders tell
     gathered.splits_by = "the annotation files"
-    gathered.class_names = tuple(class_names) if class_names is not None else _class_names(gathered, readers)
+    gathered.class_names = class_names or _class_names(gathered, readers)
     warn_left_out(gathered, images, "entry in the COCO file")
     return gathered
 

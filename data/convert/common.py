@@ -96,7 +96,7 @@ class Gathered:
     root: Path
     images: list[ForeignImage] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    class_names: tuple[str, ...] | None = None
+    class_names: Sequence[str] | None = None
     """In the order of their ids; None sorts the names that occur."""
     splits: dict[Path, str] = field(default_factory=dict)
     """Image -> train, val or test, where the format says so itself."""

@@ -177,7 +177,7 @@ def read_txt(
         raise UserError(f'--format "{form}": without the field class, name the one class with --classes FILE.')
     add_images(gathered, files, YoloConfig(), form.read, form.is_box, expected)
     gathered.notes.append(f"lines: {expected}")
-    gathered.class_names = None if class_names is None else tuple(class_names)
+    gathered.class_names = class_names
     _name_classes(gathered, first_class)
     return gathered
 

@@ -74,8 +74,7 @@ def read_voc(
     Raises:
         UserError: `root` is no folder. Faults of the files are in the result.
     """
-    names = None if class_names is None else tuple(class_names)
-    gathered, tally = Gathered(root, class_names=names, slack_px=_SLACK_PX), Counter[str]()
+    gathered, tally = Gathered(root, class_names=class_names, slack_px=_SLACK_PX), Counter[str]()
     read = partial(_read_file, gathered, tally, skip_difficult)
     read_file_per_image(gathered, ".xml", "Give the folder of the VOC set", "filename", read)
     for mark, (found, fix) in _MARKS.items():

@@ -35,8 +35,7 @@ def read_yolo(root: Path, *, class_names: Sequence[str] | None = None) -> Gather
     files = find_text_files(gathered)
     if tell_other_format(gathered, files, _is_box, _EXPECTED):
         return gathered
-    names = tuple(class_names) if class_names is not None else find_names(root, config)
-    gathered.class_names = names
+    gathered.class_names = names = class_names or find_names(root, config)
     read = partial(_read, names=names, num_keypoint_values=config.num_keypoint_values)
     add_images(gathered, files, config, read, lambda line: bool(_values(line)), _EXPECTED)
     return gathered
