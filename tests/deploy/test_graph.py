@@ -57,23 +57,21 @@ BOXES = [[0, 0, 8, 8], [4, 4, 20, 20], [30, 0, 40, 30]]
 EXPECTED = found([0.9, 0.5, 0.5], [1, 2, 2], BOXES)
 
 
-def test_equal_detections_agree() -> None:
-    same = agreement(EXPECTED, EXPECTED, SIZES)
-    assert (same.score, same.box, same.unmatched) == (0, 0, 0) and same.within(0)
-
-
-def test_detections_of_equal_scores_may_swap() -> None:
-    swapped = found([0.9, 0.5, 0.5], [1, 2, 2], [BOXES[0], BOXES[2], BOXES[1]])
-    assert agreement(EXPECTED, swapped, SIZES).within(1e-6)
-
-
-def test_differences_are_measured() -> None:
-    moved = [[0.64, 0, 8, 8], *BOXES[1:]]
-    assert agreement(EXPECTED, found([0.9, 0.5, 0.5], [1, 2, 2], moved), SIZES).box == pytest.approx(0.01)
-    assert agreement(EXPECTED, found([0.8999, 0.5, 0.5], [1, 2, 2], BOXES), SIZES).score == pytest.approx(1e-4, rel=0.1)
-    relabelled = agreement(EXPECTED, found([0.9, 0.5, 0.5], [0, 2, 2], BOXES), SIZES)
-    assert relabelled.unmatched == 1 and not relabelled.within(1.0)
-    assert agreement(EXPECTED, found([0.9, 0.5, 0.5], [0, 2, 2], BOXES), SIZES, top=1).unmatched == 1
+@pytest.mark.parametrize(
+    ("scores", "labels", "boxes", "top", "expected"),
+    [
+        ([0.9, 0.5, 0.5], [1, 2, 2], BOXES, 100, (0, 0, 0)),
+        ([0.9, 0.5, 0.5], [1, 2, 2], [BOXES[0], BOXES[2], BOXES[1]], 100, (0, 0, 0)),  # equal scores may swap
+        ([0.9, 0.5, 0.5], [1, 2, 2], [[0.64, 0, 8, 8], *BOXES[1:]], 100, (0, 0.01, 0)),
+        ([0.8999, 0.5, 0.5], [1, 2, 2], BOXES, 100, (1e-4, 0, 0)),
+        ([0.9, 0.5, 0.5], [0, 2, 2], BOXES, 100, (0, 0, 1)),
+        ([0.9, 0.5, 0.5], [0, 2, 2], BOXES, 1, (0, 0, 1)),
+    ],
+)
+def test_differences_are_measured(scores: Any, labels: Any, boxes: Any, top: int, expected: Any) -> None:
+    measured = agreement(EXPECTED, found(scores, labels, boxes), SIZES, top=top)
+    assert measured == pytest.approx(expected, abs=1e-6)
+    assert measured.within(0.011) == (expected[2] == 0) and measured.within(0) == (expected == (0, 0, 0))
 
 
 @pytest.fixture(scope="module")
