@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: garbage collections need not look at it, which is a twentieth of all the time."""
+    """What is imported by now stays: garbage collections need not look at it."""
     gc.freeze()
 
 
