@@ -174,18 +174,23 @@ def evaluate_checkpoint(
         for name in ("figures", "gallery"):
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / "report.html").unlink(missing_ok=True)
-    report, decision, lang, captions = None, None, options.lang, options.captions
-    if options.report:  # matplotlib is loaded only here
-        from analysis.figures import write_figures
-        from analysis.gallery import write_gallery
-        from analysis.report import write_report
-
-        figures = write_figures(analysis, folder / "figures", lang, captions=captions)
-        pictures = write_gallery(analysis, images, result.predictions, folder / "gallery", lang, captions=captions)
-        report = write_report(analysis, folder, lang=lang, figures=figures, gallery=pictures)
+    report = _draw(analysis, images, result, folder, options) if options.report else None
+    decision = None
     if analysis.results["acceptance"]["promise"] is not None:
-        decision = _write_decision(folder, detector, images, result, analysis.results, lang)
+        decision = _write_decision(folder, detector, images, result, analysis.results, options.lang)
     return Evaluation(result, folder, analysis, report, decision)
+
+
+def _draw(analysis: Analysis, images: CocoSplit, result: EvalResult, folder: Path, options: AnalysisOptions) -> Path:
+    """Write figures, gallery and report.html; matplotlib is loaded only here."""
+    from analysis.figures import write_figures
+    from analysis.gallery import write_gallery
+    from analysis.report import write_report
+
+    lang, captions = options.lang, options.captions
+    figures = write_figures(analysis, folder / "figures", lang, captions=captions)
+    pictures = write_gallery(analysis, images, result.predictions, folder / "gallery", lang, captions=captions)
+    return write_report(analysis, folder, lang=lang, figures=figures, gallery=pictures)
 
 
 def _require_fitting_split(split: SplitName, config: ExperimentConfig, options: AnalysisOptions) -> None:
