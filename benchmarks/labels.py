@@ -1,7 +1,7 @@
 """Do the suggestions of suggest_labels.py help? Judged with controls, on annotations that are trusted.
 
     python benchmarks/labels.py errors -c configs/neu_det_small.yml --predictions RUN [--repeats 50]
-    python benchmarks/labels.py learn -c configs/neu_det_small.yml --output-dir DIR [--seeds 1] [--steps 600 400]
+    python benchmarks/labels.py learn -c configs/neu_det_small.yml --output-dir DIR [-t CKPT] [--seeds 1]
 
 `errors` injects label errors into the split that RUN's predictions are of, 5 % of the boxes of each kind, and counts
 how many of the first k suggestions are injected ones; real errors, which any data set has, count as false alarms.
@@ -152,7 +152,8 @@ def learn(arguments: argparse.Namespace) -> None:
         folder = arguments.output_dir / f"seed{seed}"
         order = [split.images[index].id for index in np.random.default_rng(seed).permutation(len(split))]
         start = set(order[: round(0.1 * len(split))])
-        base = stage(arguments, write_images(split, start, folder / "start.json"), folder / "start", first, None)
+        labels = write_images(split, start, folder / "start.json")
+        base = stage(arguments, labels, folder / "start", first, arguments.tuning)
         labels = write_images(split, start, folder / "none.json")
         stage(arguments, labels, folder / "none", further, base)
         pseudo = folder / "pseudo_labels/train_pseudo.json"
@@ -206,6 +207,7 @@ def main() -> None:
     add("--predictions", type=Path, help="errors: run folder whose predictions are of the val split")
     add("--repeats", type=int, default=50, help="errors: injections")
     add("--output-dir", type=Path, help="learn: folder of the runs")
+    add("-t", "--tuning", type=Path, help="learn: checkpoint that the first stage starts from")
     add("--seeds", type=int, default=1)
     add("--steps", type=int, nargs=2, default=(600, 400), help="learn: of the first stage, of each further one")
     add("--pseudo-weight", type=float, default=0.5)
