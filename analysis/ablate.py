@@ -64,7 +64,6 @@ _DECIDED = {
     "seed": "--seeds",
     "output_dir": "--output-dir",
     "resume": "-r",
-    "tuning": "-r",
 }
 """Keys that are not the config's to decide here."""
 
@@ -244,6 +243,11 @@ def _asked_subsets(options: Mapping[str, Any]) -> tuple[list[Subset], list[str]]
 def _start_problems(base: ExperimentConfig, options: Mapping[str, Any], parts: bool) -> list[str]:
     phase_1 = options.get("resume")
     from_start = base.MultimodalFusion is not None and base.MultimodalFusion.from_start
+    if base.tuning is not None and (from_start or not parts):
+        return [
+            f"tuning: {base.tuning}: phase 1 on parts of the training set starts there, and here none is trained; "
+            "leave it out"
+        ]
     if phase_1 is None:
         if from_start or base.MultimodalFusion is None:
             start_of_phase_2(base, None)
@@ -298,7 +302,9 @@ def _subset_tasks(asked: AblationOptions, base: ExperimentConfig, subset: Subset
 
     phase_1 = None if section.from_start else phase_1_config(asked.config)
     of_phase_1 = [one for one in asked.update if not one.startswith(("MultimodalFusion.", "texts."))]
-    first = [task(_PHASE_1, seed, phase_1, [*of_phase_1, f"seed={seed}"], None) for seed in asked.seeds if phase_1]
+    first = [
+        task(_PHASE_1, seed, phase_1, [*of_phase_1, f"seed={seed}"], base.tuning) for seed in asked.seeds if phase_1
+    ]
     starts = {one.seed: one.folder / "best.pth" for one in first}
     return first + [
         task(mode, seed, asked.config, [*asked.update, *_decided(mode, seed), *decided], starts.get(seed))
@@ -346,7 +352,8 @@ def origins_of(tasks: Sequence[Task]) -> list[str]:
             continue
         images = file_sha256(task.config.train_dataloader.dataset.ann_file)
         made_with = "" if phase_1 is None else json.dumps(_training(phase_1.config), sort_keys=True)
-        found.append(hashlib.sha256(f"{images}{made_with}".encode()).hexdigest())
+        weights = "" if phase_1 is None or phase_1.start is None else file_sha256(phase_1.start)
+        found.append(hashlib.sha256(f"{images}{made_with}{weights}".encode()).hexdigest())
     return found
 
 

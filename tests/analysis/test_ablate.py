@@ -341,6 +341,7 @@ def test_every_fault_of_the_parts_at_once(tiny: Path, tmp_path: Path) -> None:
             "-r: missing; give best.pth of phase 1 or its run folder, or -u MultimodalFusion.from_start",
         ),
         ({"resume": None, "fractions": [0.5]}, "includes no config without text that phase 1 could be trained with"),
+        ({"update": ["tuning=any.pth"]}, "tuning: any.pth: phase 1 on parts of the training set starts there, and"),
     ):
         with pytest.raises(UserError, match=message):
             plan(options(tiny, tmp_path / "out", **changes))
@@ -357,7 +358,10 @@ def phases(tiny: Path) -> Path:
 
 def test_parts_train_a_phase_1_each_as_many_steps(phases: Path, tiny: Path, tmp_path: Path) -> None:
     wanted = {"config": phases, "resume": None, "fractions": [0.25, 1.0], "rare": ["bar=2"], "held_out": ["bar"]}
-    _, tasks = plan(options(tiny, tmp_path / "out", modes=["cosine", "learned", "none"], **wanted))
+    weights = tiny / "phase_1" / "best.pth"
+    update = [*SHORT, f"tuning={weights.as_posix()}"]
+    _, tasks = plan(options(tiny, tmp_path / "out", modes=["cosine", "learned", "none"], update=update, **wanted))
+    assert {task.start for task in tasks if task.mode == "phase_1"} == {weights}
     assert [task.name for task in tasks] == [
         *(f"{part}/{mode}_seed0" for part in ("fraction_0.25", "fraction_1", "rare_bar_2") for mode in
           ("phase_1", "cosine", "learned", "none")),
@@ -414,7 +418,8 @@ def test_parts_from_the_question_to_the_curve(phases: Path, tiny: Path, tmp_path
 @pytest.mark.slow
 def test_two_fractions_are_trained(phases: Path, tiny: Path, tmp_path: Path) -> None:
     wanted = {"config": phases, "resume": None, "fractions": [0.5, 1.0]}
-    for name, update in (("phases", SHORT), ("from_start", (*SHORT, "MultimodalFusion.from_start=True"))):
+    tuned = (*SHORT, f"tuning={(tiny / 'phase_1' / 'best.pth').as_posix()}")
+    for name, update in (("phases", tuned), ("from_start", (*SHORT, "MultimodalFusion.from_start=True"))):
         out = tmp_path / name
         assert ablate(options(tiny, out, update=list(update), **wanted), alone()) is not None
         assert (out / "fraction_0.5" / "phase_1_seed0").exists() == (name == "phases")
