@@ -74,6 +74,8 @@ AUGMENTATION_OPS = {name: _op_of(name, augmentation) for name, augmentation in A
 class MosaicOp(Op):
     """Puts four images on one canvas, turned and scaled (docs/deimv2.md, Mosaic)."""
 
+    # Its partners come from the whole data set by the sample's own seed, whatever a worker has seen before.
+    without_effect = ("use_cache", "max_cached_images", "random_pop")
     type: Literal["Mosaic"] = "Mosaic"
     output_size: PositiveInt = 320
     """Shorter side of each of the four images, pixels."""
@@ -110,6 +112,7 @@ class ResizeOp(Op):
 class ConvertPILImageOp(Op):
     """Scales to [0, 1] in float32: done on the device here, stated for the dialect's sake."""
 
+    only = {"dtype": "float32", "scale": True}
     type: Literal["ConvertPILImage"] = "ConvertPILImage"
 
 
@@ -126,6 +129,7 @@ class NormalizeOp(Op):
 class ConvertBoxesOp(Op):
     """Converts boxes to cxcywh in [0, 1]."""
 
+    only = {"fmt": "cxcywh", "normalize": True}
     type: Literal["ConvertBoxes"] = "ConvertBoxes"
 
 
@@ -159,6 +163,7 @@ class PolicyConfig(Section):
 class TransformsConfig(Section):
     """Lists the transforms of one image, in order."""
 
+    only = {"type": "Compose"}
     ops: tuple[AnyOp, ...] = ()
     """The transforms; see "Ops" below."""
     policy: PolicyConfig | None = None
@@ -185,6 +190,8 @@ class TransformsConfig(Section):
 class DatasetConfig(Section):
     """Names a folder of images and its COCO annotation file."""
 
+    only = {"type": "CocoDetection", "return_masks": False}
+    repeats = ("remap_mscoco_category",)
     img_folder: PortablePath
     """Folder of the images."""
     ann_file: PortablePath
@@ -230,6 +237,8 @@ class TilesConfig(Section):
 class CollateConfig(Section):
     """Says what happens to a whole batch: MixUp, CopyBlend, multi-scale (docs/deimv2.md, Collate)."""
 
+    without_effect = ("conflict_with_mixup", "data_vis", "vis_save")
+    only = {"type": "BatchImageCollateFunction"}
     rising = ("mixup_epochs", "copyblend_epochs", "expand_ratios")
     stop_epoch: NonNegativeInt | None = None
     """First epoch without multi-scale; null means never."""
@@ -264,6 +273,7 @@ class CollateConfig(Section):
 class LoaderConfig(Section):
     """Describes one split and how it is read."""
 
+    only = {"type": "DataLoader"}
     dataset: DatasetConfig
     shuffle: bool = False
     """Draw a new order each epoch."""

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
@@ -93,6 +93,12 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    without_effect: ClassVar[tuple[str, ...]] = ()
+    """Official keys that are accepted and do nothing here; every other unknown key is an error."""
+    only: ClassVar[dict[str, Any]] = {}
+    """Official keys with the one value that is built here: it is dropped, another is an error."""
+    repeats: ClassVar[tuple[str, ...]] = ()
+    """Keys of the top level that may stand here too; the top level wins (docs/deimv2.md, Sections and objects)."""
     rising: ClassVar[tuple[str, ...]] = ()
     """Ranges that must not end before they start."""
 
@@ -108,6 +114,14 @@ class Section(BaseModel):
         if not (info.context and "rules" in info.context) and (faults := list(self.rules())):
             raise ValueError("; ".join(faults))
         return self
+
+
+def sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """Yield the sections that a type names, however deep in it."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for part in get_args(annotation):
+        yield from sections_in(part)
 
 
 def broken_rules(section: Section, prefix: str = "") -> Iterator[str]:

@@ -1,7 +1,7 @@
 """YAML -> one frozen `ExperimentConfig`, or one error that lists every fault.
 
 The order: read and merge the files (`engine.yaml_dialect`), apply `-u`, bring official freedoms into one form
-(`engine.official_keys`), check every field, derive what depends on the run's length and size
+(`engine.config_keys`), check every field, derive what depends on the run's length and size
 (`engine.derived_values`), check the rules between fields. No data, no weights and no device are touched.
 """
 
@@ -32,8 +32,7 @@ from data.section import (
     broken_rules,
 )
 from engine import derived_values
-from engine.config_errors import describe
-from engine.official_keys import drop_inactive, to_own_form
+from engine.config_keys import describe, drop_inactive, to_own_form
 from engine.yaml_dialect import (
     OVERRIDE,
     RECIPE,
@@ -62,6 +61,7 @@ def _regular_expression(text: str) -> str:
 class ScalerConfig(Section):
     """Scales the loss, with fp16 only."""
 
+    only = {"type": "GradScaler"}
     enabled: bool = True
     """False switches the scaling off."""
 
@@ -69,6 +69,7 @@ class ScalerConfig(Section):
 class EmaConfig(Section):
     """Averages the weights: decay d = decay x (1 - exp(-u / warmups)) at update u (docs/deimv2.md, AMP, EMA)."""
 
+    only = {"type": "ModelEMA"}
     decay: Fraction = 0.9999
     """Share of the old average that an update keeps, in the end; at most 1 - 20/steps unless stated."""
     warmups: NonNegativeInt = 1000
@@ -91,6 +92,7 @@ class ParamGroupConfig(Section):
 class OptimizerConfig(Section):
     """Sets up the optimiser."""
 
+    only = {"type": "AdamW"}
     params: tuple[ParamGroupConfig, ...] = ()
     """Parameter groups; names that match none form the last one."""
     lr: NonNegativeFloat
@@ -135,6 +137,17 @@ class Provenance:
 class ExperimentConfig(DataConfig, ModelConfig):
     """Describes the whole experiment; attributes carry the official YAML names."""
 
+    without_effect = (
+        # Built from nothing here: other backbones, encoders, decoders and losses of the official repository.
+        "HGNetv2", "PResNet", "LiteEncoder", "DFINETransformer", "RTDETRTransformerv2", "DFINECriterion",
+        # Without effect under the flat-cosine schedule, or bookkeeping of the original.
+        "lr_scheduler", "lr_warmup_scheduler", "last_epoch", "find_unused_parameters", "checkpoint_freq",
+        "print_method", "print_rank", "local_rank", "test_only",
+    )  # fmt: skip
+    only = {
+        "task": "detection", "evaluator": {"type": "CocoEvaluator", "iou_types": ["bbox"]},
+        "postprocessor": "PostProcessor", "use_focal_loss": True, "lrsheduler": "flatcosine",
+    }  # fmt: skip
     texts: TextsConfig = TextsConfig()
     epoches: PositiveInt
     """Length of the run, epochs."""
@@ -319,7 +332,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     merged, said = read_with_includes(path)
     changes = parse_overrides(overrides, merged)
     provenance = Provenance(dict(leaves(merge(said, stated(changes, Statement(OVERRIDE, "-u"))))))
-    values = to_own_form(merge(merged, changes), provenance.rank)
+    values = to_own_form(merge(merged, changes), ExperimentConfig, provenance.rank)
     missing = {key for key in ("flat_epoch", "no_aug_epoch", "output_dir") if values.get(key) is None}
     for key in missing:
         values.pop(key, None)
@@ -350,7 +363,9 @@ def apply_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> Exper
     values = config_to_dict(config)
     changes = parse_overrides(overrides, values)
     new = Provenance(dict(leaves(stated(changes, Statement(OVERRIDE, "-u")))))
-    values = config_to_dict(_checked_fields(to_own_form(merge(values, changes), new.rank), "-u", LOADING))
+    values = config_to_dict(
+        _checked_fields(to_own_form(merge(values, changes), ExperimentConfig, new.rank), "-u", LOADING)
+    )
     notes = derived_values.apply(values, derived_values.input_sizes(values, new.rank), new.rank)
     known = config._provenance
     both = known and Provenance(known.stated | new.stated, (*known.log, *notes), known.file)
@@ -402,7 +417,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     Raises:
         UserError: listing every fault.
     """
-    return _checked(drop_inactive(merge({}, values)), "the stored config", None)
+    return _checked(drop_inactive(merge({}, values), ExperimentConfig), "the stored config", None)
 
 
 def _checked(values: dict[str, Any], source: str, provenance: Provenance | None) -> ExperimentConfig:

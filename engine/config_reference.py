@@ -6,22 +6,19 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import re
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
 from data.errors import UserError
+from data.section import Section, sections_in
 from engine.config import ExperimentConfig, config_to_dict
-from engine.config_errors import MOVED_KEYS, every_field, sections_in
-from engine.official_keys import FIXED_KEYS, FIXED_PATHS, INACTIVE_KEYS, INACTIVE_PATHS, SHARED_KEYS
+from engine.config_keys import every_field, locate, suggestion
 from engine.yaml_dialect import INCLUDE, SPELLINGS, get_path
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -40,7 +37,7 @@ _INACTIVE = "Official key, known and without effect here."
 
 def reference() -> str:
     """Return docs/reference/config.md: a table of keys for every section, sections in the order of the config."""
-    places: dict[type[BaseModel], list[str]] = {ExperimentConfig: []}
+    places: dict[type[Section], list[str]] = {ExperimentConfig: []}
     for path, _, field in every_field(ExperimentConfig):
         inner = list(sections_in(field.annotation))
         for section in inner:
@@ -48,16 +45,19 @@ def reference() -> str:
             places.setdefault(section, []).append(place)
     parts = [_INTRODUCTION]
     for section, paths in places.items():
-        rows = [
+        parts += [f"## {', '.join(dict.fromkeys(paths)) or 'Top level'}", "", _one_line(section.__doc__), ""]
+        parts += ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+        parts += [
             f"| `{name}` | {type_of(section, name)} | {_default(field)} | {meaning(field)} |"
             for name, field in section.model_fields.items()
         ]
-        head = [f"## {', '.join(dict.fromkeys(paths)) or 'Top level'}", "", _one_line(section.__doc__), ""]
-        parts.append("\n".join([*head, "| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""]))
-    inactive = ", ".join(f"`{key}`" for key in INACTIVE_KEYS)
-    parts.append(f"## Official keys without effect\n\nAccepted and dropped: {inactive}.\n")
-    fixed = ", ".join(f"`{key}: {json.dumps(only)}`" for key, only in FIXED_KEYS.items())
-    parts.append(f"## Official keys with one value\n\n{_FIXED}; another is an error: {fixed}.\n")
+        if section.without_effect:
+            inactive = ", ".join(f"`{key}`" for key in section.without_effect)
+            parts += ["", f"Official keys without effect, accepted and dropped: {inactive}."]
+        if section.only:
+            fixed = ", ".join(f"`{key}: {json.dumps(only)}`" for key, only in section.only.items())
+            parts += ["", f"Official keys with one value, another is an error: {fixed}."]
+        parts.append("")
     return "\n".join(parts)
 
 
@@ -69,29 +69,19 @@ class _WithoutTitles(GenerateJsonSchema):
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of one config file, which may leave out whatever another file gives."""
     schema = ExperimentConfig.model_json_schema(schema_generator=_WithoutTitles)
-    parts = {"ExperimentConfig": schema, **schema["$defs"]}
-    for part in parts.values():
-        part.pop("required", None)
     top = schema["properties"]
-    keys = {"": top}
-    for path, _, field in every_field(ExperimentConfig):
-        inner = list(sections_in(field.annotation))
-        for section in inner:
-            kind = f".[].{section.model_fields['type'].default}" if len(inner) > 1 else ""
-            keys[f"{path}{kind}"] = parts[section.__name__]["properties"]
-    for path in INACTIVE_PATHS:
-        section_path, _, key = path.rpartition(".")
-        keys[section_path][key] = {"description": _INACTIVE}
-    for path, only in FIXED_PATHS.items():
-        section_path, _, key = path.rpartition(".")
-        keys[section_path][key] = {"const": only, "description": f"{_FIXED}."}
-    for key, paths in SHARED_KEYS.items():
-        for path in paths:
-            keys[path][key] = top[key]
+    sections = {section.__name__: section for _, section, _ in every_field(ExperimentConfig)}
+    for name, part in {"ExperimentConfig": schema, **schema["$defs"]}.items():
+        part.pop("required", None)
+        keys, section = part["properties"], sections[name]
+        keys |= {key: {"description": _INACTIVE} for key in section.without_effect}
+        keys |= {key: {"const": only, "description": f"{_FIXED}."} for key, only in section.only.items()}
+        keys |= {key: top[key] for key in section.repeats}
+    keys = {name: part["properties"] for name, part in schema["$defs"].items()}
     top |= {right: top[official] for right, official in SPELLINGS.items()}
-    top["num_top_queries"] = keys["PostProcessor"]["num_top_queries"]
-    top |= {f"ema_{key}": keys["ema"][key] for key in ("decay", "warmups")}
-    for part, key in ((keys["train_dataloader.dataset.transforms"], "ops"), *((top, key) for key in _MAY_BE_NULL)):
+    top["num_top_queries"] = keys["PostProcessorConfig"]["num_top_queries"]
+    top |= {f"ema_{key}": keys["EmaConfig"][key] for key in ("decay", "warmups")}
+    for part, key in ((keys["TransformsConfig"], "ops"), *((top, key) for key in _MAY_BE_NULL)):
         part[key] = {"anyOf": [part[key], {"type": "null"}]}
     description = "Files to merge first, in this order; names as seen from this file."
     top[INCLUDE] = {"description": description, "type": ["string", "array"], "items": {"type": "string"}}
@@ -109,49 +99,25 @@ def explain(key: str, config: ExperimentConfig) -> str:
         UserError: There is no such key; the nearest ones are named.
     """
     key, values = SPELLINGS.get(key, key), config_to_dict(config)
-    fields = {path: (owner, field) for path, owner, field in every_field(ExperimentConfig)}
-    path = _model_path(key, values)
-    if key in INACTIVE_KEYS:
-        return f"{key}: {_INACTIVE}"
-    only = None if path in fields else FIXED_PATHS.get(path)
-    if only is not None:
-        return f"{key}: {_FIXED.lower()}\n  type:    {only}"
-    if path not in fields:
-        raise UserError(f"{key}: unknown key; {_nearest(key, fields)} (docs/reference/config.md lists them all)")
-    owner, field = fields[path]
+    location = [int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[]+", key)]
+    shown, owner, name = locate(location, values, ExperimentConfig)
+    if shown != key or owner is None or name not in owner.model_fields:
+        if owner and name in owner.without_effect:
+            return f"{key}: {_INACTIVE}"
+        if owner and name in owner.only:
+            return f"{key}: {_FIXED.lower()}\n  type:    {owner.only[name]}"
+        near = suggestion(key, owner or ExperimentConfig, ExperimentConfig)
+        raise UserError(f"{key}: unknown key{near} (docs/reference/config.md lists them all)")
+    field = owner.model_fields[name]
     inner, value = list(sections_in(field.annotation)), get_path(values, key)
     stated_nowhere = "the default" if value == _plain_default(field) else "taken from another key"
-    lines = [f"{key}: {meaning(field)}", f"  type:    {type_of(owner, path.rpartition('.')[2])}"]
+    lines = [f"{key}: {meaning(field)}", f"  type:    {type_of(owner, name)}"]
     if len(inner) == 1:
         lines.append(f"  keys:    {', '.join(inner[0].model_fields)}")
     else:
         lines.append(f"  default: {_default(field)}")
         lines.append(f"  here:    {json.dumps(value, ensure_ascii=False)}, {config.origin(key) or stated_nowhere}")
     return "\n".join(lines).replace("`", "")
-
-
-def _model_path(key: str, values: dict[str, Any]) -> str:
-    """Return the path of `every_field` for a user's key, whose list elements are `[0]`."""
-    path, shown = "", ""
-    for step in re.findall(r"\[\d+\]|[^.\[]+", key):
-        if step[0] == "[":
-            shown += step
-            kind = get_path(values, f"{shown}.type")
-            path += f".[].{kind}" if kind else ".[]"
-        else:
-            shown, path = f"{shown}.{step}".lstrip("."), f"{path}.{step}".lstrip(".")
-    return path
-
-
-def _nearest(key: str, paths: Iterable[str]) -> str:
-    """Suggest keys of a like name, whatever their section; those of the other loaders are the training loader's."""
-    names: dict[str, list[str]] = {}
-    for path in paths:
-        if "[" not in path and not path.startswith(("val_dataloader.", "test_dataloader.")):
-            names.setdefault(path.rpartition(".")[2], []).append(path)
-    near = difflib.get_close_matches(key.rpartition(".")[2], names, n=3, cutoff=0.5)
-    found = [MOVED_KEYS[key]] if key in MOVED_KEYS else [path for name in near for path in names[name]][:4]
-    return f"did you mean {' or '.join(found)}?" if found else "no key is called anything like it"
 
 
 def meaning(field: FieldInfo) -> str:
@@ -164,13 +130,13 @@ def meaning(field: FieldInfo) -> str:
     return "Official key; only this value is built here."
 
 
-def type_of(section: type[BaseModel], name: str) -> str:
+def type_of(section: type[Section], name: str) -> str:
     """Say in words which values a field of a section takes."""
     return _words(_properties(section)[name])
 
 
 @cache
-def _properties(section: type[BaseModel]) -> dict[str, Any]:
+def _properties(section: type[Section]) -> dict[str, Any]:
     return dict(section.model_json_schema()["properties"])
 
 
@@ -209,7 +175,7 @@ def _plain_default(field: FieldInfo) -> Any:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    if isinstance(field.default, BaseModel):
+    if isinstance(field.default, Section):
         return "its keys' defaults"
     return f"`{json.dumps(_plain_default(field), ensure_ascii=False)}`"
 

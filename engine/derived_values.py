@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.official_keys import LOADERS
+from engine.config_keys import LOADERS
 from engine.yaml_dialect import OVERRIDE, get_path, set_path
 
 Values = Mapping[str, Any]

@@ -74,6 +74,7 @@ class DEIMSection(Section):
 class BackboneConfig(Section):
     """Shapes the ViT and the convolutional detail branch (docs/deimv2.md, Backbone)."""
 
+    only = {"patch_size": 16}
     name: Literal["vit_tiny", "vit_tinyplus", "vit_custom", "dinov3_vits16", "dinov3_vits16plus"]
     """Which ViT; `vit_custom` (own addition) is a ViT-Tiny of any size."""
     weights_path: PortablePath | None = None
@@ -155,6 +156,9 @@ class _Transformer(Section):
 class EncoderConfig(_Transformer):
     """Shapes the hybrid encoder, which joins the three maps of the backbone (docs/deimv2.md, Hybrid encoder)."""
 
+    without_effect = ("csp_type",)
+    only = {"enc_act": "gelu", "act": "silu", "version": "deim", "fuse_op": "sum"}
+    repeats = ("eval_spatial_size",)
     in_channels: Triple
     """Channels of the backbone's maps, strides 8, 16, 32."""
     feat_strides: Strides = STRIDES
@@ -189,6 +193,12 @@ class EncoderConfig(_Transformer):
 class DecoderConfig(_Transformer):
     """Shapes the decoder, its queries and its denoising (docs/deimv2.md, Decoder / Contrastive denoising)."""
 
+    only = {
+        "num_levels": 3, "activation": "silu", "mlp_act": "silu", "learn_query_content": False, "aux_loss": True,
+        "cross_attn_method": "default", "query_select_method": "default", "use_gateway": True,
+        "share_bbox_head": False, "share_score_head": False,
+    }  # fmt: skip
+    repeats = ("num_classes", "eval_spatial_size")
     hidden_dim: PositiveInt = 256
     """Width of the queries."""
     num_queries: PositiveInt = 300
@@ -246,6 +256,8 @@ def _missing_terms(weights: Iterable[str], terms: object) -> Iterator[str]:
 class MatcherConfig(Section):
     """Weighs the costs by which queries and objects are matched (docs/deimv2.md, Matcher)."""
 
+    only = {"type": "HungarianMatcher"}
+    repeats = ("use_focal_loss",)
     weight_dict: dict[CostName, NonNegativeFloat] = {"cost_class": 2.0, "cost_bbox": 5.0, "cost_giou": 2.0}
     """Weight of each cost."""
     alpha: Fraction = 0.25
@@ -270,6 +282,8 @@ class MatcherConfig(Section):
 class CriterionConfig(Section):
     """Weighs the losses (docs/deimv2.md, Matching and criterion)."""
 
+    without_effect = ("share_matched_indices", "alpha")
+    repeats = ("num_classes",)
     matcher: MatcherConfig = MatcherConfig()
     weight_dict: dict[LossName, NonNegativeFloat]
     """Weight of each loss."""
@@ -298,6 +312,7 @@ class CriterionConfig(Section):
 class PostProcessorConfig(Section):
     """Chooses the detections of an image (docs/deimv2.md, Post-processing)."""
 
+    repeats = ("num_classes", "use_focal_loss", "remap_mscoco_category")
     num_top_queries: PositiveInt = 300
     """Detections kept per image."""
 

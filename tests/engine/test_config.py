@@ -13,8 +13,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from data.config import OPS
 from data.errors import UserError
-from data.section import require_variables
+from data.section import Section, require_variables, sections_in
 from engine.config import (
     ExperimentConfig,
     apply_overrides,
@@ -24,8 +25,8 @@ from engine.config import (
     load_config,
     merge_yaml,
 )
-from engine.official_keys import FIXED_KEYS, INACTIVE_KEYS
-from engine.yaml_dialect import as_override, merge, set_path
+from engine.config_keys import every_field
+from engine.yaml_dialect import as_override, get_path, merge, set_path
 from tests.support.configs import CONFIGS, INDUSTRIAL, changed, industrial, official, write
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -236,38 +237,41 @@ def test_missing_sections(tmp_path: Path) -> None:
         assert f"- {key}: missing; give it in the config file or with -u" in text
 
 
-@pytest.mark.parametrize("key", INACTIVE_KEYS)
-def test_inactive_official_keys_are_accepted_and_dropped(key: str) -> None:
-    section, _, name = key.rpartition(".")
-    if section == "Mosaic":
-        stored = config_to_dict(industrial())
-        stored["train_dataloader"]["dataset"]["transforms"]["ops"][0][name] = {"a": 1}
-        assert config_from_dict(stored) == industrial()
-    else:
-        path = f"val_dataloader.{key}" if section == "collate_fn" else key
-        assert load_config(INDUSTRIAL, [f"{path}={{a: 1}}"]) == industrial()
+def sections_of(stored: dict[str, Any]) -> dict[str, type[Section]]:
+    """Path and class of every section that a config without a baseline has."""
+    found: dict[str, type[Section]] = {"": ExperimentConfig}
+    for path, _, field in every_field(ExperimentConfig):
+        inner = list(sections_in(field.annotation))
+        if len(inner) == 1 and isinstance(get_path(stored, path), dict):
+            found[f"{path}."] = inner[0]
+    kinds = {op.model_fields["type"].default: op for op in OPS}
+    for loader in ("train", "val", "test"):
+        ops = f"{loader}_dataloader.dataset.transforms.ops"
+        found |= {f"{ops}[{i}].": kinds[op["type"]] for i, op in enumerate(get_path(stored, ops))}
+    return found
 
 
-@pytest.mark.parametrize("key", FIXED_KEYS)
-def test_official_keys_with_one_value_are_dropped_with_it_and_refused_with_another(key: str) -> None:
-    section, _, name = key.rpartition(".")
-    places = {"loader": "", "dataset": "dataset.", "transforms": "dataset.transforms.", "collate_fn": "collate_fn."}
-    place, stored = f"{section}." * bool(section), config_to_dict(industrial())
-    if section in places:
-        place = f"val_dataloader.{places[section]}"
-    if section.startswith("Convert"):
-        types = [op["type"] for op in stored["train_dataloader"]["dataset"]["transforms"]["ops"]]
-        place = f"train_dataloader.dataset.transforms.ops[{types.index(section)}]."
-    set_path(stored, f"{place}{name}", FIXED_KEYS[key])
-    assert config_from_dict(stored) == industrial()
-    set_path(stored, f"{place}{name}", "other")
+def test_official_keys_are_dropped_or_refused() -> None:
+    """Those without effect are, those with one value are with it and refused with another."""
+    config = load_config(INDUSTRIAL, ["test_dataloader.dataset.img_folder=t"])
+    stored, expected = config_to_dict(config), []
+    places = sections_of(stored)
+    for path, section in places.items():
+        for key, value in (dict.fromkeys(section.without_effect, {"a": 1}) | section.only).items():
+            set_path(stored, f"{path}{key}", value)
+    assert config_from_dict(stored) == config
+    for path, section in places.items():
+        for key, only in section.only.items():
+            set_path(stored, f"{path}{key}", "other")
+            expected.append(f'{path}{key}: found "other", expected {only!r}')
     with pytest.raises(UserError) as error:
         config_from_dict(stored)
-    assert list(error.value.problems) == [f'{place}{name}: found "other", expected {FIXED_KEYS[key]!r}']
+    assert sorted(error.value.problems) == sorted(expected) and len(expected) > 40
 
 
 def test_shared_values_inside_sections(tmp_path: Path) -> None:
     overrides = ["DEIMTransformer.num_classes=9", "HybridEncoder.eval_spatial_size=[32,32]"]
+    overrides += ["DEIMCriterion.matcher.use_focal_loss=True", "PostProcessor.remap_mscoco_category=True"]
     assert load_config(INDUSTRIAL, overrides) == industrial()
     assert load_config(INDUSTRIAL, ["num_top_queries=50"]).PostProcessor.num_top_queries == 50
     merged = merge_yaml(official("s"))

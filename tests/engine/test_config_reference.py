@@ -11,7 +11,7 @@ import yaml
 
 from data.errors import UserError
 from engine.config import ExperimentConfig, load_config
-from engine.config_errors import every_field
+from engine.config_keys import every_field
 from engine.config_reference import FOLDER, explain, json_schema, meaning, reference
 from engine.yaml_dialect import merge
 from tests.support.configs import CONFIGS, INDUSTRIAL
@@ -91,11 +91,11 @@ def test_a_key_is_explained(key: str, lines: list[str]) -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("ema.deca", "ema.deca: unknown key; did you mean ema.decay"),
+        ("ema.deca", "ema.deca: unknown key; did you mean decay?"),
         ("num_query", "did you mean DEIMTransformer.num_queries"),
         ("lr", "did you mean optimizer.lr?"),
         ("train_dataloader.dataset.transforms.ops[0].sigma", "unknown key"),
-        ("qqqqqq", "no key is called anything like it"),
+        ("qqqqqq", "unknown key; remove it or correct its spelling"),
     ],
 )
 def test_an_unknown_key_gets_the_nearest_names(key: str, message: str) -> None:
