@@ -155,7 +155,7 @@ def _file_problems(split: CocoSplit, inspections: Sequence[_Inspection]) -> list
     problems = []
     for image, inspection in zip(split.images, inspections, strict=True):
         if inspection.error:
-            found, file = inspection.error.removesuffix(f". {UNREADABLE_FIX}."), str(split.ann_file)
+            found, file = inspection.error.removesuffix(f" {UNREADABLE_FIX}."), str(split.ann_file)
             kind = "unreadable image"
             problems.append(Problem("error", file, image.where, found, UNREADABLE_FIX, kind, True, image.id))
         elif inspection.facts is not None and (mismatch := size_problem(split, image, inspection.facts)):

@@ -28,6 +28,7 @@ _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _EXIF_ORIENTATION = 0x0112
 _TIFF_SUBFILE_TYPE, _TIFF_COPY_OR_MASK = 254, 0b101
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _END_OF_JPEG = b"\xff\xd9"
 
 IMAGE_SUFFIXES = frozenset(
@@ -257,8 +258,11 @@ def _num_frames(image: Image.Image) -> int:
 def _facts(image: Image.Image) -> ImageFacts:
     packed = [str(tile[3]) for tile in getattr(image, "tile", ())]  # read first: to look for EXIF may decode the image
     deep = image.mode not in _SIXTEEN_BIT_MODES and any(";16" in name for name in packed)
-    orientation = int(image.getexif().get(_EXIF_ORIENTATION, 1) or 1)
-    return ImageFacts(image.mode, image.size, orientation, _num_frames(image), "transparency" in image.info, deep)
+    turned = image.getexif().get(_EXIF_ORIENTATION, 1)
+    orientation = int(turned) if turned in range(1, 9) else 1
+    tags = getattr(image, "tag_v2", {})  # of a turned TIFF, Pillow gives the size after rotation
+    size_wh = (tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]) if tags else image.size
+    return ImageFacts(image.mode, size_wh, orientation, _num_frames(image), "transparency" in image.info, deep)
 
 
 def _to_rgb(image: Image.Image, facts: ImageFacts, path: Path, page: int) -> tuple[PixelArray, ImageFacts]:

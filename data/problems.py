@@ -34,7 +34,7 @@ class Problem:
     """The image that `on_bad_data: skip` has to leave out for it."""
 
     def __str__(self) -> str:
-        return printable(f"{self.file}: {self.where}: {self.found}. {self.fix}")
+        return printable(f"{self.file}: {self.where}: {self.found.removesuffix('.')}. {self.fix}")
 
 
 def errors_of(problems: Iterable[Problem]) -> list[Problem]:

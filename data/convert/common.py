@@ -24,7 +24,7 @@ from data.coco import check_annotations, check_overlap, read_split
 from data.errors import UserError
 from data.files import write_json
 from data.image_checks import check_images
-from data.images import IMAGE_SUFFIXES, ImageFacts, read_facts
+from data.images import IMAGE_SUFFIXES, UNREADABLE_FIX, ImageFacts, read_facts
 from data.names import composed, name_key
 from data.problems import Problem, errors_of, problem_lines, warnings_of
 
@@ -440,7 +440,8 @@ def _check_images(gathered: Gathered) -> dict[Path, ImageFacts]:
         try:
             facts[image.path] = read_facts(image.path)
         except UserError as error:
-            gathered.error(file, "image", str(error), "Replace the image", "unreadable image")
+            found = str(error).removesuffix(f" {UNREADABLE_FIX}.")
+            gathered.error(file, "image", found, UNREADABLE_FIX, "unreadable image")
             continue
         _check_size(gathered, image, facts[image.path])
         boxes = tuple(_fitted(gathered, file, box, facts[image.path].upright_wh, cut) for box in image.boxes)

@@ -106,8 +106,9 @@ def test_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
     assert np.abs(decode_image(path).astype(int) - flat).max() <= 4
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])  # Pillow gives the turned size of TIFF
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 are none
+def test_exif_rotation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
     upright = np.zeros((6, 9, 3), dtype=np.uint8)
     upright[0, 0] = (255, 0, 0)
     undo = {
@@ -122,11 +123,13 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
     }
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = _saved(tmp_path / "a.png", Image.fromarray(np.ascontiguousarray(undo[orientation])), exif=exif)
+    stored = np.ascontiguousarray(undo.get(orientation, upright))
+    path = _saved(tmp_path / f"a{suffix}", Image.fromarray(stored), exif=exif, lossless=True)
     pixels, facts = read_image(path)
     np.testing.assert_array_equal(pixels, upright)
-    assert facts.orientation == orientation
-    assert facts.size_wh == ((6, 9) if orientation >= 5 else (9, 6))
+    assert facts.orientation == (orientation if orientation in undo else 1)
+    assert facts.size_wh == stored.shape[1::-1] and facts.upright_wh == (9, 6)
+    assert read_facts(path) == facts
 
 
 def test_first_of_several_frames(tmp_path: Path) -> None:
