@@ -1,7 +1,7 @@
 """From scores to a decision: are scores chances, which threshold costs least, and which keeps a promise about misses.
 
-An image is rejected if its best detection of a defect reaches the threshold, and passes else (`analysis/image_level.py`
-says which images are defective). A miss is a defective image that passes; the larger the threshold, the more.
+An image is rejected if its best detection of a defect reaches the threshold, and passes else (`image_level` says which
+images are defective). A miss is a defective image that passes; the larger the threshold, the more.
 
 Legend: I images, K classes, M detections, N bootstrap samples, B bins of scores.
 """
@@ -17,8 +17,8 @@ import numpy as np
 from pydantic import Field
 from scipy import sparse, stats
 
-from analysis.bootstrap import Resampled, draw_weights, percentiles
-from analysis.image_level import image_scores
+from analysis.bootstrap import Resampled, percentiles, resampled
+from analysis.curves import image_scores
 from analysis.matching import IGNORED, TRUE_POSITIVE, Matches
 from data.types import BoolArray, FloatArray, IntArray
 from engine.calibration import Calibration, Method
@@ -110,33 +110,29 @@ def calibration_error(
     """Compute the expected calibration error, overall and per class, with its bootstrap interval over images, and the
     bins of the reliability diagram."""
     bins = np.minimum((scores * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    rng = np.random.default_rng(seed)
-    weights = np.ones((num_images, 1))
-    if samples and num_images:
-        weights = np.concatenate([weights, draw_weights(rng, num_images, samples)], axis=1)
+    groups = [np.ones(len(scores), dtype=bool), *(labels == label for label in range(len(names)))]
 
-    def error(rows: BoolArray) -> dict[str, Any]:
-        """Of some detections: |share of hits - mean score| of each bin, weighted by its number of detections."""
+    def sums(rows: BoolArray, values: FloatArray) -> sparse.csr_array:  # [B, I]
+        return sparse.coo_array((values[rows], (bins[rows], images[rows])), shape=(NUM_BINS, num_images)).tocsr()
 
-        def sums(values: FloatArray) -> FloatArray:  # [B, 1 + N]
-            cells = sparse.coo_array((values, (bins[rows], images[rows])), shape=(NUM_BINS, num_images)).tocsr()
-            return np.asarray(cells @ weights)
+    cells = [[sums(rows, values) for values in (np.ones(len(scores)), hits - scores)] for rows in groups]
 
-        counts, gaps = sums(np.ones(int(rows.sum()))), sums(hits[rows] - scores[rows])
-        total = counts.sum(axis=0)
-        errors = np.divide(np.abs(gaps).sum(axis=0), total, out=np.full(len(total), np.nan), where=total > 0)
-        point = float(errors[0])
-        return {
-            "ece": None if np.isnan(point) else point,
-            "interval": Resampled(point, errors[1:]).interval,
-            "detections": int(rows.sum()),
-        }
+    def errors(weights: FloatArray) -> FloatArray:
+        """[1 + K, n]: |share of hits - mean score| of each bin, weighted by its number of detections."""
+        totals, gaps = (np.array([np.abs(one[part] @ weights).sum(axis=0) for one in cells]) for part in (0, 1))
+        shares: FloatArray = np.divide(gaps, totals, out=np.full(totals.shape, np.nan), where=totals > 0)
+        return shares
 
+    drawn = map(Resampled.of, resampled(errors, num_images, samples, seed))
+    whole, *of_classes = (
+        {"ece": one.value, "interval": one.interval, "detections": int(rows.sum())}
+        for one, rows in zip(drawn, groups, strict=True)
+    )
     counts = np.bincount(bins, minlength=NUM_BINS)
     means = [np.bincount(bins, values, minlength=NUM_BINS) / np.maximum(counts, 1) for values in (scores, hits)]
     return {
-        **error(np.ones(len(scores), dtype=bool)),
-        "per_class": {name: error(labels == label) for label, name in enumerate(names)},
+        **whole,
+        "per_class": dict(zip(names, of_classes, strict=True)),
         "bins": {"scores": means[0].round(6).tolist(), "hits": means[1].round(6).tolist(), "counts": counts.tolist()},
     }
 
@@ -151,24 +147,23 @@ def least_cost(
     starts = np.flatnonzero(np.diff(ranked, prepend=-np.inf))  # of each group of equal scores: a threshold
     num = len(best)
 
-    def minima(weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Thresholds and costs [N] under `weights` [I, N]."""
+    def minima(weights: FloatArray) -> FloatArray:
+        """Thresholds and costs of an image, [2, n]."""
         missed = np.cumsum(np.where(bad[:, None], weights[order], 0.0) * cost_miss, axis=0)
         passed = np.cumsum(np.where(bad[:, None], 0.0, weights[order]) * cost_false_alarm, axis=0)
         nothing = np.zeros((1, weights.shape[1]))
         costs = np.concatenate([nothing, missed])[starts] - np.concatenate([nothing, passed])[starts] + passed[-1]
         lowest = costs.argmin(axis=0)
-        return ranked[starts[lowest]], costs[lowest, np.arange(weights.shape[1])] / num
+        return np.stack([ranked[starts[lowest]], costs[lowest, np.arange(weights.shape[1])] / num])
 
     result: dict[str, Any] = {"miss": cost_miss, "false_alarm": cost_false_alarm, "num_clean": int((~defective).sum())}
     result["num_defective"] = num - result["num_clean"]
-    empty = dict.fromkeys(("threshold", "threshold_interval", "per_image", "per_image_interval"))
+    keys = ("threshold", "threshold_interval", "per_image", "per_image_interval")
     if not (result["num_clean"] and result["num_defective"]):
-        return result | empty  # with images of one kind alone the least cost is to pass, or to reject, all
-    threshold, cost = minima(np.ones((num, 1)))
-    drawn = minima(draw_weights(np.random.default_rng(seed), num, samples)) if samples else (threshold[:0],) * 2
-    intervals = [percentiles(values) for values in drawn]
-    return result | dict(zip(empty, (float(threshold[0]), intervals[0], float(cost[0]), intervals[1]), strict=True))
+        return result | dict.fromkeys(keys)  # of images of one kind alone, to pass or to reject all costs least
+    drawn = map(Resampled.of, resampled(minima, num, samples, seed))
+    found = [part for one in drawn for part in (one.point, percentiles(one.samples))]
+    return result | dict(zip(keys, found, strict=True))
 
 
 class Promise(NamedTuple):

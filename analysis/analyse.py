@@ -14,9 +14,8 @@ import numpy as np
 from analysis.acceptance import AcceptanceOptions, acceptance
 from analysis.bootstrap import bootstrap
 from analysis.cost import Cost
-from analysis.curves import precision_at_recall, ranked_hits, score_curves
+from analysis.curves import image_level, precision_at_recall, ranked_hits, score_curves
 from analysis.errors import Finding, classify_errors, confusion, error_breakdown, gallery, size_histogram
-from analysis.image_level import image_level
 from analysis.matching import match
 from data.types import FloatArray
 from engine.metrics import CocoNumbers, GroundTruth, Predictions, best_thresholds, coco_numbers

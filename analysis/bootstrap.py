@@ -10,7 +10,7 @@ Legend: N samples, I images, K classes, T IoU thresholds, J detections of a clas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,16 @@ class Resampled(NamedTuple):
     """On the images as they are: COCO's value."""
     samples: FloatArray
     """[N], on resampled images."""
+
+    @classmethod
+    def of(cls, values: FloatArray) -> Resampled:
+        """Take [1 + N] values as `resampled` returns them."""
+        return cls(float(values[0]), values[1:])
+
+    @property
+    def value(self) -> float | None:
+        """The point; None for NaN."""
+        return None if np.isnan(self.point) else self.point
 
     @property
     def interval(self) -> Interval | None:
@@ -82,33 +92,37 @@ def percentiles(values: FloatArray) -> Interval | None:
 
 def bootstrap(matches: Matches, *, samples: int = 1000, seed: int = 0, normal: int | None = None) -> BootstrapResult:
     """Compute the metrics on `samples` resamples of the images (0: points alone), `DEFECTS` where NORMAL's label is
-    given.
-
-    The same seed draws the same images for every model judged on them, so that differences can be taken sample by
-    sample.
-    """
+    given."""
     plans = [_class_plan(matches, label) for label in range(len(matches.names))]
-    num_images = len(matches.image_ids)
     chunk = max(8, _CHUNK_VALUES // max(1, *(len(plan.images) for plan in plans), 1))
-    rng = np.random.default_rng(seed)
-    parts = [_class_aps(matches, plans, np.ones((num_images, 1)))]
-    for start in range(0, samples if num_images else 0, chunk):
-        weights = draw_weights(rng, num_images, min(chunk, samples - start))
-        parts.append(_class_aps(matches, plans, weights))
-    aps = np.concatenate(parts, axis=2)  # [K, T, 1 + N], the point first
+    aps = resampled(  # [K, T, 1 + N]
+        lambda weights: _class_aps(matches, plans, weights), len(matches.image_ids), samples, seed, chunk=chunk
+    )
     means = aps.mean(axis=1)
     metrics = {"AP": _mean(means), "AP50": _mean(aps[:, _T50]), "AP75": _mean(aps[:, _T75])}
     if normal is not None:
         metrics[DEFECTS] = _mean(np.delete(means, normal, axis=0))
     per_class = {
-        name: {"AP": _resampled(means[label]), "AP50": _resampled(aps[label, _T50])}
+        name: {"AP": Resampled.of(means[label]), "AP50": Resampled.of(aps[label, _T50])}
         for label, name in enumerate(matches.names)
     }
-    return BootstrapResult({name: _resampled(values) for name, values in metrics.items()}, per_class)
+    return BootstrapResult({name: Resampled.of(values) for name, values in metrics.items()}, per_class)
 
 
-def _resampled(values: FloatArray) -> Resampled:
-    return Resampled(float(values[0]), values[1:])
+def resampled(
+    measure: Callable[[FloatArray], FloatArray], num_images: int, samples: int, seed: int, *, chunk: int = 128
+) -> FloatArray:
+    """Return what `measure` makes of weights [I, n], [..., n]: of the images as they are, then of the resamples,
+    [..., 1 + N].
+
+    The same seed draws the same images for everything that is measured on them, so that differences can be taken
+    sample by sample.
+    """
+    rng = np.random.default_rng(seed)
+    parts = [measure(np.ones((num_images, 1)))]
+    for start in range(0, samples if num_images else 0, chunk):
+        parts.append(measure(draw_weights(rng, num_images, min(chunk, samples - start))))
+    return np.concatenate(parts, axis=-1)
 
 
 def draw_weights(rng: np.random.Generator, num_images: int, samples: int) -> FloatArray:

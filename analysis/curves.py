@@ -1,13 +1,17 @@
-"""Precision, recall and F1 against recall and against the score threshold.
+"""What detections are worth above each score: precision, recall and F1; and, of whole images, what a factory asks
+first: is there any defect in this image?
 
-Legend: K classes, M detections, R = 101 recall points, S thresholds.
+Legend: I images, K classes, M detections, N bootstrap samples, R = 101 recall points, S thresholds.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 
-from analysis.bootstrap import RECALL_POINTS
+from analysis.bootstrap import RECALL_POINTS, Resampled, percentiles, resampled
 from analysis.matching import IGNORED, TRUE_POSITIVE, Matches
 from data.types import BoolArray, FloatArray
 
@@ -63,3 +67,67 @@ def interpolated_precision(hits: BoolArray, num_gt: int) -> FloatArray:
     envelope = np.maximum.accumulate((found / (hit_rows + 1))[::-1])[::-1]
     first = np.searchsorted(found / num_gt, RECALL_POINTS, side="left")
     return np.concatenate([envelope, [0.0]])[first]
+
+
+def image_level(
+    matches: Matches,
+    normal_label: int | None,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    thresholds: FloatArray = SCORE_THRESHOLDS,
+) -> dict[str, Any]:
+    """Compute AUROC of "any defect", and false alarms and misses per image at each threshold [S].
+
+    An image is defective if it has a box of a class other than NORMAL, a crowd box too. Its score is that of its
+    best detection of such a class, wherever it is; 0 without any.
+    """
+    found = matches.found
+    best, defective = image_scores(matches, normal_label)
+    alarms = np.sort(found.scores[(found.labels != normal_label) & ~defective[found.images]])
+    num_clean, num_defective = int((~defective).sum()), int(defective.sum())
+    auroc = Resampled.of(resampled(partial(_aurocs, best, defective), len(best), samples, seed))
+    false_alarms = len(alarms) - np.searchsorted(alarms, thresholds, side="left")
+    # At threshold 0 an image without any detection is still a miss.
+    missed = np.searchsorted(np.sort(best[defective]), np.maximum(thresholds, np.finfo(float).tiny), side="left")
+    return {
+        "auroc": auroc.value,
+        "auroc_interval": percentiles(auroc.samples),
+        "num_clean": num_clean,
+        "num_defective": num_defective,
+        "scores": thresholds.round(6).tolist(),
+        "false_alarms_per_clean_image": _ratios(false_alarms, num_clean),
+        "miss_rate": _ratios(missed, num_defective),
+    }
+
+
+def image_scores(matches: Matches, normal_label: int | None) -> tuple[FloatArray, BoolArray]:
+    """Return the score of each image's best detection of a defect [I], 0 without any, and whether it is defective."""
+    truth, found = matches.truth, matches.found
+    defective = np.zeros(len(matches.image_ids), dtype=bool)
+    defective[truth.images[truth.labels != normal_label]] = True
+    rows = found.labels != normal_label
+    best = np.zeros(len(defective))
+    np.maximum.at(best, found.images[rows], found.scores[rows])
+    return best, defective
+
+
+def _ratios(counts: Any, total: int) -> list[float | None]:
+    return (counts / total).round(6).tolist() if total else [None] * len(counts)
+
+
+def _aurocs(best: FloatArray, defective: BoolArray, weights: FloatArray) -> FloatArray:
+    """Chance [N] that a defective image scores higher than a clean one, equal scores counted half (Mann-Whitney),
+    from scores [I], whether images are defective [I], and how often they count, [I, N]."""
+    if not len(best):
+        return np.full(weights.shape[1], np.nan)
+    order = np.argsort(best, kind="stable")
+    weights, defective = weights[order], defective[order]
+    starts = np.flatnonzero(np.diff(best[order], prepend=-np.inf))  # of each group of equal scores
+    bad = np.add.reduceat(np.where(defective[:, None], weights, 0.0), starts, axis=0)
+    good = np.add.reduceat(np.where(defective[:, None], 0.0, weights), starts, axis=0)
+    below = np.cumsum(good, axis=0) - good
+    wins = (bad * (below + good / 2)).sum(axis=0)
+    pairs = bad.sum(axis=0) * good.sum(axis=0)
+    aurocs: FloatArray = np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return aurocs

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script: the repository is not on the path
 
 from analysis.acceptance import promise  # noqa: E402
-from analysis.image_level import image_scores  # noqa: E402
+from analysis.curves import image_scores  # noqa: E402
 from analysis.matching import match  # noqa: E402
 from data.types import FloatArray  # noqa: E402
 from engine.results import read_evaluation  # noqa: E402
