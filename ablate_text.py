@@ -43,6 +43,7 @@ def main(report: Report) -> int:
     cli.setup_logging()
     with leaving_quietly():
         from analysis.ablate import ablate
+        from analysis.tables import for_console
         from engine.distributed import cleanup, init_distributed
     dist = init_distributed(arguments.device)
     cli.setup_logging(is_main=dist.is_main)
@@ -53,7 +54,7 @@ def main(report: Report) -> int:
     if markdown is not None:
         folder = arguments.output_dir
         table = f"\\input{{{(folder / 'ablation.tex').as_posix()}}}"
-        sys.stdout.write(f"{markdown}\n{cli.ending(arguments.lang, folder, table)}")
+        sys.stdout.write(f"{for_console(markdown)}\n{cli.ending(arguments.lang, folder, table)}")
         report.wrote(folder=folder, **{kind: folder / f"ablation.{kind}" for kind in ("json", "md", "tex")})
     return 0
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from data.files import write_json, write_text
-from texts import Language
+from texts import Language, plain_table
 
 MISSING = "-"
 
@@ -266,6 +266,24 @@ def escape_markdown(text: str) -> str:
 def bullets(lines: Iterable[str]) -> str:
     """Return a list of sentences in Markdown."""
     return "\n".join(f"- {escape_markdown(line)}" for line in lines)
+
+
+def for_console(markdown: str) -> str:
+    """Return a page of ours as plain text: its tables laid out, without the signs of Markdown."""
+    return "\n\n".join(map(_plain_block, markdown.split("\n\n")))
+
+
+def _plain_block(block: str) -> str:
+    if not block.startswith("| "):
+        plain = re.sub(r"(?<!\\)`|^#+ ", "", block)
+        return _unescaped(re.sub(r"(?<!\\)!?\[(.+?)(?<!\\)\]\((.+?)\)", r"\1 (\2)", plain))
+    head, rule, *rows = ([cell.strip() for cell in line[2:-2].split(" | ")] for line in block.split("\n"))
+    left = [number for number, dashes in enumerate(rule) if not dashes.endswith(":")]
+    return plain_table([[*map(_unescaped, row)] for row in (head, *rows)], text_columns=left)
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([^\w\s]|_)", r"\1", text)
 
 
 def _needs_escape(line: str, index: int) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from analysis.tables import Cell, Number, Table, escape_markdown, format_number, write_tables
+from analysis.tables import Cell, Number, Table, escape_markdown, for_console, format_number, write_tables
 from attention.capture import Captured, capture
 from attention.evidence import DrawMap, evidence_methods, resolve_layer
 from attention.faithfulness import (
@@ -75,7 +75,7 @@ def look(options: Mapping[str, Any], command: Sequence[str], say: Callable[[str]
     if judged is not None:
         layer, lang = options["evidence_layer"], options["lang"]
         table = score(detector, count, folder / "score", options=judged, lang=lang, layer=layer)
-        say(f"{table}\n{ending(lang, folder / 'score')}")
+        say(f"{for_console(table)}\n{ending(lang, folder / 'score')}")
         report.wrote(score=folder / "score" / f"{FILE_NAME}.json")
 
 

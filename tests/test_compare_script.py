@@ -126,7 +126,7 @@ def compared(runs: Path) -> Path:
     outcome = run_here(*ALL_RUNS, "--output-dir", "out", cwd=runs)
     assert outcome.code == 0, outcome.err
     assert " INFO " not in outcome.err, "nothing but the progress bar"
-    assert outcome.out.startswith("# Model comparison") and outcome.out.endswith(
+    assert outcome.out.startswith("Model comparison") and outcome.out.endswith(
         "Written to out\nNext: \\input{out/comparison.tex}\n"
     )
     return runs / "out"
@@ -207,8 +207,9 @@ def test_spanish_labels_and_nasty_names(runs: Path, no_plots: None) -> None:
         "--output-dir", "es", cwd=runs,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    assert outcome.out.startswith("# Comparación de modelos")
-    assert r"50 % \_of\_ \$a\$ \& b\|c \<i\>" in outcome.out
+    assert outcome.out.startswith("Comparación de modelos")
+    assert NASTY in outcome.out and "\\" not in outcome.out.partition(r"\input")[0], "no signs of Markdown"
+    assert r"50 % \_of\_ \$a\$ \& b\|c \<i\>" in (runs / "es" / "comparison.md").read_text(encoding="utf-8")
     latex = (runs / "es" / "comparison.tex").read_text(encoding="utf-8")
     assert r"50 \% \_of\_ \$a\$ \& b\textbar{}c \textless{}i\textgreater{} & 0," in latex and ",5 &" in latex
     assert max(tabular_widths_pt(latex)) <= LINE_PT

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.tables import Number, PValue, Table, escape_latex, escape_markdown, format_cell, format_number
+from analysis.tables import (
+    Number,
+    PValue,
+    Table,
+    bullets,
+    escape_latex,
+    escape_markdown,
+    for_console,
+    format_cell,
+    format_number,
+)
 from tests.support.latex import LINE_PT, compile_article, tabular_widths_pt
 from texts import Language
 
@@ -106,8 +116,21 @@ def test_any_name_stays_in_its_markdown_cell(name: str) -> None:
     assert len(lines) == 3
     cells = markdown_cells(lines[2])
     assert len(cells) == 2 and cells[1] == "1"
-    shown = re.sub(r"\\([^\w\s]|_)", r"\1", cells[0])
-    assert shown == " ".join("".join(c if c.isprintable() else " " for c in name).split())
+    plain = for_console("\n".join(lines)).splitlines()[1]
+    assert plain.removesuffix("1").strip() == " ".join("".join(c if c.isprintable() else " " for c in name).split())
+
+
+@pytest.mark.parametrize(
+    ("lang", "interval", "number"), [("en", "[-0.89, +0.18]", "0.500"), ("es", "[-0,89; +0,18]", "0,500")]
+)
+def test_a_console_shows_pages_without_the_signs_of_markdown(lang: Language, interval: str, number: str) -> None:
+    table = Table(["run *a*", "AP"], [["a|b_1_", Number(0.5)], ["c", None]], f"Caption {interval}").to_markdown(lang)
+    link = "![AP `x`](ap.png), [rare](rare/ablation.md)"
+    page = f"# Title\n\n{bullets([f'cosine: {interval} *', 'x'])}\n\n{table}\n\n{link}\n"
+    assert for_console(page).splitlines() == [
+        *("Title", "", f"- cosine: {interval} *", "- x", "", f"Caption {interval}", ""),
+        *("  run *a*     AP", f"  a|b_1_   {number}", "  c            -", "", "AP x (ap.png), rare (rare/ablation.md)"),
+    ]
 
 
 @given(st.text())
