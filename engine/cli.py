@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import UserError, printable
 from data.script import ScriptParser
-from texts import LANGUAGES, Language, texts_of
+from texts import LANGUAGES, Language, catalogue, texts_of
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +119,17 @@ def add_language_argument(parser: argparse.ArgumentParser, what: str) -> None:
     if default not in LANGUAGES:
         parser.error(f"DEIMV2_LANG is {default!r} in the environment; expected one of {', '.join(LANGUAGES)}")
     text = f"language of {what} (default: DEIMV2_LANG of the environment, else en)"
-    parser.add_argument("--lang", choices=LANGUAGES, default=default, help=text)
+    parser.add_argument("--lang", type=_language, choices=LANGUAGES, default=default, help=text)
+
+
+def _language(name: str) -> str:
+    """Read the texts before anything starts that may need them hours later."""
+    try:
+        for language in LANGUAGES:
+            catalogue(language)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return name
 
 
 def command_line(script: str, *arguments: object) -> str:

@@ -1,30 +1,51 @@
 """Both languages say the same things, and every text can be filled."""
 
+import argparse
 import re
-from string import Formatter
+from pathlib import Path
 
 import pytest
 
+import texts
 from analysis.errors import ERROR_KINDS
+from data.errors import UserError
+from engine import cli
 from engine.metrics import METRIC_NAMES
-from texts import Language, catalogue, number, percent, plain_table, texts_of
+from texts import catalogue, number, percent, plain_table, texts_of
 
 
-def placeholders(language: Language) -> dict[str, set[str]]:
-    texts = catalogue(language)
-    return {
-        f"{section}.{key}": {name for _, name, _, _ in Formatter().parse(text) if name}
-        for section, entries in texts.items()
-        for key, text in entries.items()
-    }
-
-
-def test_both_languages_have_the_same_keys_and_placeholders() -> None:
-    assert placeholders("en") == placeholders("es")
-
-
-def test_no_text_is_empty() -> None:
-    assert all(text.strip() for one in ("en", "es") for part in catalogue(one).values() for text in part.values())
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("  boxes: cajas", "  boxes: cajas: todas", "line 12: mapping values are not allowed.*expected `key: text`"),
+        (
+            "  boxes: cajas",
+            "  boxes: {cajas}",
+            "line 12: evaluation.boxes has no text; expected one, .*en.yml, line 12",
+        ),
+        ("  boxes: cajas", "  # nada", r"es.yml: evaluation.boxes has no text; expected one, .*en.yml, line 12$"),
+        ("  boxes: cajas", "  boxes: cajas\n  cajas: x", "line 13: evaluation.cajas is unknown; expected a key"),
+        ("clase {label}", "clase {etiqueta}", "line 4: .* has {etiqueta}; expected {label}, as in .*en.yml"),
+        ("clase {label}", "clase {label", r"line 4: .* has a brace too many or too few \(.*\); expected {label}"),
+        ("export:", "export: y", "line 2.: (mapping values|export is a text)"),
+        ("cajas", "ca\x00jas", "es.yml: unacceptable character"),
+    ],
+)
+def test_a_fault_of_an_edited_file_is_said_with_its_line(
+    right: str, wrong: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for language in ("en", "es"):
+        text = (Path(texts.__file__).with_name(f"{language}.yml")).read_text(encoding="utf-8")
+        edited = text.replace(right, wrong, 1) if language == "es" else text
+        assert (edited != text) is (language == "es")
+        (tmp_path / f"{language}.yml").write_text(edited, encoding="utf-8")
+    monkeypatch.setattr(texts, "files", lambda package: tmp_path)
+    monkeypatch.setattr(cli, "catalogue", catalogue.__wrapped__)
+    parser = argparse.ArgumentParser()
+    cli.add_language_argument(parser, "the console")
+    with pytest.raises(UserError, match=f"{tmp_path}.*{message}") as caught:
+        parser.parse_args([])
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -85,8 +106,7 @@ def test_one_is_singular(count: int | str, expected: str) -> None:
 
 def test_spanish_keeps_to_its_terms() -> None:
     """The score of a detection is its confidence; terms that engineers use stay as they are."""
-    texts = " ".join(text for part in catalogue("es").values() for text in part.values())
-    said = re.sub(r"{\w+", "", texts).lower()
+    said = re.sub(r"{\w+", "", " ".join(text for part in catalogue("es").values() for text in part.values())).lower()
     assert not re.search(
         r"checkpoint|juego de señalar|hallazgo|esperanza|duplicados?\b|\w\((s|es)\)|umbral de puntuación", said
     )
