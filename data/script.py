@@ -21,13 +21,13 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from data.errors import UserError
-from data.signals import STOP_SIGNALS, handlers
+from data.signals import HANGUP, STOP_SIGNALS, handlers
 
 EXIT_USER_ERROR = 2
 EXIT_INCOMPLETE = 3
 """Done, but something was left out or found at fault; the report names it."""
 EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
+_EXITS_OF_SIGNALS = [128 + number for number in STOP_SIGNALS]
 
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _MOST_WARNINGS = 100
@@ -104,9 +104,12 @@ def run_script(main: Callable[[Report], int | None], *, own_json: bool = False) 
     """Run a script's `main` and turn its outcome into an exit code, see docs/guide/programs.md.
 
     A `UserError`, or a name too long for a file, becomes one message on stderr and exit code 2; Ctrl-C becomes 130,
-    SIGTERM 143; None and 0 count as 3 where the report has problems. Anything else is a fault of the program and
-    keeps its traceback. `own_json`: the script has a `--json` of another meaning.
+    SIGTERM 143, a closed terminal 129; None and 0 count as 3 where the report has problems. Anything else is a fault
+    of the program and keeps its traceback. `own_json`: the script has a `--json` of another meaning.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, or a Windows program without a console
+            setattr(sys, name, os.fdopen(_nowhere(), "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         # A Windows console may not know a character of a class name; an escape is better than a crash.
         reconfigure = getattr(stream, "reconfigure", None)
@@ -130,7 +133,8 @@ def run_script(main: Callable[[Report], int | None], *, own_json: bool = False) 
 
 def _run(main: Callable[[Report], int | None], report: Report) -> int:
     try:
-        with handlers(_terminate, signal.SIGTERM):
+        with handlers(_terminate, signal.SIGTERM, *HANGUP):
+            _require_working_folder()
             return main(report) or (EXIT_INCOMPLETE if report.problems else 0)
     except UserError as error:
         return _explain(error, report)
@@ -142,6 +146,14 @@ def _run(main: Callable[[Report], int | None], report: Report) -> int:
         if explained is None:
             raise
         return _explain(explained, report)
+    except BrokenPipeError:
+        code = _explain(UserError("Nobody reads the output any more: the program behind | has ended."), report)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # nor shall Python complain at its end, when it tries once more
+                os.dup2(_nowhere(), stream.fileno())
+        return code
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             name = str(error.filename)[:60]
@@ -155,14 +167,25 @@ def _run(main: Callable[[Report], int | None], report: Report) -> int:
         report.error = "interrupted"
         return EXIT_INTERRUPTED
     except SystemExit as leaving:
-        if leaving.code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+        if leaving.code in _EXITS_OF_SIGNALS:
             # torchrun sends one more to whoever takes long to leave; it must not change the exit code.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise
 
 
+def _nowhere() -> int:
+    return os.open(os.devnull, os.O_WRONLY)
+
+
+def _require_working_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:  # of which torch would end the process
+        raise UserError("The folder that you are in does not exist any more; cd to one that does.") from error
+
+
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(EXIT_TERMINATED)
+    raise SystemExit(128 + number)
 
 
 def _explain(error: UserError, report: Report) -> int:
@@ -240,7 +263,7 @@ def _code_of(error: BaseException) -> int:
 
 def _words(error: BaseException) -> str | None:
     if isinstance(error, SystemExit):
-        return "interrupted" if error.code in (EXIT_INTERRUPTED, EXIT_TERMINATED) else None
+        return "interrupted" if error.code in _EXITS_OF_SIGNALS else None
     return "".join(traceback.format_exception_only(error)).strip()
 
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: handlers for a while. Imports nothing heavy, so that scripts can begin with it."""
+"""SIGINT, SIGTERM and SIGHUP: handlers for a while. Imports nothing heavy, so that scripts can begin with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+"""The terminal is gone: a window closed, a connection lost."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *HANGUP)
 
 
 @contextmanager
@@ -19,6 +21,8 @@ def handlers(handler: Callable[[int, FrameType | None], object] | signal.Handler
         known = {number: signal.getsignal(number) for number in numbers}
         # None: installed by a library in C, and Python could not put it back.
         previous = {number: before for number, before in known.items() if before is not None}
+        if HANGUP and previous.get(HANGUP[0]) is signal.SIG_IGN:
+            del previous[HANGUP[0]]  # nohup
     for number in previous:
         signal.signal(number, handler)
     try:

@@ -332,7 +332,7 @@ def adapt(
 
     Raises:
         UserError: Bad input of any kind.
-        SystemExit: SIGINT (130) or SIGTERM (143), after saving.
+        SystemExit: SIGINT (130), SIGTERM (143) or SIGHUP (129), after saving.
     """
     options, config = AdaptOptions(**given), load_config(config_path, overrides)
     if config.Baseline is not None:

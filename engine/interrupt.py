@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: finish the step, save, leave with the shell's exit code."""
+"""SIGINT, SIGTERM, SIGHUP: finish the step, save, leave with the shell's exit code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ONE_REQUEST_SECONDS = 1.0
 
 
 class StopSignal(ExitStack):
-    """Context manager that turns the two signals into a request the training loop honours after its step."""
+    """Context manager that turns these signals into a request the training loop honours after its step."""
 
     def __init__(self, text: Texts | None = None) -> None:
         super().__init__()
@@ -46,7 +46,8 @@ class StopSignal(ExitStack):
         return bool(dist.sum_(flag) > 0)
 
     def exit(self) -> SystemExit:
-        """130 after SIGINT, 143 after SIGTERM, as shells have it. A process that only heard of it says 143."""
+        """130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP, as shells have it. A process that only heard of
+        it says 143."""
         number = signal.SIGTERM if self._signal is None else self._signal
         return SystemExit(128 + int(number))
 

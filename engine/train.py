@@ -58,7 +58,7 @@ def train(
 
     Raises:
         UserError: Anything wrong with the input; nothing has been written then.
-        SystemExit: SIGINT (130) or SIGTERM (143), after saving `last.pth`.
+        SystemExit: SIGINT (130), SIGTERM (143) or SIGHUP (129), after saving `last.pth`.
     """
     with StopSignal(texts_of(lang, "training")) as stop:
         with stop.at_once():

@@ -63,6 +63,35 @@ def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes, signals and folders")
+@pytest.mark.parametrize(
+    ("start", "code", "error"),
+    [
+        ("{run} | true; exit ${{PIPESTATUS[0]}}", 2, "error: Nobody reads the output any more"),
+        ("{run} 2>&1 | true; exit ${{PIPESTATUS[0]}}", 2, ""),
+        ("{run} >&- 2>&-", 0, ""),
+        ("mkdir {gone}; cd {gone}; rmdir {gone}; {run}", 2, "error: The folder that you are in does not exist any"),
+        ("{run} hangup", 129, ""),
+        ("trap '' HUP; {run} hangup > /dev/null", 0, ""),  # nohup
+    ],
+)
+def test_a_shell_that_goes_away(start: str, code: int, error: str, tmp_path: Path) -> None:
+    script = tmp_path / "x.py"
+    script.write_text(
+        "import signal, sys\n"
+        "from data.script import run_script\n"
+        "def main(report):\n"
+        "    if sys.argv[1:]: signal.raise_signal(signal.SIGHUP)\n"
+        "    sys.stdout.write('a line\\n' * 50_000)\n"
+        "sys.exit(run_script(main))\n",
+        encoding="utf-8",
+    )
+    line = start.format(run=f"{sys.executable} {script}", gone=tmp_path / "gone")
+    environment = script_environment() | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr[: len(error)]) == (code, error) and done.stderr.count("\n") == bool(error)
+
+
 def test_sigterm_is_143_and_another_one_changes_nothing() -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:

@@ -2,6 +2,7 @@ import signal
 
 import pytest
 
+from data.signals import STOP_SIGNALS
 from engine import interrupt
 from engine.distributed import Distributed
 from engine.interrupt import StopSignal
@@ -13,7 +14,7 @@ def alone() -> Distributed:
     return Distributed(0, 1, 0, torch.device("cpu"))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(number, 128 + number) for number in STOP_SIGNALS])
 def test_a_signal_is_a_request_with_the_shells_exit_code(number: signal.Signals, code: int) -> None:
     with StopSignal() as stop:
         assert not stop.requested(alone())
