@@ -13,10 +13,10 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from tqdm import tqdm
 
 from analysis.ablation_report import (
@@ -33,7 +33,7 @@ from analysis.compare import config_differences, training_config
 from analysis.label_curve import Part, part_of, write_parts
 from analysis.zero_shot import zero_shot
 from data.coco import CocoSplit
-from data.errors import UserError
+from data.errors import UserError, collecting
 from data.files import file_sha256, write_json
 from data.splits import DataBundle, build_datasets
 from data.subsets import Subset
@@ -57,6 +57,7 @@ MANIFEST_NAME = "ablation_runs.json"
 _PHASE_1 = "phase_1"
 _RESULTS = ("results.json", "best.pth", PREDICTIONS_NAME)
 _MOST_KEYS = 5
+_EPOCHS = ("epoches", "flat_epoch", "no_aug_epoch", "eval_interval_epochs")
 _DECIDED = {
     "MultimodalFusion.mode": "--modes",
     "MultimodalFusion.seed": "--seeds",
@@ -160,8 +161,9 @@ def ablate(options: Mapping[str, Any], dist: Distributed, *, runner: Runner | No
     data = build_datasets(config)
     if asked.resume is not None:
         check_classes(load_checkpoint(asked.resume), data.classes, asked.resume)
-    readers = sorted((task for task in tasks if task.reads_texts), key=lambda task: task.mode == "waffle")
-    reader, texts = next(iter(readers), None), None
+    # Random words are the texts only where no mode reads others.
+    reader = min((task for task in tasks if task.reads_texts), key=lambda task: task.mode == "waffle", default=None)
+    texts = facts = None
     if reader is not None:
         texts = dist.from_main(lambda: class_text_embeddings(reader.config, data.classes, folder))
         if not texts.has_real_weights and any(task.subset and task.subset.held_out for task in tasks):
@@ -170,12 +172,10 @@ def ablate(options: Mapping[str, Any], dist: Distributed, *, runner: Runner | No
                 "found by one. Take a trained encoder: texts.encoder.name=all-MiniLM-L6-v2, or CLIP or SigLIP."
             )
     dist.from_main(lambda: write_subsets(tasks, data.splits["train"]))
-    origins = dist.from_main(lambda: origins_of(tasks))
-    source = None if texts is None else texts.source
+    origins, source = dist.from_main(lambda: origins_of(tasks)), None if texts is None else texts.source
     records = [record_of(task, origin, source) for task, origin in zip(tasks, origins, strict=True)]
     manifest = Manifest(folder) if dist.is_main else None
     states: list[State] = dist.from_main(lambda: states_of(tasks, records, manifest or Manifest(folder)))
-    facts = None
     if reader is not None and texts is not None and reader.mode != "waffle" and dist.is_main:
         facts = text_facts(texts, reader.config, data)
     run_all(tasks, records, states, manifest, runner or _trainer(asked, dist))
@@ -202,21 +202,17 @@ def plan(options: Mapping[str, Any]) -> tuple[AblationOptions, list[Task]]:
         UserError: All faults of the options, the config and the checkpoint at once.
     """
     subsets, problems = _asked_subsets(options)
-    try:
+    split = None
+    with collecting(problems):
         asked = AblationOptions(**options)
-    except UserError as error:
-        problems += error.problems
-    try:
+    with collecting(problems):
         require_output_folder(options["output_dir"])
-    except UserError as error:
-        problems.append(str(error))
-    try:
+    with collecting(problems, whole=True):
         base = load_config(options["config"], options.get("update", ()))
         problems += _start_problems(base, options, bool(subsets))
-        split = build_datasets(base, ("train",)).splits["train"] if subsets else None
-        problems += [line for subset in subsets for line in subset.problems(split)] if split is not None else []
-    except UserError as error:
-        problems.append(str(error))
+        if subsets:
+            split = build_datasets(base, ("train",)).splits["train"]
+            problems += [line for subset in subsets for line in subset.problems(split)]
     if problems:
         raise UserError("The ablation cannot start:", problems)
     if split is None:
@@ -294,7 +290,9 @@ def _subset_tasks(asked: AblationOptions, base: ExperimentConfig, subset: Subset
     def task(mode: str, seed: int, file: Path, overrides: Sequence[str], start: Path | None) -> Task:
         own, ann_file = folder / f"{mode}_seed{seed}", folder / f"train_seed{seed}.json"
         config = load_config(file, overrides)
-        config = load_config(file, [*overrides, *_as_many_steps(config, subset.fraction)])
+        # As many steps as on the whole set: what differs is what there is to see.
+        epochs = [f"{key}={round(getattr(config, key) / subset.fraction)}" for key in _EPOCHS]
+        config = load_config(file, [*overrides, *epochs])
         loader = config.train_dataloader
         dataset = loader.dataset.model_copy(update={"ann_file": ann_file})
         config = config.model_copy(update={"train_dataloader": loader.model_copy(update={"dataset": dataset})})
@@ -311,12 +309,6 @@ def _subset_tasks(asked: AblationOptions, base: ExperimentConfig, subset: Subset
         for mode in modes
         for seed in asked.seeds
     ]
-
-
-def _as_many_steps(config: ExperimentConfig, fraction: float) -> list[str]:
-    """Epochs with which a fraction trains as many steps as the whole set: what differs is what there is to see."""
-    keys = ("epoches", "flat_epoch", "no_aug_epoch", "eval_interval_epochs")
-    return [f"{key}={round(getattr(config, key) / fraction)}" for key in keys]
 
 
 def write_subsets(tasks: Sequence[Task], split: CocoSplit) -> None:
@@ -361,15 +353,8 @@ def _trainer(asked: AblationOptions, dist: Distributed) -> Runner:
     """Trains as `train_deimv2_multimodal.py` does, the texts' vectors shared by all runs."""
 
     def run(task: Task, checkpoint: Path | None) -> None:
-        train(
-            task.config,
-            dist,
-            task.folder,
-            resume=checkpoint,
-            tuning=task.start if checkpoint is None else None,
-            text_cache=asked.output_dir,
-            lang=asked.lang,
-        )
+        tuning, cache = task.start if checkpoint is None else None, asked.output_dir
+        train(task.config, dist, task.folder, resume=checkpoint, tuning=tuning, text_cache=cache, lang=asked.lang)
         gc.collect()  # the run's model and optimiser hang in cycles; a GPU needs their room for the next run
         if dist.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -407,7 +392,7 @@ class Manifest:
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
             self.records = {name: Record.model_validate(record) for name, record in content["runs"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{self._path}: damaged ({str(error).splitlines()[0][:160]}), so nobody knows what the runs beside it "
                 "were made from. Restore it, or choose another folder with --output-dir."
@@ -422,9 +407,7 @@ class Manifest:
     def time_left(self, runs: int) -> str:
         """Say how long so many runs will take, if any was timed."""
         timed = [record.seconds for record in self.records.values() if record.seconds is not None]
-        if not runs or not timed:
-            return ""
-        return f"; {runs} left, about {tqdm.format_interval(runs * sum(timed) / len(timed))}"
+        return f"; {runs} left, about {tqdm.format_interval(runs * sum(timed) / len(timed))}" if runs and timed else ""
 
 
 def record_of(task: Task, phase_1: str, texts: str | None) -> Record:
@@ -448,13 +431,12 @@ def states_of(tasks: Sequence[Task], records: Sequence[Record], manifest: Manife
     states: list[State] = []
     for task, wanted in zip(tasks, records, strict=True):
         folder, known = task.folder, manifest.records.get(task.name)
-        if not folder.is_dir() or not any(folder.iterdir()):
-            states.append("missing")
-        elif known is None:
+        there = folder.is_dir() and any(folder.iterdir())
+        if there and known is None:
             problems.append(f"{folder}: is not in {MANIFEST_NAME}, so ablate_text.py did not make it")
-        elif differences := _differences(known, wanted):
+        elif there and known is not None and (differences := _differences(known, wanted)):
             problems.append(f"{folder}: {'; '.join(differences)}")
-        elif known.finished:
+        elif known is not None and known.finished:
             states.append("finished" if all((folder / name).is_file() for name in _RESULTS) else "missing")
         else:
             states.append("interrupted" if (folder / "last.pth").is_file() else "missing")
@@ -491,27 +473,26 @@ def run_all(
         SystemExit, KeyboardInterrupt: Interrupted; the same command goes on.
         UserError: A run failed; the finished ones are kept.
     """
-    finished, interrupted, missing = (states.count(state) for state in ("finished", "interrupted", "missing"))
-    left = interrupted + missing
-    counts = (len(tasks), finished, interrupted, missing, manifest.time_left(left) if manifest else "")
-    log.info("%d runs: %d finished, %d to resume, %d to start%s", *counts)
+    counts = {state: states.count(state) for state in get_args(State)}
+    left = len(tasks) - counts["finished"]
+    time_left = manifest.time_left(left) if manifest else ""
+    said = (len(tasks), counts["finished"], counts["interrupted"], counts["missing"], time_left)
+    log.info("%d runs: %d finished, %d to resume, %d to start%s", *said)
     for number, (task, record, state) in enumerate(zip(tasks, records, states, strict=True), start=1):
         if state == "finished":
             continue
-        name = task.name
-        log.info("run %d/%d, %s, %s", number, len(tasks), name, "started" if state == "missing" else "resumed")
+        log.info("run %d/%d, %s, %s", number, len(tasks), task.name, "started" if state == "missing" else "resumed")
         started = time.monotonic()
         if manifest is not None:
-            manifest.put(name, record)
+            manifest.put(task.name, record)
         try:
             runner(task, task.folder / "last.pth" if state == "interrupted" else None)
         except (SystemExit, KeyboardInterrupt):
-            log.warning("interrupted in %s; the same command goes on from there", name)
+            log.warning("interrupted in %s; the same command goes on from there", task.name)
             raise
-        seconds = time.monotonic() - started
-        left -= 1
+        seconds, left = time.monotonic() - started, left - 1
         if manifest is not None:
             timed = seconds if state == "missing" else None
-            manifest.put(name, record.model_copy(update={"finished": True, "seconds": timed}))
+            manifest.put(task.name, record.model_copy(update={"finished": True, "seconds": timed}))
         time_left = manifest.time_left(left) if manifest else ""
-        log.info("%s took %s%s", name, tqdm.format_interval(seconds), time_left)
+        log.info("%s took %s%s", task.name, tqdm.format_interval(seconds), time_left)

@@ -18,14 +18,22 @@ import numpy as np
 from matplotlib.colors import Normalize
 from torch import Tensor
 
-from analysis.compare import EvaluatedRun, Results, class_estimates, estimates, read_runs, resample
-from analysis.compare_report import HASH_SHOWN, difference_cell, estimates_to_json, metric_name, spread_cell
+from analysis.compare import EvaluatedRun, Results, Row, estimates, read_runs, resample
+from analysis.compare_report import (
+    class_table,
+    difference_cell,
+    judged_facts,
+    judged_to_json,
+    metric_name,
+    page,
+    row_to_json,
+    spread_cell,
+)
 from analysis.curves import SCORE_THRESHOLDS, ranked_hits, score_curves
 from analysis.differences import (
     LEAST_SEEDS,
     Effect,
     Equivalence,
-    Estimate,
     RankCorrelation,
     Verdict,
     effect,
@@ -62,6 +70,7 @@ HELD_OUT_REFERENCES = ("random", "shuffled")
 MARGIN_AP = 0.005
 """A difference smaller than this is none, for the equivalence test."""
 FIGURE_NAME = "text_similarity"
+_LABEL = "tab:ablation"
 BOOTSTRAP_SEED = 0
 _TABLES = ("modes", "differences", "classes", "similarity", "zero_shot")
 _FALSE_ALARM = 0.05
@@ -106,14 +115,9 @@ class Judgement(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ModeResult:
-    """One mode over its seeds."""
+class ModeResult(Row):
+    """One mode over its seeds; of a question about one class its metrics hold the class's own AP, too."""
 
-    mode: str
-    runs: Sequence[EvaluatedRun]
-    metrics: Mapping[str, Estimate]
-    """AP, AP50, AP75 and, where NORMAL has boxes, AP_defects; of a question about one class also its own AP."""
-    per_class: Mapping[str, Mapping[str, Estimate]]
     against: Mapping[str, Mapping[str, Effect]]
     """Reference -> metric -> effect; a mode is not compared with itself, the first reference with nothing."""
     judgement: Judgement
@@ -141,6 +145,10 @@ class Answer:
     modes: Sequence[ModeResult]
     seeds: Sequence[int]
     samples: int
+    references: tuple[str, ...]
+    """Modes that the others are compared with."""
+    judged: str
+    """The metric of the verdicts."""
     control_head: str
     """Of `learned`, `random` and `shuffled`."""
     texts: TextFacts | None
@@ -154,16 +162,6 @@ class Answer:
     """Of the similarity of two classes' texts and how often the first reference's models take one for the other."""
 
     @property
-    def references(self) -> tuple[str, ...]:
-        """Modes that the others are compared with."""
-        return _references(self.subset)
-
-    @property
-    def judged(self) -> str:
-        """The metric of the verdicts."""
-        return _judged(self.subset)
-
-    @property
     def judged_on(self) -> Results:
         """Any run's results: split, number of images and hash of the ground truth are the same for all."""
         return self.modes[0].runs[0].results
@@ -173,21 +171,7 @@ class Answer:
         return tuple(self.modes[0].per_class)
 
 
-def _references(subset: Subset | None) -> tuple[str, ...]:
-    return REFERENCES if subset is None or subset.held_out is None else HELD_OUT_REFERENCES
-
-
-def _judged(subset: Subset | None) -> str:
-    return "AP" if subset is None or subset.judged_class is None else f"AP {subset.judged_class}"
-
-
-def answer(
-    tasks: Sequence[Task],
-    texts: TextFacts | None,
-    *,
-    samples: int,
-    margin: float = MARGIN_AP,
-) -> Answer:
+def answer(tasks: Sequence[Task], texts: TextFacts | None, *, samples: int, margin: float = MARGIN_AP) -> Answer:
     """Compare finished runs, all modes with the same seeds, mode by mode.
 
     Raises:
@@ -196,8 +180,10 @@ def answer(
     runs = read_runs([task.folder for task in tasks])
     drawn = resample(runs, samples=samples, seed=BOOTSTRAP_SEED)
     subset, section = tasks[0].subset, tasks[0].config.MultimodalFusion
-    references, judged = _references(subset), _judged(subset)
+    references = REFERENCES if subset is None or subset.held_out is None else HELD_OUT_REFERENCES
+    judged = "AP"
     if subset is not None and subset.judged_class is not None:
+        judged = f"AP {subset.judged_class}"
         for one in drawn:
             one.metrics[judged] = one.per_class[subset.judged_class]["AP"]
     rows = {task.mode: [i for i, other in enumerate(tasks) if other.mode == task.mode] for task in tasks}
@@ -220,15 +206,15 @@ def answer(
             references=references,
             margin=margin,
         )
-        of_mode = [drawn[i] for i in own]
-        metrics, per_class = estimates([one.metrics for one in of_mode]), class_estimates(of_mode)
-        results.append(ModeResult(mode, [runs[i] for i in own], metrics, per_class, against, judgement))
+        numbers = estimates([drawn[i] for i in own])
+        results.append(ModeResult(mode, [runs[i] for i in own], *numbers, against, judgement))
     confused = None
     if texts is not None and references[0] in rows:
         confused = _confused(texts.similarity.numpy(), [runs[i] for i in rows[references[0]]])
-    seeds = list(dict.fromkeys(task.seed for task in tasks))
-    from_start = section is not None and section.from_start
-    return Answer(results, seeds, samples, control_head, texts, subset, from_start, margin, confused)
+    seeds, from_start = [*dict.fromkeys(task.seed for task in tasks)], section is not None and section.from_start
+    return Answer(
+        results, seeds, samples, references, judged, control_head, texts, subset, from_start, margin, confused
+    )
 
 
 def _confused(similarity: np.ndarray[Any, Any], runs: Sequence[EvaluatedRun]) -> RankCorrelation | None:
@@ -284,8 +270,9 @@ def write_answer(answer: Answer, folder: Path, lang: Language, *, captions: bool
     ablation.md and ablation.tex hold all tables; each table is a CSV of its own; ablation.json has every number
     unrounded and comes last. What an earlier writing left and this one has not is removed.
     """
-    tables = answer_tables(answer, lang)
-    markdown = _markdown(answer, tables, lang)
+    texts, tables = texts_of(lang, "ablation"), answer_tables(answer, lang)
+    said = f"{texts['answer']}:\n\n{bullets(sentences_of(answer, lang))}"
+    markdown = page(texts, [_introduction(answer, texts), said], tables, notes_of(answer, lang))
     if answer.texts is None:
         remove_figure(folder, FIGURE_NAME)
     else:
@@ -293,8 +280,7 @@ def write_answer(answer: Answer, folder: Path, lang: Language, *, captions: bool
         # From the least similar pair, or 0: sentence encoders seldom go below 0.
         scale = Normalize(min(0.0, float(similarity.min())), 1)
         with figure_style():
-            title = texts_of(lang, "ablation")["figure_axis"]
-            figure, _ = shaded_table(similarity, answer.classes, answer.classes, scale, title, lang)
+            figure, _ = shaded_table(similarity, answer.classes, answer.classes, scale, texts["figure_axis"], lang)
             text = None if captions else tables["similarity"].caption
             save_figure(figure, folder, FIGURE_NAME, text_beside=text)
     content = answer_to_json(answer, lang)
@@ -306,15 +292,13 @@ def answer_tables(answer: Answer, lang: Language) -> dict[str, Table]:
     """Return the tables that there is something for, by the names of `_TABLES`."""
     texts, facts, modes = texts_of(lang, "ablation"), answer.texts, answer.modes
     tables = {"modes": _modes_table(answer, texts), "differences": _differences_table(answer, texts)}
-    rows: list[list[Cell]] = [
-        [name, *(spread_cell(one.per_class[name]["AP"]) for one in modes)] for name in answer.classes
-    ]
-    columns = [texts["class"], *(one.mode for one in modes)]
-    tables["classes"] = Table(columns, rows, texts["classes_caption"], "tab:ablation-classes")
+    tables["classes"] = class_table(modes, spread_cell, texts["classes_caption"], texts, _LABEL)
     if facts is not None:
-        rows = [[name, *of] for name, of in zip(answer.classes, facts.similarity.tolist(), strict=True)]
+        rows: list[list[Cell]] = [
+            [name, *of] for name, of in zip(answer.classes, facts.similarity.tolist(), strict=True)
+        ]
         caption = texts("similarity_caption", source=facts.embeddings.source)
-        tables["similarity"] = Table([texts["class"], *answer.classes], rows, caption, "tab:ablation-similarity")
+        tables["similarity"] = Table([texts["class"], *answer.classes], rows, caption, f"{_LABEL}-similarity")
         if facts.zero_shot is not None:
             tables["zero_shot"] = _zero_shot_table(facts.zero_shot, texts)
     return {name: table for name, table in tables.items() if table.rows}
@@ -326,7 +310,7 @@ def _modes_table(answer: Answer, texts: Texts) -> Table:
     rows: list[list[Cell]] = []
     for one in answer.modes:
         seconds = [run.results.train_seconds for run in one.runs if run.results.train_seconds is not None]
-        row: list[Cell] = [one.mode, len(one.runs)]
+        row: list[Cell] = [one.label, len(one.runs)]
         row += [spread_cell(one.metrics[name]) for name in metrics]
         row.append(Number(float(np.mean(seconds)) / 60 if seconds else None, 1))
         row += [difference_cell(one.against[name][answer.judged]) if name in one.against else None for name in compared]
@@ -335,13 +319,13 @@ def _modes_table(answer: Answer, texts: Texts) -> Table:
     columns = [texts["mode"], texts["seeds"], *(metric_name(name, texts) for name in metrics)]
     against = [texts("against", metric=metric_name(answer.judged, texts), reference=name) for name in compared]
     columns += [texts["training_minutes"], *against, texts["bound"], texts["verdict"]]
-    return Table(columns, rows, texts["modes_caption"], "tab:ablation")
+    return Table(columns, rows, texts["modes_caption"], _LABEL)
 
 
 def _differences_table(answer: Answer, texts: Texts) -> Table:
     rows: list[list[Cell]] = [
         [
-            one.mode,
+            one.label,
             reference,
             metric_name(name, texts),
             difference_cell(found)._replace(interval=found.image_interval),
@@ -353,7 +337,7 @@ def _differences_table(answer: Answer, texts: Texts) -> Table:
         for name, found in effects.items()
     ]
     columns = [texts[name] for name in ("mode", "reference", "metric", "of_images", "seed_sd", "of_both")]
-    return Table(columns, rows, texts("differences_caption", samples=answer.samples), "tab:ablation-differences")
+    return Table(columns, rows, texts("differences_caption", samples=answer.samples), f"{_LABEL}-differences")
 
 
 def _zero_shot_table(scores: ZeroShot, texts: Texts) -> Table:
@@ -366,35 +350,21 @@ def _zero_shot_table(scores: ZeroShot, texts: Texts) -> Table:
     shares = {"chance": 1 / len(scores.per_class), "share": scores.largest_class_share}
     caption = texts("zero_shot_caption", **{name: percent(one, texts.language) for name, one in shares.items()})
     columns = [texts[name] for name in ("class", "boxes", "images", "accuracy")]
-    return Table(columns, rows, caption, "tab:ablation-zero-shot")
+    return Table(columns, rows, caption, f"{_LABEL}-zero-shot")
 
 
-def _markdown(answer: Answer, tables: Mapping[str, Table], lang: Language) -> str:
-    texts, results = texts_of(lang, "ablation"), answer.judged_on
-    intro = texts(
-        "intro",
-        split=escape_markdown(results.split),
-        images=results.num_images,
-        gt_hash=results.gt_hash[:HASH_SHOWN],
-        seeds=", ".join(map(str, answer.seeds)),
-    )
+def _introduction(answer: Answer, texts: Texts) -> str:
+    intro = texts("intro", **judged_facts(answer.judged_on), seeds=", ".join(map(str, answer.seeds)))
     start = "from_start" if answer.from_start else "start" if answer.subset is None else "own_start"
-    intro = f"{intro} {texts[f'intro_{start}']}"
-    if answer.subset is not None:
-        intro = f"{escape_markdown(subset_title(answer.subset, texts))}. {intro}"
-    said, notes = bullets(sentences_of(answer, lang)), bullets(notes_of(answer, lang))
-    shown = [table.to_markdown(lang) for table in tables.values()]
-    parts = [f"# {texts['title']}", intro, f"{texts['answer']}:\n\n{said}", *shown, f"{texts['notes']}:\n\n{notes}"]
-    return "\n\n".join(parts) + "\n"
+    part = "" if answer.subset is None else f"{escape_markdown(subset_title(answer.subset, texts))}. "
+    return f"{part}{intro} {texts[f'intro_{start}']}"
 
 
 def answer_to_json(answer: Answer, lang: Language = "en") -> dict[str, Any]:
     """Return every number, unrounded; keys are English whatever the language."""
     facts = answer.texts
     return {
-        "split": answer.judged_on.split,
-        "num_images": answer.judged_on.num_images,
-        "gt_hash": answer.judged_on.gt_hash,
+        **judged_to_json(answer.judged_on),
         "samples": answer.samples,
         "bootstrap_seed": BOOTSTRAP_SEED,
         "seeds": list(answer.seeds),
@@ -406,9 +376,8 @@ def answer_to_json(answer: Answer, lang: Language = "en") -> dict[str, Any]:
         "answer": sentences_of(answer, lang),
         "modes": [
             {
-                "mode": one.mode,
-                "runs": [{"folder": run.folder.as_posix(), "seed": run.seed} for run in one.runs],
-                **estimates_to_json(one.metrics, one.per_class),
+                "mode": one.label,
+                **row_to_json(one),
                 "differences": {
                     reference: {
                         name: {
@@ -470,7 +439,7 @@ def sentences_of(answer: Answer, lang: Language) -> list[str]:
         for one in answer.modes:
             found = one.per_class[name]["AP"]
             shown = format_cell(Number(found.value, interval=found.interval, interval_digits=3), lang)
-            sentences.append(texts("sentence_zero_shot", mode=one.mode, name=name, value=shown))
+            sentences.append(texts("sentence_zero_shot", mode=one.label, name=name, value=shown))
     return [sentence for sentence in sentences if sentence]
 
 
@@ -479,7 +448,7 @@ def _sentence(result: ModeResult, answer: Answer, texts: Texts) -> str:
     for reference, effects in result.against.items():
         difference, _, interval = format_cell(difference_cell(effects[answer.judged]), texts.language).partition(" ")
         against[reference] = {
-            "mode": result.mode,
+            "mode": result.label,
             "difference": difference,
             "interval": interval,
             "metric": metric_name(answer.judged, texts),
@@ -497,17 +466,17 @@ def _sentence(result: ModeResult, answer: Answer, texts: Texts) -> str:
         return f"{first} {texts['text_unknown']}"
     if judgement.reason == "control":
         return texts("control_sentence", **against[none]) if none in against else ""
-    return "" if judgement.reason == "reference" else texts(f"sentence_{judgement.reason}", mode=result.mode)
+    return "" if judgement.reason == "reference" else texts(f"sentence_{judgement.reason}", mode=result.label)
 
 
 def notes_of(answer: Answer, lang: Language) -> list[str]:
     """Return what a reader must know to read the numbers; cautions first."""
-    texts, facts, modes = texts_of(lang, "ablation"), answer.texts, {one.mode for one in answer.modes}
+    texts, facts, modes = texts_of(lang, "ablation"), answer.texts, {one.label for one in answer.modes}
     first = answer.references[0]
     notes = _cautions(answer, modes, texts)
     notes += [texts[f"note_references_{first}"], texts("note_interval", reference=first)]
     notes += [texts("note_margin", margin=format_number(answer.margin, 3, lang)), texts["note_images"]]
-    judged = [one.mode for one in answer.modes if one.judgement.verdict is not None]
+    judged = [one.label for one in answer.modes if one.judgement.verdict is not None]
     if len(judged) > 1:
         chance = percent(1 - (1 - _FALSE_ALARM) ** len(judged), lang, 0)
         notes.append(texts("note_several", count=len(judged), chance=chance, reference=first))

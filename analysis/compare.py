@@ -10,33 +10,34 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from analysis.bootstrap import BootstrapResult, Resampled, bootstrap
+from analysis.bootstrap import BootstrapResult, bootstrap
 from analysis.cost import Cost
-from analysis.differences import Difference, Estimate, estimate, holm, paired_difference
+from analysis.differences import Difference, Estimate, estimate, holm, mean_of, paired_difference
 from analysis.matching import Matches, match
 from analysis.style import tidy
 from data.classes import ClassMap
-from data.errors import UserError
+from data.errors import UserError, collecting
 from data.progress import progress_bar
 from engine.metrics import GroundTruth, Predictions
 from engine.options import Options
-from engine.results import read_evaluation
+from engine.results import RESULTS_NAME, read_evaluation
 from engine.yaml_dialect import read_yaml, require_few_values
 
-T = TypeVar("T")
 _EVALUATE = "evaluate the checkpoint again with evaluate_deimv2.py"
 _SAME_AP = 1e-4
-_WITHOUT_EFFECT = ("seed", "output_dir", "summary_dir", "resume", "device", "num_workers", "print_freq", "loggers")
+_WITHOUT_EFFECT = (
+    *("seed", "output_dir", "summary_dir", "resume", "device", "num_workers", "print_freq", "loggers"),
+    *("train_dataloader.num_workers", "MultimodalFusion.seed"),
+)
 """Keys in which seeds of one config may differ."""
 _JUDGED_ON = ("val_dataloader", "test_dataloader")
 """What a model was judged on is in the hash of the ground truth."""
@@ -116,18 +117,27 @@ class Group:
     """Runs that are reported as one: the seeds of one config, one run on each fold, or a single run."""
 
     label: str
-    runs: tuple[EvaluatedRun, ...]
-    config_differences: tuple[str, ...] = ()
-    """Dotted keys in which the configs of its runs differ though they should not."""
+    runs: Sequence[EvaluatedRun]
+
+    @property
+    def config_differences(self) -> tuple[str, ...]:
+        """Dotted keys in which the configs of its runs differ though they should not."""
+        configs = [run.config for run in self.runs if run.config is not None]
+        return config_differences([training_config(one, len(_folds(self.runs)) > 1) for one in configs])
 
 
 @dataclass(frozen=True, eq=False)
-class GroupResult:
+class Row(Group):
+    """A group with its numbers; what every comparison has a row of."""
+
+    metrics: Mapping[str, Estimate]
+    per_class: Mapping[str, Mapping[str, Estimate]]
+
+
+@dataclass(frozen=True, eq=False)
+class GroupResult(Row):
     """One row of the comparison."""
 
-    group: Group
-    metrics: dict[str, Estimate]
-    per_class: dict[str, dict[str, Estimate]]
     cost: dict[str, Any]
     """See `group_cost`."""
     differences: dict[str, Difference]
@@ -147,12 +157,12 @@ class Comparison:
 
     def values(self) -> dict[str, dict[str, float | None]]:
         """Return every metric by model."""
-        return {one.group.label: {name: found.value for name, found in one.metrics.items()} for one in self.groups}
+        return {one.label: {name: found.value for name, found in one.metrics.items()} for one in self.groups}
 
     @property
     def num_folds(self) -> int:
         """1: all runs were judged on the same images."""
-        return len(_folds(self.groups[0].group.runs))
+        return len(_folds(self.groups[0].runs))
 
 
 def compare_runs(
@@ -163,11 +173,9 @@ def compare_runs(
     Raises:
         UserError: Bad input; everything wrong with the options and the folders at once.
     """
-    problems: Sequence[str] = ()
-    try:
+    problems: list[str] = []
+    with collecting(problems):
         CompareOptions(runs=folders, labels=labels, samples=samples, seed=seed)
-    except UserError as error:
-        problems = error.problems
     runs = read_runs(folders, problems, may_be_folds=True)
     groups = group_runs(runs, labels)
     are_folds, judged_on = len(_folds(runs)) > 1, runs[0].results
@@ -179,23 +187,14 @@ def compare_runs(
         judged_on, normal = judged_on.model_copy(update=facts), _normal_label(runs)
         of_groups = [[bootstrap(one, samples=samples, seed=seed, normal=normal)] for one in pooled]
     results = [
-        GroupResult(
-            group=group,
-            metrics=_spread_over(estimates([run.metrics for run in of_group]), [run.metrics for run in part]),
-            per_class={
-                name: _spread_over(one, [run.per_class[name] for run in part])
-                for name, one in class_estimates(of_group).items()
-            },
-            cost=group_cost(group.runs),
-            differences=differences,
-        )
+        GroupResult(group.label, group.runs, *estimates(of_group, part), group_cost(group.runs), differences)
         for group, of_group, part, differences in zip(groups, of_groups, parts, _differences(of_groups), strict=True)
     ]
     return Comparison(results, samples, seed, judged_on)
 
 
 def _folds(runs: Sequence[EvaluatedRun]) -> dict[str, EvaluatedRun]:
-    """Hash of the ground truth -> a run judged on it."""
+    """Hash of the ground truth -> the first run judged on it."""
     folds: dict[str, EvaluatedRun] = {}
     for run in runs:
         folds.setdefault(run.results.gt_hash, run)
@@ -210,12 +209,6 @@ def _pooled(runs: Sequence[EvaluatedRun]) -> tuple[GroundTruth, Predictions]:
     return GroundTruth(images, boxes, truths[0].classes), Predictions.joined(found)
 
 
-def _spread_over(found: Mapping[str, Estimate], parts: Sequence[Mapping[str, Resampled]]) -> dict[str, Estimate]:
-    """Give estimates the values and the spread of single runs: seeds, or folds, whose mean is not the estimate."""
-    of_parts = estimates(parts)
-    return {name: one._replace(sd=of_parts[name].sd, per_run=of_parts[name].per_run) for name, one in found.items()}
-
-
 def read_runs(
     folders: Sequence[Path], other_problems: Sequence[str] = (), *, may_be_folds: bool = False
 ) -> list[EvaluatedRun]:
@@ -225,7 +218,12 @@ def read_runs(
         UserError: Listing every fault: folders that are missing, no results, damaged or given twice, and results that
             were judged on different splits, images or boxes.
     """
-    problems = [*other_problems, *_repeated(folders)]
+    problems = [*other_problems]
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        first = seen.setdefault(folder.resolve(), folder)
+        if first is not folder:
+            problems.append(f"{folder}: given twice{'' if first == folder else f' (also as {first})'}; leave one out")
     if len(folders) < 2:
         problems.append("one run alone cannot be compared; give two or more")
     runs = [run for folder in folders if (run := _read_run(folder, problems)) is not None]
@@ -235,60 +233,42 @@ def read_runs(
     return runs
 
 
-def _repeated(folders: Sequence[Path]) -> list[str]:
-    seen: dict[Path, Path] = {}
-    problems = []
-    for folder in folders:
-        first = seen.setdefault(folder.resolve(), folder)
-        if first is not folder:
-            problems.append(f"{folder}: given twice{'' if first == folder else f' (also as {first})'}; leave one out")
-    return problems
-
-
 def _read_run(folder: Path, problems: list[str]) -> EvaluatedRun | None:
+    """One run; None where faults were added to `problems`."""
     if not folder.is_dir():
         found = "a file" if folder.exists() else "no such folder"
         problems.append(f"{folder}: {found}; expected a run folder or an evaluation folder with results.json")
         return None
-    known = len(problems)
-    results = _read_results(folder / "results.json", problems)
-    evaluation = _unless_faulty(lambda: read_evaluation(folder), problems)
-    matches = None if evaluation is None else match(*evaluation)
-    config = _unless_faulty(lambda: _find_config(folder, results) if results else None, problems)
-    if results is None or matches is None or evaluation is None:
+    results, config, known = None, None, len(problems)
+    with collecting(problems):
+        results = _read_results(folder / RESULTS_NAME)
+    with collecting(problems):
+        evaluation = read_evaluation(folder)
+    with collecting(problems):
+        config = None if results is None else _find_config(folder, results)
+    if results is None or len(problems) > known:
         return None
-    found = ""
+    matches = match(*evaluation)
     if results.gt_hash != matches.gt_hash:
         found = f"ground truth {results.gt_hash[:12]} and {matches.gt_hash[:12]}"
     elif results.num_images != len(matches.image_ids):
         found = f"{results.num_images} and {len(matches.image_ids)} images"
-    if found:
-        problems.append(
-            f"{folder}: results.json and predictions.json are of different evaluations ({found}); {_EVALUATE}"
-        )
-    return None if len(problems) > known else EvaluatedRun(folder, results, matches, config, evaluation)
+    else:
+        return EvaluatedRun(folder, results, matches, config, evaluation)
+    problems.append(f"{folder}: results.json and predictions.json are of different evaluations ({found}); {_EVALUATE}")
+    return None
 
 
-def _unless_faulty(read: Callable[[], T], problems: list[str]) -> T | None:
-    try:
-        return read()
-    except UserError as error:
-        problems.append(str(error))
-        return None
-
-
-def _read_results(path: Path, problems: list[str]) -> Results | None:
+def _read_results(path: Path) -> Results:
     if not path.is_file():
-        problems.append(f"{path}: no such file; give the folder of a finished run or of an evaluation, or {_EVALUATE}")
-        return None
+        raise UserError(f"{path}: no such file; give the folder of a finished run or of an evaluation, or {_EVALUATE}")
     try:
         return Results.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'content'}: {one['msg']}" for one in error.errors())
-        problems.append(f"{path}: not as expected ({faults}); {_EVALUATE}")
+        faults = (f"{'.'.join(map(str, one['loc'])) or 'content'}: {one['msg']}" for one in error.errors())
+        raise UserError(f"{path}: not as expected ({'; '.join(faults)}); {_EVALUATE}") from error
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path}: damaged or cut short ({error}); {_EVALUATE}")
-    return None
+        raise UserError(f"{path}: damaged or cut short ({error}); {_EVALUATE}") from error
 
 
 def _find_config(folder: Path, results: Results) -> Mapping[str, Any] | None:
@@ -355,8 +335,28 @@ def group_runs(runs: Sequence[EvaluatedRun], labels: Sequence[str] = ()) -> list
         UserError: Another number of labels, an empty one, two groups of one name, or a group without a run on every
             fold.
     """
-    groups = _grouped(runs, labels)
-    folds = _folds(runs)
+    names, found = [tidy(label) for label in labels], _seeds_of_one_config(runs)
+    if labels and len(labels) not in (len(runs), len(found)):
+        or_groups = f" (or {len(found)}, one per group of seeds)" if len(found) < len(runs) else ""
+        raise UserError(
+            f"--labels: found {len(labels)} ({', '.join(labels)}), expected {len(runs)}, one per run{or_groups}."
+        )
+    if "" in names:
+        raise UserError(f"--labels: label {names.index('') + 1} is empty.")
+    if len(names) == len(runs):
+        found = [[run for run, own in zip(runs, names, strict=True) if own == name] for name in dict.fromkeys(names)]
+        names = [*dict.fromkeys(names)]
+    elif len(set(names)) < len(names):
+        raise UserError(
+            f"--labels names two groups alike ({', '.join(labels)}); to join runs give one label for each of the "
+            f"{len(runs)} runs."
+        )
+    groups = [Group(name, members) for name, members in zip(names or _default_labels(found), found, strict=True)]
+    _require_every_fold(groups, _folds(runs))
+    return groups
+
+
+def _require_every_fold(groups: Sequence[Group], folds: Mapping[str, EvaluatedRun]) -> None:
     problems = []
     for group in groups if len(folds) > 1 else ():
         judged = Counter(run.results.gt_hash for run in group.runs)
@@ -371,47 +371,18 @@ def group_runs(runs: Sequence[EvaluatedRun], labels: Sequence[str] = ()) -> list
             "what is missing, or say which runs are a row with --labels, one per run:",
             problems,
         )
-    return groups
-
-
-def _grouped(runs: Sequence[EvaluatedRun], labels: Sequence[str]) -> list[Group]:
-    of_folds = len(_folds(runs)) > 1
-    names = [tidy(label) for label in labels]
-    members = _seeds_of_one_config(runs)
-    if labels and len(labels) not in (len(runs), len(members)):
-        or_groups = f" (or {len(members)}, one per group of seeds)" if len(members) < len(runs) else ""
-        raise UserError(
-            f"--labels: found {len(labels)} ({', '.join(labels)}), expected {len(runs)}, one per run{or_groups}."
-        )
-    if "" in names:
-        raise UserError(f"--labels: label {names.index('') + 1} is empty.")
-    if len(names) == len(runs):
-        by_label: dict[str, list[EvaluatedRun]] = {}
-        for run, name in zip(runs, names, strict=True):
-            by_label.setdefault(name, []).append(run)
-        known = {name: [run.config for run in group if run.config is not None] for name, group in by_label.items()}
-        return [
-            Group(name, tuple(group), config_differences([training_config(one, of_folds) for one in known[name]]))
-            for name, group in by_label.items()
-        ]
-    if len(set(names)) < len(names):
-        raise UserError(
-            f"--labels names two groups alike ({', '.join(labels)}); to join runs give one label for each of the "
-            f"{len(runs)} runs."
-        )
-    return [Group(name, tuple(group)) for name, group in zip(names or _default_labels(members), members, strict=True)]
 
 
 def _seeds_of_one_config(runs: Sequence[EvaluatedRun]) -> list[list[EvaluatedRun]]:
-    buckets: dict[object, list[EvaluatedRun]] = {}
     of_folds = len(_folds(runs)) > 1
+    alike: dict[object, list[EvaluatedRun]] = {}
     for run in runs:
-        buckets.setdefault(identity(run, of_folds), []).append(run)
+        alike.setdefault(identity(run, of_folds), []).append(run)
     groups: list[list[EvaluatedRun]] = []
-    for bucket in buckets.values():
-        seeds = [run.seed for run in bucket]
-        are_seeds = of_folds or (None not in seeds and len(set(seeds)) == len(seeds))
-        groups += [bucket] if are_seeds else [[run] for run in bucket]
+    for members in alike.values():
+        seeds = {run.seed for run in members}
+        are_seeds = of_folds or (None not in seeds and len(seeds) == len(members))
+        groups += [members] if are_seeds else [[run] for run in members]
     return sorted(groups, key=lambda group: runs.index(group[0]))
 
 
@@ -425,13 +396,15 @@ def identity(run: EvaluatedRun, of_folds: bool = False) -> object:
 
 def training_config(config: Mapping[str, Any], of_folds: bool = False) -> dict[str, Any]:
     """Return what of a config decides which model comes out, apart from chance and, of folds, the training images."""
-    kept = {key: value for key, value in config.items() if key not in (*_WITHOUT_EFFECT, *_JUDGED_ON)}
-    for section, key in (("train_dataloader", "num_workers"), ("MultimodalFusion", "seed")):
-        if isinstance(kept.get(section), Mapping):
-            kept[section] = {name: value for name, value in kept[section].items() if name != key}
-    if of_folds and isinstance(loader := kept.get("train_dataloader"), Mapping):
-        kept["train_dataloader"] = {key: value for key, value in _flat(loader).items() if key != "dataset.ann_file"}
+    gone = (*_WITHOUT_EFFECT, *_JUDGED_ON, *(["train_dataloader.dataset.ann_file"] if of_folds else []))
+    kept: dict[str, Any] = _without(config, gone)
     return kept
+
+
+def _without(value: Any, gone: Collection[str], path: str = "") -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _without(part, gone, f"{path}{key}.") for key, part in value.items() if f"{path}{key}" not in gone}
 
 
 def config_differences(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -495,14 +468,16 @@ def _normal_label(runs: Sequence[EvaluatedRun]) -> int | None:
     return None
 
 
-def estimates(runs: Sequence[Mapping[str, Resampled]]) -> dict[str, Estimate]:
-    """Return means, intervals and spreads over the seeds of one config."""
-    return {name: estimate([run[name] for run in runs]) for name in runs[0]}
+def estimates(
+    runs: Sequence[BootstrapResult], parts: Sequence[BootstrapResult] = ()
+) -> tuple[dict[str, Estimate], dict[str, dict[str, Estimate]]]:
+    """Return the `estimate` of every metric, and of every class."""
 
+    def of(label: str | None) -> dict[str, Estimate]:
+        own, single = ([run.metrics if label is None else run.per_class[label] for run in of] for of in (runs, parts))
+        return {name: estimate([run[name] for run in own], [run[name] for run in single]) for name in own[0]}
 
-def class_estimates(runs: Sequence[BootstrapResult]) -> dict[str, dict[str, Estimate]]:
-    """Return every class's `estimates`."""
-    return {name: estimates([run.per_class[name] for run in runs]) for name in runs[0].per_class}
+    return of(None), {label: of(label) for label in runs[0].per_class}
 
 
 def _differences(groups: Sequence[Sequence[BootstrapResult]]) -> list[dict[str, Difference]]:
@@ -519,16 +494,13 @@ def _differences(groups: Sequence[Sequence[BootstrapResult]]) -> list[dict[str, 
 
 
 def group_cost(runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
-    """Return what a group's models cost: means over its runs, None where a run does not tell.
-
-    `latency_ms` is the median of one image, `images_per_s` of the largest batch that was timed, `epochs` and
-    `train_seconds` are until the judged checkpoint; `measured_on` lists devices, number types and threads of the
-    measurements: those of more than one cannot be compared.
-    """
-    costs = pd.DataFrame([_run_cost(run.results) for run in runs], dtype=float)
-    means = {str(name): None if np.isnan(mean) else float(mean) for name, mean in costs.mean(skipna=False).items()}
-    known = [run.results.cost for run in runs if run.results.cost is not None]
-    return means | {"measured_on": sorted({f"{cost.device}, {cost.dtype}, {cost.threads} threads" for cost in known})}
+    """Return what a group's models cost, until the judged checkpoint: means over its runs, None where a run does not
+    tell. `measured_on` lists devices, number types and threads: measurements of more than one cannot be compared."""
+    costs, known = [_run_cost(run.results) for run in runs], [run.results.cost for run in runs]
+    means = {name: mean_of([cost[name] for cost in costs]) for name in costs[0]}
+    return means | {
+        "measured_on": sorted({f"{one.device}, {one.dtype}, {one.threads} threads" for one in known if one})
+    }
 
 
 def _run_cost(results: Results) -> dict[str, float | None]:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from analysis.bootstrap import DEFECTS
-from analysis.compare import Comparison, GroupResult, identity
-from analysis.differences import Difference, Effect, Estimate
+from analysis.compare import Comparison, GroupResult, Results, Row, identity
+from analysis.differences import Difference, Effect, Estimate, mean_of
 from analysis.style import AxisNumbers, class_line, figure_style, new_figure, remove_figure, save_figure, tidy
 from analysis.tables import Cell, Number, PValue, Table, bullets, escape_markdown, format_number, write_tables
 from texts import Language, Texts, texts_of
 
-PLOTS = {"parameters": ("parameters", 1e-6), "latency": ("latency_ms", 1.0), "memory": ("inference_memory_mb", 1.0)}
-"""Cost and its factor on the axis of `ap_vs_<name>`."""
 COSTS = {
     "parameters": ("parameters", 1e-6, 2),
     "gflops": ("gflops", 1.0, 1),
@@ -28,7 +26,9 @@ COSTS = {
     "training_hours": ("train_seconds", 1 / 3600, 2),
 }
 """Text of a column -> cost, its factor and its decimals."""
-HASH_SHOWN = 12
+PLOTS = {"parameters": "parameters", "latency": "latency", "memory": "inference_memory"}
+"""Name of a plot and of its axis' text -> column of its cost."""
+_HASH_SHOWN = 12
 _LABEL = "tab:comparison"
 _MAX_LABEL = 48
 _LEGEND_ROW_CM = 0.45
@@ -42,8 +42,10 @@ def write_comparison(comparison: Comparison, folder: Path, lang: Language, *, ca
     comparison.md and comparison.tex hold all tables; each table is a CSV of its own; comparison.json has every number
     unrounded and comes last. Plots of an earlier comparison that this one has no numbers for are removed.
     """
-    tables = comparison_tables(comparison, lang)
-    markdown = _markdown(comparison, tables, lang)
+    texts, tables = texts_of(lang, "compare"), comparison_tables(comparison, lang)
+    drawn = {"samples": comparison.samples, "seed": comparison.seed}
+    intro = texts("intro", **judged_facts(comparison.judged_on), **drawn)
+    markdown = page(texts, [intro], tables, notes_of(comparison, lang))
     write_plots(comparison, folder, lang, captions=captions)
     content = comparison_to_json(comparison, lang)
     write_tables(folder, "comparison", tables, lang, markdown=markdown, content=content, possible=("folds",))
@@ -54,52 +56,54 @@ def comparison_tables(comparison: Comparison, lang: Language) -> dict[str, Table
     """Return `models`, `folds` where there are any, `cost`, `classes` and, where there is more than the reference,
     `differences`."""
     texts, groups = texts_of(lang, "compare"), comparison.groups
-    labels, images, count = [one.group.label for one in groups], comparison.judged_on.num_images, comparison.num_folds
-    with_seeds, cell = _has_seeds(comparison), pooled_cell if count > 1 else estimate_cell
+    images, count, with_seeds = comparison.judged_on.num_images, comparison.num_folds, _has_seeds(comparison)
     metrics = [metric_name(name, texts) for name in groups[0].metrics]
     caption = texts("models_caption", images=images) + (f" {texts['seeds_caption']}" if with_seeds else "")
     caption += f" {texts('folds_caption', folds=count)}" if count > 1 else ""
 
     def of_models(columns: Sequence[str], cells: Callable[[GroupResult], Iterable[Cell]], *about: str) -> Table:
-        return Table([texts["model"], *columns], [[one.group.label, *cells(one)] for one in groups], *about)
+        return Table([texts["model"], *columns], [[one.label, *cells(one)] for one in groups], *about)
+
+    def cell(one: Estimate) -> Number:  # over all folds; the spread of their values is about another number, their mean
+        return Number(one.value, interval=one.interval, spread=one.sd if count == 1 else None)
 
     def quality(one: GroupResult) -> list[Cell]:
-        return [*([len(one.group.runs)] if with_seeds else []), *map(cell, one.metrics.values())]
+        return [*([len(one.runs)] if with_seeds else []), *map(cell, one.metrics.values())]
 
     def fold_means(one: GroupResult) -> list[Cell]:
-        return [Number(_fold_mean(found), spread=found.sd) for found in one.metrics.values()]
+        return [Number(mean_of(found.per_run), spread=found.sd) for found in one.metrics.values()]
 
-    def costs(one: GroupResult) -> list[Cell]:
-        return [_cost_cell(one, *column) for column in COSTS.values()]
+    def costs(one: GroupResult) -> Iterator[Cell]:
+        for name, factor, digits in COSTS.values():
+            value = one.cost[name]
+            between = name == "epochs" and value is not None and not value.is_integer()  # of runs of different length
+            yield Number(value and value * factor, 1 if between else digits)
 
     tables = {"models": of_models([*([texts["seeds"]] if with_seeds else []), *metrics], quality, caption, _LABEL)}
     if count > 1:
         tables["folds"] = of_models(metrics, fold_means, texts("fold_means_caption", folds=count), "tab:folds")
     tables["cost"] = of_models([texts[name] for name in COSTS], costs, texts["cost_caption"], f"{_LABEL}-cost")
+    tables["classes"] = class_table(groups, cell, texts("classes_caption", images=images), texts, _LABEL)
     rows: list[list[Cell]] = [
-        [name, *(cell(one.per_class[name]["AP"]) for one in groups)] for name in groups[0].per_class
-    ]
-    caption = texts("classes_caption", images=images)
-    tables["classes"] = Table([texts["class"], *labels], rows, caption, f"{_LABEL}-classes")
-    rows = [
-        [label, metric_name(name, texts), difference_cell(found), PValue(found.p_value), PValue(found.p_holm)]
-        for label, one in zip(labels, groups, strict=True)
+        [one.label, metric_name(name, texts), difference_cell(found), PValue(found.p_value), PValue(found.p_holm)]
+        for one in groups
         for name, found in one.differences.items()
     ]
     columns = [texts[name] for name in ("model", "metric", "difference", "p", "p_holm")]
-    caption = texts("differences_caption", reference=labels[0])
+    caption = texts("differences_caption", reference=groups[0].label)
     tables["differences"] = Table(columns, rows, caption, f"{_LABEL}-differences")
     return {name: table for name, table in tables.items() if table.rows}
+
+
+def class_table(rows: Sequence[Row], cell: Callable[[Estimate], Cell], caption: str, texts: Texts, label: str) -> Table:
+    """Return the AP of every class, a column for each row of a comparison."""
+    aps: list[list[Cell]] = [[name, *(cell(one.per_class[name]["AP"]) for one in rows)] for name in rows[0].per_class]
+    return Table([texts["class"], *(one.label for one in rows)], aps, caption, f"{label}-classes")
 
 
 def metric_name(name: str, texts: Texts) -> str:
     """Return a metric's name in a table."""
     return texts["ap_defects"] if name == DEFECTS else name
-
-
-def estimate_cell(estimate: Estimate) -> Number:
-    """Return an estimate with its interval and its spread over seeds."""
-    return Number(estimate.value, interval=estimate.interval, spread=estimate.sd)
 
 
 def spread_cell(estimate: Estimate) -> Number:
@@ -112,40 +116,24 @@ def difference_cell(found: Difference | Effect) -> Number:
     return Number(found.value, interval=found.interval, interval_digits=3, signed=True)
 
 
-def pooled_cell(estimate: Estimate) -> Number:
-    """Return an estimate over all folds; its spread is about another number, the folds' mean."""
-    return estimate_cell(estimate._replace(sd=None))
-
-
-def _fold_mean(estimate: Estimate) -> float | None:
-    values = [value for value in estimate.per_run if value is not None]
-    return sum(values) / len(values) if len(values) == len(estimate.per_run) else None
-
-
-def _cost_cell(result: GroupResult, name: str, factor: float, digits: int) -> Number:
-    value = result.cost[name]
-    if name == "epochs" and value is not None and not value.is_integer():
-        digits = 1
-    return Number(None if value is None else value * factor, digits)
-
-
 def _has_seeds(comparison: Comparison) -> bool:
-    return comparison.num_folds == 1 and any(len(result.group.runs) > 1 for result in comparison.groups)
+    return comparison.num_folds == 1 and any(len(result.runs) > 1 for result in comparison.groups)
 
 
-def _markdown(comparison: Comparison, tables: Mapping[str, Table], lang: Language) -> str:
-    texts, results = texts_of(lang, "compare"), comparison.judged_on
-    intro = texts(
-        "intro",
-        split=escape_markdown(results.split),
-        images=results.num_images,
-        gt_hash=results.gt_hash[:HASH_SHOWN],
-        samples=comparison.samples,
-        seed=comparison.seed,
-    )
-    notes = bullets(notes_of(comparison, lang))
-    parts = [f"# {texts['title']}", intro, *(table.to_markdown(lang) for table in tables.values())]
-    return "\n\n".join([*parts, f"{texts['notes']}:\n\n{notes}"]) + "\n"
+def judged_facts(results: Results) -> dict[str, Any]:
+    """Return what was judged, for the introduction of a page."""
+    return {
+        "split": escape_markdown(results.split),
+        "images": results.num_images,
+        "gt_hash": results.gt_hash[:_HASH_SHOWN],
+    }
+
+
+def page(texts: Texts, blocks: Sequence[str], tables: Mapping[str, Table], notes: Iterable[str]) -> str:
+    """Return the Markdown of a comparison: title, blocks of text, tables and notes."""
+    shown = [table.to_markdown(texts.language) for table in tables.values()]
+    parts = [f"# {texts['title']}", *blocks, *shown, f"{texts['notes']}:\n\n{bullets(notes)}"]
+    return "\n\n".join(parts) + "\n"
 
 
 def notes_of(comparison: Comparison, lang: Language) -> list[str]:
@@ -159,7 +147,7 @@ def notes_of(comparison: Comparison, lang: Language) -> list[str]:
     if len(groups) > 1:
         smallest = format_number(2 / (comparison.samples + 1), 4, lang)
         notes.append(texts("note_differences", samples=comparison.samples, smallest=smallest))
-    alone = [result.group.runs[0] for result in groups if len(result.group.runs) == 1]
+    alone = [result.runs[0] for result in groups if len(result.runs) == 1]
     by_config = defaultdict(list)
     for run in alone:
         by_config["unknown" if run.config is None else identity(run)].append(str(run.folder))
@@ -167,9 +155,9 @@ def notes_of(comparison: Comparison, lang: Language) -> list[str]:
         notes.append(texts("note_unknown_config", folders=", ".join(unknown)))
     notes += [texts("note_same_seed", folders=", ".join(same)) for same in by_config.values() if len(same) > 1]
     notes += [
-        texts("note_configs", label=result.group.label, keys=", ".join(result.group.config_differences))
+        texts("note_configs", label=result.label, keys=", ".join(result.config_differences))
         for result in groups
-        if result.group.config_differences
+        if result.config_differences
     ]
     devices = sorted({device for result in groups for device in result.cost["measured_on"]})
     if len(devices) > 1:
@@ -180,57 +168,60 @@ def notes_of(comparison: Comparison, lang: Language) -> list[str]:
 def comparison_to_json(comparison: Comparison, lang: Language = "en") -> dict[str, Any]:
     """Return every number, unrounded; keys are English whatever the language."""
     return {
-        "split": comparison.judged_on.split,
-        "num_images": comparison.judged_on.num_images,
-        "gt_hash": comparison.judged_on.gt_hash,
+        **judged_to_json(comparison.judged_on),
         "samples": comparison.samples,
         "seed": comparison.seed,
         "folds": comparison.num_folds,
-        "reference": comparison.groups[0].group.label,
+        "reference": comparison.groups[0].label,
         "models": [
             {
-                "label": result.group.label,
-                "runs": [{"folder": run.folder.as_posix(), "seed": run.seed} for run in result.group.runs],
-                **estimates_to_json(result.metrics, result.per_class),
-                "cost": result.cost,
+                "label": one.label,
+                **row_to_json(one),
+                "cost": one.cost,
                 "differences": {
-                    name: {"difference": one.value, "interval": one.interval, "p": one.p_value, "p_holm": one.p_holm}
-                    for name, one in result.differences.items()
+                    name: {"difference": found.value, "interval": found.interval}
+                    | {"p": found.p_value, "p_holm": found.p_holm}
+                    for name, found in one.differences.items()
                 },
             }
-            for result in comparison.groups
+            for one in comparison.groups
         ],
         "notes": notes_of(comparison, lang),
     }
 
 
-def estimates_to_json(
-    metrics: Mapping[str, Estimate], per_class: Mapping[str, Mapping[str, Estimate]]
-) -> dict[str, Any]:
-    """Return the metrics of a row for JSON."""
+def judged_to_json(results: Results) -> dict[str, Any]:
+    """Return what was judged."""
+    return {"split": results.split, "num_images": results.num_images, "gt_hash": results.gt_hash}
+
+
+def row_to_json(row: Row) -> dict[str, Any]:
+    """Return runs and numbers of a row."""
     return {
-        "metrics": {name: one._asdict() for name, one in metrics.items()},
-        "per_class": {name: {k: one._asdict() for k, one in of.items()} for name, of in per_class.items()},
+        "runs": [{"folder": run.folder.as_posix(), "seed": run.seed} for run in row.runs],
+        "metrics": {name: one._asdict() for name, one in row.metrics.items()},
+        "per_class": {name: {k: one._asdict() for k, one in of.items()} for name, of in row.per_class.items()},
     }
 
 
 def write_plots(comparison: Comparison, folder: Path, lang: Language, *, captions: bool = True) -> None:
     """Write PNG and PDF of every plot that at least one model has a number for, and remove those of the others."""
     texts = texts_of(lang, "compare")
-    for name, (cost, factor) in PLOTS.items():
+    for name, column in PLOTS.items():
+        cost, factor, _ = COSTS[column]
         points = [
-            (number, result, result.cost[cost] * factor)
-            for number, result in enumerate(comparison.groups)
-            if result.cost[cost] is not None and result.metrics["AP"].value is not None
+            (number, one, one.cost[cost] * factor)
+            for number, one in enumerate(comparison.groups)
+            if one.cost[cost] is not None and one.metrics["AP"].value is not None
         ]
-        if points:
-            axis, images = texts[f"axis_{name}"], comparison.judged_on.num_images
-            models = ", ".join(result.group.label for _, result, _ in points)
-            text = None if captions else texts("plot_caption", models=models, axis=axis, images=images)
-            with figure_style():
-                save_figure(_plot(points, axis, texts, lang), folder, f"ap_vs_{name}", text_beside=text)
-        else:
+        if not points:
             remove_figure(folder, f"ap_vs_{name}")
+            continue
+        about = {"axis": texts[f"axis_{name}"], "images": comparison.judged_on.num_images}
+        caption = texts("plot_caption", models=", ".join(one.label for _, one, _ in points), **about)
+        with figure_style():
+            figure = _plot(points, texts[f"axis_{name}"], texts, lang)
+            save_figure(figure, folder, f"ap_vs_{name}", text_beside=None if captions else caption)
 
 
 def side_by_side(values: Sequence[float], width: float) -> list[float]:
@@ -250,22 +241,19 @@ def _plot(points: Sequence[tuple[int, GroupResult, float]], title: str, texts: T
     """
     figure = new_figure(7.0 + _LEGEND_ROW_CM * ((len(points) + 1) // 2))
     axes = figure.subplots()
-    handles: list[Any] = []
     right = 1.1 * max(x for _, _, x in points) or 1.0
     places = side_by_side([x for _, _, x in points], right)
     look = {"markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.5, "capsize": 3, "linestyle": "none"}
-    for (number, result, _), x in zip(points, places, strict=True):
-        ap, interval = result.metrics["AP"].value, result.metrics["AP"].interval
-        assert ap is not None
+    handles: list[Any] = []
+    for (number, one, _), x in zip(points, places, strict=True):
+        ap, interval = one.metrics["AP"].value or 0.0, one.metrics["AP"].interval
         error = None if interval is None else [[max(ap - interval.low, 0.0)], [max(interval.high - ap, 0.0)]]
         handles.append(axes.errorbar([x], [ap], yerr=error, **(class_line(number) | look)))
-    axes.set_xlabel(title)
-    axes.set_ylabel(texts["axis_ap"])
-    axes.set_xlim(0, max(right, 1.05 * max(places)))
+    axes.set(xlabel=title, ylabel=texts["axis_ap"], xlim=(0, max(right, 1.05 * max(places))))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(AxisNumbers(lang))
     legend = figure.legend(handles, ["-"] * len(handles), loc="outside lower center", ncols=2)
     # Set afterwards: matplotlib would hide a name that begins with an underscore.
-    for text, (_, result, _) in zip(legend.get_texts(), points, strict=True):
-        text.set_text(tidy(result.group.label, _MAX_LABEL))
+    for text, (_, one, _) in zip(legend.get_texts(), points, strict=True):
+        text.set_text(tidy(one.label, _MAX_LABEL))
     return figure

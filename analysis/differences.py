@@ -96,14 +96,19 @@ class RankCorrelation(NamedTuple):
     """Of numbers."""
 
 
-def estimate(runs: Sequence[Resampled]) -> Estimate:
-    """Return the mean of the seeds' APs, its interval, and their spread."""
-    points = np.asarray([run.point for run in runs])
-    per_run = tuple(map(_number, points))
-    if np.isnan(points).any():
-        return Estimate(None, None, None, per_run)
-    value = float(points.mean())
-    return Estimate(value, Resampled(value, _mean_samples(runs)).interval, _sd(points), per_run)
+def estimate(runs: Sequence[Resampled], parts: Sequence[Resampled] = ()) -> Estimate:
+    """Return the mean of the seeds' APs, its interval, and their spread; where `runs` are the folds of one set judged
+    together, single values and spread are those of the `parts`."""
+    mean, parts = Resampled(float(np.mean([run.point for run in runs])), _mean_samples(runs)), parts or runs
+    points = np.asarray([run.point for run in parts])
+    sd = None if np.isnan(points).any() else _sd(points)
+    return Estimate(mean.value, mean.interval, sd, tuple(run.value for run in parts))
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Return the mean; None where one is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def paired_difference(runs: Sequence[Resampled], reference: Sequence[Resampled]) -> Difference:

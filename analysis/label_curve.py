@@ -60,7 +60,7 @@ def _table(parts: Sequence[Part], texts: Texts) -> Table:
     for images, answer in parts:
         for one in answer.modes:
             equivalence = one.judgement.equivalence
-            row: list[Cell] = [_title(answer, texts), Number(images, 0), one.mode, metric_name(answer.judged, texts)]
+            row: list[Cell] = [_title(answer, texts), Number(images, 0), one.label, metric_name(answer.judged, texts)]
             row.append(spread_cell(one.metrics[answer.judged]))
             for reference in answer.references:
                 of_metrics = one.against.get(reference)
@@ -84,11 +84,11 @@ def _figure_link(parts: Sequence[Part], folder: Path, texts: Texts, captions: bo
         figure = new_figure(8.0)
         axis = figure.subplots()
         for number, mode in enumerate(answers[0].modes):
-            found = [next(m for m in one.modes if m.mode == mode.mode).metrics["AP"] for one in answers]
+            found = [next(m for m in one.modes if m.label == mode.label).metrics["AP"] for one in answers]
             values = np.array([one.value if one.value is not None else np.nan for one in found])
             spread = np.array([one.sd or 0.0 for one in found])
             look = class_line(number)
-            axis.plot(images, values, label=mode.mode, **look)
+            axis.plot(images, values, label=mode.label, **look)
             axis.fill_between(images, values - spread, values + spread, color=look["color"], alpha=0.15, linewidth=0)
         axis.set_xscale("log")
         axis.set_xticks(images, [f"{count:.0f}" for count in images])

@@ -1,7 +1,8 @@
 """Errors that are the user's to mend: shown as text, without a traceback."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, line ends, marks that turn the direction of writing, and bytes that are no UTF-8."""
@@ -20,3 +21,13 @@ class UserError(Exception):
         self.message, self.problems = message, tuple(problems)
         lines = [*message.split("\n"), *(f"  - {problem}" for problem in self.problems)]
         super().__init__("\n".join(map(printable, lines)))
+
+
+@contextmanager
+def collecting(problems: list[str], *, whole: bool = False) -> Iterator[None]:
+    """Add the faults of a UserError, or all it says as one, to `problems`: others can be looked for, and all be said at
+    once."""
+    try:
+        yield
+    except UserError as error:
+        problems += [str(error)] if whole else error.problems or [str(error)]

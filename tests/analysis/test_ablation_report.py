@@ -66,11 +66,11 @@ def found(runs: Path, config: ExperimentConfig) -> Answer:
 
 
 def mode(found: Answer, name: str) -> Any:
-    return next(result for result in found.modes if result.mode == name)
+    return next(result for result in found.modes if result.label == name)
 
 
 def test_verdicts(found: Answer) -> None:
-    verdicts = {result.mode: (result.judgement.verdict, result.judgement.reason) for result in found.modes}
+    verdicts = {result.label: (result.judgement.verdict, result.judgement.reason) for result in found.modes}
     assert verdicts == {
         "cosine": ("helps", None),
         "concat": ("no_difference", None),
