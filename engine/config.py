@@ -11,11 +11,11 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from data.config import ClassTextsConfig, DataConfig, loaders, multiscale_sides
@@ -113,7 +113,7 @@ class TextsConfig(ClassTextsConfig):
 class Provenance:
     """Where the values come from: who stated which (by dotted path), and what was derived."""
 
-    stated: dict[str, Statement]
+    stated: dict[str, Statement] = field(default_factory=dict)
     log: tuple[derived_values.Note, ...] = ()
     file: str | None = None
     """The config file that was asked for."""
@@ -199,23 +199,20 @@ class ExperimentConfig(DataConfig, ModelConfig):
     tuning_class_map: dict[str, str] = {}
     """Class of the data set: class of the weights of `tuning` whose rows of the heads it starts from (own addition)."""
 
-    _provenance: Provenance | None = PrivateAttr(default=None)
-
-    @property
-    def derivation_log(self) -> tuple[str, ...]:
-        """What `load_config` derived, one line each; empty for a config out of a checkpoint."""
-        return tuple(note.text for note in self._provenance.log) if self._provenance else ()
+    _provenance: Provenance = Provenance()
+    """Empty in a config out of a checkpoint."""
 
     @property
     def file(self) -> str | None:
         """The file it was loaded from; None for a config out of a checkpoint."""
-        return self._provenance.file if self._provenance else None
+        return self._provenance.file
 
     def origin(self, key: str) -> str | None:
         """Say who gave a dotted key its value; None where nobody did, or nobody is known."""
-        known = self._provenance or Provenance({})
-        derived = [note.text for note in known.log if note.text.startswith((f"{key}:", f"{key}[", f"{key}."))]
-        said = known.statement(key)
+        derived = [
+            note.text for note in self._provenance.log if note.text.startswith((f"{key}:", f"{key}[", f"{key}."))
+        ]
+        said = self._provenance.statement(key)
         if derived:
             return f"derived: {derived[-1].removeprefix(f'{key}: ')}"
         return said and f"{'from the recipe' if said.rank == RECIPE else 'stated by'} {said.source}"
@@ -223,8 +220,7 @@ class ExperimentConfig(DataConfig, ModelConfig):
     def derived_in_use(self) -> list[derived_values.Note]:
         """List what was derived, but for values of what is switched off (MixUp of probability 0, say)."""
         values = config_to_dict(self)
-        notes = self._provenance.log if self._provenance else ()
-        return [note for note in notes if derived_values.is_in_use(values, note.text.partition(":")[0])]
+        return [note for note in self._provenance.log if derived_values.is_in_use(values, note.text.partition(":")[0])]
 
     def __eq__(self, other: object) -> bool:
         """Equal settings; where they came from does not count."""
@@ -251,19 +247,11 @@ class ExperimentConfig(DataConfig, ModelConfig):
                 f"flat_epoch: {flat} is after the last augmented epoch, epoches {epochs} - no_aug_epoch {no_aug} = "
                 f"{epochs - no_aug}; {fix}"
             )
-        collate, policy = self.train_dataloader.collate_fn, self.train_dataloader.dataset.transforms.policy
-        ends: dict[str, object] = {
-            "train_dataloader.collate_fn.stop_epoch": collate.stop_epoch,
-            "train_dataloader.collate_fn.mixup_epochs": list(collate.mixup_epochs),
-            "train_dataloader.collate_fn.copyblend_epochs": list(collate.copyblend_epochs),
-        }
-        if policy is not None and policy.name == "stop_epoch":
-            ends["train_dataloader.dataset.transforms.policy.epoch"] = policy.epoch
-        if self.DEIMCriterion is not None and self.DEIMCriterion.matcher.change_matcher:
-            ends["DEIMCriterion.matcher.matcher_change_epoch"] = self.DEIMCriterion.matcher.matcher_change_epoch
-        for key, value in ends.items():
-            last = value[-1] if isinstance(value, list | tuple) else value
-            if isinstance(last, int) and last > epochs:
+        values = config_to_dict(self)
+        for key in derived_values.EPOCH_KEYS:
+            value = get_path(values, key)
+            last = value[-1] if isinstance(value, list) else value
+            if last is not None and last > epochs and derived_values.is_in_use(values, key):
                 yield (
                     f"{key}: {value} lies beyond the run's epoches {epochs}; adapt it, or leave it out of the config "
                     "file to have it derived from epoches, flat_epoch and no_aug_epoch"
@@ -333,14 +321,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     changes = parse_overrides(overrides, merged)
     provenance = Provenance(dict(leaves(merge(said, stated(changes, Statement(OVERRIDE, "-u"))))))
     values = to_own_form(merge(merged, changes), ExperimentConfig, provenance.rank)
-    missing = {key for key in ("flat_epoch", "no_aug_epoch", "output_dir") if values.get(key) is None}
-    for key in missing:
+    unstated = [key for key in ("flat_epoch", "no_aug_epoch", "output_dir") if values.get(key) is None]
+    for key in unstated:
         values.pop(key, None)
         provenance.stated.pop(key, None)
     counts = values.get("num_classes") == "auto"
     config = _checked_fields(values | ({"num_classes": 1} if counts else {}), str(path), LOADING)
-    values = config_to_dict(config)
-    notes = derived_values.at_load(values, provenance.rank, missing, path.stem, merged.get("epoches"))
+    values = config_to_dict(config) | dict.fromkeys(unstated)
+    notes = derived_values.at_load(values, provenance.rank, path.stem, merged.get("epoches"))
     if counts:
         from data.coco import count_classes  # configs are looked at without numpy and OpenCV
 
@@ -368,42 +356,43 @@ def apply_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> Exper
     )
     notes = derived_values.apply(values, derived_values.input_sizes(values, new.rank), new.rank)
     known = config._provenance
-    both = known and Provenance(known.stated | new.stated, (*known.log, *notes), known.file)
-    return _checked(values, "-u", both)
+    if known.file is None:  # out of a checkpoint: nothing will be derived from who said what
+        return _checked(values, "-u", known)
+    return _checked(values, "-u", Provenance(known.stated | new.stated, (*known.log, *notes), known.file))
 
 
 def with_batch(config: ExperimentConfig, total: int, steps: int, why: str) -> ExperimentConfig:
     """Replace `auto` in `total_batch_size` and `accumulation_steps`, and derive what follows: the learning rates."""
-    known = config._provenance or Provenance({})
-    values, notes = config_to_dict(config), []
+    values, notes, rank = config_to_dict(config), [], config._provenance.rank
     for path, number in (("train_dataloader.total_batch_size", total), ("accumulation_steps", steps)):
         if get_path(values, path) == "auto":
             set_path(values, path, number)
             notes.append(derived_values.Note(f"{path}: auto -> {number} ({why})", overrides=False))
     if config.train_dataloader.total_batch_size == "auto":
-        notes += derived_values.apply(values, derived_values.learning_rates(values, known.rank), known.rank)
-    return _checked(values, "the derived config", replace(known, log=(*known.log, *notes)))
+        notes += derived_values.apply(values, derived_values.learning_rates(values, rank), rank)
+    return _derived(config, values, notes)
 
 
-def derive_run_length(config: ExperimentConfig, steps_per_epoch: int) -> tuple[ExperimentConfig, list[str]]:
+def derive_run_length(config: ExperimentConfig, steps_per_epoch: int) -> ExperimentConfig:
     """Derive what depends on the number T of optimiser steps, `epoches` x `steps_per_epoch`: warm-up and EMA.
 
     Warm-up becomes at most 5 % of T, the EMA's decay at most 1 - 20/T, its warm-up at most T/20, unless a
     config file or `-u` states them. A config out of a checkpoint comes back unchanged: it was derived before.
-
-    Returns:
-        The new config and one line of text per changed value.
     """
     if steps_per_epoch < 1:
         raise ValueError(f"steps_per_epoch is {steps_per_epoch}")
+    if config.file is None:
+        return config
+    values, rank = config_to_dict(config), config._provenance.rank
+    changes = derived_values.run_length(values, rank, config.epoches * steps_per_epoch)
+    return _derived(config, values, derived_values.apply(values, changes, rank))
+
+
+def _derived(
+    config: ExperimentConfig, values: dict[str, Any], notes: Sequence[derived_values.Note]
+) -> ExperimentConfig:
     known = config._provenance
-    if known is None:
-        return config, []
-    values = config_to_dict(config)
-    changes = derived_values.run_length(values, known.rank, config.epoches * steps_per_epoch)
-    notes = derived_values.apply(values, changes, known.rank)
-    result = _checked(values, "the derived config", replace(known, log=(*known.log, *notes)))
-    return result, [note.text for note in notes]
+    return _checked(values, "the derived config", replace(known, log=(*known.log, *notes)))
 
 
 def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
@@ -417,10 +406,10 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     Raises:
         UserError: listing every fault.
     """
-    return _checked(drop_inactive(merge({}, values), ExperimentConfig), "the stored config", None)
+    return _checked(drop_inactive(merge({}, values), ExperimentConfig), "the stored config", Provenance())
 
 
-def _checked(values: dict[str, Any], source: str, provenance: Provenance | None) -> ExperimentConfig:
+def _checked(values: dict[str, Any], source: str, provenance: Provenance) -> ExperimentConfig:
     config = _checked_fields(values, source, RULES_LATER)
     if problems := list(broken_rules(config)):
         raise _faults(source, problems)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from data.errors import UserError
 from data.section import Section, sections_in
 from engine.config import ExperimentConfig, config_to_dict
 from engine.config_keys import every_field, locate, suggestion
-from engine.yaml_dialect import INCLUDE, SPELLINGS, get_path
+from engine.yaml_dialect import INCLUDE, SPELLINGS, get_path, steps
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 _INTRODUCTION = """# Every key of a config
@@ -99,8 +98,7 @@ def explain(key: str, config: ExperimentConfig) -> str:
         UserError: There is no such key; the nearest ones are named.
     """
     key, values = SPELLINGS.get(key, key), config_to_dict(config)
-    location = [int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[]+", key)]
-    shown, owner, name = locate(location, values, ExperimentConfig)
+    shown, owner, name = locate(steps(key), values, ExperimentConfig)
     if shown != key or owner is None or name not in owner.model_fields:
         if owner and name in owner.without_effect:
             return f"{key}: {_INACTIVE}"

@@ -12,7 +12,7 @@ Each rule is a pure function: from a config's plain values, and from who stated 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,12 @@ REFERENCE_BATCH = 32
 _POLICY = "train_dataloader.dataset.transforms.policy"
 _COLLATE = "train_dataloader.collate_fn"
 _MATCHER_CHANGE = "DEIMCriterion.matcher.matcher_change_epoch"
+EPOCH_KEYS = (
+    f"{_POLICY}.epoch",
+    *(f"{_COLLATE}.{key}" for key in ("stop_epoch", "mixup_epochs", "copyblend_epochs")),
+    _MATCHER_CHANGE,
+)
+"""Keys of epochs beside the lengths of the run, its flat part and its end."""
 LENGTH_KEYS = ("warmup_iter", "ema.decay", "ema.warmups", f"{_COLLATE}.ema_restart_decay")
 """Keys that `run_length` may change, once the data are there."""
 _VIT_NAMES = tuple(
@@ -78,11 +84,11 @@ class Note(NamedTuple):
     """Whether a person had stated another value."""
 
 
-def apply(values: dict[str, Any], changes: Iterable[Change], rank: Rank, missing: Collection[str] = ()) -> list[Note]:
-    """Make the changes that no statement forbids, in place; `missing` keys have no value of their own yet."""
+def apply(values: dict[str, Any], changes: Iterable[Change], rank: Rank) -> list[Note]:
+    """Make the changes that no statement forbids, in place."""
     notes = []
     for path, value, why, over in list(changes):
-        old = None if path in missing else get_path(values, path)
+        old = get_path(values, path)
         if rank(path) < over and old != value:
             set_path(values, path, value)
             notes.append(Note(f"{path}: {_show(old)} -> {_show(value)} ({why})", rank(path) > 0))
@@ -94,6 +100,7 @@ def _show(value: Any) -> str:
 
 
 _SWITCHES = {
+    re.escape(f"{_POLICY}.epoch"): f"{_POLICY}.name",
     r"train_dataloader\.collate_fn\.mixup_epochs": f"{_COLLATE}.mixup_prob",
     r"train_dataloader\.collate_fn\.copyblend_epochs": f"{_COLLATE}.copyblend_prob",
     r"train_dataloader\.collate_fn\.base_size": f"{_COLLATE}.base_size_repeat",
@@ -107,29 +114,23 @@ _SWITCHES = {
 def is_in_use(values: Values, path: str) -> bool:
     """Tell whether a derived value has an effect."""
     switches = (switch for pattern, switch in _SWITCHES.items() if re.fullmatch(pattern, path))
-    return all(get_path(values, switch) for switch in switches)
+    return all(get_path(values, switch) not in (None, False, 0, "default") for switch in switches)
 
 
-def at_load(
-    values: dict[str, Any], rank: Rank, missing: Collection[str], name: str, epochs_before: object
-) -> list[Note]:
+def at_load(values: dict[str, Any], rank: Rank, name: str, epochs_before: object) -> list[Note]:
     """Derive, in place, what follows from the config alone: epochs, image sizes, learning rates, output folder.
 
     Args:
-        missing: Keys that no file gives.
+        values: With None for `flat_epoch`, `no_aug_epoch` and `output_dir` where no file gives them.
         name: The config file's name without its ending.
         epochs_before: What the files say of `epoches`, before `-u` and unchecked; None where nothing.
     """
     notes = []
     if isinstance(epochs_before, int) and epochs_before > 0 and rank("epoches") == OVERRIDE:
-        notes += apply(values, rescaled_epochs(values, rank, epochs_before), rank, missing)
-    notes += apply(values, run_epochs(values, rank, missing), rank, missing)
-    notes += apply(values, input_sizes(values, rank), rank)
-    notes += apply(values, learning_rates(values, rank), rank)
-    notes += apply(values, mosaic(values), rank)
-    return notes + apply(
-        values, [Change("output_dir", f"outputs/{name}", "named after the config file")], rank, missing
-    )
+        notes += apply(values, rescaled_epochs(values, rank, epochs_before), rank)
+    for rule in (run_epochs, input_sizes, learning_rates, mosaic):
+        notes += apply(values, rule(values, rank), rank)
+    return notes + apply(values, [Change("output_dir", f"outputs/{name}", "named after the config file")], rank)
 
 
 def rescaled_epochs(values: Values, rank: Rank, before: int) -> Iterator[Change]:
@@ -146,24 +147,21 @@ def rescaled_epochs(values: Values, rank: Rank, before: int) -> Iterator[Change]
         yield Change("flat_epoch", flat, why, OVERRIDE)
     new = Schedule.of(epochs, flat, no_aug)
     was, becomes = [[0.0, one.flat, one.stop, length] for one, length in ((old, before), (new, epochs))]
-    collate = [f"{_COLLATE}.{key}" for key in ("stop_epoch", "mixup_epochs", "copyblend_epochs")]
-    for path in (f"{_POLICY}.epoch", *collate, _MATCHER_CHANGE):
+    for path in EPOCH_KEYS:
         stated = get_path(values, path)
         if rank(path) and stated is not None:
             yield Change(path, np.rint(np.interp(stated, was, becomes)).astype(int).tolist(), why, OVERRIDE)
 
 
-def run_epochs(values: Values, rank: Rank, missing: Collection[str]) -> Iterator[Change]:
+def run_epochs(values: Values, rank: Rank) -> Iterator[Change]:
     """Derive the epochs that nobody states from those that are stated."""
-    epochs, lengths = values["epoches"], {"epoches", "flat_epoch", "no_aug_epoch"}
-    stop = get_path(values, f"{_COLLATE}.stop_epoch")
-    fits = stop is None or stop == epochs - values["no_aug_epoch"]
-    if fits and not lengths.intersection(missing) and not any(rank(key) for key in lengths):
+    epochs, stop = values["epoches"], get_path(values, f"{_COLLATE}.stop_epoch")
+    flat, no_aug = values["flat_epoch"], values["no_aug_epoch"]
+    is_whole = flat is not None and no_aug is not None and stop in (None, epochs - no_aug)
+    if is_whole and not any(rank(key) for key in ("epoches", "flat_epoch", "no_aug_epoch")):
         return
-    flat, no_aug = (
-        values[key] if rank(key) or not (rank("epoches") or key in missing) else None
-        for key in ("flat_epoch", "no_aug_epoch")
-    )
+    if rank("epoches"):
+        flat, no_aug = (flat if rank("flat_epoch") else None, no_aug if rank("no_aug_epoch") else None)
     schedule = Schedule.of(epochs, flat, no_aug)
     yield Change("no_aug_epoch", schedule.no_aug, f"from epoches {epochs}")
     yield Change("flat_epoch", schedule.flat, f"from epoches {epochs}")
@@ -203,7 +201,7 @@ def input_sizes(values: Values, rank: Rank) -> Iterator[Change]:
         yield Change(f"{_COLLATE}.base_size_repeat", None, f"multi-scale makes square batches; {why}", over)
 
 
-def mosaic(values: Values) -> Iterator[Change]:
+def mosaic(values: Values, _: Rank) -> Iterator[Change]:
     """Switch off a Mosaic that is asked for and not among the ops, whoever states it: nothing would be done."""
     transforms = values["train_dataloader"]["dataset"]["transforms"]
     if transforms["mosaic_prob"] and not any(op["type"] == "Mosaic" for op in transforms["ops"]):

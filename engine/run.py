@@ -140,7 +140,7 @@ def build_run(
     config, data, train_loader, val_loader = _build_data(config, dist, checkpoint, resume)
     stored = None if resume is None else (checkpoint, resume)
     config, texts = prepare_texts(config, data.classes, dist, text_cache or folder, stored=stored, tuning=tuning)
-    config, _ = derive_run_length(config, train_loader.steps_per_epoch)
+    config = derive_run_length(config, train_loader.steps_per_epoch)
     model = _build_model(config, dist, data, texts, checkpoint, resume=resume, tuning=tuning)
     wrapped, amp_dtype = dist.wrap(model), choose_amp_dtype(config.use_amp, dist.device)
     optimizer = build_optimizer(model, optimizer_with_fusion(config, model))
@@ -229,7 +229,7 @@ def _open_folder(
 def planned_config(config: ExperimentConfig) -> ExperimentConfig:
     """What a run would write as its config.yaml, as far as the data are there to tell."""
     try:
-        config, _ = derive_run_length(config, steps_per_epoch(config))
+        config = derive_run_length(config, steps_per_epoch(config))
     except UserError as error:
         log.warning("warm-up and EMA are not shown as the run will have them, they follow from its data: %s", error)
     return config

@@ -8,6 +8,7 @@ config never changes what the next one sees. Differences from the original, all 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import re
@@ -47,18 +48,19 @@ SPELLINGS = {"epochs": "epoches", "lrscheduler": "lrsheduler"}
 """Right spellings of keys whose official name is misspelt; both are accepted, the official one is the result."""
 
 
+_TAG = "tag:yaml.org,2002:"
+
+
 class _Loader(yaml.SafeLoader):
-    """The safe loader with DEIMv2's scalars: floats such as 1e-4 and no dates; see `_parse`."""
+    """The safe loader with DEIMv2's scalars: floats such as 1e-4 and no dates. A key is a name, and given once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.tag == f"{_TAG}merge":
-                continue
             problem = None
-            if key.tag != f"{_TAG}str":
+            if key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
                 problem = f"found the key {key.value!r}, expected a name (put it in quotes if it is one)"
-            elif key.value in seen:
+            elif key.value in seen and key.tag != f"{_TAG}merge":
                 problem = f"the key {key.value!r} is given twice; keep one"
             if problem:
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
@@ -66,15 +68,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_TAG = "tag:yaml.org,2002:"
-_PLAIN_TAGS = {f"{_TAG}{name}" for name in ("int", "float", "bool", "null")}
-"""What a value without quotes or brackets may be beside text."""
-_KNOWN_TAGS = {*_PLAIN_TAGS, f"{_TAG}str", f"{_TAG}seq", f"{_TAG}map", None}
-_Loader.yaml_constructors = {tag: make for tag, make in _Loader.yaml_constructors.items() if tag in _KNOWN_TAGS}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+_Loader.add_constructor(f"{_TAG}timestamp", lambda _, node: node.value)
 _Loader.add_implicit_resolver(
     f"{_TAG}float",
     re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
@@ -114,13 +108,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    content = _parse(text, str(path))
-    if content is None:
+    if (content := _parse(text, str(path))) is None:
         return {}
     if not isinstance(content, dict):
         found = "list" if isinstance(content, list) else "text" if isinstance(content, str) else "single value"
         raise UserError(f"{path}: found a {found} at the top, expected `key: value` lines")
-    return official_spelling(content, str(path))
+    return _official_spelling(content, str(path))
 
 
 def read_with_includes(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -129,36 +122,31 @@ def read_with_includes(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UserError: as `read_yaml`, and for a bad or circular `__include__`.
     """
-    return _Includes().read(Path(expand_path(str(path))), ())
+    opened, merged = itertools.count(1), itertools.count(1)
 
-
-def stated(content: Mapping[str, Any], by: Statement) -> dict[str, Any]:
-    """Return the tree of `content` with `by` at every leaf."""
-    return {key: stated(value, by) if isinstance(value, dict) else by for key, value in content.items()}
-
-
-class _Includes:
-    """Follows `__include__`; counts files so that files including one another twice cannot explode."""
-
-    opened = merged = 0
-
-    def read(self, path: Path, parents: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def read(path: Path, parents: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
         here = Path(os.path.realpath(path))
         if here in parents:
             chain = " -> ".join(parent.name for parent in (*parents[parents.index(here) :], here))
             raise UserError(f"{path}: `{INCLUDE}` goes in a circle: {chain}; remove one of them")
-        self.opened += 1
-        if self.opened > MAX_FILES:
+        if next(opened) > MAX_FILES:
             raise UserError(f"{path}: more than {MAX_FILES} included files; something is included over and over")
         own = read_yaml(path)
         values: dict[str, Any] = {}
         said: dict[str, Any] = {}
         for target in _includes_of(path, own.pop(INCLUDE, None)):
-            values, said = map(merge, (values, said), self.read(target, (*parents, here)))
-        self.merged += 1
+            values, said = map(merge, (values, said), read(target, (*parents, here)))
+        order = next(merged)
+        rank = OWN_FILE if not parents else RECIPE if _RECIPE_FILE.search(path.as_posix()) else order
         shown = os.path.normpath(path).removeprefix(f"{os.getcwd()}{os.sep}")
-        rank = OWN_FILE if not parents else RECIPE if _RECIPE_FILE.search(path.as_posix()) else self.merged
         return merge(values, own), merge(said, stated(own, Statement(rank, shown)))
+
+    return read(Path(expand_path(str(path))), ())
+
+
+def stated(content: Mapping[str, Any], by: Statement) -> dict[str, Any]:
+    """Return the tree of `content` with `by` at every leaf."""
+    return {key: stated(value, by) if isinstance(value, dict) else by for key, value in content.items()}
 
 
 def included_experiments(path: Path) -> list[Path]:
@@ -206,17 +194,18 @@ def parse_overrides(overrides: Sequence[str], config: Mapping[str, Any]) -> dict
         except UserError as error:
             problems.append(str(error))
             continue
+        for depth in range(1, len(names)):
+            if isinstance(get_path(config, path := ".".join(names[:depth])), list):
+                problems.append(
+                    f"{path}: is a list, whose elements cannot be addressed (found .{names[depth]}); "
+                    f"give the whole list, such as -u '{path}=[...]', or write it in a config file"
+                )
         for name in reversed(names):
             change = {name: change}
         result = merge(result, change)
-    problems += [
-        f"{path}: is a list, whose elements cannot be addressed (found .{key}); "
-        f"give the whole list, such as -u '{path}=[...]', or write it in a config file"
-        for path, key in _steps_into_lists(config, result, "")
-    ]
     if problems:
         raise UserError("Bad override (-u):", problems)
-    return official_spelling(result, "-u")
+    return _official_spelling(result, "-u")
 
 
 def _is_typed(text: str) -> bool:
@@ -231,7 +220,8 @@ def _is_typed(text: str) -> bool:
     if text[0] in "&!" or node.start_mark.index or node.end_mark.index < len(text):
         return False
     if isinstance(node, yaml.ScalarNode):
-        return node.style in ("'", '"') or (node.style is None and node.tag in _PLAIN_TAGS)
+        plain = [f"{_TAG}{kind}" for kind in ("int", "float", "bool", "null")]
+        return node.style in ("'", '"') or (node.style is None and node.tag in plain)
     return isinstance(node, yaml.CollectionNode) and bool(node.flow_style)
 
 
@@ -240,23 +230,13 @@ def as_override(key: str, text: str) -> str:
     return f"{key}={json.dumps(text, ensure_ascii=False) if _is_typed(text) else text}"
 
 
-def official_spelling(content: dict[str, Any], source: str) -> dict[str, Any]:
-    """`content` with the right spellings of `SPELLINGS` renamed to the official ones.
-
-    Raises:
-        UserError: both spellings stand side by side with different values.
-    """
-    result = dict(content)
+def _official_spelling(content: dict[str, Any], source: str) -> dict[str, Any]:
+    """`content`, which is changed, with the right spellings of `SPELLINGS` renamed to the official ones."""
     for right, official in SPELLINGS.items():
-        if right not in result:
-            continue
-        value = result.pop(right)
-        if official in result and result[official] != value:
-            raise UserError(
-                f"{source}: {right} is {value!r} but {official}, its other spelling, is {result[official]!r}; keep one"
-            )
-        result[official] = value
-    return result
+        if right in content and (value := content.pop(right)) != content.setdefault(official, value):
+            other = f"{official}, its other spelling, is {content[official]!r}"
+            raise UserError(f"{source}: {right} is {value!r} but {other}; keep one")
+    return content
 
 
 def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -271,7 +251,7 @@ def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def get_path(content: Any, path: str, default: Any = None) -> Any:
     """Return the value at a path such as `a.b[0].c`, or `default` where there is none."""
     try:
-        for name in _steps(path):
+        for name in steps(path):
             content = content[name]
     except (KeyError, IndexError, TypeError):
         return default
@@ -280,23 +260,15 @@ def get_path(content: Any, path: str, default: Any = None) -> Any:
 
 def set_path(content: Any, path: str, value: Any) -> None:
     """Set the value at a path in place; the dicts and lists on the way must be there."""
-    *parents, last = _steps(path)
+    *parents, last = steps(path)
     for name in parents:
         content = content[name]
     content[last] = value
 
 
-def _steps(path: str) -> list[str | int]:
+def steps(path: str) -> list[str | int]:
+    """Split a path into names and positions in lists."""
     return [int(name[1:-1]) if name[0] == "[" else name for name in re.findall(r"\[\d+\]|[^.\[]+", path)]
-
-
-def _steps_into_lists(config: Any, overrides: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(config, list) and isinstance(overrides, dict):
-        yield from ((path, key) for key in overrides)
-    elif isinstance(config, Mapping) and isinstance(overrides, dict):
-        for key, value in overrides.items():
-            if key in config:
-                yield from _steps_into_lists(config[key], value, f"{path}.{key}" if path else key)
 
 
 def _parse(text: str, source: str) -> Any:

@@ -192,13 +192,13 @@ HUGE = b'{"w":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000
     ],
 )
 def test_what_a_file_claims_is_not_believed(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
-    """One message, within 5 s and 1 GB."""
+    """One message, within 5 s of CPU time and 1 GB."""
     resource = pytest.importorskip("resource")
     write(tmp_path / name)
-    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match=rf"Weight file .*{name}: damaged") as error:
         read_weight_file(tmp_path / name)
-    assert time.monotonic() - started < 5 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10**6
+    assert time.process_time() - started < 5 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10**6
     assert len(str(error.value)) < 500
 
 

@@ -27,6 +27,11 @@ def changed(config: ExperimentConfig, **sections: Any) -> ExperimentConfig:
     return config_from_dict(values)
 
 
+def derived(config: ExperimentConfig) -> tuple[str, ...]:
+    """What was derived, a line each."""
+    return tuple(note.text for note in config._provenance.log)
+
+
 def write(folder: Path, name: str, text: str) -> Path:
     """A file with this text."""
     path = folder / name
