@@ -18,13 +18,14 @@ from pydantic import Field
 
 from data.colour import Brightness, Change, ChannelOrder, Contrast, GreyCurve, Hue, Saturation
 from data.scene import Scene, shift
-from data.section import Chance, Fraction, Grey, Pair, PositiveFloat, PositiveInt, Range
+from data.section import RISING, Chance, Fraction, Grey, Pair, PositiveFloat, PositiveInt, within
 from data.types import BoolArray, FloatArray
 
 Augmentation = Callable[..., Scene]
 Rng = np.random.Generator
 AtLeast1 = Annotated[float, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Factors = Annotated[Pair, within(0)]
 Signed = Annotated[float, Field(ge=-1, le=1)]
 _LEAST_SIDE_PX = 4
 """Of an image that is cropped; below, a crop could be 0 pixels wide."""
@@ -35,12 +36,12 @@ def photometric_distort(
     scene: Scene,
     rng: Rng,
     *,
-    brightness: Annotated[Pair, Range(0), Field(description="Range of the factor of the brightness.")] = (0.875, 1.125),
-    contrast: Annotated[Pair, Range(0), Field(description="Range of the factor of the contrast.")] = (0.5, 1.5),
-    saturation: Annotated[Pair, Range(0), Field(description="Range of the factor of the saturation.")] = (0.5, 1.5),
+    brightness: Annotated[Factors, Field(description="Range of the factor of the brightness.")] = (0.875, 1.125),
+    contrast: Annotated[Factors, Field(description="Range of the factor of the contrast.")] = (0.5, 1.5),
+    saturation: Annotated[Factors, Field(description="Range of the factor of the saturation.")] = (0.5, 1.5),
     hue: Annotated[
         Pair,
-        Range(-0.5, 0.5),
+        within(-0.5, 0.5),
         Field(description="Range of the shift of the hue, turns of the colour circle, -0.5 to 0.5."),
     ] = (-0.05, 0.05),
     p: Annotated[Fraction, Field(description="Chance of each change.")] = 0.5,
@@ -66,11 +67,11 @@ def gamma(
     *,
     gamma: Annotated[
         tuple[PositiveFloat, PositiveFloat],
-        Range(),
+        RISING,
         Field(description="Range of the exponent, drawn evenly on a logarithmic scale; below 1 is brighter."),
     ] = (0.7, 1.4),
     shift: Annotated[
-        tuple[Signed, Signed], Range(), Field(description="Range of the shift, fraction of the range of values.")
+        tuple[Signed, Signed], RISING, Field(description="Range of the shift, fraction of the range of values.")
     ] = (-0.05, 0.05),
     p: Chance = 0.5,
 ) -> Scene:
@@ -88,7 +89,7 @@ def zoom_out(
     *,
     fill: Annotated[Grey, Field(description="Grey level of the canvas.")] = 0,
     side_range: Annotated[
-        tuple[AtLeast1, AtLeast1], Range(), Field(description="Range of the canvas' sides over the image's.")
+        tuple[AtLeast1, AtLeast1], RISING, Field(description="Range of the canvas' sides over the image's.")
     ] = (1.0, 4.0),
     p: Chance = 0.5,
 ) -> Scene:

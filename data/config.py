@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, WithJsonSchema, create_model
-from pydantic_core import PydanticCustomError
+from pydantic import Field, WithJsonSchema, create_model
 
 from data.augmentations import AUGMENTATIONS, Augmentation
 from data.section import (
+    RISING,
     Fraction,
     Grey,
     NonNegativeFloat,
@@ -22,9 +22,10 @@ from data.section import (
     PortablePath,
     PositiveFloat,
     PositiveInt,
-    Range,
     Section,
+    must,
     require_variables,
+    within,
 )
 from texts import Language
 
@@ -35,16 +36,10 @@ class Op(Section):
     type: str
 
     def rules(self) -> Iterator[str]:
-        values, name = dict(self), self.__class__.__name__.removesuffix("Op")
-        for key, field in self.__class__.model_fields.items():
-            for limits in (mark for mark in field.metadata if isinstance(mark, Range)):
-                low, high = values[key]
-                if low < limits.least or high > limits.most:
-                    yield f"{key}: {name} {key} [{low}, {high}] is no possible range"
-                elif low > high:
-                    yield f"{key}: {name} {key} [{low}, {high}] must rise"
+        values = dict(self)
+        for key in values:
             if key.startswith("min_") and values[key] > values.get(f"max_{key[4:]}", values[key]):
-                yield f"{key}: {name} has a minimum above its maximum"
+                yield f"{key}: {self.type} has a minimum above its maximum"
 
 
 class AugmentationOp(Op):
@@ -83,7 +78,7 @@ class MosaicOp(Op):
     """Largest angle to either side, degrees."""
     translation_range: tuple[Fraction, Fraction] = (0.1, 0.1)
     """Largest shift in x and y, fraction of the canvas."""
-    scaling_range: Annotated[tuple[PositiveFloat, PositiveFloat], Range()] = (0.5, 1.5)
+    scaling_range: Annotated[tuple[PositiveFloat, PositiveFloat], RISING] = (0.5, 1.5)
     """Least and largest scale of the canvas."""
     probability: Fraction = 1.0
     """Chance per image, on top of `mosaic_prob`."""
@@ -150,14 +145,13 @@ class PolicyConfig(Section):
 
     name: Literal["stop_epoch", "default"] = "default"
     """`stop_epoch` goes by `epoch`; `default`: always on."""
-    epoch: NonNegativeInt | tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] = 0
+    epoch: Annotated[
+        NonNegativeInt | tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt],
+        must(lambda value: isinstance(value, int) or list(value) == sorted(value), "{} must rise (start, flat, stop)"),
+    ] = 0
     """[start, flat, stop]; one number means: off from that epoch on."""
     ops: tuple[OpName, ...] = ()
     """The ops that this holds for."""
-
-    def rules(self) -> Iterator[str]:
-        if isinstance(self.epoch, tuple) and list(self.epoch) != sorted(self.epoch):
-            yield f"epoch: {list(self.epoch)} must rise (start, flat, stop)"
 
 
 class TransformsConfig(Section):
@@ -239,7 +233,6 @@ class CollateConfig(Section):
 
     without_effect = ("conflict_with_mixup", "data_vis", "vis_save")
     only = {"type": "BatchImageCollateFunction"}
-    rising = ("mixup_epochs", "copyblend_epochs", "expand_ratios")
     stop_epoch: NonNegativeInt | None = None
     """First epoch without multi-scale; null means never."""
     ema_restart_decay: Fraction = 0.9999
@@ -250,11 +243,11 @@ class CollateConfig(Section):
     """Weight of `base_size` among the sizes; null switches multi-scale off."""
     mixup_prob: Fraction = 0.0
     """Chance per batch that its images are blended in pairs."""
-    mixup_epochs: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+    mixup_epochs: Annotated[tuple[NonNegativeInt, NonNegativeInt], RISING] = (0, 0)
     """First epoch with MixUp, first epoch without."""
     copyblend_prob: Fraction = 0.0
     """Chance per batch that objects are copied between its images, where MixUp is not."""
-    copyblend_epochs: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+    copyblend_epochs: Annotated[tuple[NonNegativeInt, NonNegativeInt], RISING] = (0, 0)
     """First epoch with CopyBlend, first epoch without."""
     copyblend_type: Literal["blend", "paste"] = "blend"
     """`paste` overwrites instead of blending."""
@@ -264,7 +257,7 @@ class CollateConfig(Section):
     """Objects copied into an image."""
     with_expand: bool = False
     """Copy some surroundings along."""
-    expand_ratios: tuple[NonNegativeFloat, NonNegativeFloat] = (0.1, 0.25)
+    expand_ratios: Annotated[tuple[NonNegativeFloat, NonNegativeFloat], RISING] = (0.1, 0.25)
     """Range of the surroundings' width, fraction of the box."""
     random_num_objects: bool = False
     """Copy 1 to `num_objects` objects instead of exactly so many."""
@@ -330,14 +323,14 @@ class SyntheticConfig(Section):
     """How often each defect is drawn, relative to the others; an absent one is never drawn."""
     texture_weights: dict[TextureName, float] = {name: 1.0 for name in get_args(TextureName)}
     """How often each surface is drawn, relative to the others; an absent one is never drawn."""
-    size_range: Pair = (0.04, 0.5)
+    size_range: Annotated[Pair, within(0.02, 0.8)] = (0.04, 0.5)
     """Longer side of a defect's box, as a fraction of the image side."""
     size_mode: float = 0.2
     """Most frequent size: sizes follow a triangular distribution in log(size) with its peak here."""
     min_box_side: NonNegativeFloat = 0.03
     """Shorter side of a defect's box, at least, as a fraction of the image side: a sliver of one or two
     pixels has no box that could be found to IoU 0.5."""
-    contrast_range: Pair = (0.12, 0.6)
+    contrast_range: Annotated[Pair, within(0.05, 0.9)] = (0.12, 0.6)
     """Strength of a defect, log-uniform: the 95th percentile over its visible pixels of the change against
     the clean surface (largest channel), as a fraction of full scale, before noise."""
     contrast_floor: dict[DefectName, float] = {"PERFORACIONES": 0.35, "ROTURA": 0.2}
@@ -346,24 +339,16 @@ class SyntheticConfig(Section):
     """A pixel belongs to a defect if it changed by more than this many grey levels ..."""
     visible_share: float = Field(default=0.2, ge=0.0, lt=1.0)
     """... and by more than this share of the defect's contrast. The box encloses exactly these pixels."""
-    light_range: Pair = (0.05, 0.4)
+    light_range: Annotated[Pair, within(0, 0.8)] = (0.05, 0.4)
     """Unevenness of the light: brightness range of gradient, vignette and spot together, over the mean."""
-    blur_sigma_px: Pair = (0.0, 0.6)
+    blur_sigma_px: Annotated[Pair, within(0, 5)] = (0.0, 0.6)
     """Standard deviation of the optical blur, pixels."""
-    noise_levels: Pair = (1.0, 5.0)
+    noise_levels: Annotated[Pair, within(0, 50)] = (1.0, 5.0)
     """Standard deviation of the sensor noise, grey levels."""
-    jpeg_quality: tuple[int, int] = (80, 95)
+    jpeg_quality: Annotated[tuple[int, int], within(1, 100)] = (80, 95)
     """Range of the JPEG quality, 1 to 100."""
 
     def rules(self) -> Iterator[str]:
-        limits: dict[str, Pair] = {
-            "size_range": (0.02, 0.8), "contrast_range": (0.05, 0.9), "light_range": (0.0, 0.8),
-            "blur_sigma_px": (0.0, 5.0), "noise_levels": (0.0, 50.0), "jpeg_quality": (1, 100),
-        }  # fmt: skip
-        for name, (least, most) in limits.items():
-            low, high = getattr(self, name)
-            if not least <= low <= high <= most:
-                yield f"{name}: [{low}, {high}], expected {least} <= low <= high <= {most}"
         if not self.size_range[0] <= self.size_mode <= self.size_range[1]:
             yield f"size_mode: {self.size_mode}, expected a value inside size_range"
         if self.min_box_side > self.size_range[0]:
@@ -378,10 +363,9 @@ class SyntheticConfig(Section):
                 yield f"{name}: expected weights >= 0 with a positive sum"
 
 
-def _has_one_place(value: str | None) -> str | None:
-    if value is not None and value.count("{}") != 1:
-        raise PydanticCustomError("pattern", "must hold {place} once, where the text goes", {"place": "{}"})
-    return value
+_ONE_PLACE = must(
+    lambda text: text is None or text.count("{}") == 1, 'found "{}": must hold {{}} once, where the text goes'
+)
 
 
 class ClassTextsConfig(Section):
@@ -391,7 +375,7 @@ class ClassTextsConfig(Section):
     """Of the built-in texts. CLIP understands English; for Spanish take a multilingual encoder (SigLIP 2)."""
     use_phrasings: bool = True
     """False takes one built-in text per class instead of several that are averaged."""
-    template: Annotated[str | None, AfterValidator(_has_one_place)] = None
+    template: Annotated[str | None, _ONE_PLACE] = None
     """Put around every text, such as "a photo of {}"; `{}` stands for the text."""
     own: dict[str, str | tuple[str, ...] | dict[Language, str | tuple[str, ...]]] = {}
     """Class name -> own text, list of texts, or these per language; replaces the built-in texts of the class."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
@@ -56,12 +55,27 @@ Grey = Annotated[int, Field(ge=0, le=255)]
 Pair = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Range:
-    """Marks a pair of an op, (low, high): it must rise and stay within these limits."""
+def must(holds: Callable[[Any], bool], text: str) -> AfterValidator:
+    """Refuse values that do not hold, in the words of `text`, where `{}` is the value."""
 
-    least: float = -float("inf")
-    most: float = float("inf")
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if holds(value):
+            return value
+        fault = text.format(list(value) if isinstance(value, tuple) else value)
+        if op := info.data.get("type"):
+            fault = f"{op} {info.field_name} {fault}"
+        raise PydanticCustomError("rule", "{fault}", {"fault": fault})
+
+    return AfterValidator(check)
+
+
+RISING = must(lambda numbers: list(numbers) == sorted(numbers), "{} must rise")
+
+
+def within(least: float, most: float = float("inf")) -> AfterValidator:
+    """Refuse ranges that fall or go beyond these limits."""
+    limits = f"expected {least:g} <= low <= high <= {most:g}"
+    return must(lambda pair: least <= pair[0] <= pair[1] <= most, f"{{}} is no possible range, {limits}")
 
 
 PortablePath = Annotated[
@@ -99,14 +113,10 @@ class Section(BaseModel):
     """Official keys with the one value that is built here: it is dropped, another is an error."""
     repeats: ClassVar[tuple[str, ...]] = ()
     """Keys of the top level that may stand here too; the top level wins (docs/deimv2.md, Sections and objects)."""
-    rising: ClassVar[tuple[str, ...]] = ()
-    """Ranges that must not end before they start."""
 
     def rules(self) -> Iterator[str]:
         """Yield "key: fault" for each broken rule between fields, the key as seen from this section."""
-        for key in self.rising:
-            if list(numbers := getattr(self, key)) != sorted(numbers):
-                yield f"{key}: {list(numbers)} must rise"
+        yield from ()
 
     @model_validator(mode="after")
     def _check_rules(self, info: ValidationInfo) -> Self:

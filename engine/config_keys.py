@@ -168,7 +168,7 @@ def _message(kind: str, text: str, found: Any) -> str:
         return text
     if kind == "missing":
         return "missing; give it in the config file or with -u"
-    if kind in ("unsupported", "pattern"):
+    if kind == "pattern":
         return f"found {_short(found)}: {text}"
     expected = _EXPECTED.get(kind, text.removeprefix("Input should be ").removeprefix("Value error, "))
     if kind == "union_tag_invalid":

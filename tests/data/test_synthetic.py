@@ -320,12 +320,12 @@ def test_of_several_processes_one_draws_and_all_use_its_files(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size_range": (0.5, 0.04)}, r"size_range: \["),
+        ({"size_range": (0.5, 0.04)}, r"size_range\n  \["),
         ({"size_mode": 0.9}, "size_mode: 0.9"),
-        ({"contrast_range": (0.0, 0.5)}, r"contrast_range: \["),
+        ({"contrast_range": (0.0, 0.5)}, r"contrast_range\n  \["),
         ({"contrast_floor": {"ROTURA": 0.9}}, "contrast_floor.ROTURA: 0.9"),
         ({"min_box_side": 0.2}, "min_box_side: 0.2"),
-        ({"jpeg_quality": (0, 100)}, r"jpeg_quality: \["),
+        ({"jpeg_quality": (0, 100)}, r"jpeg_quality\n  \["),
         ({"objects_per_image": (0.0,)}, "objects_per_image: expected weights"),
         ({"objects_per_image": ()}, "objects_per_image"),
         ({"texture_weights": {"cast_metal": -1.0, "smooth_paint": 2.0}}, "texture_weights: expected weights"),
