@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
 from data.errors import UserError
@@ -46,10 +45,7 @@ def reference() -> str:
     for section, paths in places.items():
         parts += [f"## {', '.join(dict.fromkeys(paths)) or 'Top level'}", "", _one_line(section.__doc__), ""]
         parts += ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
-        parts += [
-            f"| `{name}` | {type_of(section, name)} | {_default(field)} | {meaning(field)} |"
-            for name, field in section.model_fields.items()
-        ]
+        parts += [f"| `{name}` | {' | '.join(describe_key(section, name))} |" for name in section.model_fields]
         if section.without_effect:
             inactive = ", ".join(f"`{key}`" for key in section.without_effect)
             parts += ["", f"Official keys without effect, accepted and dropped: {inactive}."]
@@ -106,31 +102,29 @@ def explain(key: str, config: ExperimentConfig) -> str:
             return f"{key}: {_FIXED.lower()}\n  type:    {owner.only[name]}"
         near = suggestion(key, owner or ExperimentConfig, ExperimentConfig)
         raise UserError(f"{key}: unknown key{near} (docs/reference/config.md lists them all)")
-    field = owner.model_fields[name]
-    inner, value = list(sections_in(field.annotation)), get_path(values, key)
-    stated_nowhere = "the default" if value == _plain_default(field) else "taken from another key"
-    lines = [f"{key}: {meaning(field)}", f"  type:    {type_of(owner, name)}"]
+    kind, default, meaning = describe_key(owner, name)
+    inner, here = (
+        list(sections_in(owner.model_fields[name].annotation)),
+        json.dumps(get_path(values, key), ensure_ascii=False),
+    )
+    stated_nowhere = "the default" if default == f"`{here}`" else "taken from another key"
+    lines = [f"{key}: {meaning}", f"  type:    {kind}"]
     if len(inner) == 1:
         lines.append(f"  keys:    {', '.join(inner[0].model_fields)}")
     else:
-        lines.append(f"  default: {_default(field)}")
-        lines.append(f"  here:    {json.dumps(value, ensure_ascii=False)}, {config.origin(key) or stated_nowhere}")
+        lines += [f"  default: {default}", f"  here:    {here}, {config.origin(key) or stated_nowhere}"]
     return "\n".join(lines).replace("`", "")
 
 
-def meaning(field: FieldInfo) -> str:
-    """Return what a field's docstring says, or its section's where that is all there is."""
-    if field.description:
-        return _one_line(field.description)
-    inner = list(sections_in(field.annotation))
-    if inner:
-        return _one_line((inner[0].__doc__ or "").partition("\n\n")[0])
-    return "Official key; only this value is built here."
-
-
-def type_of(section: type[Section], name: str) -> str:
-    """Say in words which values a field of a section takes."""
-    return _words(_properties(section)[name])
+def describe_key(section: type[Section], name: str) -> tuple[str, str, str]:
+    """Say type, default and meaning of a section's key; the meaning of a section without an own text is its class's."""
+    field, schema = section.model_fields[name], _properties(section)[name]
+    default = f"`{json.dumps(schema.get('default'), ensure_ascii=False)}`"
+    if field.is_required() or isinstance(field.default, Section):
+        default = "required" if field.is_required() else "its keys' defaults"
+    of_class = [(inner.__doc__ or "").partition("\n\n")[0] for inner in sections_in(field.annotation)]
+    meaning = field.description or [*of_class, "Official key; only this value is built here."][0]
+    return _words(schema), default, _one_line(meaning)
 
 
 @cache
@@ -163,19 +157,6 @@ _LIMITS = {
 }  # fmt: skip
 _SANE = 1_000_000
 """Limits from here on only keep nonsense out and are not worth a reader's time."""
-
-
-def _plain_default(field: FieldInfo) -> Any:
-    default = field.get_default(call_default_factory=True)
-    return json.loads(json.dumps(default, default=str))
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    if isinstance(field.default, Section):
-        return "its keys' defaults"
-    return f"`{json.dumps(_plain_default(field), ensure_ascii=False)}`"
 
 
 def _one_line(text: str | None) -> str:
