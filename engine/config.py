@@ -248,7 +248,7 @@ class ExperimentConfig(DataConfig, ModelConfig):
                 f"{epochs - no_aug}; {fix}"
             )
         values = config_to_dict(self)
-        for key in derived_values.EPOCH_KEYS:
+        for key in derived_values.EPOCHS:
             value = get_path(values, key)
             last = value[-1] if isinstance(value, list) else value
             if last is not None and last > epochs and derived_values.is_in_use(values, key):
@@ -262,10 +262,7 @@ class ExperimentConfig(DataConfig, ModelConfig):
             return
         queries = self.DEIMTransformer.num_queries
         for name, loader in loaders(self).items():
-            resize = loader.dataset.transforms.resize
-            if resize is None or resize.size[0] % 32 or resize.size[1] % 32:
-                continue  # another rule's fault
-            if (tokens := memory_tokens(*resize.size)) < queries:
+            if (resize := loader.dataset.transforms.resize) and (tokens := memory_tokens(*resize.size)) < queries:
                 yield (
                     f"{name}.dataset.transforms.ops: Resize to {list(resize.size)} gives {tokens} tokens, fewer than "
                     f"DEIMTransformer.num_queries {queries}; lower num_queries or enlarge the images"

@@ -29,12 +29,6 @@ REFERENCE_BATCH = 32
 _POLICY = "train_dataloader.dataset.transforms.policy"
 _COLLATE = "train_dataloader.collate_fn"
 _MATCHER_CHANGE = "DEIMCriterion.matcher.matcher_change_epoch"
-EPOCH_KEYS = (
-    f"{_POLICY}.epoch",
-    *(f"{_COLLATE}.{key}" for key in ("stop_epoch", "mixup_epochs", "copyblend_epochs")),
-    _MATCHER_CHANGE,
-)
-"""Keys of epochs beside the lengths of the run, its flat part and its end."""
 LENGTH_KEYS = ("warmup_iter", "ema.decay", "ema.warmups", f"{_COLLATE}.ema_restart_decay")
 """Keys that `run_length` may change, once the data are there."""
 _VIT_NAMES = tuple(
@@ -64,6 +58,16 @@ class Schedule(NamedTuple):
         if flat is None:
             flat = min(start + stop // 2, stop)
         return cls(min(start, flat), flat, stop, no_aug, round(0.9 * stop))
+
+
+EPOCHS: dict[str, Callable[[Schedule], int | list[int]]] = {
+    f"{_POLICY}.epoch": lambda schedule: [schedule.start, schedule.flat, schedule.stop],
+    f"{_COLLATE}.stop_epoch": lambda schedule: schedule.stop,
+    f"{_COLLATE}.mixup_epochs": lambda schedule: [schedule.start, schedule.flat],
+    f"{_COLLATE}.copyblend_epochs": lambda schedule: [schedule.start, schedule.stop],
+    _MATCHER_CHANGE: lambda schedule: schedule.matcher_change,
+}
+"""Keys of epochs beside the lengths of the run, and their values."""
 
 
 class Change(NamedTuple):
@@ -147,7 +151,7 @@ def rescaled_epochs(values: Values, rank: Rank, before: int) -> Iterator[Change]
         yield Change("flat_epoch", flat, why, OVERRIDE)
     new = Schedule.of(epochs, flat, no_aug)
     was, becomes = [[0.0, one.flat, one.stop, length] for one, length in ((old, before), (new, epochs))]
-    for path in EPOCH_KEYS:
+    for path in EPOCHS:
         stated = get_path(values, path)
         if rank(path) and stated is not None:
             yield Change(path, np.rint(np.interp(stated, was, becomes)).astype(int).tolist(), why, OVERRIDE)
@@ -167,15 +171,11 @@ def run_epochs(values: Values, rank: Rank) -> Iterator[Change]:
     yield Change("flat_epoch", schedule.flat, f"from epoches {epochs}")
     if not 0 <= schedule.flat <= epochs - schedule.no_aug or schedule.no_aug >= epochs:
         schedule = Schedule.of(epochs)  # impossible, which the rules report: spare the reader what follows from it
-    start, flat, stop, no_aug, matcher_change = schedule
-    why = f"from epoches {epochs}, flat_epoch {flat}, no_aug_epoch {no_aug}"
-    if get_path(values, _POLICY) is not None:
-        yield Change(f"{_POLICY}.epoch", [start, flat, stop], why)
-    yield Change(f"{_COLLATE}.stop_epoch", stop, why)
-    yield Change(f"{_COLLATE}.mixup_epochs", [start, flat], why)
-    yield Change(f"{_COLLATE}.copyblend_epochs", [start, stop], why)
-    if values["DEIMCriterion"] is not None:
-        yield Change(_MATCHER_CHANGE, matcher_change, f"90 % of {stop} augmented epochs")
+    why = f"from epoches {epochs}, flat_epoch {schedule.flat}, no_aug_epoch {schedule.no_aug}"
+    for path, epochs_of in EPOCHS.items():
+        if get_path(values, path.rpartition(".")[0]) is not None:
+            reason = f"90 % of {schedule.stop} augmented epochs" if path == _MATCHER_CHANGE else why
+            yield Change(path, epochs_of(schedule), reason)
 
 
 def input_sizes(values: Values, rank: Rank) -> Iterator[Change]:
