@@ -15,13 +15,12 @@ def main(report: Report, description: str | None = __doc__, *, phase: int = 1) -
         from analysis.evaluate import evaluate_checkpoint, format_results
         from engine.config import load_config
         from engine.config_reference import explain
-        from engine.console import dry_run
+        from engine.console import planned
         from engine.derived_values import LENGTH_KEYS
         from engine.distributed import cleanup, init_distributed
-        from engine.multimodal import start_of_phase_1, start_of_phase_2
         from engine.nonfinite import replay
         from engine.run import planned_config
-        from engine.train import train
+        from engine.train import train_as_asked
     if not arguments.explain:
         setup_logging()
     say, overrides = sys.stdout.write, training_overrides(arguments)
@@ -34,12 +33,11 @@ def main(report: Report, description: str | None = __doc__, *, phase: int = 1) -
         return 0
     config = load_config(arguments.config, overrides)
     if arguments.dry_run:
-        say(dry_run(config, arguments.lang, verbose=arguments.verbose))
-        return 0
+        say(planned(config, arguments.lang, verbose=arguments.verbose))
     dist = init_distributed(arguments.device or config.device)
     setup_logging(is_main=dist.is_main)
     try:
-        if arguments.test_only:
+        if arguments.test_only and not arguments.dry_run:
             evaluation = evaluate_checkpoint(arguments.resume, dist, config_path=arguments.config, overrides=overrides)
             if evaluation.analysis is not None:
                 numbers = format_results(evaluation.analysis.results, arguments.lang)
@@ -47,18 +45,7 @@ def main(report: Report, description: str | None = __doc__, *, phase: int = 1) -
                 report.wrote(folder=evaluation.folder, results=evaluation.folder / "results.json")
                 report.take(evaluation.folder / "results.json", "metrics")
             return 0
-        resume = arguments.resume or config.resume
-        if phase == 1:
-            start = start_of_phase_1(config, resume)
-        else:
-            start = start_of_phase_2(config, resume, arguments.config, arguments.data)
-        # A resumed run goes on where its checkpoint is, unless the command line names a folder.
-        named = any(override.partition("=")[0].strip() == "output_dir" for override in overrides)
-        folder = config.output_dir if start.resume is None or named else start.resume.parent
-        results = folder / "results.json"
-        report.wrote(folder=folder, best=folder / "best.pth", last=folder / "last.pth", results=results)
-        train(config, dist, folder, **vars(start), lang=arguments.lang, verbose=arguments.verbose)
-        report.take(results, "metrics")
+        train_as_asked(arguments, config, overrides, dist, report, phase)
     finally:
         cleanup()
     return 0

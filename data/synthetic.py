@@ -308,10 +308,10 @@ def ensure_dataset(config: SyntheticConfig) -> Path:
     require_variables({"synthetic.root": root})
     lock = root.parent / f".{root.name}.lock"
     try:
-        if not _is_filled(root):
+        if not is_filled(root):
             root.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock):  # the system lets go of it when a process is killed
-                if not _is_filled(root):
+                if not is_filled(root):
                     _draw(config)
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         reason, fix = getattr(error, "strerror", None) or error, "Free some space or choose a writable synthetic.root"
@@ -323,7 +323,8 @@ def ensure_dataset(config: SyntheticConfig) -> Path:
     return root
 
 
-def _is_filled(root: Path) -> bool:
+def is_filled(root: Path) -> bool:
+    """Say whether something is there, so that nothing is drawn."""
     return root.exists() and not (root.is_dir() and not any(root.iterdir()))
 
 

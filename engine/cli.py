@@ -200,7 +200,9 @@ def training_arguments(description: str | None) -> argparse.Namespace:
     add_language_argument(parser, "the console")
     parser.add_argument("--verbose", action="store_true", help="list every derived value of the config")
     parser.add_argument("--explain", metavar="KEY", help="say what a key means, its value and who stated it, and stop")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config, check all that a start would, stop"
+    )
     arguments = parser.parse_args()
     if not arguments.config and not arguments.replay:
         parser.error("the following arguments are required: -c/--config")
@@ -291,8 +293,8 @@ def _nvidia_card() -> str | None:
     return lines[0].strip() if answer.returncode == 0 and lines else None
 
 
-def require_output_folder(folder: Path) -> None:
-    """Check before long work that `folder` can be written, without creating anything.
+def require_output_folder(folder: Path, option: str = "--output-dir") -> None:
+    """Check before long work that `folder`, which `option` names, can be written, without creating anything.
 
     Raises:
         UserError: It, or the part of its path that exists, is a file or not writable.
@@ -300,10 +302,10 @@ def require_output_folder(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UserError(
-            f"Output folder {folder}: {existing} is a file; rename it or choose another folder with --output-dir."
+            f"Output folder {folder}: {existing} is a file; rename it or choose another folder with {option}."
         )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(
             f"Output folder {folder}: {existing} is not writable; check its permissions or choose another folder "
-            "with --output-dir."
+            f"with {option}."
         )

@@ -124,7 +124,7 @@ def say_derived(config: ExperimentConfig, text: Texts, *, verbose: bool) -> None
         log.info("%s", text("derived", count=quiet))
 
 
-def dry_run(config: ExperimentConfig, lang: Language, *, verbose: bool) -> str:
+def planned(config: ExperimentConfig, lang: Language, *, verbose: bool) -> str:
     """Return what a run would write as its config.yaml; say what is derived."""
     config = planned_config(config)
     say_derived(config, texts_of(lang, "training"), verbose=verbose)

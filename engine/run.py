@@ -18,11 +18,12 @@ from data.errors import UserError
 from data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, steps_per_epoch
 from data.section import require_variables
 from data.splits import DataBundle, build_datasets
-from data.synthetic import ensure_dataset
+from data.synthetic import ensure_dataset, is_filled
 from data.tiles import tiled
 from engine.acceleration import choose_amp_dtype, compiler
 from engine.batch_size import decide_batch
 from engine.checkpoint import check_classes, checkpoint_config, load_checkpoint, save_checkpoint, start_from
+from engine.cli import require_output_folder
 from engine.config import ExperimentConfig, config_to_dict, derive_run_length
 from engine.detector import Detector
 from engine.distributed import Distributed
@@ -31,7 +32,7 @@ from engine.monitor import Monitor
 from engine.multimodal import finish_model, optimizer_with_fusion, prepare_texts
 from engine.optim import FlatCosine, ModelEma, build_optimizer
 from engine.resume import Position, restore
-from engine.run_folder import FolderLock, prepare_run_folder, write_yaml
+from engine.run_folder import FolderLock, prepare_run_folder, require_unlocked, write_yaml
 from engine.text_embeddings import store_embeddings
 from engine.yaml_dialect import leaves
 from models.criterion import build_criterion
@@ -132,9 +133,10 @@ def build_run(
     tuning: Path | None,
     text_cache: Path | None = None,
     lang: Language = "en",
+    dry: bool = False,
 ) -> Run:
-    """All parts of a run. Whatever can fail on bad input comes before the first file is written."""
-    require_loggers(config.loggers)
+    """All parts of a run. Whatever can fail on bad input comes before the first file is written; `dry`: none is."""
+    _require_places(config, folder)
     torch.manual_seed(config.seed)
     checkpoint = {} if resume is None else load_checkpoint(resume)
     config, data, train_loader, val_loader = _build_data(config, dist, checkpoint, resume)
@@ -151,8 +153,8 @@ def build_run(
         changed = _changes_since(checkpoint, resume, config, dist.world_size)
         position = restore(checkpoint, resume, optimizer=optimizer, ema=ema, scaler=scaler, train_loader=train_loader)
 
-    lock, earlier_log = _open_folder(config, dist, folder, position, resume)
-    if dist.is_main and texts is not None:
+    lock, earlier_log = (None, None) if dry else _open_folder(config, dist, folder, position, resume)
+    if dist.is_main and texts is not None and not dry:
         store_embeddings(texts, config, data.classes, folder)
     dist.barrier()
     text, steps_per_epoch = texts_of(lang, "training"), train_loader.steps_per_epoch
@@ -172,7 +174,9 @@ def build_run(
         scaler=scaler,
         amp_dtype=amp_dtype,
         monitor=Monitor(
-            config, folder, data.classes, text, steps_per_epoch, position, enabled=dist.is_main, earlier_log=earlier_log
+            *(config, folder, data.classes, text, steps_per_epoch, position),
+            enabled=dist.is_main and not dry,
+            earlier_log=earlier_log,
         ),
         lock=lock,
         position=position,
@@ -224,6 +228,30 @@ def _open_folder(
         if elsewhere or not _is_over(config, position):  # else nothing is trained with this config
             write_yaml(folder / "config.yaml", config_to_dict(config))
     return lock, resume.parent / "log.jsonl" if resume is not None and elsewhere else None
+
+
+def _require_places(config: ExperimentConfig, folder: Path) -> None:
+    require_loggers(config.loggers)
+    require_output_folder(folder)
+    if config.summary_dir is not None:
+        require_output_folder(config.summary_dir, "summary_dir")
+
+
+def rehearse(
+    config: ExperimentConfig, dist: Distributed, folder: Path, *, resume: Path | None, tuning: Path | None
+) -> None:
+    """Refuse what a training would refuse before its first step, without writing anything.
+
+    Generated data that are not drawn yet leave what needs data for the start to check.
+
+    Raises:
+        UserError: As the training.
+    """
+    _require_places(config, folder)
+    if dist.is_main:
+        require_unlocked(folder)
+    if config.synthetic is None or is_filled(config.synthetic.root):
+        build_run(config, dist, folder, resume=resume, tuning=tuning, dry=True).close()
 
 
 def planned_config(config: ExperimentConfig) -> ExperimentConfig:

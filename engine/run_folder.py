@@ -69,6 +69,16 @@ class FolderLock:
                 (folder / LOCK_NAME).unlink()
 
 
+def require_unlocked(folder: Path) -> None:
+    """Check that no other training is running in `folder`; the lock that a killed one left is removed.
+
+    Raises:
+        UserError: One is.
+    """
+    if (folder / LOCK_NAME).exists():
+        FolderLock(folder).release(folder)
+
+
 def _try_lock(descriptor: int) -> bool:
     """Whether this process has the lock now."""
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.batch import Batch
 from data.errors import UserError
 from data.schedule import stage_starts
+from data.script import Report
 from engine import console
 from engine.checkpoint import load_checkpoint
 from engine.config import ExperimentConfig
@@ -24,17 +26,44 @@ from engine.distributed import Distributed
 from engine.evaluate import evaluate
 from engine.interrupt import StopSignal
 from engine.metrics import GroundTruth, best_thresholds
+from engine.multimodal import start_of_phase_1, start_of_phase_2
 from engine.nonfinite import report_nonfinite
 from engine.optim import set_learning_rates, step_seed
 from engine.pictures import prediction_pictures, write_prediction_sheets
-from engine.results import tile_facts, write_results
+from engine.results import RESULTS_NAME, tile_facts, write_results
 from engine.resume import Position, decide, restore
-from engine.run import Run, build_run, save
+from engine.run import Run, build_run, rehearse, save
 from engine.step import Step, batch_losses, window_shares, windows
 from models.weights import load_state_dict_strict
 from texts import Language, texts_of
 
 log = logging.getLogger(__name__)
+
+
+def train_as_asked(
+    asked: Namespace, config: ExperimentConfig, overrides: Sequence[str], dist: Distributed, report: Report, phase: int
+) -> None:
+    """Train as the options of `training_arguments` ask; with `--dry-run` refuse what that would refuse.
+
+    Raises:
+        UserError: Anything wrong with the input; nothing has been written then.
+        SystemExit: See `train`.
+    """
+    resume = asked.resume or config.resume
+    if phase == 1:
+        start = start_of_phase_1(config, resume)
+    else:
+        start = start_of_phase_2(config, resume, asked.config, asked.data)
+    # A resumed run goes on where its checkpoint is, unless the command line names a folder.
+    named = any(override.partition("=")[0].strip() == "output_dir" for override in overrides)
+    folder = config.output_dir if start.resume is None or named else start.resume.parent
+    if asked.dry_run:
+        rehearse(config, dist, folder, **vars(start))
+        return
+    results = folder / RESULTS_NAME
+    report.wrote(folder=folder, best=folder / "best.pth", last=folder / "last.pth", results=results)
+    train(config, dist, folder, **vars(start), lang=asked.lang, verbose=asked.verbose)
+    report.take(results, "metrics")
 
 
 def train(

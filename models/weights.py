@@ -422,7 +422,7 @@ def load_for_tuning(
     filled = sum(value.numel() for value in fitting.values()) / sum(value.numel() for value in own.values())
     if filled < _LEAST_FITTING_SHARE:
         raise UserError(
-            f"The weights to tune from fill only {filled:.0%} of the configured model, so they belong to another one. "
+            f"{source}: these weights fill only {filled:.0%} of the configured model, so they belong to another one. "
             "Use weights of the same model size (a different number of classes is fine).",
             report.problems(),
         )

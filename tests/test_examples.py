@@ -26,7 +26,7 @@ SHORTER = {
 }
 OWN = re.compile(
     r"ckpts/|hf:|OWNER|industrial|datasets/mine|outputs/mine|deimv2_base|FOLDER|\bCKPT\b|SRC DST|KEY|onnxruntime|venv"
-    r"|neu_det_small|engine\.config_reference"
+    r"|neu_det_small|engine\.config_reference|mlflow"
 )
 """What needs files of the user's, NEU-DET (hours where it is there), the network or a virtual environment;
 tests/deploy runs the ONNX file."""

@@ -74,6 +74,11 @@ def bad_inputs() -> list[tuple[str, list[str], str]]:
         ("another model's checkpoint", ["-c", "tiny.yml", "-r", "other.pth"], "other.pth"),
         ("no cuda", ["-c", "tiny.yml", "-d", "cuda"], "CUDA"),
         ("output is a file", ["-c", "tiny.yml", "--output-dir", "bad.yml"], "--output-dir"),
+        ("curves are a file", ["-c", "tiny.yml", "-u", "summary_dir=bad.yml"], "bad.yml is a file"),
+        ("another model's weights", ["-c", "tiny.yml", "-t", "other.pth"], "other.pth"),
+        ("no validation", ["-c", "tiny.yml", "-u", "val_dataloader.dataset.ann_file=empty.json"], "empty.json"),
+        ("no logger", ["-c", "tiny.yml", "-u", "loggers=[wandb]"], "pip install wandb"),
+        ("busy folder", ["-c", "tiny.yml", "--output-dir", "busy"], "another training is running"),
     ]
 
 
@@ -85,16 +90,24 @@ def prepare(folder: Path) -> None:
     torch.save({"model": Bomb()}, folder / "hostile.pth")
 
 
-def test_bad_input_gets_one_message_and_exit_code_2(tiny: Path) -> None:
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_bad_input_gets_one_message_and_exit_code_2(
+    dry: list[str], tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a start, and of a dry run, which refuses what a start would."""
     prepare(tiny)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    (tiny / "busy").mkdir(exist_ok=True)
+    lock = FolderLock(tiny / "busy")
     before = {path for path in tiny.rglob("*")}
     for name, arguments, words in bad_inputs():
-        outcome = run_here(*arguments, cwd=tiny)
+        outcome = run_here(*arguments, *dry, cwd=tiny)
         assert outcome.code == 2, (name, outcome.code, outcome.err[-1500:])
         assert "Traceback" not in outcome.err, name
         assert words in outcome.err, (name, outcome.err)
     assert not (tiny / "exploded").exists()
     assert {path for path in tiny.rglob("*")} == before, "bad input left files behind"
+    lock.release(tiny / "busy")
 
 
 def test_dry_run_prints_the_resolved_config_and_writes_nothing(tiny: Path) -> None:
@@ -121,7 +134,7 @@ def test_dry_run_of_data_that_are_not_there_yet(tmp_path: Path) -> None:
     assert outcome.code == 0 and yaml.safe_load(outcome.out)["warmup_iter"] == 940 // 6 // 20
     assert "WARNING derived: flat_epoch: 3 -> 0 (rescaled: -u epoches 1, 6 in the config files)" in outcome.err
     outcome = run_here("-c", config, "--dry-run", "-u", "synthetic=~", cwd=tmp_path)
-    assert outcome.code == 0 and yaml.safe_load(outcome.out)["warmup_iter"] == 2000
+    assert outcome.code == 2 and yaml.safe_load(outcome.out)["warmup_iter"] == 2000, "shown, though no start would do"
     assert "WARNING warm-up and EMA are not shown as the run will have them" in outcome.err
     assert not list(tmp_path.iterdir())
 

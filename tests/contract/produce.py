@@ -42,9 +42,9 @@ class Workplace:
             dataset |= {"img_folder": str(folder / part), "ann_file": str(folder / f"{part}.json")}
         torch.save(content, self.checkpoint)
 
-    def run(self, script: str, *arguments: str | Path) -> str:
+    def run(self, script: str, *arguments: str | Path, code: int = 0) -> str:
         outcome = start_script(script, *arguments, cwd=self.folder)
-        assert outcome.code == 0, outcome.err
+        assert outcome.code in (0, code), outcome.err
         return self.plain(outcome.out)
 
     def plain(self, text: str) -> str:
@@ -109,7 +109,8 @@ def help_texts(place: Workplace) -> dict[str, Any]:
 def resolved_configs(place: Workplace) -> dict[str, Any]:
     whole = [name for name in CONFIGS if not name.startswith(("configs/base/", "configs/dataset/", "configs/runtime"))]
     whole.remove("configs/baselines/small.yml")
-    return {name: place.run("train_deimv2.py", "-c", ROOT / name, "--dry-run", "-u", "device=cpu") for name in whole}
+    planned = ("--dry-run", "-u", "device=cpu")  # most of their data are not here, which a dry run says at the end
+    return {name: place.run("train_deimv2.py", "-c", ROOT / name, *planned, code=2) for name in whole}
 
 
 def evaluation(place: Workplace) -> dict[str, Any]:
