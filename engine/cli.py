@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import UserError, printable
 from data.script import ScriptParser
-from texts import LANGUAGES, Language, catalogue, texts_of
+from texts import LANGUAGES, Language, missing_texts, texts_of
 
 if TYPE_CHECKING:
     import torch
@@ -125,10 +125,11 @@ def add_language_argument(parser: argparse.ArgumentParser, what: str) -> None:
 def _language(name: str) -> str:
     """Read the texts before anything starts that may need them hours later."""
     try:
-        for language in LANGUAGES:
-            catalogue(language)
+        missing = [key for language in LANGUAGES if language == name for key in missing_texts(language)]
     except ValueError as error:
         raise UserError(str(error)) from None
+    if missing:
+        raise UserError(f"texts/{name}.yml has no text for {', '.join(missing)}; write one, as the other language has.")
     return name
 
 
