@@ -46,12 +46,12 @@ from analysis.style import figure_style, remove_figure, save_figure, shaded_tabl
 from analysis.tables import (
     Cell,
     Number,
-    PValue,
     Table,
     bullets,
     escape_markdown,
     format_cell,
     format_number,
+    p_value,
     write_tables,
 )
 from analysis.zero_shot import Accuracy, ZeroShot
@@ -456,8 +456,8 @@ def _sentence(result: ModeResult, answer: Answer, texts: Texts) -> str:
         }
     if judgement.verdict is not None:
         margin = format_number(answer.margin, 3, texts.language)
-        p_value = format_cell(PValue(judgement.equivalence and judgement.equivalence.p_value), texts.language)
-        first = texts(f"sentence_{judgement.verdict}", **against[none], margin=margin, p_value=p_value)
+        p = format_cell(p_value(judgement.equivalence and judgement.equivalence.p_value), texts.language)
+        first = texts(f"sentence_{judgement.verdict}", **against[none], margin=margin, p_value=p)
         if judgement.texts is not None:
             control = {**against[learned], "reference": texts[f"said_{learned}"]}
             return f"{first} {texts(f'texts_{judgement.texts}', **control)}"

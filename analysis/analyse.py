@@ -7,22 +7,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from analysis.acceptance import AcceptanceOptions, acceptance
 from analysis.bootstrap import bootstrap
 from analysis.cost import Cost
 from analysis.curves import image_level, precision_at_recall, ranked_hits, score_curves
 from analysis.errors import Finding, classify_errors, confusion, error_breakdown, gallery, size_histogram
-from analysis.matching import match
+from analysis.matching import MIN_IOU, match
 from data.types import FloatArray
 from engine.metrics import CocoNumbers, GroundTruth, Predictions, best_thresholds, coco_numbers
 from engine.suppression import try_suppression
+from texts import Language
 
 DEFAULT_SCORE = 0.5
 """Where nothing is hit, so that no threshold is the best."""
+
+
+class AnalysisOptions(AcceptanceOptions):
+    """What to do with detections once they are there."""
+
+    lang: Language = "en"
+    """Of figures and report."""
+    bootstrap: int = Field(1000, ge=0, description="0 (off) or more, e.g. 1000")
+    """Resamples."""
+    confusion_iou: float = Field(0.5, ge=MIN_IOU, lt=1, description=f"{MIN_IOU:g} to below 1, e.g. 0.5")
+    confusion_score: float | None = Field(None, ge=0, le=1, description="0 to 1, e.g. 0.5")
+    """None: the best score threshold of all classes together."""
+    captions: bool = True
+    """False: captions of figures go into text files beside them."""
+    report: bool = True
+    """Write figures, gallery and report.html."""
+    cost: bool = True
+    """Measure FLOPs, time and memory."""
+    nms: float | None = Field(None, gt=0, lt=1, description="an IoU between 0 and 1, e.g. 0.7")
+    """Of boxes of one class that overlap more, only the best is judged; None judges all, as DEIMv2 is."""
 
 
 @dataclass(frozen=True)
@@ -47,36 +70,27 @@ class Analysis:
 def analyse(
     truth: GroundTruth,
     detections: Predictions,
-    *,
     split: str,
-    samples: int = 1000,
+    options: AnalysisOptions,
+    *,
     seed: int = 0,
-    confusion_iou: float = 0.5,
-    confusion_score: float | None = None,
     cost: Cost | None = None,
-    facts: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] = MappingProxyType({}),
     numbers: CocoNumbers | None = None,
-    wishes: AcceptanceOptions | None = None,
 ) -> Analysis:
     """Analyse the detections of all images of a split.
 
     Args:
-        samples: Of the bootstrap; 0 leaves all intervals out.
-        confusion_score: None takes the score with the best F1 over all classes.
         facts: Of the run, for results.json. Where `nms_iou` says that repeats were suppressed, nothing more is tried.
         numbers: COCO's numbers of these detections where they are known already.
-        wishes: Calibration, cost and promise; None: only how well scores are calibrated.
     """
-    facts = facts or {}
-    numbers = numbers or coco_numbers(truth, detections)
-    matches = match(truth, detections)
+    numbers, matches = numbers or coco_numbers(truth, detections), match(truth, detections)
+    samples, normal, labels = options.bootstrap, truth.classes.normal_label, range(len(matches.names))
     drawn = bootstrap(matches, samples=samples, seed=seed)
-    thresholds = best_thresholds(truth, detections)
+    thresholds, errors = best_thresholds(truth, detections), classify_errors(matches)
     best_score = DEFAULT_SCORE if thresholds["overall"] is None else thresholds["overall"]["score"]
-    least_score = best_score if confusion_score is None else confusion_score
-    errors = classify_errors(matches)
-    suppressed, normal = facts.get("nms_iou") is not None, truth.classes.normal_label
-    labels = range(len(matches.names))
+    least_score = best_score if options.confusion_score is None else options.confusion_score
+    suppressed = facts.get("nms_iou") is not None
     of_classes = {
         name: {
             **numbers.per_class[name],
@@ -98,13 +112,13 @@ def analyse(
         "suppression": None if suppressed else try_suppression(truth, detections, numbers, thresholds),
         "confusion": {
             "names": list(matches.names),
-            "iou": confusion_iou,
+            "iou": options.confusion_iou,
             "score": least_score,
-            "counts": confusion(matches, iou=confusion_iou, score=least_score).tolist(),
+            "counts": confusion(matches, iou=options.confusion_iou, score=least_score).tolist(),
         },
         "errors": error_breakdown(matches, errors, score=least_score),
         "image_level": image_level(matches, normal, samples=samples, seed=seed),
-        **acceptance(matches, normal, wishes or AcceptanceOptions(), samples=samples, seed=seed),
+        **acceptance(matches, normal, options, samples=samples, seed=seed),
         "sizes": size_histogram(matches, score=best_score),
         "cost": None if cost is None else asdict(cost),
     }

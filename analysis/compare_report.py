@@ -13,7 +13,7 @@ from analysis.bootstrap import DEFECTS
 from analysis.compare import Comparison, GroupResult, Results, Row, identity
 from analysis.differences import Difference, Effect, Estimate, mean_of
 from analysis.style import AxisNumbers, class_line, figure_style, new_figure, remove_figure, save_figure, tidy
-from analysis.tables import Cell, Number, PValue, Table, bullets, escape_markdown, format_number, write_tables
+from analysis.tables import Cell, Number, Table, bullets, escape_markdown, format_number, p_value, write_tables
 from texts import Language, Texts, texts_of
 
 COSTS = {
@@ -85,7 +85,7 @@ def comparison_tables(comparison: Comparison, lang: Language) -> dict[str, Table
     tables["cost"] = of_models([texts[name] for name in COSTS], costs, texts["cost_caption"], f"{_LABEL}-cost")
     tables["classes"] = class_table(groups, cell, texts("classes_caption", images=images), texts, _LABEL)
     rows: list[list[Cell]] = [
-        [one.label, metric_name(name, texts), difference_cell(found), PValue(found.p_value), PValue(found.p_holm)]
+        [one.label, metric_name(name, texts), difference_cell(found), p_value(found.p_value), p_value(found.p_holm)]
         for one in groups
         for name, found in one.differences.items()
     ]

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
 
-from analysis.acceptance import AcceptanceOptions, acceptance_lines
-from analysis.analyse import DEFAULT_SCORE, Analysis, analyse
+from analysis.acceptance import acceptance_lines
+from analysis.analyse import DEFAULT_SCORE, Analysis, AnalysisOptions, analyse
 from analysis.cost import Cost, device_name, measure_cost
-from analysis.matching import MIN_IOU
 from data.coco import CocoSplit
 from data.config import loaders
 from data.errors import UserError
@@ -59,26 +57,6 @@ _SAFER = 1 - 1e-5
 is the score of an image that must not pass."""
 _ASSUMPTIONS = ("same_kind", "annotated", "independent", "chosen", "meaning")
 """Texts of what a decision takes for granted."""
-
-
-class AnalysisOptions(AcceptanceOptions):
-    """What to do with the detections once they are there."""
-
-    lang: Language = "en"
-    """Of figures and report."""
-    bootstrap: int = Field(1000, ge=0, description="0 (off) or more, e.g. 1000")
-    """Resamples."""
-    confusion_iou: float = Field(0.5, ge=MIN_IOU, lt=1, description=f"{MIN_IOU:g} to below 1, e.g. 0.5")
-    confusion_score: float | None = Field(None, ge=0, le=1, description="0 to 1, e.g. 0.5")
-    """None: the best score threshold of all classes together."""
-    captions: bool = True
-    """False: captions of figures go into text files beside them."""
-    report: bool = True
-    """Write figures, gallery and report.html."""
-    cost: bool = True
-    """Measure FLOPs, time and memory."""
-    nms: float | None = Field(None, gt=0, lt=1, description="an IoU between 0 and 1, e.g. 0.7")
-    """Of boxes of one class that overlap more, only the best is judged; None judges all, as DEIMv2 is."""
 
 
 class Evaluation(NamedTuple):
@@ -125,49 +103,27 @@ def evaluate_checkpoint(
     """
     options, path = options or AnalysisOptions(), checkpoint_of(path)
     detector = load_detector(
-        path,
-        device=dist.device,
-        config_path=config_path,
-        overrides=overrides,
-        use_amp=use_amp,
-        compiled=compiled,
+        path, device=dist.device, config_path=config_path, overrides=overrides, use_amp=use_amp, compiled=compiled
     )
     usual = output_folder(path, f"eval_{split}")
     wanted = output_dir or (usual if options.nms is None else usual.with_name(f"{usual.name}_nms"))
     require_output_folder(wanted)
     _require_fitting_split(split, detector.config, options)
     detector, images = _with_images(detector, split, dist)
-    config, truth = detector.config, GroundTruth.of(images)
-    ann_file = loaders(config)[f"{split}_dataloader"].dataset.ann_file.as_posix()
-    facts = _facts(detector, use_amp=use_amp) | {"nms_iou": options.nms, "data": ann_file}
+    truth, facts = GroundTruth.of(images), _facts(detector, split, use_amp=use_amp, nms_iou=options.nms)
     # With the config a comparison knows which evaluations are seeds of one model, wherever their folders are.
-    extra = {"config": json.loads(json.dumps(config_to_dict(config)))}
+    extra = {"config": json.loads(json.dumps(config_to_dict(detector.config)))}
     judged = {"split": split, "gt_hash": truth.fingerprint()}
     folder = _folder_for(wanted, {**judged, **facts, **extra}) if dist.is_main else wanted
-    loader = build_eval_loader(
-        config,
-        images,
-        detector.classes,
-        which=split,
-        rank=dist.rank,
-        world_size=dist.world_size,
-        pin_memory=dist.device.type == "cuda",
-    )
+    classes, pin_memory = detector.classes, dist.device.type == "cuda"
+    ranks = {"rank": dist.rank, "world_size": dist.world_size}
+    loader = build_eval_loader(detector.config, images, classes, which=split, pin_memory=pin_memory, **ranks)
     result = evaluate(detector, loader, images, nms_iou=options.nms)
     if not dist.is_main:
         return Evaluation(result, folder, None, None)
-    analysis = analyse(
-        truth,
-        result.detections,
-        split=split,
-        samples=options.bootstrap,
-        confusion_iou=options.confusion_iou,
-        confusion_score=options.confusion_score,
-        cost=_cost(detector, split) if options.cost else None,
-        facts=facts,
-        numbers=CocoNumbers(result.metrics, result.metrics_defects, result.per_class),
-        wishes=options,
-    )
+    cost = _cost(detector, split) if options.cost else None
+    numbers = CocoNumbers(result.metrics, result.metrics_defects, result.per_class)
+    analysis = analyse(truth, result.detections, split, options, cost=cost, facts=facts, numbers=numbers)
     replaces = (folder / RESULTS_NAME).exists()
     write_results(folder, truth, result.detections, result.to_json() | analysis.results | extra)
     if replaces:  # all that is in a folder is of one evaluation
@@ -175,9 +131,7 @@ def evaluate_checkpoint(
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / "report.html").unlink(missing_ok=True)
     report = _draw(analysis, images, result, folder, options) if options.report else None
-    decision = None
-    if analysis.results["acceptance"]["promise"] is not None:
-        decision = _write_decision(folder, detector, images, result, analysis.results, options.lang)
+    decision = _write_decision(folder, detector, images, result, analysis.results, options.lang)
     return Evaluation(result, folder, analysis, report, decision)
 
 
@@ -247,16 +201,11 @@ def _cost(detector: Detector, split: SplitName) -> Cost:
 
 
 def _write_decision(
-    folder: Path,
-    detector: Detector,
-    split: CocoSplit,
-    result: EvalResult,
-    results: Mapping[str, Any],
-    lang: Language,
+    folder: Path, detector: Detector, split: CocoSplit, result: EvalResult, results: Mapping[str, Any], lang: Language
 ) -> Path | None:
-    """decision.json, if the promise can be made; one that was there before is left alone if it cannot."""
+    """decision.json, if a promise is asked for and can be made; one that was there is left alone if it cannot."""
     made, cost = (results["acceptance"][key] for key in ("promise", "cost"))
-    if made["threshold"] is None:
+    if made is None or made["threshold"] is None:
         return None
     texts, classes = texts_of(lang, "acceptance"), detector.classes
     images = texts.number(results["num_images"], 0)
@@ -294,7 +243,7 @@ def _val_data(config: ExperimentConfig) -> tuple[Path, Path, str]:
     return dataset.img_folder, dataset.ann_file, config.normal_boxes
 
 
-def _facts(detector: Detector, *, use_amp: bool) -> dict[str, Any]:
+def _facts(detector: Detector, split: SplitName, *, use_amp: bool, nms_iou: float | None) -> dict[str, Any]:
     """What results.json says of the model beside the metrics; null where the file does not tell (official ones)."""
     config, checkpoint = detector.config, detector.checkpoint
     trained = checkpoint_config(checkpoint, detector.path) if "config" in checkpoint else config
@@ -315,6 +264,8 @@ def _facts(detector: Detector, *, use_amp: bool) -> dict[str, Any]:
         "use_amp": use_amp,
         "date": datetime.now().isoformat(sep=" ", timespec="minutes"),
         "machine": f"{device_name(detector.device)}, {platform.system()}",
+        "nms_iou": nms_iou,
+        "data": loaders(config)[f"{split}_dataloader"].dataset.ann_file.as_posix(),
     }
 
 

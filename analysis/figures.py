@@ -5,13 +5,13 @@ Legend: K classes, S score thresholds, R recall points, as in `analysis/analyse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -87,9 +87,8 @@ def draw_precision_recall(analysis: Analysis, texts: Texts) -> DrawnFigure:
         axis.set_title(title)
         lines = _class_lines(axis, RECALL_POINTS, curves[:, row], measured, analysis, texts)
         if len(measured) > 1:
-            lines[texts["mean_of_classes"]] = axis.plot(
-                RECALL_POINTS, curves[measured, row].mean(axis=0), **_MEAN_STYLE
-            )[0]
+            mean = curves[measured, row].mean(axis=0)
+            (lines[texts["mean_of_classes"]],) = axis.plot(RECALL_POINTS, mean, **_MEAN_STYLE)
         if not len(measured):
             _say(axis, texts["no_ground_truth"])
     axes[3].axis("off")
@@ -102,9 +101,8 @@ def draw_precision_recall(analysis: Analysis, texts: Texts) -> DrawnFigure:
 def draw_f1(analysis: Analysis, texts: Texts) -> DrawnFigure:
     """Draw F1 of each class (left); precision, recall and F1 of all together with the best threshold (right)."""
     figure = new_figure(8.5)
-    left, right = figure.subplots(1, 2)
-    thresholds = analysis.results["thresholds"]
-    f1 = analysis.curves[:-1, 2]
+    left, right = axes = figure.subplots(1, 2)
+    thresholds, f1 = analysis.results["thresholds"], analysis.curves[:-1, 2]
     measured = np.flatnonzero(np.isfinite(f1).any(axis=1))
     _fraction_axes(left, texts, texts["score_threshold"], texts["f1"])
     lines = _class_lines(left, SCORE_THRESHOLDS, f1, measured, analysis, texts)
@@ -112,50 +110,49 @@ def draw_f1(analysis: Analysis, texts: Texts) -> DrawnFigure:
         if one is not None and len(measured) <= MAX_NAMED_CLASSES:
             left.plot([one["score"]], [one["f1"]], "*", markersize=7, color=class_line(label)["color"])
     _fraction_axes(right, texts, texts["score_threshold"], "")
-    styles = (
-        ("precision", {"color": TRUTH_COLOUR, "linestyle": "--"}),
-        ("recall", {"color": FOUND_COLOUR, "linestyle": "-."}),
-        ("f1", _MEAN_STYLE),
-    )
-    handles, names = list(lines.values()), [*lines, *(texts[name] for name, _ in styles)]
-    for values, (_, style) in zip(analysis.curves[-1], styles, strict=True):
-        handles += right.plot(SCORE_THRESHOLDS, values, **style)
+    styles = {
+        "precision": {"color": TRUTH_COLOUR, "linestyle": "--"},
+        "recall": {"color": FOUND_COLOUR, "linestyle": "-."},
+        "f1": _MEAN_STYLE,
+    }
+    for values, (name, style) in zip(analysis.curves[-1], styles.items(), strict=True):
+        right.plot(SCORE_THRESHOLDS, values, label=texts[name], **style)
     left.set_title(texts["f1_each_class"])
     best, said = thresholds["overall"], texts["f1_no_best"]
     if best is not None:
         right.plot([best["score"]], [best["f1"]], "*", markersize=10, color=INK, markerfacecolor="white", zorder=4)
-        for axis in (left, right):
+        for axis in axes:
             axis.axvline(best["score"], **_MARK_STYLE)
         said = texts("f1_best", f1=texts.number(best["f1"], 2), score=texts.number(best["score"], 2))
     right.set_title(f"{texts['all_classes']}\n{said}")
-    if not len(measured):
-        for axis in (left, right):
-            _say(axis, texts["no_ground_truth"])
+    for axis in () if len(measured) else axes:
+        _say(axis, texts["no_ground_truth"])
     # Below both panels: inside either it would hide a curve of some detector.
-    figure.legend(handles, names, loc="outside lower center", ncols=4, handlelength=3.5)
+    of_all, names = right.get_legend_handles_labels()
+    figure.legend([*lines.values(), *of_all], [*lines, *names], loc="outside lower center", ncols=4, handlelength=3.5)
     numbers = {key: texts.number(best and best[key], 2) for key in ("score", "f1", "precision", "recall")}
     return DrawnFigure(figure, texts["f1_title"], texts("f1_alt", **numbers))
 
 
 def draw_confusion(analysis: Analysis, texts: Texts, *, in_counts: bool = False) -> DrawnFigure:
     """Draw the confusion matrix [K + 1, K + 1], each row divided by its sum, or in counts."""
-    confusion = analysis.results["confusion"]
+    confusion, name = analysis.results["confusion"], "confusion_counts" if in_counts else "confusion"
     names, counts = confusion["names"], np.array(confusion["counts"], dtype=np.float64)
-    sums = counts.sum(axis=1, keepdims=True)
-    values = np.divide(counts, sums, out=np.full(counts.shape, np.nan), where=sums > 0)
-    name, decimals, scale, scale_title = "confusion", 2, PowerNorm(1, 0, 1), texts["confusion_share"]
+    columns, rows = [*names, texts["confusion_missed"]], [*names, texts["confusion_background"]]
     if in_counts:
         # The square root keeps rare confusions visible beside a frequent class.
-        scale, scale_title = PowerNorm(0.5, 0, max(float(counts.max(initial=0)), 1.0)), texts["count"]
-        name, decimals, values = "confusion_counts", 0, counts
-    columns, rows = [*names, texts["confusion_missed"]], [*names, texts["confusion_background"]]
-    figure, axis = shaded_table(values, rows, columns, scale, scale_title, texts.language, decimals)
+        scale = PowerNorm(0.5, 0, max(float(counts.max(initial=0)), 1.0))
+        figure, axis = shaded_table(counts, rows, columns, scale, texts["count"], texts.language, 0)
+    else:
+        sums = counts.sum(axis=1, keepdims=True)
+        shares = np.divide(counts, sums, out=np.full(counts.shape, np.nan), where=sums > 0)
+        figure, axis = shaded_table(shares, rows, columns, Normalize(0, 1), texts["confusion_share"], texts.language)
     if len(names) < LARGEST_ANNOTATED:  # background taken for nothing is not a thing that is counted
         corner = len(names) + 0.5
         axis.text(corner, corner, NOTHING, ha="center", va="center", color=FAINT)
-    axis.set(xlabel=texts["confusion_predicted"], ylabel=texts["confusion_true"])
     setting = {key: texts.number(confusion[key], 2) for key in ("iou", "score")}
-    axis.set_title(texts("confusion_setting", **setting))
+    title = texts("confusion_setting", **setting)
+    axis.set(xlabel=texts["confusion_predicted"], ylabel=texts["confusion_true"], title=title)
     right, total = texts.number(np.trace(counts[:-1]), 0), texts.number(counts[:-1].sum(), 0)
     alt = texts(f"{name}_alt", classes=len(names), right=right, total=total, **setting)
     return DrawnFigure(figure, texts[f"{name}_title"], alt)
@@ -175,21 +172,17 @@ def draw_errors(analysis: Analysis, texts: Texts) -> DrawnFigure:
     ):
         values = [errors[key][kind] for kind in ERROR_KINDS]
         written.append([texts.number(value, decimals) for value in values])
-        bars = axis.barh(np.arange(len(values)), values, color="white", edgecolor=colour, linewidth=0.9)
-        for bar, hatch in zip(bars, HATCHES, strict=True):
-            bar.set_hatch(hatch)
+        bars = axis.barh(range(len(values)), values, color="white", edgecolor=colour, linewidth=0.9, hatch=HATCHES)
         axis.bar_label(bars, written[-1], padding=3, fontsize=7)
-        axis.set_xlabel(title)
-        axis.set_xlim(0, max(max(values) * 1.25, least))  # room for the numbers beside the bars
-        axis.xaxis.set_major_formatter(AxisNumbers(texts.language))
+        axis.set(xlabel=title, xlim=(0, max(max(values) * 1.25, least)))  # room for the numbers beside the bars
+        _in_language(texts, axis.xaxis)
         axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    left.set_yticks(np.arange(len(ERROR_KINDS)), [kinds[kind] for kind in ERROR_KINDS])
+    left.set_yticks(range(len(ERROR_KINDS)), [kinds[kind] for kind in ERROR_KINDS])
     left.invert_yaxis()
     if errors["base_ap50"] is None:
         left.set_title(texts["no_ground_truth"])
-    items = "; ".join(
-        f"{kinds[kind]}: {cost}, {n} ({every})" for kind, cost, n, every in zip(ERROR_KINDS, *written, strict=True)
-    )
+    rows = zip(ERROR_KINDS, *written, strict=True)
+    items = "; ".join(f"{kinds[kind]}: {cost}, {n} ({every})" for kind, cost, n, every in rows)
     return DrawnFigure(figure, texts["errors_title"], texts("errors_alt", items=items))
 
 
@@ -197,35 +190,27 @@ def draw_image_level(analysis: Analysis, texts: Texts) -> DrawnFigure:
     """Draw what a factory asks: how often does it cry wolf, and how often does it miss?"""
     level, best = analysis.results["image_level"], analysis.results["thresholds"]["overall"]
     figure = new_figure(7.0)
-    left, right = figure.subplots(1, 2)
-    alarms = _column(level["false_alarms_per_clean_image"])
+    axes: Sequence[Any] = figure.subplots(1, 2)
+    alarms, missed = _column(level["false_alarms_per_clean_image"]), _column(level["miss_rate"])
     marks = []
-    for axis, title, values, images, nothing, style in (
-        (left, "false_alarms", alarms, level["num_clean"], "no_clean", {"color": FOUND_COLOUR}),
-        (
-            right,
-            "miss_rate",
-            _column(level["miss_rate"]),
-            level["num_defective"],
-            "no_defective",
-            {"color": TRUTH_COLOUR, "linestyle": "--"},
-        ),
+    for axis, title, values, of, style in (
+        (axes[0], "false_alarms", alarms, "clean", {"color": FOUND_COLOUR}),
+        (axes[1], "miss_rate", missed, "defective", {"color": TRUTH_COLOUR, "linestyle": "--"}),
     ):
         _fraction_axes(axis, texts, texts["score_threshold"], "")
         axis.set_title(texts[f"image_level_{title}"])
         axis.plot(level["scores"], values, drawstyle="steps-pre", **style)
-        if not images:
-            _say(axis, texts[f"image_level_{nothing}"])
+        if not level[f"num_{of}"]:
+            _say(axis, texts[f"image_level_no_{of}"])
         elif best is not None:
             marks.append(axis.axvline(best["score"], **_MARK_STYLE))
     # From hundreds (no threshold) down to a hundredth (what a line can bear), and 0 has its place.
-    left.set_yscale("symlog", linthresh=_LINTHRESH, linscale=0.5)
-    left.set_ylim(0, max(float(np.nanmax(alarms, initial=0.0)) * 1.5, 1.0))
-    left.yaxis.set_major_formatter(lambda value, _: decimal_mark(f"{value:g}", texts.language))
+    axes[0].set_yscale("symlog", linthresh=_LINTHRESH, linscale=0.5)
+    axes[0].set_ylim(0, max(float(np.nanmax(alarms, initial=0.0)) * 1.5, 1.0))
+    axes[0].yaxis.set_major_formatter(lambda value, _: decimal_mark(f"{value:g}", texts.language))
     if marks:
-        figure.legend(
-            marks[:1], [f"{texts['best_threshold']}: {texts.number(best['score'], 2)}"], loc="outside lower center"
-        )
+        said = f"{texts['best_threshold']}: {texts.number(best['score'], 2)}"
+        figure.legend(marks[:1], [said], loc="outside lower center")
     auroc = texts.number(level["auroc"])
     if level["auroc_interval"] is not None:
         auroc += f" {texts.interval(level['auroc_interval'])}"
@@ -242,24 +227,24 @@ def draw_reliability(analysis: Analysis, texts: Texts) -> DrawnFigure:
     left, right = figure.subplots(1, 2)
     _fraction_axes(left, texts, own["score"], own["share_right"])
     left.plot([0, 1], [0, 1], label=own["perfect"], **_MARK_STYLE)
-    styles = {"before": (TRUTH_COLOUR, "o", "-"), "after": (FOUND_COLOUR, "s", "--")}
-    for key, (colour, marker, dashes) in styles.items():
+    after = own("after", method=own[measured["method"]]) if measured["after"] else ""
+    for key, label, colour, marker, dashes in (
+        ("before", own["before"], TRUTH_COLOUR, "o", "-"),
+        ("after", after, FOUND_COLOUR, "s", "--"),
+    ):
         if measured[key] is None:
             continue
-        label = own["before"] if key == "before" else own("after", method=own[measured["method"]])
         scores, hits, counts = (np.array(measured[key]["bins"][part]) for part in ("scores", "hits", "counts"))
         style = {"color": colour, "linestyle": dashes, "label": label}
         left.plot(scores[counts > 0], hits[counts > 0], marker=marker, markersize=3.5, **style)
         right.stairs(counts, np.linspace(0, 1, len(counts) + 1), **style)
     if not measured["before"]["detections"]:
         _say(left, texts["no_ground_truth"])
-    right.set(xlim=(0, 1), xlabel=own["score"])
-    right.set_title(own["detections"])
+    right.set(xlim=(0, 1), xlabel=own["score"], title=own["detections"])
     right.set_yscale("symlog", linthresh=1)
-    for axis in (right.xaxis, right.yaxis):
-        axis.set_major_formatter(AxisNumbers(texts.language))
+    _in_language(texts, right.xaxis, right.yaxis)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    ece = " → ".join(texts.number(measured[key]["ece"]) for key in styles if measured[key] is not None)
+    ece = " → ".join(texts.number(measured[key]["ece"]) for key in ("before", "after") if measured[key] is not None)
     return DrawnFigure(figure, own("reliability_title", ece=ece), own("reliability_alt", ece=ece))
 
 
@@ -272,16 +257,15 @@ def draw_sizes(analysis: Analysis, texts: Texts) -> DrawnFigure:
     share = np.divide(found, there, out=np.full(len(bins), np.nan), where=there > 0)
     top.bar(bins + 0.31, there, 0.36, color="white", edgecolor=INK, label=texts["sizes_annotated"])
     top.bar(bins + 0.69, found, 0.36, color=TRUTH_COLOUR, edgecolor=INK, hatch="////", label=texts["sizes_found"])
-    top.set_ylabel(texts["sizes_boxes"])
-    top.set_ylim(0, max(float(there.max(initial=0)) * 1.1, 1.0))
+    top.set(ylabel=texts["sizes_boxes"], ylim=(0, max(float(there.max(initial=0)) * 1.1, 1.0)))
     top.legend(loc="best")
     bottom.plot(bins + 0.5, share, color=FOUND_COLOUR, marker="o")
     bottom.set(xlabel=texts["sizes_axis"], ylabel=texts["sizes_share_found"], ylim=(-0.03, 1.03))
     shown = np.arange(0, len(edges), max(-(-len(edges) // _MAX_SIZE_LABELS), 1))
     bottom.set_xticks(shown, [texts.number(edge, 0) for edge in edges[shown]])
     bottom.set_xlim(0, max(len(bins), 1))
+    _in_language(texts, top.yaxis, bottom.yaxis)
     for axis in (top, bottom):
-        axis.yaxis.set_major_formatter(AxisNumbers(texts.language))
         for size in _COCO_SIZES_PX:
             if edges[0] < size < edges[-1]:
                 axis.axvline(np.interp(size, edges, np.arange(len(edges))), **_MARK_STYLE)
@@ -293,11 +277,13 @@ def draw_sizes(analysis: Analysis, texts: Texts) -> DrawnFigure:
 
 def draw_class_ap(analysis: Analysis, texts: Texts) -> DrawnFigure:
     """Draw AP and AP50 of each class with their intervals, and the means."""
-    classes = analysis.results["per_class"]
+    classes, metrics = analysis.results["per_class"], analysis.results["metrics"]
     figure = new_figure(min(max(0.75 * len(classes) + 2.5, 4.5), MAX_HEIGHT_CM))
     axis = figure.subplots()
-    kinds = (("AP", -0.17, TRUTH_COLOUR, "o", TRUTH_COLOUR, "-"), ("AP50", 0.17, FOUND_COLOUR, "s", "white", "--"))
-    for key, offset, colour, marker, fill, dashes in kinds:
+    for key, offset, colour, marker, fill, dashes in (
+        ("AP", -0.17, TRUTH_COLOUR, "o", TRUTH_COLOUR, "-"),
+        ("AP50", 0.17, FOUND_COLOUR, "s", "white", "--"),
+    ):
         places = np.arange(len(classes)) + offset
         intervals = [one["intervals"][key] or (np.nan, np.nan) for one in classes.values()]
         lows, highs = np.array(intervals).reshape(-1, 2).T
@@ -305,14 +291,13 @@ def draw_class_ap(analysis: Analysis, texts: Texts) -> DrawnFigure:
         axis.plot(np.r_[lows, highs], np.r_[places, places], "|", color=colour, markersize=4)
         values = _column(one[key] for one in classes.values())
         axis.plot(values, places, marker, color=colour, markerfacecolor=fill, label=key, zorder=3)
-        mean = analysis.results["metrics"][key]
-        if mean is not None:
-            name = f"{key}, {texts['mean']} ({texts.number(mean, 2)})"
-            axis.axvline(mean, color=colour, linestyle=dashes, linewidth=0.8, label=name)
+        if metrics[key] is not None:
+            name = f"{key}, {texts['mean']} ({texts.number(metrics[key], 2)})"
+            axis.axvline(metrics[key], color=colour, linestyle=dashes, linewidth=0.8, label=name)
     names = [tidy(name, NAME_CHARACTERS) for name in classes]
-    axis.set_yticks(np.arange(len(classes)), names, fontsize=7 if len(classes) <= 30 else 5)
+    axis.set_yticks(range(len(classes)), names, fontsize=7 if len(classes) <= 30 else 5)
     axis.set(xlim=(0, 1), ylim=(len(classes) - 0.4, -0.6), xlabel=texts["class_ap_axis"])
-    axis.xaxis.set_major_formatter(AxisNumbers(texts.language))
+    _in_language(texts, axis.xaxis)
     items = []
     for place, (name, one) in enumerate(zip(names, classes.values(), strict=True)):
         if one["AP"] is None:
@@ -360,7 +345,11 @@ def _class_lines(
 def _fraction_axes(axis: Any, texts: Texts, x: str, y: str) -> None:
     """Both axes from 0 to 1."""
     axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=x, ylabel=y)
-    for side in (axis.xaxis, axis.yaxis):
+    _in_language(texts, axis.xaxis, axis.yaxis)
+
+
+def _in_language(texts: Texts, *sides: Any) -> None:
+    for side in sides:
         side.set_major_formatter(AxisNumbers(texts.language))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +61,10 @@ class _DrawnBox(NamedTuple):
     is_truth: bool
     is_finding: bool
 
+    @property
+    def colour(self) -> str:
+        return TRUTH_COLOUR if self.is_truth else FOUND_COLOUR
+
 
 class _Crop(NamedTuple):
     """What one cell of a sheet shows."""
@@ -106,27 +109,22 @@ def _crops(
     texts: Texts,
 ) -> tuple[dict[int, _Crop], list[str]]:
     """Crops by position in `findings`, and what could not be read."""
-    by_image: dict[int, list[int]] = defaultdict(list)
-    for k, finding in enumerate(findings):
-        by_image[finding.image_id].append(k)
-    predicted: dict[int, list[Prediction]] = defaultdict(list)
-    for one in predictions:
-        if one["image_id"] in by_image and one["score"] >= min_score:
-            predicted[one["image_id"]].append(one)
+    sure = [one for one in predictions if one["score"] >= min_score]
     crops, left_out = {}, []
     for image in split.images:
-        if image.id not in by_image:
+        own = [k for k, finding in enumerate(findings) if finding.image_id == image.id]
+        if not own:
             continue
         try:
             pixels = decode_image(image.path)
         except (UserError, MemoryError) as error:
-            reason = str(error) or f"{image.path}: not enough memory to read it."
-            log.warning("Gallery: left out: %s", reason)
-            left_out.append(reason)
+            left_out.append(str(error) or f"{image.path}: not enough memory to read it.")
+            log.warning("Gallery: left out: %s", left_out[-1])
             continue
         truth = [(split.boxes_xywh[row].tolist(), int(split.labels[row])) for row in split.training_rows(image)]
-        for k in by_image[image.id]:
-            boxes = _boxes(findings[k], truth, predicted[image.id], split, texts)
+        predicted = [one for one in sure if one["image_id"] == image.id]
+        for k in own:
+            boxes = _boxes(findings[k], truth, predicted, split, texts)
             window = window_around(findings[k].box_xywh, (pixels.shape[1], pixels.shape[0]))
             caption = _caption(findings[k], split.classes.names[findings[k].label], texts)
             crops[k] = _Crop(cut(pixels, window), window, boxes, caption, image.file_name)
@@ -135,13 +133,13 @@ def _crops(
 
 def _caption(finding: Finding, name: str, texts: Texts) -> str:
     name, score = tidy(name, 18), texts.number(finding.score, 2)
-    if finding.kind == "false_alarm":
-        caption = f"{name} {score} · {texts_of(texts.language, 'error_kinds')[finding.note]}"
-        if finding.first_score is None:
-            return caption
-        first = {"score": texts.number(finding.first_score, 2), "iou": texts.number(finding.first_iou, 2)}
-        return f"{caption}\n{texts('duplicate_of', **first)}"
-    return f"{name} · {texts('touched', score=score) if finding.score > 0 else texts['not_touched']}"
+    if finding.kind == "missed":
+        return f"{name} · {texts('touched', score=score) if finding.score > 0 else texts['not_touched']}"
+    caption = f"{name} {score} · {texts_of(texts.language, 'error_kinds')[finding.note]}"
+    if finding.first_score is None:
+        return caption
+    first = {"score": texts.number(finding.first_score, 2), "iou": texts.number(finding.first_iou, 2)}
+    return f"{caption}\n{texts('duplicate_of', **first)}"
 
 
 def _boxes(
@@ -152,22 +150,19 @@ def _boxes(
     texts: Texts,
 ) -> list[_DrawnBox]:
     """The boxes of the image, the finding last, so that it lies on top; predictions best first up to a limit."""
+    missed, label_of = finding.kind == "missed", split.classes.label_of
 
     def drawn(box_xywh: Sequence[float], label: int, score: float | None) -> _DrawnBox:
         x, y, width, height = box_xywh
         text = tidy(split.classes.names[label], 16) + ("" if score is None else f" {texts.number(score, 2)}")
-        is_finding = (
-            (score is None) == (finding.kind == "missed")
-            and label == finding.label
-            and bool(np.abs(np.subtract(box_xywh, finding.box_xywh)).max() < _SAME_BOX_PX)
-        )
+        away_px = float(np.abs(np.subtract(box_xywh, finding.box_xywh)).max())
+        is_finding = (score is None) == missed and label == finding.label and away_px < _SAME_BOX_PX
         return _DrawnBox((x, y, x + width, y + height), text, score is None, is_finding)
 
     best = sorted(predicted, key=lambda one: -one["score"])[:_MAX_PREDICTIONS]
-    label_of = split.classes.label_of
     others = [drawn(box, label, None) for box, label in truth]
     others += [drawn(one["bbox"], label_of[one["category_id"]], one["score"]) for one in best]
-    target = drawn(finding.box_xywh, finding.label, None if finding.kind == "missed" else finding.score)
+    target = drawn(finding.box_xywh, finding.label, None if missed else finding.score)
     return [*(box for box in others if not box.is_finding), target]
 
 
@@ -205,14 +200,14 @@ def _write_sheet(
         cell.axis("off")
     for cell, crop in zip(cells, crops, strict=False):
         _draw_crop(cell, crop)
-    legend = {
-        texts["truth"]: Line2D([], [], color=TRUTH_COLOUR, linestyle="-", linewidth=1.2),
-        texts("prediction", score=texts.number(min_score, 2)): Line2D(
-            [], [], color=FOUND_COLOUR, linestyle="--", linewidth=1.2
-        ),
-        texts["finding"]: Line2D([], [], color="black", linestyle="-", linewidth=2.6),
-    }
-    figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=3)
+    prediction = texts("prediction", score=texts.number(min_score, 2))
+    looks: tuple[tuple[str, dict[str, Any]], ...] = (
+        (texts["truth"], {"color": TRUTH_COLOUR, "linewidth": 1.2}),
+        (prediction, {"color": FOUND_COLOUR, "linewidth": 1.2, "linestyle": "--"}),
+        (texts["finding"], {"color": "black", "linewidth": 2.6}),
+    )
+    legend = [Line2D([], [], label=label, **look) for label, look in looks]
+    figure.legend(handles=legend, loc="outside lower center", ncols=3)
     items = "; ".join(f"{' '.join(crop.caption.split())} ({tidy(crop.file_name, 40)})" for crop in crops)
     description = texts("alt", title=title, count=len(crops), items=items)
     png, pdf = save_figure(figure, folder, name, text_beside=None if captions else description)
@@ -226,25 +221,15 @@ def _draw_crop(cell: Any, crop: _Crop) -> None:
     cell.set(xlim=(left, right), ylim=(bottom, top))
     frame(cell)
     cell.set_title(f"{crop.caption}\n{tidy(crop.file_name, 34)}", fontsize=6)
-    visible = []
+    boxes: list[_DrawnBox] = []
     for box in crop.boxes:
         x1, y1, x2, y2 = box.xyxy
         if not (x1 < right and y1 < bottom and x2 > left and y2 > top):
             continue
-        visible.append(box)
+        boxes.insert(0, box)  # the finding, which is last, first: other names give way
         width = 2.4 if box.is_finding else 1.0
-        shape = Rectangle(
-            (x1, y1),
-            x2 - x1,
-            y2 - y1,
-            fill=False,
-            edgecolor=TRUTH_COLOUR if box.is_truth else FOUND_COLOUR,
-            linewidth=width,
-            linestyle="-" if box.is_truth else "--",
-            # A white rim shows dark lines on dark steel.
-            path_effects=[withStroke(linewidth=width + 1.2, foreground="white")],
-        )
-        cell.add_patch(shape)
-    visible.reverse()  # the finding first: other names give way
-    colours = [TRUTH_COLOUR if box.is_truth else FOUND_COLOUR for box in visible]
-    BoxNames(cell, [box.xyxy for box in visible], [box.text for box in visible], colours)
+        look: dict[str, Any] = {"edgecolor": box.colour, "linestyle": "-" if box.is_truth else "--"}
+        # A white rim shows dark lines on dark steel.
+        rim = [withStroke(linewidth=width + 1.2, foreground="white")]
+        cell.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=width, path_effects=rim, **look))
+    BoxNames(cell, [box.xyxy for box in boxes], [box.text for box in boxes], [box.colour for box in boxes])

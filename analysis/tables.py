@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from data.files import write_json, write_text
-from texts import Language, plain_table
+from texts import Language, number, plain_table
 
 MISSING = "-"
 
@@ -38,15 +38,16 @@ class Number(NamedTuple):
     """Standard deviation."""
     signed: bool = False
     """Show + too, for differences."""
+    least: float = -math.inf
+    """Smaller values are shown as `<` this one."""
 
 
-class PValue(NamedTuple):
-    """A p-value, three decimals; what is smaller than they can show is `<0.001`."""
+def p_value(value: float | None) -> Number:
+    """Return a p-value, three decimals; what is smaller than they can show is `<0.001`."""
+    return Number(value, least=0.001)
 
-    value: float | None
 
-
-Cell = str | int | float | None | Number | PValue
+Cell = str | int | float | None | Number
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ class Table:
     def to_markdown(self, lang: Language) -> str:
         """Return a table as GitHub reads it, padded so that it can be read as it is; no line break at the end."""
         # Our own lines: for these pandas needs one more package, which does not escape either.
-        cells = [[_markdown_cell(cell, lang) for cell in row] for row in (self.columns, *self.rows)]
+        cells = [
+            [escape_markdown(cell) if isinstance(cell, str) else format_cell(cell, lang) for cell in row]
+            for row in (self.columns, *self.rows)
+        ]
         signs = [">" if self._is_numeric(column) else "<" for column in range(len(self.columns))]
         widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
         rule = ["-" * (width - 1) + (":" if sign == ">" else "-") for sign, width in zip(signs, widths, strict=True)]
@@ -91,14 +95,11 @@ class Table:
         English: `,` and decimal point. Spanish: `;` and decimal comma, as a Spanish spreadsheet reads and writes it.
         """
         names, columns = [], []
-        for number, name in enumerate(self.columns):
-            cells = [row[number] for row in self.rows]
-            for part, suffix in _CSV_PARTS[lang].items():
-                values = [_csv_part(cell, part) for cell in cells]
-                if part == "value" or any(value is not None for value in values):
-                    known = [
-                        None if isinstance(value, float) and not math.isfinite(value) else value for value in values
-                    ]
+        for column, name in enumerate(self.columns):
+            parts = [*zip(*(_csv_parts(row[column]) for row in self.rows), strict=True)] or [()]
+            for suffix, values in zip(_CSV_SUFFIXES[lang], parts, strict=False):
+                if not suffix or any(value is not None for value in values):
+                    known = [one if not isinstance(one, float) or math.isfinite(one) else None for one in values]
                     columns.append(pd.Series(known, dtype=object).convert_dtypes())
                     names.append(_csv_text(name + suffix))
         frame = pd.concat(columns, axis=1, keys=range(len(columns)))
@@ -134,13 +135,14 @@ class Table:
         name, cells = self.columns[number], [row[number] for row in self.rows]
         lines = [layout.lines(cell, lang) for cell in cells]
         # A head is about as wide as what stands below it.
-        longest = max([len(line) for cell in lines for line in cell], default=1)
-        longest = max(longest, *map(len, name.split()), 8)
+        longest = max(8, *(len(line) for cell in lines for line in cell), *map(len, name.split()))
         head = _broken(name, min(longest, layout.longest or longest))
-        escapes = [escape_latex if isinstance(cell, str) else _latex_number for cell in cells]
         return _LatexColumn(
             head=[escape_latex(line) for line in head],
-            cells=[[escape(line) for line in cell] for escape, cell in zip(escapes, lines, strict=True)],
+            cells=[
+                [escape_latex(line) if isinstance(cell, str) else _latex_number(line) for line in own]
+                for cell, own in zip(cells, lines, strict=True)
+            ],
             alignment="r" if self._is_numeric(number) else "l",
             width_pt=layout.width_pt([line for cell in [head, *lines] for line in cell]),
         )
@@ -221,12 +223,11 @@ def _broken(text: str, longest: int) -> list[str]:
     return [line.replace("\v", "") for line in lines] or [""]
 
 
-_CSV_PARTS: dict[Language, dict[str, str]] = {
-    "en": {"value": "", "low": " low", "high": " high", "sd": " sd"},
-    "es": {"value": "", "low": " inf.", "high": " sup.", "sd": " d.e."},
+_CSV_SUFFIXES: dict[Language, tuple[str, ...]] = {
+    "en": ("", " low", " high", " sd"),
+    "es": ("", " inf.", " sup.", " d.e."),
 }
-_MARKDOWN_SPECIAL = frozenset("\\|*_`~<>[]&$#")
-_LATEX_SPECIAL = {
+_LATEX_SIGNS = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
     "}": r"\}",
@@ -255,12 +256,13 @@ _LATEX_SPECIAL = {
     "≥": r"$\geq$",
     "≤": r"$\leq$",
 }
+_LATEX = str.maketrans(_LATEX_SIGNS)
+_LATEX_NUMBER = str.maketrans(_LATEX_SIGNS | {"-": "$-$", "+": "$+$", "<": "$<$"})
 
 
 def escape_markdown(text: str) -> str:
-    """Return text as a Markdown cell that shows exactly it."""
-    line = _one_line(text)
-    return "".join("\\" + char if _needs_escape(line, i) else char for i, char in enumerate(line))
+    """Return text as a Markdown cell that shows exactly it. Inside a word `_` is plain: names are easier to read."""
+    return re.sub(r"[\\|*`~<>\[\]&$#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", _one_line(text))
 
 
 def bullets(lines: Iterable[str]) -> str:
@@ -286,28 +288,14 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([^\w\s]|_)", r"\1", text)
 
 
-def _needs_escape(line: str, index: int) -> bool:
-    char = line[index]
-    if char == "_":  # inside a word it is a plain character, and names are easier to read without the backslash
-        around = line[max(index - 1, 0) : index] + line[index + 1 : index + 2]
-        return not (len(around) == 2 and around.isalnum())
-    return char in _MARKDOWN_SPECIAL
-
-
-def _markdown_cell(cell: Cell, lang: Language) -> str:
-    return escape_markdown(cell) if isinstance(cell, str) else format_cell(cell, lang)
-
-
 def escape_latex(text: str) -> str:
     """Return text for LaTeX, whichever language babel is set to."""
-    return "".join(_LATEX_SPECIAL.get(char, char) for char in _one_line(text))
+    return _one_line(text).translate(_LATEX)
 
 
 def format_number(value: float, digits: int, lang: Language, *, signed: bool = False) -> str:
-    """Write fixed decimals, the language's decimal sign, no minus before a zero."""
-    text = f"{value:{'+' if signed else ''}.{digits}f}"
-    if float(text) == 0:
-        text = text.lstrip("+-")
+    """Write fixed decimals as programs read them: the language's decimal sign, plain signs, no groups of digits."""
+    text = number(value, digits, "en", signed=signed).translate({ord("−"): "-", ord(","): None})
     return text.replace(".", ",") if lang == "es" else text
 
 
@@ -317,38 +305,31 @@ def format_cell(cell: Cell, lang: Language) -> str:
         return _one_line(cell)
     if isinstance(cell, int):
         return str(cell)
-    number = cell if isinstance(cell, Number) else Number(cell.value if isinstance(cell, PValue) else cell)
-    value, spread = _finite(number.value), _finite(number.spread)
-    if value is None:
+    value, digits, interval, interval_digits, spread, signed, least = cell if isinstance(cell, Number) else Number(cell)
+    if value is None or not math.isfinite(value):
         return MISSING
-    if isinstance(cell, PValue) and value < 0.001:
-        return f"<{format_number(0.001, 3, lang)}"
-    text = format_number(value, number.digits, lang, signed=number.signed)
-    if spread is not None:
-        text += f" ± {format_number(spread, number.digits, lang)}"
-    if number.interval is not None and all(map(math.isfinite, number.interval)):
-        digits = max(number.digits - 1, 0) if number.interval_digits is None else number.interval_digits
-        low, high = (format_number(limit, digits, lang, signed=number.signed) for limit in number.interval)
+    if value < least:
+        return f"<{format_number(least, digits, lang)}"
+    text = format_number(value, digits, lang, signed=signed)
+    if spread is not None and math.isfinite(spread):
+        text += f" ± {format_number(spread, digits, lang)}"
+    if interval is not None and all(map(math.isfinite, interval)):
+        decimals = max(digits - 1, 0) if interval_digits is None else interval_digits
+        low, high = (format_number(limit, decimals, lang, signed=signed) for limit in interval)
         text += f" [{low}{'; ' if lang == 'es' else ', '}{high}]"
     return text
 
 
 def _latex_number(text: str) -> str:
-    """Signs are minus signs, not hyphens; `[` at the start of a row would be an option of the line break before it."""
-    if text == MISSING:
-        return "--"
-    for char, latex in {"-": "$-$", "+": "$+$", "±": r"$\pm$", "<": "$<$", "[": "{[}", "]": "{]}"}.items():
-        text = text.replace(char, latex)
-    return text
+    """Signs of numbers are minus signs, not hyphens."""
+    return "--" if text == MISSING else text.translate(_LATEX_NUMBER)
 
 
-def _csv_part(cell: Cell, part: str) -> str | int | float | None:
+def _csv_parts(cell: Cell) -> tuple[str | int | float | None, ...]:
+    """Value, limits and spread."""
     if isinstance(cell, Number):
-        low, high = cell.interval or (None, None)
-        return {"value": cell.value, "low": low, "high": high, "sd": cell.spread}[part]
-    if part != "value":
-        return None
-    return _csv_text(cell) if isinstance(cell, str) else cell.value if isinstance(cell, PValue) else cell
+        return cell.value, *(cell.interval or (None, None)), cell.spread
+    return _csv_text(cell) if isinstance(cell, str) else cell, None, None, None
 
 
 def _csv_text(text: str) -> str:
@@ -359,10 +340,6 @@ def _csv_text(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def write_tables(

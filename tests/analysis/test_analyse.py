@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from analysis.analyse import Analysis, analyse
+from analysis.analyse import Analysis, AnalysisOptions, analyse
 from analysis.bootstrap import bootstrap
 from analysis.cost import Cost, Latency
 from analysis.errors import GALLERY_SIZE, Finding, classify_errors, gallery, size_histogram
@@ -17,6 +17,7 @@ from engine.metrics import METRIC_NAMES, GroundTruth, Predictions, best_threshol
 from tests.support.coco_reference import CLASSES, random_case, reference_stats
 from tests.support.scenes import Box, scene
 
+POINTS = AnalysisOptions(bootstrap=0)
 A: Box = (10, 10, 20, 20)
 BIG: Box = (50, 50, 100, 100)
 
@@ -80,7 +81,7 @@ def test_size_histogram() -> None:
 def analysis() -> Analysis:
     cost = Cost(5, 0.5, (64, 64), [Latency(1, 2.0, 3.0, 500.0)], None, 7.5, "cpu", "float32", 1)
     truth, detections = random_case(3, num_images=20)
-    return analyse(truth, detections, split="val", samples=30, seed=5, cost=cost, facts={"epoch": 3})
+    return analyse(truth, detections, "val", AnalysisOptions(bootstrap=30), seed=5, cost=cost, facts={"epoch": 3})
 
 
 def test_parts_agree(analysis: Analysis) -> None:
@@ -119,11 +120,11 @@ def test_results_are_json(analysis: Analysis) -> None:
 
 def test_facts_may_not_hide_results() -> None:
     with pytest.raises(ValueError, match="already has cost, metrics"):
-        analyse(*random_case(3), split="val", samples=0, facts={"metrics": 1, "cost": 2, "epoch": 3})
+        analyse(*random_case(3), "val", POINTS, facts={"metrics": 1, "cost": 2, "epoch": 3})
 
 
 def test_chosen_confusion() -> None:
-    chosen = analyse(*random_case(3), split="val", samples=0, confusion_iou=0.75, confusion_score=0.1)
+    chosen = analyse(*random_case(3), "val", AnalysisOptions(bootstrap=0, confusion_iou=0.75, confusion_score=0.1))
     assert [chosen.results["confusion"][key] for key in ("iou", "score")] == [0.75, 0.1]
 
 
@@ -134,8 +135,8 @@ def test_false_alarms_in_a_crowd_region_count_nowhere() -> None:
     in_crowd = [(3, "hole", (60, 60, 20, 20), 0.9), (3, "hole", (90, 90, 30, 30), 0.8)]
     crowds = [(3, "hole", BIG)]
     truth, found = scene(boxes, good + in_crowd, crowds=crowds)
-    without = analyse(truth, scene(boxes, good)[1], split="val", samples=0)
-    analysis = analyse(truth, found, split="val", samples=0)
+    without = analyse(truth, scene(boxes, good)[1], "val", POINTS)
+    analysis = analyse(truth, found, "val", POINTS)
     ours, expected = analysis.results, without.results
     assert list(ours["metrics"].values()) == pytest.approx(reference_stats(truth, found.to_coco()))
     assert ours["metrics"]["AP"] == ours["per_class"]["hole"]["AP"] == 1
@@ -158,7 +159,7 @@ def test_corner_cases_give_json_without_nan() -> None:
         (same_names, detections),
         (nothing, Predictions.empty()),
     ):
-        content = analyse(case, found, split="val", samples=10).results
+        content = analyse(case, found, "val", AnalysisOptions(bootstrap=10)).results
         text = json.dumps(content, allow_nan=False)
         assert len(json.loads(text)["per_class"]) == 5
 
@@ -179,5 +180,5 @@ def test_the_printed_table_shows_every_number(analysis: Analysis) -> None:
     assert f"{results['suppression']['repeats']} of {results['suppression']['detections']} detections above" in text
     assert "defects" not in format_results({**results, "metrics_defects": results["metrics"]})
     truth = dataclasses.replace(random_case(3)[0], annotations=[])
-    nothing = format_results(analyse(truth, Predictions.empty(), split="val", samples=0).results)
+    nothing = format_results(analyse(truth, Predictions.empty(), "val", POINTS).results)
     assert "there is no best score threshold" in nothing and "95\u00a0% interval" not in nothing and " –" in nothing

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from analysis.tables import (
     Number,
-    PValue,
     Table,
     bullets,
     escape_latex,
@@ -21,6 +20,7 @@ from analysis.tables import (
     for_console,
     format_cell,
     format_number,
+    p_value,
 )
 from tests.support.latex import LINE_PT, compile_article, tabular_widths_pt
 from texts import Language
@@ -29,8 +29,8 @@ NASTY = r"50 % of_a & b|c #1 $x$ {y} ~^ \end{table} <b> `k` [link](url) *é ñ* 
 TABLE = Table(
     ["Modelo", "AP", "Δ", "p", "n"],
     [
-        ["ResNet-18", Number(0.5123, interval=(0.4801, 0.5449)), Number(-0.0123, signed=True), PValue(0.0004), 3],
-        [NASTY, Number(0.5, spread=0.0126), Number(0.02, signed=True), PValue(0.25), None],
+        ["ResNet-18", Number(0.5123, interval=(0.4801, 0.5449)), Number(-0.0123, signed=True), p_value(0.0004), 3],
+        [NASTY, Number(0.5, spread=0.0126), Number(0.02, signed=True), p_value(0.25), None],
     ],
     "Título: 95 %",
     "tab:x",
@@ -87,7 +87,7 @@ def test_latex() -> None:
 
 
 def test_missing_and_not_finite() -> None:
-    for cell in (None, Number(None, interval=(0.0, 1.0)), Number(float("nan")), PValue(None), float("inf")):
+    for cell in (None, Number(None, interval=(0.0, 1.0)), Number(float("nan")), p_value(None), float("inf")):
         assert format_cell(cell, "en") == "-"
     unknown_limits = Number(0.5, interval=(float("nan"), 1.0), spread=float("nan"))
     assert format_cell(unknown_limits, "en") == "0.500"
@@ -99,7 +99,7 @@ def test_numbers() -> None:
     assert format_cell(difference, "en") == "+0.012 [-0.005, +0.030]"
     assert format_number(-0.0001, 3, "en") == "0.000" and format_number(0.0, 2, "en", signed=True) == "0.00"
     assert format_number(1234.5, 0, "es") == "1234" and format_number(2.5, 1, "es", signed=True) == "+2,5"
-    assert format_cell(PValue(1.0), "es") == "1,000" and format_cell(7, "es") == "7"
+    assert format_cell(p_value(1.0), "es") == "1,000" and format_cell(7, "es") == "7"
     assert format_cell(0.12345, "en") == "0.123"
 
 
