@@ -13,7 +13,6 @@ from data.colour import (
     Saturation,
     apply_changes,
     sample_of,
-    steps_of,
 )
 from data.types import PixelArray
 
@@ -54,7 +53,7 @@ def test_each_change_is_torchvisions_within_two_levels(change: Change) -> None:
     np.testing.assert_array_equal(PIXELS, before)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_chains_in_torchvisions_order(seed: int) -> None:
     """torchvision rounds after every step, and a contrast or saturation of 1.5 widens what rounding left."""
     rng = np.random.default_rng(seed)
@@ -89,15 +88,3 @@ def test_grey_curve() -> None:
     assert curve[64] == round(255 * (64 / 255) ** 0.5)
     shifted = apply_changes(ramp, [GreyCurve(1.0, 0.1)], ramp)[0, :, 0].astype(int)
     assert np.abs(shifted - (np.arange(256) + 25.5).clip(0, 255)).max() <= 0.5
-
-
-def test_a_sample_is_all_of_a_small_image() -> None:
-    np.testing.assert_array_equal(sample_of(PIXELS), PIXELS)
-    assert 8000 < sample_of(np.zeros((960, 1280, 3), np.uint8)).size / 3 < 33000
-
-
-@pytest.mark.parametrize("brightness", [0.9, 1.1])
-def test_steps_become_one_pass_only_if_nothing_is_clipped_between(brightness: float) -> None:
-    changes = [Brightness(brightness), Saturation(1.4), ChannelOrder((2, 0, 1))]
-    assert len(steps_of(changes, PIXELS)) == (1 if brightness < 1 else 2)
-    assert len(steps_of([Saturation(0.5), Hue(0.1), Brightness(0.9)], PIXELS)) == 3

@@ -13,13 +13,6 @@ from data import files
 from data.files import file_sha256, write_atomically, write_json, write_text
 
 
-def test_small_files_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[int] = []
-    monkeypatch.setattr(os, "fsync", flushed.append)
-    write_atomically(tmp_path / "a", lambda file: file.write(b"a"), what="file", durable=False)
-    assert not flushed and (tmp_path / "a").read_bytes() == b"a"
-
-
 def test_a_folder_that_cannot_be_flushed_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real_fsync = os.fsync
 

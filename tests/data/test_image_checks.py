@@ -51,13 +51,6 @@ def test_unreadable_images(train: CocoFiles) -> None:
     assert all("cannot be read as an image" in str(p) and p.severity == "error" and p.skippable for p in problems)
 
 
-def test_size_mismatch(train: CocoFiles) -> None:
-    train.content["images"][2]["width"] = 480
-    (problem,) = _check(train)
-    assert problem.bad_image_id == 3 and problem.severity == "error"
-    assert "image 3 (train_3.png): the image is 48 x 40 pixels, but the annotation file says 480 x 40. " in str(problem)
-
-
 def test_size_mismatch_by_exif_rotation(train: CocoFiles) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -66,28 +66,16 @@ class TestMosaic:
 
     def test_places(self) -> None:
         """Each tile at the top left of its quadrant; the shorter side scaled to output_size."""
-        image, result = draw(mosaic(self._sources(), STILL, RNG(0)))
+        image, result = draw(mosaic(self._sources(), STILL.model_copy(update={"fill_value": 9}), RNG(0)))
         assert result.size_hw == (120, 160) and result.labels.tolist() == [0, 1, 2, 3]
         np.testing.assert_allclose(
             result.boxes_xyxy, [(0, 0, 40, 40), (80, 0, 160, 40), (0, 60, 40, 120), (80, 60, 120, 100)], atol=1e-9
         )
         for (x0, y0, x1, y1), label in zip(result.boxes_xyxy.astype(int), result.labels, strict=True):
             assert (image[y0:y1, x0:x1] == 50 * (label + 1)).all()
-        assert (image[:60, 40:80] == 0).all()
-
-    def test_fill(self) -> None:
-        image, _ = draw(mosaic(self._sources(), STILL.model_copy(update={"fill_value": 9}), RNG(0)))
         assert (image[:60, 40:80] == 9).all()
 
-    def test_inputs_are_not_changed(self) -> None:
-        sources = self._sources()
-        before = copy.deepcopy(sources)
-        draw(mosaic(sources, MosaicOp(output_size=20), RNG(0)))
-        for source, old in zip(sources, before, strict=True):
-            np.testing.assert_array_equal(source.tiles[0].source.pixels(1), old.tiles[0].source.pixels(1))
-            np.testing.assert_array_equal(source.boxes_xyxy, old.boxes_xyxy)
-
-    @pytest.mark.parametrize("seed", range(40))
+    @pytest.mark.parametrize("seed", range(12))
     @pytest.mark.parametrize(("box", "inside"), [((28, 26, 48, 46), True), ((1, 2, 35, 40), False)])
     def test_boxes_are_hulls_of_the_turned_pixels(
         self, seed: int, box: tuple[int, int, int, int], inside: bool
@@ -118,19 +106,6 @@ class TestMixup:
         assert [target["labels"].tolist() for target in joined] == [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4]]
         torch.testing.assert_close(joined[0]["boxes"], torch.cat([targets[0]["boxes"], targets[2]["boxes"]]))
 
-    @given(seed=st.integers(0, 10**6), counts=st.lists(st.integers(0, 3), min_size=2, max_size=4))
-    def test_what_is_conserved(self, seed: int, counts: list[int]) -> None:
-        images, targets = _batch(seed, tuple(counts))
-        before = copy.deepcopy((images, targets))
-        mixed, joined = mixup(images, targets, RNG(seed))
-        assert sum(len(t["labels"]) for t in joined) == 2 * sum(counts)
-        assert all(len(t["labels"]) == len(t["boxes"]) == len(t["area"]) for t in joined)
-        # Every image is used once with the weight and once with its rest: only rounding changes the sum.
-        assert abs(mixed.double().mean() - images.double().mean()) < 0.1
-        assert torch.equal(images, before[0])
-        for target, old in zip(targets, before[1], strict=True):
-            assert all(torch.equal(target[key], old[key]) for key in ("labels", "boxes", "area"))  # type: ignore[literal-required]
-
     def test_a_single_image_stays(self) -> None:
         images, targets = _batch(counts=(2,))
         mixed, joined = mixup(images, targets, RNG(0))
@@ -158,7 +133,7 @@ class TestCopyblend:
             assert len(set(new["labels"][own:].tolist())) == min(3, pool)  # distinct entries
         assert mixed.dtype == torch.uint8 and mixed.shape == images.shape
 
-    @pytest.mark.parametrize("seed", range(20))
+    @pytest.mark.parametrize("seed", range(6))
     @pytest.mark.parametrize("expand", [False, True])
     def test_pixels(self, seed: int, expand: bool) -> None:
         """A bright object on black: half bright in its new box, everything else as before."""
@@ -187,15 +162,6 @@ class TestCopyblend:
             expected[max(y0 - 4, 0) : y1 + 4, max(x0 - 4, 0) : x1 + 4] = 100
             assert (mixed[1] == expected).all()
 
-    def test_paste_overwrites(self) -> None:
-        images, targets = _batch(counts=(1, 0))
-        config = CollateConfig(num_objects=1, copyblend_type="paste")
-        mixed, joined = copyblend(images, targets, config, RNG(0))
-        sx, sy, _, _ = _corners_px(targets[0], (64, 48))[0].round().astype(int)
-        x0, y0, x1, y1 = _corners_px(joined[1], (64, 48))[0].round().astype(int)
-        patch = images[0][:, sy : sy + y1 - y0, sx : sx + x1 - x0]
-        assert torch.equal(mixed[1][:, y0:y1, x0:x1], patch)
-
     def test_small_objects_are_not_copied(self) -> None:
         images, targets = _batch(counts=(3, 2))
         mixed, joined = copyblend(images, targets, CollateConfig(area_threshold=10_000), RNG(0))
@@ -206,12 +172,6 @@ class TestCopyblend:
         config = CollateConfig(num_objects=3, random_num_objects=True)
         added = {len(copyblend(images, targets, config, RNG(seed))[1][0]["labels"]) - 3 for seed in range(30)}
         assert added == {1, 2, 3}
-
-    def test_an_object_as_large_as_the_image(self) -> None:
-        images = torch.randint(0, 256, (2, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        targets = [_target([(0, 0, 64, 48)], [1], (64, 48)), _target([], [], (64, 48))]
-        _, joined = copyblend(images, targets, BLEND, RNG(0))
-        torch.testing.assert_close(joined[1]["boxes"], torch.tensor([[0.5, 0.5, 1.0, 1.0]]))
 
     def test_an_object_below_one_pixel_is_passed_over(self) -> None:
         images = torch.zeros(1, 3, 48, 64, dtype=torch.uint8)
@@ -256,11 +216,6 @@ class TestMixBatch:
             counts[len(mixed[0]["labels"])] += 1
         # docs/deimv2.md, Collate: MixUp 50 %, CopyBlend 25 %, none 25 %.
         assert abs(counts[2] - 200) < 45 and abs(counts[4] - 100) < 40 and abs(counts[1] - 100) < 40
-
-    def test_off(self) -> None:
-        images, targets = _batch()
-        same, unchanged = mix_batch(images, targets, _plan(), BLEND, RNG(0), size_hw=(48, 64))
-        assert same is images and unchanged == targets
 
     def test_the_area_threshold_is_meant_at_the_nominal_size(self) -> None:
         """A box of 240 square pixels in images drawn at half of both sides stands for one of 960."""

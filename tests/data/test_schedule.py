@@ -90,12 +90,6 @@ def test_policy_default_has_everything_on(policy: PolicyConfig | None, epoch: in
     assert plan.mosaic_prob == 1.0 and _on(plan, mosaic=True) == [*STRONG[1:], *REST]
 
 
-def test_ops_that_are_not_listed_stay_on() -> None:
-    transforms = _transforms(policy={"name": "stop_epoch", "epoch": [4, 64, 120], "ops": ["Mosaic", "RandomZoomOut"]})
-    plan = epoch_plan(transforms, NO_COLLATE, 0)
-    assert _on(plan, mosaic=False) == ["RandomPhotometricDistort", "RandomIoUCrop", *REST]
-
-
 def test_without_a_mosaic_op_there_is_no_mosaic() -> None:
     transforms = _transforms(ops=[{"type": "Resize", "size": [64, 64]}])
     assert epoch_plan(transforms, NO_COLLATE, 10).mosaic_prob == 0.0

@@ -25,11 +25,6 @@ def _fail(error: BaseException) -> Any:
     return main
 
 
-@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
-def test_run_script_passes_the_exit_code_on(returned: int | None, code: int) -> None:
-    assert run_script(lambda _: returned) == code
-
-
 def test_user_error_is_one_message_and_exit_2(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,11 +51,6 @@ def test_a_name_that_is_too_long_is_the_users_error(capsys: pytest.CaptureFixtur
     assert "no file or folder can have a name that long; shorten it" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError):
         run_script(_fail(FileNotFoundError()))
-
-
-def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_script(_fail(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes, signals and folders")

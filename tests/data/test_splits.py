@@ -12,7 +12,6 @@ from PIL import Image
 
 from data.classes import ClassMap
 from data.errors import UserError
-from data.problems import Problem, problem_lines
 from data.splits import build_datasets
 from tests.support.coco_files import CocoFiles, data_config
 
@@ -25,13 +24,6 @@ def train(tmp_path: Path) -> CocoFiles:
 @pytest.fixture
 def val(tmp_path: Path) -> CocoFiles:
     return CocoFiles(tmp_path, "val").save()
-
-
-def test_sound_data(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
-    data = build_datasets(data_config(tmp_path))
-    assert data.classes == ClassMap((1, 2), ("holes", "scratches")) and data.problems == []
-    assert list(data.splits) == ["train", "val"] and data.splits["val"].name == "val"
-    assert list(build_datasets(data_config(tmp_path), splits=("val",)).splits) == ["val"]
 
 
 def test_all_errors_of_all_splits_come_at_once(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
@@ -63,12 +55,6 @@ def test_many_errors_of_a_kind_are_counted(tmp_path: Path, train: CocoFiles, val
         build_datasets(data_config(tmp_path))
     assert len(caught.value.problems) == 11
     assert caught.value.problems[-1] == "... and 20 more of the kind: box without area"
-
-
-def test_problem_lines_without_a_limit() -> None:
-    problems = [Problem("warning", "f", f"w{k}", "found", "Fix", "kind") for k in range(5)]
-    assert len(problem_lines(problems, None)) == 5
-    assert problem_lines(problems, 4)[3:] == ["f: w3: found. Fix", "... and 1 more of the kind: kind"]
 
 
 def test_skip_leaves_faulty_entries_out(
@@ -127,7 +113,8 @@ def test_overlap_is_an_error_unless_it_is_allowed(tmp_path: Path, train: CocoFil
         "val_dataloader__dataset__ann_file": train.ann_file,
         "val_dataloader__dataset__img_folder": train.img_folder,
     }
-    with pytest.raises(UserError, match="is also in split train"):
+    told = r"image 1 \(train_1.png\) of split val: is also in split train \(train_1.png; the same file\)"
+    with pytest.raises(UserError, match=f"(?s)4 errors.*{told}.*allow_split_overlap: True"):
         build_datasets(data_config(tmp_path, **same))
     assert build_datasets(data_config(tmp_path, allow_split_overlap=True, **same)).problems == []
 

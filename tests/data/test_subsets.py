@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -75,15 +72,6 @@ def test_what_cannot_be(split: CocoSplit) -> None:
     only = split.without_images(ids(Subset(held_out=scratches).of(split, 0)))
     assert "nothing would be left" in Subset(held_out=scratches).problems(only)[0]
     assert not Subset(fraction=0.5).problems(split) and not Subset(rare=(scratches, 13)).problems(split)
-
-
-def test_a_part_can_be_read_as_a_data_set(split: CocoSplit, tmp_path: Path) -> None:
-    part = Subset(fraction=0.5).of(split, 0)
-    path = tmp_path / "part.json"
-    path.write_text(json.dumps(part.to_coco()), encoding="utf-8")
-    again, problems = read_split("train", path, split.img_folder)
-    assert ids(again) == ids(part) and again.boxes_per_class() == part.boxes_per_class()
-    assert not [problem for problem in problems if problem.severity == "error"]
 
 
 def test_names_are_those_of_folders() -> None:

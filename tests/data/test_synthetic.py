@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from pydantic import ValidationError
 from data.config import SyntheticConfig
 from data.errors import UserError
 from data.synthetic import CLASS_NAMES, MARKER_NAME, DrawnImage, draw_image, ensure_dataset
-from data.synthetic_draw import DEFECTS, SURFACES, clean_surface
+from data.synthetic_draw import DEFECTS, SURFACES
 
 IMAGES = 150
 
@@ -43,14 +42,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # ---------------------------------------------------------------------------------------- the pictures
-
-
-def test_box_encloses_the_visible_pixels_exactly(drawn: list[DrawnImage]) -> None:
-    for image in drawn:
-        for defect in image.defects:
-            rows, columns = np.nonzero(defect.mask)
-            tight = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-            assert defect.box_xyxy == tight
 
 
 @pytest.mark.parametrize("name", DEFECTS)
@@ -133,25 +124,6 @@ def test_other_image_sizes(side: int) -> None:
         assert image.defects
 
 
-@pytest.mark.parametrize("texture", SURFACES)
-def test_surfaces_are_neither_flat_nor_burnt_out(texture: Any) -> None:
-    light = np.array([1.0, 0.0], np.float32)
-    for seed in range(4):
-        surface = clean_surface(np.random.default_rng(seed), texture, 160, light, 0.3)
-        assert surface.shape == (160, 160, 3) and surface.dtype == np.float32
-        assert surface.std(axis=(0, 1)).max() > 1
-        assert (surface.mean(-1) > 250).mean() < 0.1 and (surface.mean(-1) < 20).mean() < 0.1
-
-
-def test_the_dent_is_lit_from_one_side_and_the_hole_is_dark() -> None:
-    surface = np.full((80, 80, 3), 150, np.float32)
-    light = np.array([1.0, 0.0], np.float32)
-    dent = DEFECTS["DEFORMACIONES"](np.random.default_rng(0), surface, 50, light, 1.0).mean(-1) - 150
-    assert dent[:, :40].mean() * dent[:, 40:].mean() < 0
-    hole = DEFECTS["PERFORACIONES"](np.random.default_rng(0), surface, 50, light, 1.0).mean(-1)
-    assert hole[36:44, 30:40].mean() < 40
-
-
 def test_an_impossible_request_is_a_clear_error() -> None:
     config = SyntheticConfig(contrast_range=(0.9, 0.9), contrast_floor={}, texture_weights={"cast_metal": 1})
     with pytest.raises(UserError, match=r"contrast_range \[0.9, 0.9\]; widen them"):
@@ -173,22 +145,6 @@ def test_same_seed_same_bytes_and_another_seed_others(written: Path, tmp_path: P
     assert all(first[name] != second[name] for name in first)
 
 
-def test_an_image_does_not_depend_on_those_before_it() -> None:
-    config = SyntheticConfig()
-    alone = draw_image(config, "train", 7, normal=False)
-    after_others = [draw_image(config, "train", k, normal=False) for k in range(8)][7]
-    assert np.array_equal(alone.image, after_others.image)
-    assert not np.array_equal(alone.image, draw_image(config, "val", 7, normal=False).image)
-
-
-def test_the_global_random_state_is_left_alone() -> None:
-    np.random.seed(5)
-    expected = np.random.random(3)
-    np.random.seed(5)
-    draw_image(SyntheticConfig(), "train", 0, normal=False)
-    assert np.array_equal(np.random.random(3), expected)
-
-
 @pytest.mark.parametrize(("split", "count", "normal"), [("train", 20, 3), ("val", 6, 1)])
 def test_valid_coco_files(written: Path, split: str, count: int, normal: int) -> None:
     coco = COCO(str(written / "annotations" / f"instances_{split}.json"))
@@ -204,11 +160,7 @@ def test_valid_coco_files(written: Path, split: str, count: int, normal: int) ->
         assert 1 <= annotation["category_id"] <= 5
     without = [k for k in coco.imgs if not coco.getAnnIds(imgIds=k)]
     assert len(without) == normal
-
-
-def test_nothing_but_the_data_set_is_left(written: Path) -> None:
-    assert sorted(p.name for p in written.iterdir()) == ["annotations", "images", MARKER_NAME]
-    assert sorted(p.name for p in (written / "images").iterdir()) == ["train", "val"]
+    assert sorted(p.name for p in written.iterdir()) == ["annotations", "images", MARKER_NAME], "and nothing else"
     assert list(written.parent.iterdir()) == [written]
 
 
@@ -337,8 +289,3 @@ def test_of_several_processes_one_draws_and_all_use_its_files(tmp_path: Path) ->
 def test_impossible_settings_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SyntheticConfig(**change)
-
-
-def test_the_config_survives_json() -> None:
-    config = SyntheticConfig(seed=3, contrast_range=(0.2, 0.3), contrast_floor={})
-    assert SyntheticConfig(**json.loads(config.model_dump_json())) == config

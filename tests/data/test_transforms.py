@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -113,7 +113,7 @@ class TestAgainstTorchvision:
         assert torch.equal(_chw(drawn), image)
         np.testing.assert_allclose(scene.boxes_xyxy, boxes)
 
-    @pytest.mark.parametrize("seed", range(20))
+    @pytest.mark.parametrize("seed", range(8))
     def test_iou_crop(self, seed: int) -> None:
         drawn, scene = draw(AUGMENTATIONS["RandomIoUCrop"](_source(), RNG(seed), p=1.0))
         left, top = (round(v) for v in np.linalg.inv(scene.matrix)[:2, 2])
@@ -225,12 +225,8 @@ def test_target() -> None:
     torch.testing.assert_close(target["boxes"], torch.tensor([[0.3, 0.35, 0.4, 0.5], [55 / 60, 35 / 40, 1 / 6, 0.25]]))
     assert target["labels"].tolist() == [0, 1] and target["labels"].dtype == torch.int64
     assert target["area"].tolist() == [480, 100]
-
-
-def test_target_without_boxes() -> None:
     target = to_target(np.empty((0, 4)), np.empty(0, np.int64), (40, 60))
-    assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,) and target["area"].shape == (0,)
-    assert target["boxes"].dtype == target["area"].dtype == torch.float32
+    assert target["boxes"].shape == (0, 4) and target["boxes"].dtype == target["area"].dtype == torch.float32
 
 
 def test_gamma_is_drawn_within_its_limits() -> None:
@@ -313,6 +309,7 @@ GEOMETRY: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 @pytest.mark.parametrize("name", GEOMETRY)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6))
 def test_boxes_enclose_their_pixels(name: str, seed: int) -> None:
     """Three objects apart from each other, each with a grey of its own: its pixels are known in the result."""

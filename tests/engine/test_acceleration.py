@@ -1,6 +1,5 @@
 """Runs with `compile: True`; the compiler itself is tried in tests/models/test_detector.py, here it changes nothing."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,14 @@ import engine.acceleration
 from analysis.cost import measure_cost
 from engine.acceleration import compiler
 from engine.checkpoint import save_checkpoint
-from engine.config import config_to_dict
+from engine.config import config_to_dict, load_config
 from engine.detector import load_detector
+from engine.run import build_run
 from models.baselines import TorchvisionDetector
 from models.detector import DEIM
 from tests.support.models import images, tiny_config, tiny_model
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
-from tests.support.training import assert_same_state, keep_early, train_here
-
-pytestmark = pytest.mark.usefixtures("no_training_pictures")
+from tests.support.training import alone
 
 
 @pytest.fixture
@@ -35,17 +33,11 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return seen
 
 
-def test_a_run_is_resumed_exactly(tmp_path: Path, compiled: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With accumulation, EMA and an interruption between the stages."""
-    keep_early(monkeypatch)
+def test_a_run_is_compiled_where_asked_to(tmp_path: Path, compiled: list[object]) -> None:
     write_tiny_data(tmp_path)
-    config, options = write_tiny_config(tmp_path), ["accumulation_steps=2", "compile=True"]
-    whole = train_here(config, tmp_path / "whole", options)
+    config = load_config(write_tiny_config(tmp_path), ["compile=True"])
+    build_run(config, alone(), tmp_path / "run", resume=None, tuning=None).close()
     assert compiled == [DEIM._predict]
-    shutil.copytree(whole, tmp_path / "resumed")
-    early = (tmp_path / "resumed" / "early.pth").rename(tmp_path / "resumed" / "best_stg1.pth")
-    train_here(config, tmp_path / "resumed", options, resume=early)
-    assert_same_state(whole / "last.pth", tmp_path / "resumed" / "last.pth")
 
 
 def test_a_detector_is_compiled_on_demand_and_its_cost_with_it(tmp_path: Path) -> None:

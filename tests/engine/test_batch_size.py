@@ -1,6 +1,5 @@
 """`auto` for the batch: what fits, on a made-up card, and that a run keeps what was chosen."""
 
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +8,11 @@ import torch
 
 import engine.step
 from engine.batch_size import BatchChoice, Probe, Trial, choose_batch, most_boxes, try_step
-from engine.config import load_config
+from engine.config import config_to_dict, load_config
 from engine.derived_values import REFERENCE_BATCH
+from engine.run import build_run, save
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
-from tests.support.training import assert_same_state, checkpoint, keep_early, train_here
-
-pytestmark = pytest.mark.usefixtures("no_training_pictures")
+from tests.support.training import alone, checkpoint
 
 GIB = 2**30
 H100_GIB = {2: 0.88, 4: 1.5, 8: 2.7, 16: 5.2, 32: 10.1}
@@ -70,22 +68,24 @@ def test_on_a_cpu() -> None:
     assert choose_batch(None, 2, None, 0, num_images=300).total_batch_size == 4
 
 
-def test_a_run_keeps_what_was_chosen_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_early(monkeypatch)
+def test_a_run_keeps_what_was_chosen_also_when_it_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tiny_data(tmp_path)
     config = write_tiny_config(tmp_path)
     options = ["accumulation_steps=auto", "train_dataloader.total_batch_size=auto", "epoches=2"]
-    whole = train_here(config, tmp_path / "run", options)
-    stored = checkpoint(whole / "last.pth")["config"]
+    run = build_run(load_config(config, options), alone(), tmp_path / "run", resume=None, tuning=None)
+    save(run, "last.pth")
+    run.close()
+    last = tmp_path / "run" / "last.pth"
+    stored = checkpoint(last)["config"]
     assert (stored["accumulation_steps"], stored["train_dataloader"]["total_batch_size"]) == (1, 4)
     recipe = load_config(config, ["train_dataloader.total_batch_size=4"])
     assert stored["optimizer"]["params"][0]["lr"] == recipe.optimizer.params[0].lr
     assert stored["optimizer"]["params"][0]["lr"] != load_config(config, options).optimizer.params[0].lr
     assert REFERENCE_BATCH == 32
-    shutil.copytree(whole, tmp_path / "again")
-    early = (tmp_path / "again" / "early.pth").rename(tmp_path / "again" / "best_stg1.pth")
-    train_here(config, tmp_path / "again", options, resume=early)
-    assert_same_state(whole / "last.pth", tmp_path / "again" / "last.pth")
+    monkeypatch.setattr("engine.batch_size.choose_batch", None)  # not asked again
+    resumed = build_run(load_config(config, options), alone(), tmp_path / "run", resume=last, tuning=None)
+    resumed.close()
+    assert config_to_dict(resumed.config) == stored
 
 
 def test_a_trial_step_with_the_fullest_images_at_the_largest_size(

@@ -147,7 +147,7 @@ def test_truncated_files_are_refused(tmp_path: Path) -> None:
     save_checkpoint(whole, state())
     content = whole.read_bytes()
     path = tmp_path / "cut.pth"
-    for length in [*range(0, 400, 9), len(content) // 2, len(content) - 40, len(content) - 1]:
+    for length in [*range(0, 400, 80), len(content) // 2, len(content) - 40, len(content) - 1]:
         path.write_bytes(content[:length])
         with pytest.raises(UserError, match=r"cut\.pth: damaged, cut short or not a checkpoint"):
             load_checkpoint(path)
@@ -156,7 +156,7 @@ def test_truncated_files_are_refused(tmp_path: Path) -> None:
 def test_garbage_is_refused_in_one_short_message(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     path = tmp_path / "x.pth"
     rng = random.Random(0)
-    samples = [rng.randbytes(rng.randint(1, 300)) for _ in range(200)]
+    samples = [rng.randbytes(rng.randint(1, 300)) for _ in range(40)]
     samples += [b'{"model": 1}', b"\x80\x04N.", b"PK\x03\x04" + bytes(50), pickle.dumps([1, 2])]
     for sample in samples:
         path.write_bytes(sample)
@@ -189,13 +189,6 @@ def test_hostile_checkpoint_runs_no_code(tmp_path: Path, protocol: int | None) -
     with pytest.raises(UserError, match=r"hostile\.pth: (it holds a Python object \(\S*system\)|damaged)"):
         load_checkpoint(path)
     assert not target.exists()
-
-
-def test_python_objects_are_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "object.pth"
-    torch.save({"model": {}, "config": Path("x")}, path)
-    with pytest.raises(UserError, match=r"it holds a Python object \(pathlib\S*\), .*nothing was loaded"):
-        load_checkpoint(path)
 
 
 @pytest.mark.parametrize(
@@ -294,6 +287,8 @@ def test_classes_of_checkpoint_and_data_must_agree() -> None:
     assert checkpoint_classes(stored, path) == CLASSES
     check_classes(stored, CLASSES, path)
     check_classes(stored, ClassMap((0, 1), CLASSES.names), path)
+    with pytest.raises(UserError, match="disagree on the classes"):
+        check_classes(stored, ClassMap((1, 5), CLASSES.names[::-1]), path)
     with pytest.raises(UserError) as caught:
         check_classes(stored, ClassMap((0, 1, 2), ("dent", "hole", "scratch")), path)
     text = str(caught.value)

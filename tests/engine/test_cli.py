@@ -50,36 +50,20 @@ def test_help_loads_nothing_heavy(script: Path) -> None:
 def test_a_signal_during_the_imports_is_an_exit_code_without_a_traceback(script: Path, tmp_path: Path) -> None:
     """The imports take seconds; here torch takes a minute."""
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)", encoding="utf-8")
-    for number, code, option in ((signal.SIGINT, 130, []), (signal.SIGTERM, 143, ["--json"])):
-        process = subprocess.Popen(
-            [sys.executable, str(script), *ARGUMENTS.get(script.stem, ["-c", "x.yml", "-r", "x.pth"]), *option],
-            env=script_environment() | {"PYTHONPATH": str(tmp_path)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        first = process.stderr if option else process.stdout
-        assert first is not None and first.readline() == b"importing\n"
-        process.send_signal(number)
-        out, error = process.communicate(timeout=20)
-        assert (process.returncode, error) == (code, b"interrupted\n")
-        assert [json.loads(line)["exit_code"] for line in out.splitlines()[-1:]] == [code] * len(option)
-
-
-def test_arguments_collect_overrides_and_leave_amp_open() -> None:
-    parser = argparse.ArgumentParser()
-    cli.add_config_argument(parser, required=False, help_text="config")
-    cli.add_overrides_argument(parser)
-    cli.add_device_argument(parser)
-    cli.add_amp_argument(parser, "mixed precision")
-    args = parser.parse_args(["-u", "a=1", "b.c=2", "-c", "x.yml", "-u", "d=3", "-d", "cpu"])
-    assert (args.update, args.config, args.device, args.use_amp) == (
-        ["a=1", "b.c=2", "d=3"],
-        Path("x.yml"),
-        "cpu",
-        None,
+    which = len(script.stem) % 2  # half of the scripts each, as all begin alike
+    number, code, option = ((signal.SIGINT, 130, []), (signal.SIGTERM, 143, ["--json"]))[which]
+    process = subprocess.Popen(
+        [sys.executable, str(script), *ARGUMENTS.get(script.stem, ["-c", "x.yml", "-r", "x.pth"]), *option],
+        env=script_environment() | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
-    assert parser.parse_args(["--no-use-amp"]).use_amp is False
-    assert parser.parse_args([]).update == []
+    first = process.stderr if option else process.stdout
+    assert first is not None and first.readline() == b"importing\n"
+    process.send_signal(number)
+    out, error = process.communicate(timeout=20)
+    assert (process.returncode, error) == (code, b"interrupted\n")
+    assert [json.loads(line)["exit_code"] for line in out.splitlines()[-1:]] == [code] * len(option)
 
 
 @pytest.fixture
@@ -114,32 +98,27 @@ def _without_cuda(monkeypatch: pytest.MonkeyPatch, *, card: str | None, built_fo
     monkeypatch.setattr(cli, "_nvidia_card", lambda: card)
 
 
-def test_cpu_needs_nothing() -> None:
-    assert cli.resolve_device("cpu") == torch.device("cpu")
-
-
 @pytest.mark.parametrize("name", ["tpu", "mps", "cuda:x", "meta", "cuda:-1"])
 def test_unknown_device_names_the_choices(name: str) -> None:
     with pytest.raises(UserError, match=f"'{name}' is not supported: expected cpu, cuda or cuda:N"):
         cli.resolve_device(name)
 
 
-def test_cuda_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    _without_cuda(monkeypatch, card=None, built_for=None)
-    with pytest.raises(UserError, match=r"'cuda:0' was asked for.*No NVIDIA card was found.*use -d cpu"):
+@pytest.mark.parametrize(
+    ("card", "built_for", "message"),
+    [
+        (None, None, r"'cuda:0' was asked for.*No NVIDIA card was found.*use -d cpu"),
+        ("RTX 3060", None, r"RTX 3060.*built without CUDA.*pip install.*pytorch\.org"),
+        ("RTX 3060", "13.0", r"built for CUDA 13\.0\) cannot use it\. Update the NVIDIA driver"),
+    ],
+)
+def test_cuda_that_cannot_be_used(
+    card: str | None, built_for: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _without_cuda(monkeypatch, card=card, built_for=built_for)
+    assert cli.resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match=message):
         cli.resolve_device("cuda:0")
-
-
-def test_cuda_with_a_torch_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    _without_cuda(monkeypatch, card="RTX 3060", built_for=None)
-    with pytest.raises(UserError, match=r"RTX 3060.*built without CUDA.*pip install.*pytorch\.org"):
-        cli.resolve_device("cuda")
-
-
-def test_cuda_with_too_old_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    _without_cuda(monkeypatch, card="RTX 3060", built_for="13.0")
-    with pytest.raises(UserError, match=r"built for CUDA 13\.0\) cannot use it\. Update the NVIDIA driver"):
-        cli.resolve_device("cuda")
 
 
 def test_card_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data.errors import UserError
-from engine.distributed import Distributed, init_distributed
+from engine.distributed import init_distributed
 
 VARIABLES = {
     "RANK": "0",
@@ -23,25 +23,6 @@ def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) 
     value = torch.tensor(3.0)
     assert dist.mean(value) == 3.0 and dist.sum_(value) == 3.0
     dist.barrier()
-
-
-def test_only_the_main_process_makes_what_all_get(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    sent: list[object] = []
-
-    def make() -> str:
-        made.append(1)
-        return "texts"
-
-    def broadcast(box: list[object], src: int) -> None:
-        assert src == 0
-        sent.append(box[0])
-        box[0] = "texts"
-
-    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
-    for rank, world_size in ((0, 1), (0, 2), (1, 2)):
-        assert Distributed(rank, world_size, rank, torch.device("cpu")).from_main(make) == "texts"
-    assert len(made) == 2 and sent == ["texts", None]
 
 
 def test_half_a_torchrun_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

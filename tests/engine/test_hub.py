@@ -98,9 +98,7 @@ def test_a_misspelt_name() -> None:
         ({"HGNetv2": {}}, r"not the config of an official DEIMv2 .*DINOv3STAs, .*HGNetv2 sizes and the `transformers`"),
         ([1], "not the config of an official DEIMv2"),
         (SECTIONS | {"DEIMTransformer": [1]}, r"not the config of an official DEIMv2 .*\(DEIMTransformer missing"),
-        ("[" * 10**6, r"config\.json: cannot be read \(nested too deeply\)"),
         ('{"a": ' * 300 + "1" + "}" * 300, r"config\.json: cannot be read \(nested more than 100 deep\)"),
-        (" " * (17 * 2**20), r"config\.json: cannot be read \(.* bytes of JSON, at most"),
         *(
             (SECTIONS | {"id2label": labels}, r"config\.json: id2label is not a name for each label 0, 1, 2")
             for labels in (["a", "b"], {}, "ab", {"0": 1}, {"1": "a"}, {"0": "a", "2": "b"}, {"0": None})

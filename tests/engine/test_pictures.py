@@ -7,20 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
 from data.coco import CocoSplit
-from data.errors import UserError
 from data.splits import read_splits
 from engine.metrics import Prediction
 from engine.pictures import (
-    CLASS_COLOURS,
     class_colour,
     draw_boxes,
     grid,
     prediction_pictures,
-    save_picture,
-    write_prediction_sheets,
 )
 from tests.support.coco_files import CocoFiles, data_config
 
@@ -50,10 +46,6 @@ def test_small_images_are_enlarged_with_their_boxes() -> None:
 
 def test_a_thin_strip_is_not_blown_up() -> None:
     assert draw_boxes(grey(8, 1500), [], [], NAMES).shape == (8, 1500, 3)
-
-
-def test_no_boxes_change_nothing() -> None:
-    assert np.array_equal(draw_boxes(grey(), np.zeros((0, 4)), [], NAMES), grey())
 
 
 @pytest.mark.parametrize(
@@ -86,14 +78,6 @@ def test_the_label_stays_inside_at_the_top_right_corner() -> None:
 def test_the_best_score_is_drawn_on_top() -> None:
     picture = draw_boxes(grey(), [[10, 50, 90, 90], [10, 50, 90, 90]], [0, 1], NAMES, [0.9, 0.2])
     assert tuple(picture[70, 10]) == class_colour(0)
-
-
-def test_many_classes_and_unknown_labels() -> None:
-    labels = list(range(40))
-    boxes = [[9 * k, 5 * k, 9 * k + 20, 5 * k + 20] for k in labels]
-    assert (draw_boxes(grey(), boxes, labels, NAMES) != 128).any()
-    assert class_colour(7) == class_colour(0)
-    assert len(set(CLASS_COLOURS)) == 7
 
 
 def test_grid_of_different_sizes() -> None:
@@ -138,13 +122,6 @@ def test_truth_and_sure_predictions_side_by_side(split: CocoSplit) -> None:
     assert (all_of_them == blue).all(-1).any()
 
 
-def test_sheets_of_a_split(split: CocoSplit, tmp_path: Path) -> None:
-    write_prediction_sheets(tmp_path / "new", split, predictions(split), split.classes)
-    picture = Image.open(tmp_path / "new/predictions.png")
-    assert picture.size == (2 * (3 * 326 + 6 + 6) + 6, 2 * (320 + 20 + 12 + 6) + 6)
-    assert (tmp_path / "new/predictions.pdf").read_bytes().startswith(b"%PDF")
-
-
 def test_drawn_numbers_and_words_are_in_the_language(split: CocoSplit, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, **how: written.append(text))
@@ -155,12 +132,6 @@ def test_drawn_numbers_and_words_are_in_the_language(split: CocoSplit, monkeypat
     for lang, name in (("en", "class 7"), ("es", "clase 7")):
         draw_boxes(grey(), [[2, 2, 30, 30]], [7], ["a"], lang=lang)
         assert written[-1] == name
-
-
-def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x", encoding="utf-8")
-    with pytest.raises(UserError, match="Could not write picture "):
-        save_picture(tmp_path / "file" / "a.png", grey())
 
 
 def test_names_that_are_no_line_of_text() -> None:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from data.classes import ClassMap
 from data.errors import UserError
 from engine.config import ExperimentConfig, config_from_dict, config_to_dict, load_config
-from engine.text_embeddings import alike_pairs, class_similarity, class_text_embeddings, store_embeddings
+from engine.text_embeddings import alike_pairs, class_similarity, class_text_embeddings
 from models.text_encoder import TextEmbeddings
 from tests.support.text_towers import write_bert, write_clip
 
@@ -73,12 +73,6 @@ def test_the_encoder_may_be_gone_once_its_vectors_are_cached(
         class_text_embeddings(config, CLASSES, tmp_path / "elsewhere")
 
 
-def test_without_a_folder_nothing_is_written(config: ExperimentConfig, bert: Path, tmp_path: Path) -> None:
-    config = with_texts(config, bert)
-    cached = class_text_embeddings(config, CLASSES, tmp_path)
-    assert_same(class_text_embeddings(config, CLASSES, None), cached)
-
-
 def test_another_encoder_in_the_same_place_counts(
     config: ExperimentConfig, bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -105,31 +99,17 @@ def test_another_encoder_in_the_same_place_counts(
         {"own": {"NORMAL": "clean"}},
         {"encoder_settings": {"pooling": "cls"}},
         {"encoder_settings": {"max_length": 20}},
+        {"classes": ClassMap((1, 2, 5), CLASSES.names[::-1])},
     ],
 )
 def test_whatever_changes_the_vectors_changes_the_file(
     change: dict[str, object], config: ExperimentConfig, bert: Path, tmp_path: Path
 ) -> None:
     first = class_text_embeddings(with_texts(config, bert), CLASSES, tmp_path)
-    second = class_text_embeddings(with_texts(config, bert, **change), CLASSES, tmp_path)
+    classes = change.pop("classes", CLASSES)
+    second = class_text_embeddings(with_texts(config, bert, **change), classes, tmp_path)
     assert len(cache_files(tmp_path)) == 2
     assert first.embeds.shape != second.embeds.shape or not torch.allclose(first.embeds, second.embeds)
-
-
-def test_the_order_of_the_classes_changes_the_file(config: ExperimentConfig, bert: Path, tmp_path: Path) -> None:
-    first = class_text_embeddings(with_texts(config, bert), CLASSES, tmp_path)
-    turned = class_text_embeddings(with_texts(config, bert), ClassMap((1, 2, 5), CLASSES.names[::-1]), tmp_path)
-    torch.testing.assert_close(turned.embeds, first.embeds.flip(0))
-
-
-def test_vectors_can_be_stored_later(
-    config: ExperimentConfig, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = with_texts(config, bert)
-    first = class_text_embeddings(config, CLASSES, None)
-    store_embeddings(first, config, CLASSES, tmp_path)
-    monkeypatch.setattr("engine.text_embeddings.encode_texts", None)
-    assert_same(class_text_embeddings(config, CLASSES, tmp_path), first)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "foreign"])
@@ -164,13 +144,6 @@ def test_clip_with_spanish_texts_warns_once(
     assert "was trained on English" not in caplog.text
 
 
-def test_a_multilingual_encoder_does_not_warn(
-    config: ExperimentConfig, bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    class_text_embeddings(with_texts(config, bert, language="es"), CLASSES, tmp_path)
-    assert "English" not in caplog.text
-
-
 def test_classes_with_the_same_text_are_named(
     config: ExperimentConfig, bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -178,11 +151,6 @@ def test_classes_with_the_same_text_are_named(
     class_text_embeddings(same, CLASSES, tmp_path)
     assert "nearly the same to the encoder (cosine similarity): PERFORACIONES and ROTURA (1.000). Text" in caplog.text
     assert "NORMAL" not in caplog.text
-
-
-def test_a_class_without_a_text_is_an_error(config: ExperimentConfig, bert: Path) -> None:
-    with pytest.raises(UserError, match="OXIDO: no text in English"):
-        class_text_embeddings(with_texts(config, bert), ClassMap((1,), ("OXIDO",)), None)
 
 
 def test_similarity_of_known_vectors() -> None:
@@ -222,10 +190,3 @@ def test_faults_of_the_config_section_are_explained() -> None:
         "texts.own.NORMAL: found 5, expected",
     ):
         assert expected in text
-
-
-def test_own_texts_in_the_config_in_every_form() -> None:
-    own = "{NORMAL: fine, ROTURA: [crack, split], PERFORACIONES: {es: agujero, en: [hole, pit]}}"
-    config = load_config(CONFIG, [f"texts.own={own}"])
-    assert config.texts.own["ROTURA"] == ("crack", "split")
-    assert config_from_dict(config_to_dict(config)) == config

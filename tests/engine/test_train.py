@@ -38,26 +38,11 @@ def test_a_run_leaves_its_folder_complete(finished: tuple[Path, Path]) -> None:
     }
     assert expected <= {path.name for path in folder.iterdir()}
     assert any((folder / "tensorboard").iterdir())
-
-
-def test_the_log_has_a_loss_at_least_every_ten_steps(finished: tuple[Path, Path]) -> None:
-    steps = [record for record in log_records(finished[1]) if "loss" in record]
+    steps = [record for record in log_records(folder) if "loss" in record]
     assert [record["step"] for record in steps] == list(range(1, 7))  # 3 epochs of 2 steps, print_freq 1
     assert all(math.isfinite(record["loss"]) for record in steps)
     assert all(abs(sum(record["losses"].values()) - record["loss"]) < 1e-3 for record in steps)
-
-
-def test_results_have_the_promised_keys(finished: tuple[Path, Path]) -> None:
-    results = json.loads((finished[1] / "results.json").read_text(encoding="utf-8"))
-    assert set(results["metrics"]) >= {"AP", "AP50", "AP75", "AP_small", "AR_1", "AR_10", "AR_100", "AR_large"}
-    assert set(results["per_class"]) == {"square", "bar"}
-    assert results["per_class"]["square"]["num_gt"] == 3
-    assert results["train_seconds"] > 0
-    assert set(results["thresholds"]["per_class"]) == {"square", "bar"} and "overall" in results["thresholds"]
-
-
-def test_checkpoints_have_the_official_layout(finished: tuple[Path, Path]) -> None:
-    content = checkpoint(finished[1] / "last.pth")
+    content = checkpoint(folder / "last.pth")
     assert {"date", "last_epoch", "model", "ema", "optimizer"} <= set(content)
     assert {"module", "updates"} <= set(content["ema"])
     assert content["last_epoch"] == 2 and content["step"] == 6
@@ -90,13 +75,6 @@ def test_a_stopped_run_continues_exactly(
     assert results[0]["metrics"] == results[1]["metrics"]
 
 
-def test_resuming_a_finished_run_changes_nothing(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    config, folder = finished
-    before = (folder / "last.pth").read_bytes()
-    train_here(config, folder, resume=folder / "last.pth")
-    assert (folder / "last.pth").read_bytes() == before
-
-
 def test_resuming_in_another_folder_says_what_stays_behind(
     finished: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -125,20 +103,6 @@ def test_a_finished_run_keeps_what_further_epochs_need_once(finished: tuple[Path
         train_here(config, longer, ["epoches=6"], resume=longer / "best.pth")
 
 
-def test_weights_alone_cannot_be_resumed(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    config, folder = finished
-    torch.save({"model": checkpoint(folder / "best.pth")["model"]}, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match=r"weights.pth: holds weights but no training state .*-t .*weights.pth"):
-        train_here(config, tmp_path / "run", resume=tmp_path / "weights.pth")
-    assert not (tmp_path / "run").exists()
-
-
-def test_resuming_with_other_parameter_groups_is_explained(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    config, folder = finished
-    with pytest.raises(UserError, match="optimiser state does not fit optimizer.params"):
-        train_here(config, tmp_path / "run", ["optimizer.params=[]"], resume=folder / "last.pth")
-
-
 def test_tuning_starts_a_new_run_from_the_ema_weights(finished: tuple[Path, Path], tmp_path: Path) -> None:
     config, folder = finished
     run = build_run(load_config(config), alone(), tmp_path / "run", resume=None, tuning=folder / "best.pth")
@@ -153,6 +117,7 @@ def test_tuning_starts_a_new_run_from_the_ema_weights(finished: tuple[Path, Path
 def test_stage_2_starts_from_the_best_of_stage_1(finished: tuple[Path, Path], tmp_path: Path) -> None:
     config, _ = finished
     run = build_run(load_config(config), alone(), tmp_path / "run", resume=None, tuning=None)
+    training.restart_from_stage_1(run)  # of which there is nothing yet
     with StopSignal() as stop:
         training.train_one_epoch(run, 0, stop)
     training.save(run, "best_stg1.pth", finished_epoch=0)
@@ -168,49 +133,24 @@ def test_stage_2_starts_from_the_best_of_stage_1(finished: tuple[Path, Path], tm
     assert run.position.step == step  # the counters go on
 
 
-def test_no_best_of_stage_1_is_no_crash(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    config, _ = finished
-    run = build_run(load_config(config), alone(), tmp_path / "run", resume=None, tuning=None)
-    training.restart_from_stage_1(run)
-    run.monitor.close()
-
-
-def test_training_without_any_box(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_training_without_any_box_stops_early_where_asked_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """AP stays at "nothing", so no epoch improves on the first."""
     write_tiny_data(tmp_path, boxes=False)
+    overrides = ["epoches=12", "no_aug_epoch=2", "flat_epoch=4", "early_stopping_patience=2"]
     with caplog.at_level("INFO"):
-        folder = train_here(write_tiny_config(tmp_path), tmp_path / "run")
+        folder = train_here(write_tiny_config(tmp_path), tmp_path / "run", overrides)
+    assert checkpoint(folder / "last.pth")["last_epoch"] == 2
     assert "epoch 3: no AP, the validation split has no boxes" in caplog.text and "None" not in caplog.text
     assert all(math.isfinite(r["loss"]) for r in log_records(folder) if "loss" in r)
     assert json.loads((folder / "results.json").read_text(encoding="utf-8"))["metrics"]["AP"] is None
 
 
-def test_a_non_finite_loss_skips_the_step_and_keeps_everything(
-    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, _ = finished
-    run = build_run(load_config(config), alone(), tmp_path / "run", resume=None, tuning=None)
-    before = {key: value.clone() for key, value in run.model.state_dict().items()}
-    original = run.criterion.forward
-
-    def poisoned(*args: object, **kwargs: object) -> dict[str, torch.Tensor]:
-        losses = original(*args, **kwargs)
-        return losses | {"loss_mal": losses["loss_mal"] * float("nan")}
-
-    monkeypatch.setattr(run.criterion, "forward", poisoned)
-    with StopSignal() as stop:
-        training.train_one_epoch(run, 0, stop)
-    run.monitor.close()
-    assert run.position.nonfinite_in_a_row == 2
-    for key, value in run.model.state_dict().items():
-        assert torch.equal(value, before[key]), key
-    assert run.ema is not None and run.ema.updates == 0
-
-
-def test_too_many_non_finite_losses_stop_the_run(
+def test_non_finite_losses_change_nothing_and_in_the_end_stop_the_run(
     finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, _ = finished
     run = build_run(load_config(config, ["max_nonfinite_steps=2"]), alone(), tmp_path / "run", resume=None, tuning=None)
+    before = {key: value.clone() for key, value in run.model.state_dict().items()}
     original = run.criterion.forward
 
     def poisoned(*args: object, **kwargs: object) -> dict[str, torch.Tensor]:
@@ -224,7 +164,9 @@ def test_too_many_non_finite_losses_stop_the_run(
     ):
         fit(run, stop)
     run.monitor.close()
-    assert (tmp_path / "run" / "last.pth").is_file()
+    assert (tmp_path / "run" / "last.pth").is_file() and run.ema is not None and run.ema.updates == 0
+    for key, value in run.model.state_dict().items():
+        assert torch.equal(value, before[key]), key
 
 
 def test_a_non_finite_step_is_kept_and_can_be_replayed(
@@ -420,35 +362,22 @@ def test_out_of_memory_names_the_remedies_in_order(finished: tuple[Path, Path]) 
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"),
+    ("error", "raised"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), True),
-        (RuntimeError("shape mismatch"), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "Out of memory: .*2 GiB. Try, in this"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "Out of memory: .*9 bytes"),
+        (RuntimeError("shape mismatch"), None),
     ],
 )
-def test_what_counts_as_out_of_memory(error: RuntimeError, expected: bool) -> None:
-    assert training.is_out_of_memory(error) is expected
-
-
 def test_running_out_of_memory_is_one_message(
-    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, raised: str | None
 ) -> None:
-    def too_large(*args: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    def failing(*args: object) -> None:
+        raise error
 
-    monkeypatch.setattr(training, "train_step", too_large)
-    with pytest.raises(
-        UserError, match="Out of memory: CUDA out of memory. Tried to allocate 2 GiB. Try, in this order"
-    ):
+    monkeypatch.setattr(training, "train_step", failing)
+    with pytest.raises(UserError if raised else RuntimeError, match=raised or "shape mismatch"):
         train_here(finished[0], tmp_path / "run")
-
-
-def test_early_stopping(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    write_tiny_data(tmp_path, boxes=False)  # AP stays at "nothing", so no epoch improves on the first
-    overrides = ["epoches=12", "no_aug_epoch=2", "flat_epoch=4", "early_stopping_patience=2"]
-    folder = train_here(write_tiny_config(tmp_path), tmp_path / "run", overrides)
-    assert checkpoint(folder / "last.pth")["last_epoch"] == 2
 
 
 def test_tensorboard_sees_the_first_batch_of_every_stage(tmp_path: Path) -> None:

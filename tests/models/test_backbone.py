@@ -31,18 +31,6 @@ def test_equals_the_original() -> None:
         assert relative_error(std, golden[f"backbone.{index}.std"]) < 1e-5
 
 
-def test_one_block_serves_all_strides() -> None:
-    backbone = tiny(interaction_indexes=[2]).eval()
-    assert [tuple(x.shape) for x in backbone(images())] == [(2, 32, 8, 8), (2, 32, 4, 4), (2, 32, 2, 2)]
-
-
-def test_without_detail_branch() -> None:
-    backbone = tiny(use_sta=False)
-    assert not any(key.startswith("sta") for key in backbone.state_dict())
-    assert [conv.in_channels for conv in backbone.convs] == [32, 32, 32]
-    assert [tuple(x.shape) for x in backbone(images())] == [(2, 32, 8, 8), (2, 32, 4, 4), (2, 32, 2, 2)]
-
-
 @pytest.mark.parametrize("name", ["vit_custom", "dinov3_vits16"])
 @pytest.mark.parametrize(
     ("section", "frozen"),
@@ -84,14 +72,6 @@ def test_key_levels_of_the_two_families() -> None:
     large = tiny(name="dinov3_vits16plus", hidden_dim=32)
     assert "dinov3.cls_token" in large.state_dict() and "dinov3.blocks.0.mlp.w1.weight" in large.state_dict()
     assert large.vit is large.dinov3
-
-
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (96, 64), (160, 160)])
-def test_detail_maps_at_strides_8_16_32(height: int, width: int) -> None:
-    branch = SpatialTuningAdapter(4)
-    shapes = [tuple(x.shape) for x in branch(images(2, height, width))]
-    assert shapes == [(2, c, height // s, width // s) for c, s in zip((8, 16, 16), (8, 16, 32), strict=True)]
-    assert branch.channels == (8, 16, 16)
 
 
 def test_the_detail_branch_has_default_initial_weights() -> None:

@@ -226,13 +226,6 @@ def test_the_union_of_a_micro_batch_is_scaled_to_its_window() -> None:
         torch.testing.assert_close(shared[name], value * factor, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_a_micro_batch_without_boxes_in_a_window_with_some() -> None:
-    outputs, _, leaves = made_up([0, 0])
-    losses = make_criterion(reg_max=8)(outputs, no_targets(2), epoch=0, share=WindowShare(7, 0.5))
-    assert torch.isfinite(total(losses))
-    assert all(torch.isfinite(g).all() for g in gradients(losses, leaves).values())
-
-
 @pytest.mark.parametrize("counts", [[3, 1], [0, 0]])
 @pytest.mark.parametrize("share", [None, WindowShare(6.0, 0.5)])
 def test_counts_are_averaged_with_one_collective_in_every_process(

@@ -141,39 +141,6 @@ def test_no_more_queries_than_tokens() -> None:
 
 # --- outputs ----------------------------------------------------------------------------------------------------
 
-LAYER_KEYS = {"pred_logits", "pred_boxes", "pred_corners", "ref_points", "teacher_corners", "teacher_logits"}
-
-
-def test_evaluation_output() -> None:
-    outputs = tiny().eval()(maps(), targets(1, 2))
-    assert set(outputs) == {"pred_logits", "pred_boxes"}
-    assert outputs["pred_logits"].shape == (2, 20, NUM_CLASSES) and outputs["pred_boxes"].shape == (2, 20, 4)
-
-
-def test_training_output() -> None:
-    outputs = tiny()(maps(), targets(1, 2))
-    assert set(outputs) == {
-        *("pred_logits", "pred_boxes", "pred_corners", "ref_points", "up", "reg_scale"),
-        *("aux_outputs", "pre_outputs", "enc_aux_outputs", "enc_meta"),
-        *("dn_outputs", "dn_pre_outputs", "dn_meta"),
-    }
-    groups = 30 // 2
-    assert outputs["dn_meta"]["dn_num_group"] == groups and outputs["dn_meta"]["dn_num_split"] == [4 * groups, 20]
-    assert len(outputs["aux_outputs"]) == 2 and len(outputs["dn_outputs"]) == 3
-    assert outputs["enc_meta"] == {"class_agnostic": False} and len(outputs["enc_aux_outputs"]) == 1
-    for queries, layers in ((20, outputs["aux_outputs"]), (4 * groups, outputs["dn_outputs"])):
-        for layer in layers:
-            assert set(layer) == LAYER_KEYS
-            assert layer["pred_logits"].shape == layer["teacher_logits"].shape == (2, queries, NUM_CLASSES)
-            assert layer["pred_corners"].shape == layer["teacher_corners"].shape == (2, queries, 132)
-            assert layer["pred_boxes"].shape == layer["ref_points"].shape == (2, queries, 4)
-    assert outputs["aux_outputs"][0]["teacher_corners"] is outputs["pred_corners"]
-    assert outputs["dn_outputs"][0]["teacher_logits"] is outputs["dn_outputs"][-1]["pred_logits"]
-    for name, queries in (("pre_outputs", 20), ("dn_pre_outputs", 4 * groups)):
-        assert outputs[name]["pred_logits"].shape == (2, queries, NUM_CLASSES)
-        assert outputs[name]["pred_boxes"].shape == (2, queries, 4)
-    assert all(x.dtype == torch.float32 for x in tensors_of(outputs) if x.is_floating_point())
-
 
 @pytest.mark.parametrize("given", [targets(0, 0), None])
 def test_without_boxes_there_are_no_denoising_entries(given: Targets | None) -> None:

@@ -126,11 +126,3 @@ def test_the_configured_box_noise_counts() -> None:
     truth = targets(3)[0]["boxes"].repeat(33, 1)
     distance = (small.reference_logits[0, small.meta["dn_positive_idx"][0]].sigmoid() - truth).abs()
     assert 0 < distance.max() < 0.1 * truth[:, 2:].max()
-
-
-def test_who_may_see_whom() -> None:
-    made = make(2, num_denoising=4, num_queries=3)
-    assert made is not None  # groups of 4: 0-3, 4-7; matching queries 8-10
-    expected = torch.zeros(11, 11, dtype=torch.bool)
-    expected[0:4, 0:4] = expected[4:8, 4:8] = expected[:, 8:] = True
-    assert torch.equal(made.allowed, expected)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -39,20 +38,7 @@ def test_fewer_scores_than_detections_wanted() -> None:
         assert (np.diff(found.scores) <= 0).all()
 
 
-def test_a_query_may_appear_with_several_labels() -> None:
-    outputs = {"pred_logits": torch.tensor([[[2.0, 1.0], [-5.0, -5.0]]]), "pred_boxes": torch.rand(1, 2, 4)}
-    (found,) = PostProcessor(2, 2)(outputs, torch.tensor([[10, 20]]))
-    assert found.labels.tolist() == [0, 1]
-    assert np.array_equal(found.boxes_xyxy[0], found.boxes_xyxy[1])
-
-
 def test_half_precision_becomes_float32() -> None:
     outputs = {"pred_logits": torch.randn(1, 5, 4).bfloat16(), "pred_boxes": torch.rand(1, 5, 4)}
     _, boxes, scores = PostProcessor(4, 3).batched(outputs, torch.tensor([[10, 10]]))
     assert scores.dtype == boxes.dtype == torch.float32
-
-
-def test_another_class_count_is_an_error() -> None:
-    outputs = {"pred_logits": torch.randn(1, 5, 4), "pred_boxes": torch.rand(1, 5, 4)}
-    with pytest.raises(ValueError, match="the model has 4 classes, PostProcessor expects 6"):
-        PostProcessor(6, 3)(outputs, torch.tensor([[10, 10]]))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from data.class_descriptions import texts_for_classes
 from data.errors import UserError
 from models.config import TextEncoderConfig
-from models.text_encoder import TextEmbeddings, encode_images, encode_texts, is_english_only, load_text_tower
+from models.text_encoder import encode_images, encode_texts, is_english_only, load_text_tower
 from tests.support.text_towers import (
     PROJECTED,
     WIDTH,
@@ -100,19 +100,6 @@ def test_siglip_is_given_lower_case(name: str, towers: dict[str, Path]) -> None:
         assert tokenizer("GRIETA")["input_ids"] != tokenizer("grieta")["input_ids"], "the tokenizer does not do it"
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_other_models_are_pooled_over_real_tokens(pooling: str, towers: dict[str, Path]) -> None:
-    from transformers import BertModel, BertTokenizer
-
-    model = BertModel.from_pretrained(towers["bert"]).eval()
-    tokenizer = BertTokenizer.from_pretrained(towers["bert"])
-    for text, found in zip(TEXTS, encode(towers["bert"], TEXTS, pooling=pooling), strict=True):
-        with torch.no_grad():
-            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
-        expected = states.mean(0) if pooling == "mean" else states[0]
-        torch.testing.assert_close(found, F.normalize(expected, dim=0), atol=1e-5, rtol=1e-4)
-
-
 OLD_FLAGS = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": False}
 
 
@@ -159,7 +146,7 @@ def test_other_sentence_transformers_modules_are_refused(strange: str, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "content", ["[" * 10**6, "{}", "3", "[1]", '[{"type": 3}]', '[{"path": "x"}]', "[" * 200 + "]" * 200]
+    "content", ["[{", "[" * 10**6, "{}", "3", "[1]", '[{"type": 3}]', '[{"path": "x"}]', "[" * 200 + "]" * 200]
 )
 def test_modules_of_the_wrong_shape_are_one_message(content: str, tmp_path: Path) -> None:
     folder = write_bert(tmp_path)
@@ -202,16 +189,6 @@ def test_classes_keep_their_prompts_and_order(tower: Path) -> None:
     torch.testing.assert_close(loaded.class_vectors()[1], expected)
 
 
-def test_a_class_without_a_text_is_a_mistake_of_the_program(towers: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match="without a text"):
-        encode_texts([["a hole"], []], local(towers["bert"]))
-
-
-def test_embeddings_must_fit_their_mask() -> None:
-    with pytest.raises(ValueError, match="do not fit"):
-        TextEmbeddings(torch.zeros(2, 3, 4), torch.ones(2, 2, dtype=torch.bool), "any")
-
-
 def test_what_is_missing_in_the_files_is_not_made_up(tmp_path: Path, towers: dict[str, Path]) -> None:
     from transformers import BertModel, CLIPTextModel
 
@@ -235,10 +212,6 @@ def test_damaged_files_are_explained(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(weights)
     change_json(folder / "config.json", model_type="never heard of")
     with pytest.raises(UserError, match="cannot be read as a text encoder"):
-        load_text_tower(local(folder))
-    change_json(folder / "config.json", model_type="bert")
-    (folder / "modules.json").write_text("[{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"modules.json: is damaged"):
         load_text_tower(local(folder))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from torch import Tensor
 from data.errors import UserError
 from models.detector import DEIM, build_detector
 from models.weights import (
-    is_vit,
     load_backbone_weights,
     load_for_tuning,
     load_state_dict_strict,
@@ -110,15 +108,6 @@ def test_strict_cuts_long_lists() -> None:
     with pytest.raises(UserError, match=r"\.\.\. and \d+ more") as error:
         load_state_dict_strict(tiny_model(), {})
     assert len(error.value.problems) == 21
-
-
-def test_tuning_takes_everything_from_the_same_model(caplog: pytest.LogCaptureFixture) -> None:
-    source, model = other(), tiny_model()
-    with caplog.at_level(logging.INFO):
-        report = load_for_tuning(model, state(source), source=Path("x.pth"))
-    assert (report.missing, report.unexpected, report.mismatched) == ((), (), ())
-    assert_same(model, state(source))
-    assert "x.pth: every weight of the model was loaded" in caplog.text
 
 
 def test_tuning_to_other_classes_reports_what_starts_fresh(caplog: pytest.LogCaptureFixture) -> None:
@@ -239,13 +228,6 @@ def test_bare_backbone_files(tmp_path: Path, name: str, suffix: str) -> None:
         assert torch.equal(value, tensors[key])
 
 
-def test_null_keeps_random_weights() -> None:
-    model = build_detector(config := backbone_config(None))
-    before = state(model)
-    load_backbone_weights(model, config)
-    assert_same(model, before)
-
-
 @pytest.mark.parametrize(
     ("name", "source"),
     [
@@ -279,24 +261,6 @@ def test_another_networks_file_is_refused_with_reasons(tmp_path: Path) -> None:
     )
 
 
-class Hostile:
-    """Creates a file when unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
-
-
-def test_a_hostile_file_runs_nothing(tmp_path: Path) -> None:
-    path = save(tmp_path / "hostile.pt", {"cls_token": Hostile(tmp_path / "pwned")})
-    model = build_detector(config := backbone_config(path))
-    with pytest.raises(UserError, match=r"hostile\.pt: it holds a Python object \(\S*mkdir\).*nothing was loaded"):
-        load_backbone_weights(model, config)
-    assert not (tmp_path / "pwned").exists()
-
-
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
 @pytest.mark.parametrize("content", ["cut", "noise", "empty"])
 def test_damaged_files(tmp_path: Path, suffix: str, content: str) -> None:
@@ -313,11 +277,6 @@ def test_files_of_another_kind(tmp_path: Path, content: Any) -> None:
     model = build_detector(config := backbone_config(save(tmp_path / "x.pt", content)))
     with pytest.raises(UserError, match=r"x\.pt: expected a plain state dict"):
         load_backbone_weights(model, config)
-
-
-def test_a_vit_is_told_from_a_detector() -> None:
-    model = tiny_model()
-    assert is_vit(model.backbone.vit.state_dict()) and not is_vit(model.state_dict())
 
 
 def test_a_baseline_takes_no_vit() -> None:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,12 +106,6 @@ def test_voc_image_sets(files: CocoFiles, tmp_path: Path, capsys: Capture) -> No
     assert "train_2 is in train.txt too" in err and "line 2: there is no gone.xml" in err
 
 
-def test_voc_origin_by_hand(files: CocoFiles, tmp_path: Path, capsys: Capture) -> None:
-    source = write_voc(files, tmp_path / "voc")
-    code, out, _ = run(capsys, "voc", source, tmp_path / "new", "--origin", "0", "--skip-difficult")
-    assert code == 0 and "pixel origin: 0 (as given)" in out
-
-
 BOMB = """<!DOCTYPE a [<!ENTITY b "bbbbbbbbbb"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]><annotation>&c;</annotation>"""
 FILE_READER = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation><filename>&b;</filename></annotation>'
 
@@ -201,25 +193,6 @@ def test_yolo_images_of_one_stem(files: CocoFiles, tmp_path: Path, capsys: Captu
     Image.open(source / "images/train_1.png").save(source / "images/train_1.bmp")
     code, _, err = run(capsys, "yolo", source, tmp_path / "new")
     assert code == 2 and "train_1.txt: file: stands for train_1.bmp and for train_1.png" in err
-
-
-@pytest.mark.parametrize("form", ["voc", "labelme"])
-def test_accents_of_another_system(form: str, files: CocoFiles, tmp_path: Path, capsys: Capture) -> None:
-    """A Mac writes an accent as a character of its own; backslashes are Windows'."""
-    source = WRITERS[form](files, tmp_path / form)
-    image = next(source.rglob("train_1.png"))
-    image.rename(image.with_name("daño.png"))
-    file = next(path for path in source.rglob("train_1.*") if path.suffix in (".xml", ".json"))
-    text = file.read_text(encoding="utf-8")
-    assert "train_1.png" in text
-    name = unicodedata.normalize("NFD", "daño.png")
-    other = name if form == "voc" else rf"C:\\fotos\\{name}"
-    text = re.sub(r'(<filename>|"imagePath": ")[^<"]*', lambda match: match[1] + other, text)
-    file.write_text(text, encoding="utf-8")
-    code, _, err = run(capsys, form, source, tmp_path / "new")
-    assert code == 0, err
-    content = json.loads((tmp_path / "new/annotations/instances.json").read_text(encoding="utf-8"))
-    assert len(boxes_of(content)["daño.png"]) == len(boxes_of(files.content)["train_1.png"])
 
 
 def test_all_faults_of_labelme_at_once(files: CocoFiles, tmp_path: Path, capsys: Capture) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -98,53 +97,6 @@ def test_what_is_no_class_is_left_out_and_counted(names: tuple[str, ...] | None,
     found, converted = convert(tmp_path / "src", names)
     assert found == [("dent", [5, 5, 10, 10])] and converted.class_names == ("dent",)
     assert any("2 are labelled" in problem.found for problem in converted.warnings)
-
-
-@pytest.mark.parametrize("form", ["line", "linestrip", "point", "points"])
-def test_shapes_without_area_are_errors(form: str, tmp_path: Path) -> None:
-    write(tmp_path / "src", [shape("d", form, (5, 5), (40, 30)), shape("d", "rectangle", (5, 5), (15, 15))])
-    with pytest.raises(UserError, match=f"shape 1 .d.: is a {form}, which has no area"):
-        convert(tmp_path / "src")
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
-def test_every_form_of_unicode_is_read(encoding: str, tmp_path: Path) -> None:
-    path = write(tmp_path / "src", [shape("划痕", "rectangle", (5, 5), (15, 15))])
-    path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
-    assert convert(tmp_path / "src")[0] == [("划痕", [5, 5, 10, 10])]
-
-
-def test_odd_values_are_told(tmp_path: Path) -> None:
-    box = shape("d", "rectangle", (5, 5), (15, 15))
-    write(tmp_path / "src", [box | {"label": "\ud800"}], name="0.json", image="0.png")
-    write(tmp_path / "src", [box | {"shape_type": ["mask"]}], name="1.json", image="1.png", imageWidth=True)
-    raw = os.fsdecode(b"\xff.png")
-    write(tmp_path / "src", [box], name="2.json", image="2.png", imageHeight=10**400, imagePath=raw)
-    (tmp_path / "src/2.png").rename(tmp_path / "src" / raw)
-    with pytest.raises(UserError) as raised:
-        convert(tmp_path / "src")
-    assert "has 3 errors" in str(raised.value)
-    for message in ("name: '\\ud800' holds what is no text", "is a ['mask'], which has no area", "\\udcff.png' holds"):
-        assert message in str(raised.value)
-
-
-def test_the_exact_path_wins_in_every_folder(tmp_path: Path) -> None:
-    """Masks of the same name, the same name in each folder, and paths as Windows writes them."""
-    root = tmp_path / "src"
-    for number, cam in enumerate(("cam1", "cam2"), start=1):
-        box = [shape("d", "rectangle", (number, 1), (20, 20))]
-        write(root, box, f"{cam}/labels/0.json", "..\\images\\0.png")
-        write(root, box, f"{cam}/1.json", "1.png")
-        (root / cam / "masks").mkdir()
-        Image.new("L", (64, 48)).save(root / cam / "masks/0.png")
-    converted = convert(root)[1]
-    content = json.loads(converted.ann_files[0].read_text(encoding="utf-8"))
-    names = {one["id"]: one["file_name"] for one in content["images"]}
-    found = {names[one["image_id"]]: one["bbox"][0] for one in content["annotations"]}
-    assert found == {"cam1/1.png": 1, "cam1/images/0.png": 1, "cam2/1.png": 2, "cam2/images/0.png": 2}
-    assert all(one.kind == "same image twice in a split" for one in converted.warnings), (
-        "masks are no images that were left out"
-    )
 
 
 def test_what_cannot_be_decided_is_an_error(tmp_path: Path) -> None:

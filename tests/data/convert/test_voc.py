@@ -148,17 +148,19 @@ def test_one_pixel_origin_for_all_subsets(
 FORMS = ("{}", "{}.jpg", "{}.xml", '"{}"', "{} 1", "{}  -1", '"{}" 1', "JPEGImages/{}.jpg", "sub\\..\\{}")
 
 
+STEMS = ("d0", "pieza 12", "part 1", "v1.2", "día")
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("stem", ["d0", "pieza 12", "part 1", "v1.2", "día"])
-def test_image_sets_with_any_spelling(form: str, stem: str, tmp_path: Path) -> None:
-    for name in (stem, "other"):
+def test_image_sets_with_any_spelling(form: str, tmp_path: Path) -> None:
+    for name in (*STEMS, "other"):
         write(tmp_path / "src", f"Annotations/{name}.xml", f"JPEGImages/{name}.jpg", box(0, 5, 20, 30))
     main = tmp_path / "src/ImageSets/Main"
     main.mkdir(parents=True)
     encoding = "utf-16" if form == "{}" else "utf-8-sig"
-    (main / "trainval.txt").write_text(f"{form.format(stem)}\n\n", encoding=encoding)
+    (main / "trainval.txt").write_text("\n\n".join(form.format(stem) for stem in STEMS), encoding=encoding)
     (main / "Test.txt").write_text("other\n")
-    assert set(convert(tmp_path / "src")[0]) == {f"train/{stem}.jpg", "test/other.jpg"}
+    assert set(convert(tmp_path / "src")[0]) == {*(f"train/{stem}.jpg" for stem in STEMS), "test/other.jpg"}
 
 
 def test_image_sets_of_two_years(tmp_path: Path) -> None:
@@ -217,14 +219,6 @@ def test_encodings(declared: str, actual: str, tmp_path: Path) -> None:
     text = f'<?xml version="1.0" encoding="{declared}"?>\n{path.read_text(encoding="utf-8")}'
     path.write_text(text, encoding=actual)
     assert convert(tmp_path / "src")[1].class_names == ("大",)
-
-
-def test_no_link_is_followed_out(tmp_path: Path) -> None:
-    write(tmp_path / "other", "a.xml", "a.png", box(0, 5, 20, 30))
-    write(tmp_path / "src", "b.xml", "b.png", box(0, 5, 20, 30))
-    (tmp_path / "src/a.xml").symlink_to(tmp_path / "other/a.xml")
-    with pytest.raises(UserError, match=r"links lead out of the folder(?s:.*)a\.xml -> "):
-        convert(tmp_path / "src")
 
 
 def test_cvat_s_own_xml_is_named(tmp_path: Path) -> None:
