@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -363,9 +363,8 @@ class BaselineConfig(Section):
     @property
     def num_trainable_layers(self) -> int:
         """`trainable_layers` with null filled in."""
-        if self.trainable_layers is not None:
-            return self.trainable_layers
-        return 5 if self.weights is None else 3
+        unless_given = 5 if self.weights is None else 3
+        return unless_given if self.trainable_layers is None else self.trainable_layers
 
     def rules(self) -> Iterator[str]:
         if self.norm == "frozen" and self.weights is None:
@@ -431,9 +430,7 @@ class FusionConfig(Section):
         """The head that is built; None in mode `none`."""
         if self.mode == "none":
             return None
-        if self.mode in ("cosine", "concat", "cross_attention"):
-            return self.mode
-        return self.control_head
+        return self.mode if self.mode in ("cosine", "concat", "cross_attention") else self.control_head
 
     @property
     def reads_texts(self) -> bool:
@@ -495,16 +492,11 @@ class ModelConfig(Section):
 
     @property
     def deimv2(self) -> DEIMv2Sections:
-        """DEIMv2's sections.
-
-        Raises:
-            ValueError: The config is a baseline's, which has none.
-        """
+        """DEIMv2's sections; ValueError for a baseline's config, which has none."""
         parts = (self.DINOv3STAs, self.HybridEncoder, self.DEIMTransformer, self.DEIMCriterion)
-        backbone, encoder, decoder, criterion = parts
-        if backbone is None or encoder is None or decoder is None or criterion is None:
+        if None in parts:
             raise ValueError("this config has no DEIMv2 sections")
-        return DEIMv2Sections(backbone, encoder, decoder, criterion)
+        return DEIMv2Sections(*cast("Any", parts))
 
     @property
     def num_top_queries(self) -> int:
