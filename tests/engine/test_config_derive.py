@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from engine.config import ExperimentConfig, derive_run_length, load_config, merge_yaml, with_batch
+from engine.config import ExperimentConfig, config_to_dict, derive_run_length, load_config, merge_yaml, with_batch
 from engine.console import say_derived
 from engine.derived_values import Schedule
+from engine.yaml_dialect import get_path
 from tests.support.configs import CONFIGS, INDUSTRIAL, changed, derived, industrial, official, small_config, write
 from texts import texts_of
 
@@ -99,29 +101,9 @@ def test_by_override_just_as_by_file(tmp_path: Path) -> None:
     assert by_file == by_override and derived(by_file) == derived(by_override)
 
 
-def test_stated_epochs_are_kept(tmp_path: Path) -> None:
-    path = child(tmp_path, "epoches: 40\nDEIMCriterion: {matcher: {matcher_change_epoch: 7}}")
-    config = load_config(path, ["train_dataloader.collate_fn.mixup_epochs=[1, 2]"])
-    assert epochs_of(config) == ((4, 22, 36), 36, (1, 2), (4, 36), 7)
-    assert not any("mixup" in line or "matcher" in line for line in derived(config))
-
-
-def test_a_stated_section_that_is_null_stays_null(tmp_path: Path) -> None:
-    path = child(tmp_path, "epoches: 40\ntrain_dataloader: {dataset: {transforms: {policy: ~}}, collate_fn: {}}")
-    config = load_config(path)
-    assert config.train_dataloader.dataset.transforms.policy is None
-    assert config.train_dataloader.collate_fn.stop_epoch == 36
-
-
 def test_no_stated_length_keeps_the_recipes_epochs(tmp_path: Path) -> None:
     config = load_config(child(tmp_path, "num_classes: 80", parent="m"))
     assert epochs_of(config) == epochs_of(load_config(official("m")))
-
-
-def test_flat_epoch_alone(tmp_path: Path) -> None:
-    config = load_config(child(tmp_path, "flat_epoch: 30"))
-    assert (config.epoches, config.no_aug_epoch) == (132, 12)
-    assert epochs_of(config) == ((4, 30, 120), 120, (4, 30), (4, 120), 108)
 
 
 def test_missing_everywhere_is_derived_and_logged(tmp_path: Path) -> None:
@@ -263,32 +245,64 @@ def test_later_num_workers_beat_earlier_ones(tmp_path: Path) -> None:
         assert (config.train_dataloader.num_workers, config.val_dataloader.num_workers) == expected
 
 
-@pytest.mark.parametrize("batch", [1, 8, 32, 64])
-def test_learning_rates_follow_the_batch(tmp_path: Path, batch: int) -> None:
-    config = load_config(child(tmp_path, f"train_dataloader: {{total_batch_size: {batch}}}"))
-    assert config.optimizer.lr == pytest.approx(5e-4 * batch / 32)
-    assert config.optimizer.params[0].lr == pytest.approx(2.5e-5 * batch / 32)
-    assert config.optimizer.params[2].lr is None
+LR, RATES, OPS = "optimizer.lr", "optimizer.params", "train_dataloader.dataset.transforms.ops"
+COLLATE, POLICY = "train_dataloader.collate_fn", "train_dataloader.dataset.transforms.policy"
+BATCH_16, RANDOM_VIT = "train_dataloader: {total_batch_size: 16}\n", "DINOv3STAs: {weights_path: ~}\n"
+SHARE = "DINOv3STAs.backbone_lr_factor=0.1"
+NORMALIZE = "{type: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
+NO_MOSAIC = f"[{{type: Resize, size: [640, 640]}}, {NORMALIZE}]"
+MOSAIC_ADVICE = "(no Mosaic among ops; add {type: Mosaic, output_size: 320} as the first to have it)"
 
 
-def test_accumulation_does_not_change_the_batch(tmp_path: Path) -> None:
-    config = load_config(child(tmp_path, "accumulation_steps: 2\ntrain_dataloader: {total_batch_size: 8}"))
-    assert config.optimizer.lr == pytest.approx(5e-4 / 4)
-
-
-def test_batch_per_process(tmp_path: Path) -> None:
-    text = "accumulation_steps: 2\ntrain_dataloader: {total_batch_size: ~, batch_size: 4}"
-    config = load_config(child(tmp_path, text))
-    assert config.optimizer.lr == pytest.approx(5e-4 / 4)
-    assert any("one process assumed: state total_batch_size" in line for line in derived(config))
-
-
-def test_stated_learning_rates_are_kept(tmp_path: Path) -> None:
-    path = child(tmp_path, "train_dataloader: {total_batch_size: 8}\noptimizer: {lr: 3e-4}")
-    config = load_config(path)
-    assert config.optimizer.lr == 3e-4 and config.optimizer.params[0].lr == pytest.approx(2.5e-5 / 4)
-    config = load_config(path, ["optimizer.params=[{params: dinov3, lr: 1e-5}]"])
-    assert config.optimizer.params[0].lr == 1e-5
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("epoches: 40\nDEIMCriterion: {matcher: {matcher_change_epoch: 7}}", [f"{COLLATE}.mixup_epochs=[1, 2]"], {
+            f"{POLICY}.epoch": [4, 22, 36], f"{COLLATE}.stop_epoch": 36, f"{COLLATE}.mixup_epochs": [1, 2],
+            f"{COLLATE}.copyblend_epochs": [4, 36], "DEIMCriterion.matcher.matcher_change_epoch": 7,
+        }),
+        ("epoches: 40\ntrain_dataloader: {dataset: {transforms: {policy: ~}}, collate_fn: {}}", [],
+            {POLICY: None, f"{COLLATE}.stop_epoch": 36}),
+        ("flat_epoch: 30", [], {
+            "epoches": 132, "no_aug_epoch": 12, f"{POLICY}.epoch": [4, 30, 120], f"{COLLATE}.stop_epoch": 120,
+            f"{COLLATE}.mixup_epochs": [4, 30], f"{COLLATE}.copyblend_epochs": [4, 120],
+            "DEIMCriterion.matcher.matcher_change_epoch": 108,
+        }),
+        *(("", [f"train_dataloader.total_batch_size={batch}"],
+            {LR: 5e-4 * batch / 32, f"{RATES}[0].lr": 2.5e-5 * batch / 32, f"{RATES}[2].lr": None})
+            for batch in (1, 8, 32, 64)),
+        ("accumulation_steps: 2", ["train_dataloader.total_batch_size=8"], {LR: 5e-4 / 4}),
+        ("accumulation_steps: 2\ntrain_dataloader: {total_batch_size: ~, batch_size: 4}", [],
+            {LR: 5e-4 / 4, "said": "one process assumed: state total_batch_size"}),
+        ("optimizer: {lr: 3e-4}", ["train_dataloader.total_batch_size=8"], {LR: 3e-4, f"{RATES}[0].lr": 2.5e-5 / 4}),
+        ("", [f"{RATES}=[{{params: dinov3, lr: 1e-5}}]"], {f"{RATES}[0].lr": 1e-5}),
+        (BATCH_16 + RANDOM_VIT, ["tuning=x.pth"], {f"{RATES}[0].lr": 1.25e-5}),
+        (BATCH_16, [SHARE], {f"{RATES}[0].lr": 2.5e-5, f"{RATES}[1].lr": 2.5e-5, f"{RATES}[2].lr": None}),
+        (BATCH_16, [SHARE, "optimizer.lr=0.001"], {f"{RATES}[0].lr": 1e-4, f"{RATES}[1].lr": 1e-4}),
+        (BATCH_16 + RANDOM_VIT, [SHARE], {f"{RATES}[0].lr": 2.5e-5, f"{RATES}[1].lr": 2.5e-5}),
+        (BATCH_16, [SHARE, "accumulation_steps=auto"], {f"{RATES}[0].lr": 2.5e-5, f"{RATES}[1].lr": 2.5e-5}),
+        ("optimizer: {lr: 0.001, params: [{params: dinov3, lr: 1e-4}]}", [SHARE], {f"{RATES}[0].lr": 1e-4}),
+        ("eval_spatial_size: [320, 320]", [], {
+            f"{OPS}[6].size": [320, 320], "val_dataloader.dataset.transforms.ops[0].size": [320, 320],
+            f"{OPS}[0].output_size": 160, f"{COLLATE}.base_size": 320, f"{COLLATE}.base_size_repeat": 20,
+        }),
+        ("eval_spatial_size: [320, 480]", [], {f"{COLLATE}.base_size_repeat": None, f"{OPS}[0].output_size": 160}),
+        (f"train_dataloader: {{dataset: {{transforms: {{ops: {NO_MOSAIC}}}}}}}", [],
+            {f"{OPS[:-4]}.mosaic_prob": 0, "said": f"{OPS[:-4]}.mosaic_prob: 0.5 -> 0 {MOSAIC_ADVICE}"}),
+        (f"train_dataloader: {{dataset: {{transforms: {{ops: {NO_MOSAIC}}}}}}}", [f"{OPS[:-4]}.mosaic_prob=0.7"],
+            {f"{OPS[:-4]}.mosaic_prob": 0, "warned": f"{OPS[:-4]}.mosaic_prob: 0.7 -> 0 {MOSAIC_ADVICE}"}),
+    ],
+)  # fmt: skip
+def test_what_follows(tmp_path: Path, text: str, overrides: list[str], expected: dict[str, Any]) -> None:
+    """Of the recipe's values and what is stated here; `said` and `warned` are in the log."""
+    config = load_config(child(tmp_path, text), overrides)
+    said = {note.text: note.overrides for note in config._provenance.log}
+    for path, value in expected.items():
+        if path in ("said", "warned"):
+            assert any(value in line and is_warning == (path == "warned") for line, is_warning in said.items())
+            continue
+        found = get_path(config_to_dict(config), path)
+        assert found == (pytest.approx(value) if isinstance(value, float) else value), path
 
 
 def test_a_vit_from_random_weights_learns_like_the_rest(tmp_path: Path) -> None:
@@ -298,26 +312,6 @@ def test_a_vit_from_random_weights_learns_like_the_rest(tmp_path: Path) -> None:
         assert [group.lr for group in config.optimizer.params] == [2.5e-4, 2.5e-4, None]
         assert config.optimizer.lr == 2.5e-4
         assert any("the ViT starts from random weights" in line for line in derived(config))
-    tuned = load_config(child(tmp_path, text), ["tuning=x.pth"])
-    assert tuned.optimizer.params[0].lr == pytest.approx(1.25e-5)
-
-
-@pytest.mark.parametrize(
-    ("text", "overrides", "rates"),
-    [
-        ("", [], [2.5e-5, 2.5e-5, None]),
-        ("", ["optimizer.lr=0.001"], [1e-4, 1e-4, None]),
-        ("DINOv3STAs: {weights_path: ~}", [], [2.5e-5, 2.5e-5, None]),
-        ("accumulation_steps: auto", [], [2.5e-5, 2.5e-5, None]),
-        ("optimizer: {lr: 0.001, params: [{params: dinov3, lr: 1e-4}]}", [], [1e-4]),
-    ],
-)
-def test_the_backbones_rate_is_a_share_of_the_base_rate(
-    tmp_path: Path, text: str, overrides: list[str], rates: list[float | None]
-) -> None:
-    path = child(tmp_path, f"train_dataloader: {{total_batch_size: 16}}\n{text}")
-    config = load_config(path, [*overrides, "DINOv3STAs.backbone_lr_factor=0.1"])
-    assert [group.lr for group in config.optimizer.params] == [rate and pytest.approx(rate) for rate in rates]
 
 
 def test_the_backbones_rate_waits_for_the_batch(tmp_path: Path) -> None:
@@ -346,18 +340,6 @@ def test_two_rates_for_the_backbone_are_refused(tmp_path: Path, params: str, mes
         load_config(path, ["DINOv3STAs.backbone_lr_factor=0.1"])
 
 
-def test_a_stated_input_size_is_the_size_everywhere(tmp_path: Path) -> None:
-    config = load_config(child(tmp_path, "eval_spatial_size: [320, 320]"))
-    train, val = config.train_dataloader, config.val_dataloader
-    assert train.dataset.transforms.resize is not None and val.dataset.transforms.resize is not None
-    assert train.dataset.transforms.resize.size == val.dataset.transforms.resize.size == (320, 320)
-    assert train.dataset.transforms.ops[0].output_size == 160
-    assert (train.collate_fn.base_size, train.collate_fn.base_size_repeat) == (320, 20)
-    wide = load_config(child(tmp_path, "eval_spatial_size: [320, 480]")).train_dataloader
-    assert wide.collate_fn.base_size_repeat is None
-    assert wide.dataset.transforms.ops[0].output_size == 160
-
-
 def test_an_input_size_stated_by_an_included_file_is_the_size_everywhere(tmp_path: Path) -> None:
     """A grandchild that only changes the batch must not be judged at the recipe's 640 pixels."""
     child(tmp_path, "eval_spatial_size: [320, 320]")
@@ -370,10 +352,8 @@ def test_an_input_size_stated_by_an_included_file_is_the_size_everywhere(tmp_pat
 
 
 def test_stated_ops_keep_their_size() -> None:
-    normalize = "{type: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
-    ops = f"train_dataloader.dataset.transforms.ops=[{{type: Resize, size: [640, 640]}}, {normalize}]"
     with pytest.raises(UserError, match=r"base_size: multi-scale resizes to squares around 320 pixels"):
-        load_config(official("s"), ["eval_spatial_size=[320, 320]", ops])
+        load_config(official("s"), ["eval_spatial_size=[320, 320]", f"{OPS}={NO_MOSAIC}"])
 
 
 def test_run_length(tmp_path: Path) -> None:
@@ -421,16 +401,3 @@ def test_bounds_for_any_length(steps_per_epoch: int) -> None:
 def test_no_steps_at_all() -> None:
     with pytest.raises(ValueError, match="steps_per_epoch is 0"):
         derive_run_length(QUICK, 0)
-
-
-@pytest.mark.parametrize("by_override", [True, False])
-def test_a_mosaic_that_is_not_among_the_ops_is_off_and_said(tmp_path: Path, by_override: bool) -> None:
-    key, normalize = "train_dataloader.dataset.transforms", "mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]"
-    ops = f"[{{type: Resize, size: [640, 640]}}, {{type: Normalize, {normalize}}}]"
-    path = child(tmp_path, f"train_dataloader: {{dataset: {{transforms: {{ops: {ops}}}}}}}")
-    config = load_config(path, [f"{key}.mosaic_prob=0.7"] if by_override else [])
-    before = 0.7 if by_override else 0.5
-    advice = "no Mosaic among ops; add {type: Mosaic, output_size: 320} as the first to have it"
-    assert config.train_dataloader.dataset.transforms.mosaic_prob == 0
-    assert f"{key}.mosaic_prob: {before} -> 0 ({advice})" in derived(config)
-    assert notes_of(config)[f"{key}.mosaic_prob"] is by_override, "a warning where it was asked for"
