@@ -106,8 +106,12 @@ def draw_boxes(
     named = [(colours[k], text, place) for k, text, place in zip(drawn, texts, placed, strict=True) if place]
     for colour, _, (_, leader) in named:
         if leader is not None:
-            draw.line(leader, fill=(0, 0, 0), width=line + 2)
+            # White where edges of boxes are black, and with a head: no edge that it crosses is taken for its end.
+            (x, y), radius = leader[2:], line + 2
+            draw.line(leader, fill=(255, 255, 255), width=line + 2)
             draw.line(leader, fill=colour, width=line)
+            head = (x - radius, y - radius, x + radius, y + radius)
+            draw.ellipse(head, fill=colour, outline=(255, 255, 255))
     for colour, text, ((left, top, right, bottom), _) in named:
         draw.rectangle((round(left), round(top), round(right) - 1, round(bottom) - 1), fill=colour)
         bright = np.dot((0.299, 0.587, 0.114), colour) > 125
