@@ -37,13 +37,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main(report: Report) -> int:
+def main(report: Report) -> None:
     arguments = parse_arguments()
     arguments.output_dir = arguments.output_dir or Path("outputs") / f"{arguments.config.stem}_ablation"
     cli.setup_logging()
     with leaving_quietly():
         from analysis.ablate import ablate
-        from analysis.tables import for_console
+        from analysis.tables import say_tables
         from engine.distributed import cleanup, init_distributed
     dist = init_distributed(arguments.device)
     cli.setup_logging(is_main=dist.is_main)
@@ -52,11 +52,7 @@ def main(report: Report) -> int:
     finally:
         cleanup()
     if markdown is not None:
-        folder = arguments.output_dir
-        table = f"\\input{{{(folder / 'ablation.tex').as_posix()}}}"
-        sys.stdout.write(f"{for_console(markdown)}\n{cli.ending(arguments.lang, folder, table)}")
-        report.wrote(folder=folder, **{kind: folder / f"ablation.{kind}" for kind in ("json", "md", "tex")})
-    return 0
+        sys.stdout.write(say_tables(markdown, arguments.output_dir, "ablation", arguments.lang, report))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,6 @@ def parse_arguments() -> argparse.Namespace:
 def main(report: Report) -> None:
     arguments = parse_arguments()
     with leaving_quietly():
-        from data.problems import errors_of, problem_lines, warnings_of
         from engine.config import load_config
         from engine.data_check import check_data, write_training_sheets
     cli.setup_logging()
@@ -46,10 +45,7 @@ def main(report: Report) -> None:
     if arguments.show:
         cli.require_output_folder(folder)
     limit = None if arguments.all else _SHOWN_PER_KIND
-    text, problems = check_data(config, limit_per_kind=limit, lang=arguments.lang)
-    report.problems += problem_lines(errors_of(problems), limit)
-    report.warnings += problem_lines(warnings_of(problems), limit)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(check_data(config, report, limit_per_kind=limit, lang=arguments.lang) + "\n")
     sys.stdout.flush()
     if arguments.show:
         for path, text in write_training_sheets(config, folder, arguments.show, arguments.lang):

@@ -34,14 +34,12 @@ def main(report: Report) -> int:
     with leaving_quietly():
         from analysis.compare import compare_runs
         from analysis.compare_report import write_comparison
-        from analysis.tables import for_console
+        from analysis.tables import say_tables
 
     comparison = compare_runs(arguments.runs, labels=arguments.labels, samples=arguments.samples, seed=arguments.seed)
     folder = arguments.output_dir
     markdown = write_comparison(comparison, folder, arguments.lang, captions=arguments.captions)
-    table = f"\\input{{{(folder / 'comparison.tex').as_posix()}}}"
-    sys.stdout.write(f"{for_console(markdown)}\n{cli.ending(arguments.lang, folder, table)}")
-    report.wrote(folder=folder, **{kind: folder / f"comparison.{kind}" for kind in ("json", "md", "tex")})
+    sys.stdout.write(say_tables(markdown, folder, "comparison", arguments.lang, report))
     report.metrics |= comparison.values()
     return 0
 

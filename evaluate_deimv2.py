@@ -16,8 +16,7 @@ def main(report: Report) -> int:
     add("--split", choices=("val", "test", "train"), default="val", help="split (default: val)")
     what = "folder of results.json, report.html, ... (default: eval_<split>_<checkpoint> beside the checkpoint)"
     add("--output-dir", type=Path, metavar="DIR", help=what)
-    add("--use-amp", action="store_true", help="mixed precision on a GPU (default: float32)")
-    add("--compile", action="store_true", help="compile the network first: seconds to minutes, then faster")
+    cli.add_speed_arguments(add)
     cli.add_analysis_arguments(parser)
     arguments = parser.parse_args()
     cli.setup_logging()

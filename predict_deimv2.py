@@ -19,8 +19,7 @@ def main(report: Report) -> int:
     cli.add_device_argument(parser)
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE", help="images, folders, patterns, videos, cameras, stream addresses")
-    add("--score", type=float, metavar="S", help="least score (default: best F1 per class of the evaluation, else 0.5)")
-    add("--score-per-class", nargs="+", action="extend", default=[], metavar="NAME=S", help="least score of a class")
+    cli.add_detection_arguments(add, "images or tiles")
     what = "some of images,coco,csv,yolo,crops (default: images,coco,csv)"
     add("--save", default="images,coco,csv", metavar="FORMS", help=what)
     add("--output-dir", type=Path, metavar="DIR", help="new folder (default: predict_<checkpoint> beside it)")
@@ -30,10 +29,7 @@ def main(report: Report) -> int:
     add("--overlap", type=float, metavar="F", help=what)
     what = "of boxes of one class that overlap more, keep the best, or none (default: auto, the evaluation's best)"
     add("--nms", default="auto", metavar="IOU", help=what)
-    add("--batch-size", type=int, default=8, metavar="N", help="images or tiles at once (default: 8)")
-    add("--use-amp", action="store_true", help="mixed precision on a GPU (default: float32)")
-    add("--compile", action="store_true", help="compile the network first: seconds to minutes, then faster")
-    add("--recursive", action="store_true", help="look into the folders' folders too")
+    cli.add_speed_arguments(add)
     add("--max-frames", type=int, metavar="N", help="stop each video or camera after N frames")
     add("--calibrate", action="store_true", help="scores are chances, by evaluate_deimv2.py --calibrate")
     add("--decision", type=Path, metavar="FILE", help="judge every image by decision.json of evaluate_deimv2.py")

@@ -39,10 +39,7 @@ def main(report: Report) -> None:
     add("--images", nargs="+", metavar="SOURCE", help="unlabelled images, folders, patterns")
     add("--order", choices=("information", "random"), default="information", help="of next; random is the control")
     add("--seed", type=int, default=0, help="of the random order (default: 0)")
-    add("--score", type=float, metavar="S", help="least score (default: best F1 per class of the evaluation, else 0.5)")
-    add("--score-per-class", nargs="+", action="extend", default=[], metavar="NAME=S", help="least score of a class")
-    add("--batch-size", type=int, default=8, metavar="N", help="images at once (default: 8)")
-    add("--recursive", action="store_true", help="look into the folders' folders too")
+    cli.add_detection_arguments(add, "images")
     arguments = parser.parse_args()
     cli.setup_logging()
     with leaving_quietly():

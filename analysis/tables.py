@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from data.files import write_json, write_text
+from data.script import Report
+from engine.cli import ending
 from texts import Language, number, plain_table
 
 MISSING = "-"
@@ -363,6 +365,13 @@ def write_tables(
     for name in set(possible) - set(tables):
         (folder / f"{stem}_{name}.csv").unlink(missing_ok=True)
     write_json(folder / f"{stem}.json", content, what="table", indent=2)
+
+
+def say_tables(markdown: str, folder: Path, stem: str, lang: Language, report: Report) -> str:
+    """Return what a script prints of the tables that `write_tables` wrote; the report gets their files."""
+    report.wrote(folder=folder, **{kind: folder / f"{stem}.{kind}" for kind in ("json", "md", "tex")})
+    in_latex = f"\\input{{{(folder / f'{stem}.tex').as_posix()}}}"
+    return f"{for_console(markdown)}\n{ending(lang, folder, in_latex)}"
 
 
 def write_table(table: Table, path: Path, lang: Language) -> None:

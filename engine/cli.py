@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,21 @@ def _language(name: str) -> str:
     if missing:
         raise UserError(f"texts/{name}.yml has no text for {', '.join(missing)}; write one, as the other language has.")
     return name
+
+
+def add_detection_arguments(add: Callable[..., object], what: str) -> None:
+    """Options of scripts that detect in a user's images: least scores, images at once, folders in folders."""
+    default = "(default: best F1 per class of the evaluation, else 0.5)"
+    add("--score", type=float, metavar="S", help=f"least score {default}")
+    add("--score-per-class", nargs="+", action="extend", default=[], metavar="NAME=S", help="least score of a class")
+    add("--batch-size", type=int, default=8, metavar="N", help=f"{what} at once (default: 8)")
+    add("--recursive", action="store_true", help="look into the folders' folders too")
+
+
+def add_speed_arguments(add: Callable[..., object]) -> None:
+    """Options of scripts that only look: `--use-amp`, `--compile`."""
+    add("--use-amp", action="store_true", help="mixed precision on a GPU (default: float32)")
+    add("--compile", action="store_true", help="compile the network first: seconds to minutes, then faster")
 
 
 def command_line(script: str, *arguments: object) -> str:

@@ -16,6 +16,7 @@ from data.image_checks import check_images
 from data.loader import build_train_loader
 from data.problems import Problem, errors_of, problem_lines, shorten, warnings_of
 from data.schedule import describe, epoch_plan, stage_starts
+from data.script import Report
 from data.splits import read_splits
 from data.types import FloatArray, PixelArray
 from engine.config import ExperimentConfig
@@ -25,12 +26,10 @@ from texts import Language, Texts, texts_of
 log = logging.getLogger(__name__)
 
 
-def check_data(
-    config: ExperimentConfig, *, limit_per_kind: int | None, lang: Language = "en"
-) -> tuple[str, list[Problem]]:
-    """Check every split of the config, images included: the report, and all problems.
+def check_data(config: ExperimentConfig, report: Report, *, limit_per_kind: int | None, lang: Language = "en") -> str:
+    """Check every split of the config, images included: what the console says; `report` gets the problems.
 
-    `limit_per_kind` problems of one kind are listed, None: all; they are in English, whatever the report's language.
+    `limit_per_kind` problems of one kind are listed, None: all; they are in English, whatever the console's language.
 
     Raises:
         UserError: The config does not say where the data are, or generated data cannot be written.
@@ -39,16 +38,18 @@ def check_data(
     splits, problems = read_splits(config, names)
     problems += check_images(splits, allow_split_overlap=config.allow_split_overlap)
     problems = list(dict.fromkeys(problems))
-    errors, texts = errors_of(problems), texts_of(lang, "data_check")
+    errors, warnings, texts = errors_of(problems), warnings_of(problems), texts_of(lang, "data_check")
+    report.problems += problem_lines(errors, limit_per_kind)
+    report.warnings += problem_lines(warnings, limit_per_kind)
     lines = [_summary(split, texts) for split in splits]
     lines += size_advice(splits[0], config.eval_spatial_size, config.tiles, texts)
-    for kind, found in (("error", errors), ("warning", warnings_of(problems))):
+    for kind, found in (("error", errors), ("warning", warnings)):
         lines += _section(kind, found, limit_per_kind, texts)
     if errors:
         lines.append(texts["repair"])
     if errors and config.on_bad_data == "skip" and all(error.skippable for error in errors):
         lines.append(texts["skip"])
-    return "\n".join(lines), problems
+    return "\n".join(lines)
 
 
 def write_training_sheets(
