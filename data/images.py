@@ -210,6 +210,8 @@ def _unreadable(path: Path, error: Exception, part: str = "") -> UserError:
     reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, UnidentifiedImageError):  # whose text names a buffer in memory
         reason = f"empty, or of no accepted format: {', '.join(_known_formats())}"
+    if isinstance(error, Image.DecompressionBombError):
+        reason = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, which are read by predict_deimv2.py --tile alone"
     return UserError(f"{path}: {part}cannot be read as an image ({reason}). {UNREADABLE_FIX}.")
 
 

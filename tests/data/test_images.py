@@ -177,8 +177,9 @@ def _truncated_png() -> bytes:
 def _hostile_png() -> bytes:
     """A header that promises far more pixels than any camera."""
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    chunks = [b"IHDR" + header, b"IDAT" + zlib.compress(b"")]
+    parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def _tiff(values: npt.NDArray[np.generic]) -> bytes:
@@ -190,10 +191,8 @@ def _tiff(values: npt.NDArray[np.generic]) -> bytes:
     ("content", "message"),
     [
         *((content, r"cannot be read as an image .* Replace the file") for content in (b"", b"not an image")),
-        *(
-            (content, r"cannot be read as an image .* Replace the file")
-            for content in (_truncated_png(), _hostile_png())
-        ),
+        (_truncated_png(), r"cannot be read as an image .* Replace the file"),
+        (_hostile_png(), r"\(more than 178,956,970 pixels, which are read by predict_deimv2.py --tile alone\)"),
         (_tiff(np.array([[0, 70000]], dtype=np.int32)), "from 0 to 70000, expected 0 to 65535"),
         (_tiff(np.ones((2, 2), dtype=np.float32)), "float pixels have no defined range"),
         (None, "the image file does not exist"),
