@@ -73,7 +73,7 @@ class Seen(NamedTuple):
     detections: Detections
     """Without repeats, inside the image."""
     features: FloatArray
-    """[F], unit length: the encoder's maps, averaged."""
+    """[F], unit length: the encoder's maps, averaged over the image or its tiles."""
 
 
 def suggest_images(
@@ -162,19 +162,24 @@ def look(detector: Detector, options: SuggestOptions, folder: Path, least: Float
     def keep(_module: object, _inputs: object, maps: Sequence[Tensor]) -> None:
         pooled.append(torch.cat([x.float().mean((2, 3)) for x in maps], dim=1).cpu())
 
-    detector = detector.with_tiles(None)  # one vector an image
     images = ((source, partial(decode_image, source.path)) for source in sources.images)
     frames = read_frames(images, detector, lambda error: failures.append(printable(str(error))))
     detected = predict_frames(frames, detector, least, options.batch_size, _SAME_OBJECT_IOU)
     bar = progress_bar(detected, "look", total=len(sources.images), show=options.progress)
+    found: list[tuple[ImageSource, tuple[int, int], Detections]] = []
+    tiles: list[int] = []
     hook = encoder.register_forward_hook(keep)
     try:
-        found = [(frame.key, frame.size_wh, one.clipped(frame.size_wh)) for frame, one in bar]
+        for frame, one in bar:
+            found.append((frame.key, frame.size_wh, one.clipped(frame.size_wh)))
+            tiles.append(len(frame.tiles))
     finally:
         hook.remove()
+    failures += [f"{video.name}: a video is passed over; give images" for video in sources.videos]
     if not found:
         raise UserError("There is no image that can be read:", failures)
-    features = torch.nn.functional.normalize(torch.cat(pooled).double()).numpy()
+    means = torch.stack([vectors.double().mean(0) for vectors in torch.cat(pooled).split(tiles)])
+    features = torch.nn.functional.normalize(means).numpy()
     return [Seen(*one, vector) for one, vector in zip(found, features, strict=True)], failures
 
 

@@ -100,6 +100,20 @@ def test_next_and_pseudo_leave_annotations_that_come_back(tiny: Path) -> None:
     assert len(read_json(file)["annotations"]) == len(content["annotations"])
 
 
+def test_images_are_cut_as_in_training(tiny: Path) -> None:
+    """What a detector of tiles would miss in the whole image; boxes are those of `predict_deimv2.py`."""
+    shared = ("-r", "run", "--score", "0.001", "-u", "tiles.size=40")
+    assert suggest(tiny, "next", *shared, "--images", "val", "--output-dir", "next_tiles").code == 0
+    predict = ("predict_deimv2.py", *shared, "--nms", "0.5", "--save", "coco", "--output-dir", "predicted_tiles")
+    assert start_script(*predict[:1], "val", *predict[1:], "-d", "cpu", cwd=tiny).code == 0
+    boxes = []
+    for file in ("next_tiles/next.json", "predicted_tiles/coco.json"):
+        content = read_json(tiny / file)
+        names = {one["id"]: Path(one["file_name"]).name for one in content["images"]}
+        boxes.append({(names[r["image_id"]], r["category_id"], round(r["score"], 3)) for r in content["annotations"]})
+    assert boxes[0] == boxes[1] and len({name for name, _, _ in boxes[0]}) == 5
+
+
 def test_pseudo_labels_take_the_calibration_of_the_evaluation(tiny: Path) -> None:
     """What is above the class's threshold, with scores as chances: a temperature of 2 halves the logit."""
     shutil.copytree(tiny / "run", tiny / "judged_run")
@@ -149,6 +163,7 @@ def test_pseudo_labels_take_the_calibration_of_the_evaluation(tiny: Path) -> Non
         (["next", "-r", "run", "--images", "val", "--count", "0"], "--count 0: expected 1 or more"),
         (["pseudo", "-r", "run", "--images", "val", "--score", "2"], "--score 2: expected 0 to 1"),
         (["pseudo", "-r", "run", "--images", "nothing"], "nothing: no such file or folder"),
+        (["next", "-r", "run", "--images", "rtsp://line"], "rtsp://line: a video is passed over; give images"),
     ],
 )
 def test_bad_input(tiny: Path, arguments: list[str], complaint: str) -> None:
