@@ -211,7 +211,8 @@ def _unreadable(path: Path, error: Exception, part: str = "") -> UserError:
     if isinstance(error, UnidentifiedImageError):  # whose text names a buffer in memory
         reason = f"empty, or of no accepted format: {', '.join(_known_formats())}"
     if isinstance(error, Image.DecompressionBombError):
-        reason = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, which are read by predict_deimv2.py --tile alone"
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        reason = f"more than {most:,} pixels, which are read by predict_deimv2.py --tile alone"
     return UserError(f"{path}: {part}cannot be read as an image ({reason}). {UNREADABLE_FIX}.")
 
 
