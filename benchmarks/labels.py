@@ -7,6 +7,7 @@
 how many of the first k suggestions are injected ones; real errors, which any data set has, count as false alarms.
 `learn` trains: with 10 % of the training images, then with 20 and 40 %, added by `next` or at random, each stage from
 the weights of the stage before; and from the 10 % stage with pseudo-labels of the rest, or without, for equal steps.
+Differences are paired by seed and image. A run that is there is not repeated.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from torchvision.ops import box_convert, box_iou
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a script: the repository is not on the path
 
+from analysis.compare import read_runs, resample  # noqa: E402
+from analysis.differences import effect  # noqa: E402
 from analysis.label_errors import KINDS, Suggestion, find_label_errors  # noqa: E402
 from benchmarks.training import train_steps, write_part  # noqa: E402
 from data.coco import CocoSplit  # noqa: E402
@@ -170,6 +173,19 @@ def learn(arguments: argparse.Namespace) -> None:
                 run = folder / f"{strategy}_{share:g}"
                 labels = write_images(split, ids, run.with_name(f"{run.name}.json"))
                 labelled[strategy] = ids, stage(arguments, labels, run, further, weights)
+    sys.stdout.write("\n| | against | AP minus its | AP50 minus its |\n|---|---|---|---|\n")
+    pairs = (("pseudo", "none"), *((f"information_{share:g}", f"random_{share:g}") for share in (0.2, 0.4)))
+    for pair in pairs:
+        runs = [arguments.output_dir / f"seed{seed}" / name for name in pair for seed in range(arguments.seeds)]
+        read = read_runs(runs)
+        found = [one.metrics for one in resample(read, samples=1000, seed=0)]
+        cells = []
+        for name in ("AP", "AP50"):
+            values = [one[name] for one in found]
+            minus = effect(values[: arguments.seeds], values[arguments.seeds :], read[0].results.num_images)
+            low, high = minus.interval or minus.image_interval or (float("nan"), float("nan"))
+            cells.append(f"{minus.value or 0:+.4f} [{low:+.4f}, {high:+.4f}]")
+        sys.stdout.write(f"| {' | '.join((*pair, *cells))} |\n")
 
 
 def write_images(split: CocoSplit, ids: Collection[int], ann_file: Path) -> list[str]:
