@@ -5,13 +5,18 @@ import os
 # Two test processes on two cores: more threads would only wait for one another. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import copy  # noqa: E402
+import functools  # noqa: E402
 import gc  # noqa: E402
 import io  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from PIL import Image  # noqa: E402
+
+from engine import yaml_dialect  # noqa: E402
 
 # The machine may be busy, and a failure must be the same when the test is run again.
 settings.register_profile("repository", deadline=None, derandomize=True)
@@ -24,8 +29,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: garbage collections need not look at it."""
+    """What is imported by now stays: garbage collections need not look at it, nor come after every 700 objects."""
     gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def texts_of_configs_are_parsed_once() -> Iterator[None]:
+    """Hundreds of configs include the same six files, and PyYAML takes most of the time of loading them."""
+    parse = functools.lru_cache(maxsize=None)(yaml_dialect._parse)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml_dialect, "_parse", lambda text, source: copy.deepcopy(parse(text, source)))
+        yield
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from functools import partial
 from pathlib import Path
@@ -25,11 +24,6 @@ from tests.support.scripts import start_script
 CONFIG = {"num_classes": 2, "epoches": 40}
 ALL_RUNS = ("base", "ours_seed0", "ours_seed1", "ours_seed2", "twin")
 NASTY = "50 % _of_ $a$ & b|c <i>"
-FILES = [
-    *(f"ap_vs_{what}.{kind}" for what in ("latency", "memory", "parameters") for kind in ("pdf", "png")),
-    *("comparison.csv", "comparison.json", "comparison.md", "comparison.tex"),
-    *("comparison_classes.csv", "comparison_cost.csv", "comparison_differences.csv"),
-]
 
 
 run_here = partial(start_script, "compare_models.py")
@@ -132,14 +126,6 @@ def compared(runs: Path) -> Path:
     return runs / "out"
 
 
-def test_files(compared: Path) -> None:
-    assert sorted(path.name for path in compared.iterdir()) == FILES
-    for path in compared.glob("*.png"):
-        with Image.open(path) as image:
-            assert image.width > 500 and len(image.getcolors(1 << 24) or []) > 20, "something is drawn"
-    assert all(path.read_bytes().startswith(b"%PDF") for path in compared.glob("*.pdf"))
-
-
 def test_numbers(compared: Path) -> None:
     content = read(compared)
     base, ours, twin = content["models"]
@@ -165,26 +151,18 @@ def test_numbers(compared: Path) -> None:
     assert ours["cost"]["parameters"] == 9_000_001 and ours["cost"]["latency_ms"] == 21.0
     assert twin["cost"]["latency_ms"] is None and twin["cost"]["parameters"] == 1_500_000
     assert [run["seed"] for run in ours["runs"]] == [0, 1, 2]
-
-
-def test_tables(compared: Path) -> None:
-    rows = list(csv.reader(io.StringIO((compared / "comparison.csv").read_text(encoding="utf-8-sig"))))
-    head = rows[0]
-    assert head[:6] == ["Model", "Seeds", "AP", "AP low", "AP high", "AP sd"]
-    cells = [dict(zip(head, row, strict=True)) for row in rows[1:]]
+    cells = [*csv.DictReader(io.StringIO((compared / "comparison.csv").read_text(encoding="utf-8-sig")))]
     assert [row["Seeds"] for row in cells] == ["1", "3", "1"]
-    head, *rows = csv.reader(io.StringIO((compared / "comparison_cost.csv").read_text(encoding="utf-8-sig")))
-    cells = [dict(zip(head, row, strict=True)) for row in rows]
-    assert [row["Training (h)"] for row in cells] == ["1.5", "1.5", ""]
-    assert [row["Latency (ms)"] for row in cells] == ["12.5", "21", ""]
-    assert [row["Epochs"] for row in cells] == ["30", "30", "30"]
+    cells = [*csv.DictReader(io.StringIO((compared / "comparison_cost.csv").read_text(encoding="utf-8-sig")))]
+    assert [(row["Training (h)"], row["Latency (ms)"]) for row in cells] == [("1.5", "12.5"), ("1.5", "21"), ("", "")]
     markdown = (compared / "comparison.md").read_text(encoding="utf-8")
-    twin = [line for line in markdown.splitlines() if line.startswith("| twin")][1]
-    assert [cell.strip() for cell in twin.split("|")][-4:-1] == ["-", "30", "-"]
-    latex = (compared / "comparison.tex").read_text(encoding="utf-8")
-    assert latex.count(r"\begin{table}") == 4 and r"dent \& hole" in latex
-    assert max(tabular_widths_pt(latex)) <= LINE_PT and latex.count(r"\begin{tabular}") == 4
     assert "twin: not joined" in markdown and "mean ± standard deviation" in markdown
+    for path in compared.glob("*.png"):
+        with Image.open(path) as image:
+            assert image.width > 500 and len(image.getcolors(1 << 24) or []) > 20, "something is drawn"
+    assert {path.stem for path in compared.glob("*.pdf") if path.read_bytes().startswith(b"%PDF")} == {
+        f"ap_vs_{what}" for what in ("latency", "memory", "parameters")
+    }
 
 
 @pytest.mark.parametrize("lang", ["en", "es"])
@@ -219,12 +197,6 @@ def test_spanish_labels_and_nasty_names(runs: Path, no_plots: None) -> None:
     assert "Semillas" not in text, "no seeds, no column"
 
 
-def test_the_same_command_gives_the_same_files(compared: Path, runs: Path) -> None:
-    assert run_here(*ALL_RUNS, "--output-dir", "again", cwd=runs).code == 0
-    for path in compared.iterdir():
-        assert path.read_bytes() == (runs / "again" / path.name).read_bytes(), path.name
-
-
 def test_plots_of_an_earlier_comparison_do_not_stay(tmp_path: Path) -> None:
     for name in ("ap_vs_latency.png", "ap_vs_latency.pdf", "ap_vs_memory.png", "mine.png"):
         (tmp_path / name).touch()
@@ -239,27 +211,20 @@ def test_plots_of_an_earlier_comparison_do_not_stay(tmp_path: Path) -> None:
     ]
 
 
-def test_normal_gets_a_column_of_its_own(tmp_path: Path, no_plots: None) -> None:
+def test_cautions_and_a_column_without_normal(tmp_path: Path, no_plots: None) -> None:
     truth = make_truth(classes=WITH_NORMAL)
-    folders = [write_run(tmp_path / name, truth=truth, seed=seed) for seed, name in enumerate("ab")]
-    assert run_here(*folders, "--samples", "100", "--output-dir", tmp_path / "out", cwd=tmp_path).code == 0
-    content = read(tmp_path / "out")
-    for model, folder in zip(content["models"], folders, strict=True):
-        stated = json.loads((folder / "results.json").read_text(encoding="utf-8"))["metrics_defects"]["AP"]
-        assert model["metrics"]["AP_defects"]["value"] == pytest.approx(stated)
-    assert "AP without NORMAL" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
-
-
-def test_cautions(tmp_path: Path, no_plots: None) -> None:
     folders = [
-        write_run(tmp_path / "a", seed=0, config=CONFIG),
-        write_run(tmp_path / "b", seed=0, config=CONFIG, cost=make_cost(device="NVIDIA H100")),
-        write_run(tmp_path / "c", seed=1, config={**CONFIG, "epoches": 5}),
+        write_run(tmp_path / "a", truth=truth, config=CONFIG),
+        write_run(tmp_path / "b", truth=truth, config=CONFIG, cost=make_cost(device="NVIDIA H100")),
+        write_run(tmp_path / "c", truth=truth, seed=1, config={**CONFIG, "epoches": 5}),
     ]
     arguments = ("--samples", "100", "--output-dir", "out")
     notes = run_here(*folders, *arguments, cwd=tmp_path).out
     assert "measured under different conditions" in notes and "NVIDIA H100" in notes
-    assert "kept apart because their seeds are not different" in notes
+    assert "kept apart because their seeds are not different" in notes and "AP without NORMAL" in notes
+    for model, folder in zip(read(tmp_path / "out")["models"], folders, strict=True):
+        stated = json.loads((folder / "results.json").read_text(encoding="utf-8"))["metrics_defects"]["AP"]
+        assert model["metrics"]["AP_defects"]["value"] == pytest.approx(stated)
     notes = run_here(*folders, "--labels", "x", "y", "x", *arguments, cwd=tmp_path).out
     assert "joined under the label x have different configs: epoches" in notes
 
@@ -341,13 +306,3 @@ def test_bad_input_gets_one_message_and_no_output(tmp_path: Path) -> None:
         assert outcome.err.count("error: ") == 1 and "Traceback" not in outcome.err, outcome.err
         assert outcome.out == ""
     assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
-
-
-def test_full_disk_is_told(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    outcome = run_here("base", "ours_seed0", "--samples", "100", "--output-dir", tmp_path / "full", cwd=runs)
-    assert outcome.code == 2 and "No space left on device" in outcome.err
-    assert list((tmp_path / "full").iterdir()) == []

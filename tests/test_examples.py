@@ -23,6 +23,7 @@ SHORTER = {
     "--workers 4": "--workers 0",
     "--minutes 10": "--minutes 0.01",
     "--max-miss-rate 0.2": "--max-miss-rate 0.8",  # of six images
+    "onnx torch_export official": "official",  # tests/deploy exports graphs
 }
 OWN = re.compile(
     r"ckpts/|hf:|OWNER|industrial|datasets/mine|outputs/mine|deimv2_base|FOLDER|\bCKPT\b|SRC DST|KEY|onnxruntime|venv"

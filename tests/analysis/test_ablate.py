@@ -137,11 +137,8 @@ def test_the_encoder_decides_what_is_known_of_the_texts(
     assert "no text-only scores of the boxes" in caplog.text
 
 
-def test_the_script_names_all_modes() -> None:
+def test_the_script_names_all_modes_and_exits_with_2(tiny: Path, tmp_path: Path) -> None:
     assert runpy.run_path(str(ROOT / "ablate_text.py"))["MODES"] == MODES
-
-
-def test_the_script_exits_with_2(tiny: Path, tmp_path: Path) -> None:
     arguments = ("-c", tiny / "fused.yml", "-r", tiny / "none.pth", "--output-dir", tmp_path / "out", "--seeds", "0")
     outcome = start_script("ablate_text.py", *arguments, "-d", "cpu")
     assert outcome.code == 2 and "error: The ablation cannot start:\n  - Checkpoint" in outcome.err
@@ -188,55 +185,42 @@ def go(tasks: list[Task], trainer: Trainer, *, phase_1: str = PHASE_1, texts: st
     return states
 
 
-def test_everything_runs_once(tasks: list[Task], caplog: pytest.LogCaptureFixture) -> None:
-    first, second = Trainer(), Trainer()
+def test_what_is_finished_is_not_done_again(tasks: list[Task], caplog: pytest.LogCaptureFixture) -> None:
+    """Nor if settings without effect change; more seeds and modes join."""
+    first, more, second = Trainer(), Trainer(), Trainer()
     with caplog.at_level(logging.INFO):
-        assert go(tasks, first) == ["missing"] * 4
-    assert first.done == [("cosine_seed0", None), ("cosine_seed1", None), ("none_seed0", None), ("none_seed1", None)]
-    assert "4 runs: 0 finished, 0 to resume, 4 to start" in caplog.text
-    assert "run 2/4, cosine_seed1, started" in caplog.text
-    assert "cosine_seed0 took 00:00; 3 left, about 00:00" in caplog.text
-    caplog.clear()
-    with caplog.at_level(logging.INFO):
-        assert go(tasks, second) == ["finished"] * 4
-    assert second.done == [] and "4 runs: 4 finished, 0 to resume, 0 to start" in caplog.text
+        assert go(tasks[:1], first) == ["missing"]
+        assert go(tasks, more) == ["finished", "missing", "missing", "missing"]
+        same = [Task(t.mode, t.seed, t.folder, changed(t.config, print_freq=1, device="cpu")) for t in tasks]
+        assert go(same, second) == ["finished"] * 4
+    assert first.done == [("cosine_seed0", None)] and second.done == []
+    assert more.done == [("cosine_seed1", None), ("none_seed0", None), ("none_seed1", None)]
+    for said in ("4 runs: 1 finished, 0 to resume, 3 to start", "run 2/4, cosine_seed1, started"):
+        assert said in caplog.text
+    assert "cosine_seed1 took 00:00; 2 left, about 00:00" in caplog.text
+    content = json.loads((tasks[0].folder.parent / MANIFEST_NAME).read_text(encoding="utf-8"))
+    record = Record.model_validate(content["runs"]["none_seed0"])
+    assert record.finished and record.texts is None and record.phase_1 == PHASE_1
+    assert record.config["epoches"] == tasks[0].config.epoches and "output_dir" not in record.config
 
 
-@pytest.mark.parametrize("how", [SystemExit(130), KeyboardInterrupt()])
-def test_an_interrupted_ablation_goes_on(
+@pytest.mark.parametrize("how", [SystemExit(130), KeyboardInterrupt(), UserError("out of memory")])
+def test_a_run_that_ends_early_keeps_the_others_and_goes_on(
     tasks: list[Task], how: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = Trainer("cosine_seed1", how=how), Trainer()
     with pytest.raises(type(how)):
-        go(tasks, first)
-    assert "interrupted in cosine_seed1; the same command goes on from there" in caplog.text
+        go(tasks, Trainer("cosine_seed1", how=how))
+    told = "interrupted in cosine_seed1; the same command goes on from there" in caplog.text
+    assert told is not isinstance(how, UserError)
+    second, third = Trainer(), Trainer()
     assert go(tasks, second) == ["finished", "interrupted", "missing", "missing"]
     assert second.done == [("cosine_seed1", "last.pth"), ("none_seed0", None), ("none_seed1", None)]
     seconds = {name: record.seconds for name, record in Manifest(tasks[0].folder.parent).records.items()}
     assert seconds["cosine_seed1"] is None and seconds["none_seed0"] is not None
-
-
-def test_a_failed_run_keeps_the_others(tasks: list[Task]) -> None:
-    with pytest.raises(UserError, match="out of memory"):
-        go(tasks, Trainer("none_seed0", how=UserError("out of memory")))
-    assert go(tasks, Trainer())[:3] == ["finished", "finished", "interrupted"]
-
-
-def test_runs_without_a_checkpoint_start_again(tasks: list[Task]) -> None:
-    go(tasks, Trainer())
-    (tasks[0].folder / "results.json").unlink()
-    with pytest.raises(SystemExit):
-        go(tasks, Trainer("cosine_seed0"))
-    (tasks[0].folder / "last.pth").unlink()
-    third = Trainer()
+    for name in ("results.json", "last.pth"):
+        (tasks[0].folder / name).unlink()
     assert go(tasks, third) == ["missing", "finished", "finished", "finished"]
-    assert third.done == [("cosine_seed0", None)]
-
-
-def test_more_seeds_and_modes_join(tasks: list[Task], config: ExperimentConfig, tmp_path: Path) -> None:
-    go(tasks[:1], Trainer())
-    added = Trainer()
-    assert go(tasks, added) == ["finished", "missing", "missing", "missing"] and len(added.done) == 3
+    assert third.done == [("cosine_seed0", None)], "without a checkpoint it starts again"
 
 
 def test_runs_of_something_else_are_refused(tasks: list[Task], tmp_path: Path) -> None:
@@ -264,25 +248,11 @@ def test_runs_of_something_else_are_refused(tasks: list[Task], tmp_path: Path) -
     assert f"cosine_seed2: is not in {MANIFEST_NAME}, so ablate_text.py did not make it" in message
 
 
-def test_settings_without_effect_do_not_matter(tasks: list[Task]) -> None:
-    go(tasks, Trainer())
-    same = [Task(t.mode, t.seed, t.folder, changed(t.config, print_freq=1, device="cpu")) for t in tasks]
-    assert go(same, Trainer()) == ["finished"] * 4
-
-
 @pytest.mark.parametrize("text", ["{", "[]", '{"runs": {"a": {}}}', '{"runs": 3}'])
 def test_a_damaged_list_of_runs(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST_NAME).write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=f"{MANIFEST_NAME}: damaged .*Restore it, or choose another folder"):
         Manifest(tmp_path)
-
-
-def test_the_list_is_plain_json(tasks: list[Task]) -> None:
-    go(tasks, Trainer())
-    content = json.loads((tasks[0].folder.parent / MANIFEST_NAME).read_text(encoding="utf-8"))
-    record = Record.model_validate(content["runs"]["none_seed0"])
-    assert record.finished and record.texts is None and record.phase_1 == PHASE_1
-    assert record.config["epoches"] == tasks[0].config.epoches and "output_dir" not in record.config
 
 
 @pytest.mark.slow
@@ -395,9 +365,9 @@ def test_parts_from_the_question_to_the_curve(phases: Path, tiny: Path, tmp_path
         for name in ("best.pth", "last.pth"):
             (task.folder / name).touch()
 
-    wanted = options(tiny, out, config=phases, resume=None, fractions=[0.5, 1.0], modes=["cosine", "learned", "none"])
+    wanted = options(tiny, out, config=phases, resume=None, fractions=[0.5, 1.0], modes=["cosine", "none"])
     markdown = ablate(wanted | {"seeds": [0, 1, 2]}, alone(), runner=simulated)
-    assert len(done) == 2 * 3 * 4 and done[0] == "fraction_0.5/phase_1_seed0"
+    assert len(done) == 2 * 3 * 3 and done[0] == "fraction_0.5/phase_1_seed0"
     assert markdown is not None and "50 % of the training images: cosine: no verdict. The text encoder has" in markdown
     assert {"labels.md", "labels.tex", "labels.csv", "labels.json", "label_curve.png"} <= {
         p.name for p in out.iterdir()
@@ -408,7 +378,7 @@ def test_parts_from_the_question_to_the_curve(phases: Path, tiny: Path, tmp_path
     small, whole = ({i["id"] for i in json.loads(file.read_text(encoding="utf-8"))["images"]} for file in files)
     assert small < whole
     assert ablate(wanted | {"seeds": [0, 1, 2], "lang": "es"}, alone(), runner=simulated) is not None
-    assert len(done) == 24, "what is finished is not done again"
+    assert len(done) == 18, "what is finished is not done again"
     assert "# ¿Ayuda el texto con pocas anotaciones?" in (out / "labels.md").read_text(encoding="utf-8")
     (out / "fraction_0.5" / "train_seed0.json").write_text("{}\n", encoding="utf-8")
     with pytest.raises(UserError, match="train_seed0.json: is of another training set"):

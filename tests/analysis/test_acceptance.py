@@ -31,7 +31,7 @@ def test_clopper_pearson(missed: int, num: int, confidence: float) -> None:
 
 @pytest.mark.parametrize("rate", [0.02, 0.1])
 def test_as_many_misses_as_the_bound_allows(rate: float) -> None:
-    for num in range(1, 400, 7):
+    for num in range(1, 400, 31):
         bounds = [upper_bound(missed, num, 0.95) for missed in range(num + 1)]
         assert most_misses(num, rate, 0.95) == sum(bound <= rate for bound in bounds) - 1
 

@@ -122,16 +122,6 @@ def test_nothing_to_judge() -> None:
     assert np.isnan(no_images.point) and len(no_images.samples) == 0
 
 
-def test_one_seed_draws_the_same_images_for_every_model() -> None:
-    truth, detections = random_case(5, num_images=30)
-    worse = dataclasses.replace(detections, scores=np.random.default_rng(0).random(len(detections)))
-    good, bad, again = (
-        bootstrap(match(truth, found), samples=40, seed=9).metrics["AP"].samples
-        for found in (detections, worse, detections)
-    )
-    assert (good == again).all() and (good != bad).any()
-
-
 def simulate(rng: np.random.Generator, num_images: int, *, skill: float = 1.0) -> Matches:
     """Matches from a known population, whose AP is that of very many images. Two classes; images differ in difficulty,
     so that detections of one image are not independent."""

@@ -55,27 +55,26 @@ def test_seeds_of_one_config_are_one_row(runs: list[Path]) -> None:
     assert members(found) == {"vit": ["vit_seed0", "vit_seed1", "vit_seed2"], "other": ["other"]}
 
 
-def test_what_was_trained_on_tells_runs_apart(runs: list[Path], tmp_path: Path) -> None:
-    subset = {**CONFIG, "train_dataloader": {**CONFIG["train_dataloader"], "dataset": {"ann_file": "half.json"}}}
-    half = write_run(tmp_path / "half", seed=1, config=subset)
-    assert members(groups_of([runs[0], half])) == {"vit_seed0": ["vit_seed0"], "half": ["half"]}
+HALF = {**CONFIG, "train_dataloader": {**CONFIG["train_dataloader"], "dataset": {"ann_file": "half.json"}}}
 
 
-def test_equal_seeds_are_not_averaged(runs: list[Path], tmp_path: Path) -> None:
-    again = write_run(tmp_path / "again", seed=0, config=CONFIG)
-    assert len(groups_of([runs[0], again, runs[2]])) == 3
-
-
-def test_other_checkpoints_of_a_run_are_other_models(runs: list[Path], tmp_path: Path) -> None:
-    last = write_run(tmp_path / "last", seed=1, config=CONFIG, checkpoint="last.pth")
-    assert len(groups_of([runs[0], last])) == 2
-
-
-def test_unknown_config_stands_alone_and_labels_join_it(runs: list[Path], tmp_path: Path) -> None:
-    unknown = write_run(tmp_path / "official", seed=3)
-    assert len(groups_of([runs[0], unknown])) == 2
-    (group,) = groups_of([runs[0], unknown], ["DEIMv2", "DEIMv2"])
-    assert group.label == "DEIMv2" and len(group.runs) == 2 and group.config_differences == ()
+@pytest.mark.parametrize(
+    "facts",
+    [
+        pytest.param({"seed": 1, "config": HALF}, id="other training images"),
+        pytest.param({"seed": 0, "config": CONFIG}, id="the same seed"),
+        pytest.param({"seed": 1, "config": CONFIG, "checkpoint": "last.pth"}, id="another checkpoint of a run"),
+        pytest.param({"seed": 3}, id="unknown config"),
+    ],
+)
+def test_what_makes_a_row_of_its_own_and_labels_that_join_it(
+    runs: list[Path], tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    pair = [runs[0], write_run(tmp_path / "another", **facts)]
+    assert members(groups_of(pair)) == {"vit_seed0": ["vit_seed0"], "another": ["another"]}
+    assert [group.label for group in groups_of(pair, ["DEIMv2", "DEIMv2"])] == ["DEIMv2"]
+    with pytest.raises(UserError, match=r"found 1 \(a\), expected 2, one per run\.$"):
+        groups_of(pair, ["a"])
 
 
 def test_an_evaluation_folder_finds_the_config_of_its_run(tmp_path: Path) -> None:
@@ -122,10 +121,7 @@ def test_labels_per_run_join_by_name_and_name_the_differences(runs: list[Path]) 
     assert members(found) == {"ours": ["vit_seed0", "vit_seed1"], "base": ["other", "vit_seed2"]}
     assert found[0].config_differences == ()
     assert found[1].config_differences == ("epoches",)
-
-
-def test_labels_per_row(runs: list[Path]) -> None:
-    assert list(members(groups_of(runs, ["DEIMv2-S\n", "Faster R-CNN"]))) == ["DEIMv2-S", "Faster R-CNN"]
+    assert list(members(groups_of(runs, ["DEIMv2-S\n", "Faster R-CNN"]))) == ["DEIMv2-S", "Faster R-CNN"], "per row"
 
 
 @pytest.mark.parametrize(
@@ -142,11 +138,6 @@ def test_wrong_labels(runs: list[Path], labels: list[str], message: str) -> None
     with pytest.raises(UserError) as error:
         groups_of(runs, labels)
     assert message in str(error.value)
-
-
-def test_wrong_number_of_labels_without_groups(runs: list[Path]) -> None:
-    with pytest.raises(UserError, match=r"found 1 \(a\), expected 2, one per run\.$"):
-        groups_of(runs[:2], ["a"])
 
 
 def test_names_are_made_unique(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from analysis.errors import Finding
 from analysis.gallery import write_gallery
 from analysis.style import BoxNames, new_figure
 from data.coco import CocoSplit, read_split
+from data.images import decode_image
 from engine.metrics import Prediction
 from tests.support.analysis_factory import changed, make_analysis, make_findings
 from tests.support.coco_files import CocoFiles
@@ -63,32 +64,26 @@ def test_one_sheet_a_kind_as_png_and_pdf(tmp_path: Path, split: CocoSplit) -> No
     assert "0,80 · fondo" in files.sheets[1].description and "val_1.png" in files.sheets[1].description
 
 
-def test_nothing_to_show(tmp_path: Path, split: CocoSplit) -> None:
-    assert write_gallery(analysis_of([]), split, [], tmp_path / "out", "en") == gallery.GalleryFiles((), ())
-
-
-def test_a_damaged_image_is_left_out_and_said(
-    tmp_path: Path, split: CocoSplit, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("damage", ["no image", "no memory"])
+def test_an_image_that_cannot_be_read_is_left_out_and_said(
+    tmp_path: Path, split: CocoSplit, damage: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def decode(path: Path) -> Any:
+        if damage == "no memory" and path == split.images[1].path:
+            raise MemoryError
+        return decode_image(path)
+
+    monkeypatch.setattr(gallery, "decode_image", decode)
     split.images[1].path.write_bytes(b"no image")
     findings = [f for f in make_findings([image.id for image in split.images]) if f.kind == "missed"]
     with caplog.at_level(logging.WARNING):
         files = write_gallery(analysis_of(findings), split, [], tmp_path / "out", "en")
     (reason,) = files.left_out
-    assert "val_2.png" in reason and "cannot be read as an image" in reason
-    assert "val_2.png" in caplog.text
+    said = {"no image": "cannot be read as an image", "no memory": "not enough memory"}[damage]
+    assert "val_2.png" in reason and said in reason and "val_2.png" in caplog.text
     assert "val_2.png" not in files.sheets[0].description and "3 crops" in files.sheets[0].description
-
-
-def test_an_image_too_large_for_memory_is_left_out(
-    tmp_path: Path, split: CocoSplit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_memory(path: Path) -> Any:
-        raise MemoryError
-
-    monkeypatch.setattr(gallery, "decode_image", no_memory)
-    files = write_gallery(analysis_of(missed_boxes(split)), split, [], tmp_path, "en")
-    assert files.sheets == () and "not enough memory" in files.left_out[0]
+    for nothing in ([], make_findings([999])):
+        assert write_gallery(analysis_of(nothing), split, [], tmp_path / "out", "en").sheets == ()
 
 
 def crops_of(split: CocoSplit, findings: list[Finding], predictions: list[Prediction]) -> dict[int, Any]:
@@ -170,7 +165,3 @@ def test_odd_boxes_are_drawn(tmp_path: Path, split: CocoSplit) -> None:
     findings = [Finding("false_alarm", image_id, 1, 0.5, box, "both") for box in boxes]
     files = write_gallery(analysis_of(findings), split, [], tmp_path, "en")
     assert "3 crops" in files.sheets[0].description
-
-
-def test_an_image_that_is_not_in_the_split_is_passed_over(tmp_path: Path, split: CocoSplit) -> None:
-    assert write_gallery(analysis_of(make_findings([999])), split, [], tmp_path, "en").sheets == ()

@@ -76,6 +76,7 @@ def test_crops_find_their_texts(split: CocoSplit, monkeypatch: pytest.MonkeyPatc
     assert (found.overall.boxes, found.overall.images, found.overall.correct) == (4, 2, 4), "the crowd is left out"
     assert found.per_class["blue"].value is None and found.mean_of_classes == 1.0
     assert found.largest_class_share == 0.75
+    assert zero_shot(TEXTS, TextEncoderConfig(), write_split(split.images[0].path.parent, {1: []})) is None, "no boxes"
 
 
 def test_a_long_crop_is_whole_in_the_middle_of_a_square() -> None:
@@ -85,10 +86,6 @@ def test_a_long_crop_is_whole_in_the_middle_of_a_square() -> None:
     assert square.shape == (9, 9, 3) and (square[3:5] == crop).all()
     assert (square[0] == (30, 10, 0)).all() and (square[5:] == (30, 10, 0)).all()
     assert squared(crop[:, :2]).shape == (2, 2, 3)
-
-
-def test_no_boxes(tmp_path: Path) -> None:
-    assert zero_shot(TEXTS, TextEncoderConfig(), write_split(tmp_path, {1: []})) is None
 
 
 def test_accuracy_counts_images(split: CocoSplit) -> None:
@@ -102,9 +99,6 @@ def test_accuracy_counts_images(split: CocoSplit) -> None:
 def test_wilson(share: float, size: int) -> None:
     low, high = wilson(share, size)
     assert 0 <= low <= share + 1e-9 and share - 1e-9 <= high <= 1 and low < high
+    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4), "by hand"
     wider = wilson(share, max(size // 2, 1))
     assert wider.high - wider.low >= high - low - 1e-9
-
-
-def test_wilson_by_hand() -> None:
-    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)

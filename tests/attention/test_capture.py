@@ -128,13 +128,6 @@ def test_boxes_by_layer(captured: Captured) -> None:
     assert captured.bin_values.shape[0] == captured.distribution.shape[-1]
 
 
-def test_features_are_patches(captured: Captured) -> None:
-    height, width = captured.grid_hw
-    assert (height, width) == (4, 6)
-    assert captured.vit_layers[0].k.shape[2] == captured.num_prefix + height * width
-    assert [tuple(one.shape[-2:]) for one in captured.features] == [(4, 6)] * len(captured.returned_blocks)
-
-
 def test_refuses_baselines() -> None:
     with pytest.raises(UserError, match="not defined for a CNN baseline"):
         capture(small_baseline("fcos_resnet18").eval(), IMAGES)

@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from attention.capture import capture
 from attention.evidence import EVIDENCE_METHODS, ODAM_EDGES
-from attention.faithfulness import METRICS, MatchedObject, ScoreOptions, find_objects
+from attention.faithfulness import MatchedObject, ScoreOptions, find_objects
 from attention.maps import sampling_density
 from attention.score import map_methods, score
 from data.classes import ClassMap
@@ -46,38 +45,6 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     return loaded(folder, write_tiny_config(folder))
 
 
-@pytest.mark.usefixtures("timed_briefly")
-def test_everything_is_written_and_the_same_again(detector: Detector, tmp_path: Path) -> None:
-    markdown = score(detector, 2, tmp_path / "en", options=EASY, progress=False)
-    names = {path.name for path in (tmp_path / "en").iterdir()}
-    tables = ("", "_differences", "_randomisation")
-    assert names == {f"attention_score{t}.csv" for t in tables} | {
-        f"attention_score.{s}" for s in ("md", "tex", "json")
-    }
-    assert (tmp_path / "en" / "attention_score.md").read_text(encoding="utf-8") == markdown
-    content = json.loads((tmp_path / "en" / "attention_score.json").read_text(encoding="utf-8"))
-    assert content["num_images"] == 2
-    assert content["layer"] == "encoder"
-    assert content["options"]["seed"] == 0
-    edges = [f"odam_{edge}" for edge in ("left", "top", "right", "bottom")]
-    inside = ["cls_attention", "rollout", "sampling", "decoder_rollout", "drise"]
-    methods = ["grad_cam", "hires_cam", "eigen_cam", *edges, *inside, "random", "centre"]
-    assert list(content["seconds_per_image"]) == methods and content["seconds_per_image"]["drise"] == 0
-    content |= content["tp"]
-    assert content["num_objects"] == len(content["objects"]) > 0
-    assert list(content["methods"]) == methods
-    values = [one["values"]["sampling"]["energy"] for one in content["objects"]]
-    assert content["methods"]["sampling"]["energy"]["value"] == pytest.approx(np.mean(values))
-    assert set(METRICS) | {f"randomised_{p}" for p in ("heads", "neck", "backbone")} == set(
-        content["methods"]["rollout"]
-    )
-    untouched = content["methods"]["rollout"]  # the ViT keeps its weights until the last part
-    assert untouched["randomised_heads"]["value"] == untouched["randomised_neck"]["value"] == 1
-    assert untouched["randomised_backbone"]["value"] < 1
-    assert content["methods"]["grad_cam"]["randomised_heads"]["value"] < 1
-    assert score(detector, 2, tmp_path / "again", options=EASY, progress=False) == markdown
-
-
 def test_a_baseline_has_class_evidence_alone(tmp_path: Path) -> None:
     baseline = loaded(tmp_path, write_tiny_baseline(tmp_path))
     markdown = score(baseline, 5, tmp_path / "out", options=EASY, progress=False)
@@ -85,16 +52,6 @@ def test_a_baseline_has_class_evidence_alone(tmp_path: Path) -> None:
     assert "rollout" not in markdown
     assert list(map_methods(baseline.model, None)) == [*EVIDENCE_METHODS, *ODAM_EDGES]
     assert "D-RISE" in markdown
-
-
-def test_what_cannot_be_scored_is_said(detector: Detector, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--score 0: expected the number of images"):
-        score(detector, 0, tmp_path, options=EASY)
-    with pytest.raises(UserError, match="Layer 'fpn'"):
-        score(detector, 1, tmp_path, layer="fpn", options=EASY)
-    with pytest.raises(UserError, match="Lower --min-score"):
-        score(detector, 1, tmp_path, options=ScoreOptions(score_threshold=0.999), progress=False)
-    assert not list(tmp_path.iterdir())
 
 
 def test_no_boxes_no_score(detector: Detector, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
-from deploy.sources import find_sources
+from deploy.sources import find_sources, safe_name
 
 
 @pytest.fixture
@@ -124,6 +124,7 @@ def test_odd_names(tmp_path: Path) -> None:
         (r"\u202egnp.exe.png", "_gnp.exe"),
         (odd[4], "ñ" * 100),
     ]
+    assert [safe_name(name) for name in ("a/b: c?", "con", "..", "nul.x")] == ["a_b_ c_", "con_", "_", "nul.x_"]
     (tmp_path / "x.jpg").mkdir()
     for name in ("x.png", "x.jpg/y.png"):
         (tmp_path / name).touch()

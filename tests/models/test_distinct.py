@@ -150,10 +150,3 @@ def test_in_an_ordered_last_layer_the_better_do_not_depend_on_the_worse() -> Non
     torch.testing.assert_close(attended[0][0, order[:-1]], attended[1][0, order[:-1]])
     for first, second in zip(tensors_of(outputs), tensors_of(deploy(model)(images(1))), strict=True):
         torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-5)
-
-
-def test_an_export_holds_all() -> None:
-    model = built(distinct_iou=0.7, relation_bias=True, ordered_last=True).eval()
-    shake(model)
-    exported = torch.export.export(model, (images(1),)).module()
-    torch.testing.assert_close(exported(images(1, seed=3)), model(images(1, seed=3)))

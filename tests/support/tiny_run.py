@@ -112,6 +112,7 @@ HybridEncoder:
   in_channels: [32, 32, 32]
   hidden_dim: 32
   dim_feedforward: 48
+  depth_mult: 0.34
 DEIMTransformer:
   feat_channels: [32, 32, 32]
   hidden_dim: 32

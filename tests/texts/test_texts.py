@@ -66,15 +66,12 @@ def test_numbers(value: float | None, decimals: int, english: str, spanish: str)
     assert (number(value, decimals, "en"), number(value, decimals, "es")) == (english, spanish)
 
 
-def test_signs_and_percentages() -> None:
+def test_signs_percentages_and_intervals() -> None:
     assert number(0.25, 2, "es", signed=True) == "+0,25" and number(0.0, 2, "en", signed=True) == "0.00"
     assert percent(0.125, "es") == "12,5\u00a0%" and percent(None, "en") == "–"
-
-
-def test_intervals() -> None:
-    assert texts_of("es", "common").interval((0.25, 0.75), 2) == "[0,25; 0,75]"
-    assert texts_of("en", "common").interval((0.25, 0.75), 2) == "[0.25, 0.75]"
-    assert texts_of("en", "common").interval(None) == "–"
+    spanish, english = (texts_of(lang, "common") for lang in ("es", "en"))
+    assert spanish.interval((0.25, 0.75), 2) == "[0,25; 0,75]" and spanish["all_classes"] == "Todas las clases"
+    assert english.interval((0.25, 0.75), 2) == "[0.25, 0.75]" and english.interval(None) == "–"
 
 
 def test_spanish_has_its_accents_and_decimal_comma() -> None:
@@ -91,10 +88,6 @@ def test_spanish_has_its_accents_and_decimal_comma() -> None:
 )
 def test_every_name_of_a_result_has_its_text(section: str, keys: tuple[str, ...]) -> None:
     assert set(catalogue("en")[section]) == set(keys)
-
-
-def test_a_section() -> None:
-    assert texts_of("es", "common")["all_classes"] == "Todas las clases"
 
 
 @pytest.mark.parametrize(
