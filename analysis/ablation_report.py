@@ -310,16 +310,21 @@ def _modes_table(answer: Answer, texts: Texts) -> Table:
     rows: list[list[Cell]] = []
     for one in answer.modes:
         seconds = [run.results.train_seconds for run in one.runs if run.results.train_seconds is not None]
-        row: list[Cell] = [one.label, len(one.runs)]
-        row += [spread_cell(one.metrics[name]) for name in metrics]
-        row.append(Number(float(np.mean(seconds)) / 60 if seconds else None, 1))
-        row += [difference_cell(one.against[name][answer.judged]) if name in one.against else None for name in compared]
-        bound = one.judgement.equivalence
-        rows.append([*row, Number(bound and bound.bound), short_verdict(one.judgement, texts, answer.margin)])
+        minutes = Number(float(np.mean(seconds)) / 60 if seconds else None, 1)
+        row: list[Cell] = [one.label, len(one.runs), *(spread_cell(one.metrics[name]) for name in metrics), minutes]
+        rows.append(row + judged_cells(one, answer, compared, texts))
+    judged = metric_name(answer.judged, texts)
     columns = [texts["mode"], texts["seeds"], *(metric_name(name, texts) for name in metrics)]
-    against = [texts("against", metric=metric_name(answer.judged, texts), reference=name) for name in compared]
-    columns += [texts["training_minutes"], *against, texts["bound"], texts["verdict"]]
-    return Table(columns, rows, texts["modes_caption"], _LABEL)
+    columns += [texts["training_minutes"], *(texts("against", metric=judged, reference=name) for name in compared)]
+    return Table([*columns, texts["bound"], texts["verdict"]], rows, texts["modes_caption"], _LABEL)
+
+
+def judged_cells(one: ModeResult, answer: Answer, references: Sequence[str], texts: Texts) -> list[Cell]:
+    """Return differences from the references in the judged metric, the least margin that holds, and the verdict."""
+    against = [one.against.get(reference) for reference in references]
+    bound, verdict = one.judgement.equivalence, short_verdict(one.judgement, texts, answer.margin)
+    cells = [None if effects is None else difference_cell(effects[answer.judged]) for effects in against]
+    return [*cells, Number(bound and bound.bound), verdict]
 
 
 def _differences_table(answer: Answer, texts: Texts) -> Table:
@@ -374,42 +379,38 @@ def answer_to_json(answer: Answer, lang: Language = "en") -> dict[str, Any]:
         "margin": answer.margin,
         "text_similarity_and_confusion": answer.confused and answer.confused._asdict(),
         "answer": sentences_of(answer, lang),
-        "modes": [
-            {
-                "mode": one.label,
-                **row_to_json(one),
-                "differences": {
-                    reference: {
-                        name: {
-                            "difference": found.value,
-                            "interval": found.interval,
-                            "interval_over_images": found.image_interval,
-                            "sd_over_seeds": found.seed_sd,
-                            "per_seed": found.per_seed,
-                        }
-                        for name, found in effects.items()
-                    }
-                    for reference, effects in one.against.items()
-                },
-                "verdict": one.judgement.verdict,
-                "no_verdict": one.judgement.reason,
-                "against_control": one.judgement.texts,
-                "equivalence": one.judgement.equivalence and one.judgement.equivalence._asdict(),
-            }
-            for one in answer.modes
-        ],
-        "texts": None
-        if facts is None
-        else {
+        "modes": [_mode_to_json(one) for one in answer.modes],
+        "texts": facts
+        and {
             "source": facts.embeddings.source,
             "real_weights": facts.embeddings.has_real_weights,
             "classes": list(answer.classes),
             "similarity": facts.similarity.tolist(),
             "nearly_the_same": [pair._asdict() for pair in alike_pairs(facts.similarity, answer.classes)],
-            "zero_shot": None if facts.zero_shot is None else asdict(facts.zero_shot),
+            "zero_shot": facts.zero_shot and asdict(facts.zero_shot),
             "no_zero_shot": facts.no_zero_shot,
         },
         "notes": notes_of(answer, lang),
+    }
+
+
+def _mode_to_json(one: ModeResult) -> dict[str, Any]:
+    return {
+        "mode": one.label,
+        **row_to_json(one),
+        "differences": {
+            reference: {
+                name: {"difference": found.value, "interval": found.interval}
+                | {"interval_over_images": found.image_interval, "sd_over_seeds": found.seed_sd}
+                | {"per_seed": found.per_seed}
+                for name, found in effects.items()
+            }
+            for reference, effects in one.against.items()
+        },
+        "verdict": one.judgement.verdict,
+        "no_verdict": one.judgement.reason,
+        "against_control": one.judgement.texts,
+        "equivalence": one.judgement.equivalence and one.judgement.equivalence._asdict(),
     }
 
 
@@ -434,8 +435,7 @@ def sentences_of(answer: Answer, lang: Language) -> list[str]:
     """Return one plain sentence or two for every mode but the reference."""
     texts = texts_of(lang, "ablation")
     sentences = [_sentence(one, answer, texts) for one in answer.modes]
-    if answer.subset is not None and answer.subset.held_out is not None:
-        name = answer.subset.held_out
+    if answer.subset is not None and (name := answer.subset.held_out) is not None:
         for one in answer.modes:
             found = one.per_class[name]["AP"]
             shown = format_cell(Number(found.value, interval=found.interval, interval_digits=3), lang)
@@ -447,26 +447,21 @@ def _sentence(result: ModeResult, answer: Answer, texts: Texts) -> str:
     judgement, against, (none, learned) = result.judgement, {}, answer.references
     for reference, effects in result.against.items():
         difference, _, interval = format_cell(difference_cell(effects[answer.judged]), texts.language).partition(" ")
-        against[reference] = {
-            "mode": result.label,
-            "difference": difference,
-            "interval": interval,
-            "metric": metric_name(answer.judged, texts),
-            "reference": reference,
-        }
-    if judgement.verdict is not None:
-        margin = format_number(answer.margin, 3, texts.language)
-        p = format_cell(p_value(judgement.equivalence and judgement.equivalence.p_value), texts.language)
-        first = texts(f"sentence_{judgement.verdict}", **against[none], margin=margin, p_value=p)
-        if judgement.texts is not None:
-            control = {**against[learned], "reference": texts[f"said_{learned}"]}
-            return f"{first} {texts(f'texts_{judgement.texts}', **control)}"
-        if learned in against:
-            return f"{first} {texts('text_other_head', head=answer.control_head, **against[learned])}"
-        return f"{first} {texts['text_unknown']}"
+        facts = {"mode": result.label, "metric": metric_name(answer.judged, texts), "reference": reference}
+        against[reference] = {**facts, "difference": difference, "interval": interval}
     if judgement.reason == "control":
         return texts("control_sentence", **against[none]) if none in against else ""
-    return "" if judgement.reason == "reference" else texts(f"sentence_{judgement.reason}", mode=result.label)
+    if judgement.verdict is None:
+        return "" if judgement.reason == "reference" else texts(f"sentence_{judgement.reason}", mode=result.label)
+    margin = format_number(answer.margin, 3, texts.language)
+    p = format_cell(p_value(judgement.equivalence and judgement.equivalence.p_value), texts.language)
+    first = texts(f"sentence_{judgement.verdict}", **against[none], margin=margin, p_value=p)
+    if judgement.texts is not None:
+        control = {**against[learned], "reference": texts[f"said_{learned}"]}
+        return f"{first} {texts(f'texts_{judgement.texts}', **control)}"
+    if learned in against:
+        return f"{first} {texts('text_other_head', head=answer.control_head, **against[learned])}"
+    return f"{first} {texts['text_unknown']}"
 
 
 def notes_of(answer: Answer, lang: Language) -> list[str]:

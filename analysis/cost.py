@@ -11,8 +11,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -106,8 +105,8 @@ def measure_cost(detector: Detector, *, eval_batch: int, budget_seconds: float =
         gflops=gflops,
         image_size_hw=config.eval_spatial_size,
         latencies=latencies,
-        inference_memory_mb=None if inference_bytes is None else inference_bytes / 2**20,
-        training_memory_mb=None if training_bytes is None else training_bytes / 2**20,
+        inference_memory_mb=inference_bytes and inference_bytes / 2**20,
+        training_memory_mb=training_bytes and training_bytes / 2**20,
         device=device_name(device),
         dtype=str(detector.amp_dtype or torch.float32).removeprefix("torch.") + ", compiled" * bool(detector.compiled),
         threads=torch.get_num_threads(),
@@ -148,11 +147,8 @@ def _latencies(subject: Detector, eval_batch: int, deadline: float) -> list[Late
     expected_seconds = single.median_ms / 1e3 * eval_batch * (1 + _MIN_REPEATS)
     # A GPU computes a batch in far less than the sum of its images, and has the time anyway.
     if expected_seconds > seconds_left:
-        log.warning(
-            "latency of batches of %d not measured: about %.0f s (smaller: val_dataloader.total_batch_size)",
-            eval_batch,
-            expected_seconds,
-        )
+        said = "latency of batches of %d not measured: about %.0f s (smaller: val_dataloader.total_batch_size)"
+        log.warning(said, eval_batch, expected_seconds)
         return [single]
     return [single, _latency(subject, eval_batch, seconds_left)]
 
@@ -176,8 +172,7 @@ def _latency(subject: Detector, batch_size: int, seconds: float) -> Latency:
     times: list[float] = []
     while len(times) < _MIN_REPEATS or (len(times) < _MAX_REPEATS and time.perf_counter() < until):
         times.append(timed())
-    median = float(np.median(times))
-    p95 = float(np.percentile(times, 95))
+    median, p95 = np.percentile(times, [50, 95]).tolist()
     return Latency(batch_size, 1e3 * median, 1e3 * p95, batch_size / median, repeats=len(times))
 
 
@@ -207,7 +202,8 @@ def _peak_bytes(action: Callable[[], object], device: torch.device) -> int | Non
         action()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device)) - before
-    with _quiet_kineto(), profiler.profile(profile_memory=True) as profile:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it would report that a CPU build finds no GPU
+    with profiler.profile(profile_memory=True) as profile:
         action()
     if profile.kineto_results is None:
         return None
@@ -216,18 +212,6 @@ def _peak_bytes(action: Callable[[], object], device: torch.device) -> int | Non
     # Only what was allocated in here is counted when it is freed.
     held = np.cumsum([0, *(event.nbytes() for event in events)], dtype=np.int64)
     return int(held.max())
-
-
-@contextmanager
-def _quiet_kineto() -> Iterator[None]:
-    """The profiler's library reports to stderr, e.g. that a CPU build finds no GPU."""
-    before = os.environ.get("KINETO_LOG_LEVEL")
-    os.environ["KINETO_LOG_LEVEL"] = before or "6"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["KINETO_LOG_LEVEL"]
 
 
 def _weight_bytes(model: nn.Module) -> int:

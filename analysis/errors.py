@@ -136,20 +136,16 @@ def classify_errors(matches: Matches) -> Errors:
 def error_breakdown(matches: Matches, errors: Errors, *, score: float) -> dict[str, Any]:
     """Compute how much AP50 would rise if one kind of error alone were mended, never below 0, and how many there are
     (detections; boxes that are missed): at any confidence, as the cost counts them, and from `score` on."""
-    num_gt, labels, scores = matches.num_gt, matches.found.labels, matches.found.scores
     hits, kept = matches.truth_of >= 0, matches.outcomes[0, 0] != IGNORED
     counts = {f"counts{suffix}": _counts(matches, errors, least) for suffix, least in (("", 0.0), ("_at_score", score))}
-    base = _ap50(labels, scores, hits, kept, num_gt, num_gt > 0)
-    if base is None:
-        return {"base_ap50": None, "ap50_cost": dict.fromkeys(ERROR_KINDS, 0.0), **counts}
-    costs: dict[str, float] = {}
-    for number, kind in enumerate(ERROR_KINDS):
+    base, costs = _ap50(matches, hits, kept), dict.fromkeys(ERROR_KINDS, 0.0)
+    for number, kind in enumerate(ERROR_KINDS if base is not None else ()):
         if kind == "missed":
-            gone = np.bincount(matches.truth.labels[errors.missed], minlength=len(num_gt))
-            mended = _ap50(labels, scores, hits, kept, num_gt - gone, num_gt > 0)
+            gone = np.bincount(matches.truth.labels[errors.missed], minlength=len(matches.names))
+            mended = _ap50(matches, hits, kept, gone=gone)
         else:
             mended = _mended_ap50(matches, errors, number)
-        costs[kind] = max((base if mended is None else mended) - base, 0.0)
+        costs[kind] = max((mended or 0.0) - (base or 0.0), 0.0)
     return {"base_ap50": base, "ap50_cost": costs, **counts}
 
 
@@ -158,14 +154,11 @@ def _counts(matches: Matches, errors: Errors, score: float) -> dict[str, int]:
 
     COCO matches the surest first, so what a detection is does not depend on those below it.
     """
-    kept = matches.found.scores >= score
-    counts: dict[str, int] = {
-        kind: int(((errors.kinds == number) & kept).sum()) for number, kind in enumerate(ERROR_KINDS)
-    }
-    missed = ~matches.truth.crowd
+    kept, missed = matches.found.scores >= score, ~matches.truth.crowd
     for of in (matches.truth_of, errors.targets):
         missed[of[(of >= 0) & kept]] = False
-    return counts | {"missed": int(missed.sum())}
+    found = np.bincount(errors.kinds[kept & (errors.kinds >= 0)], minlength=len(ERROR_KINDS)).tolist()
+    return {**dict(zip(ERROR_KINDS, found, strict=True)), "missed": int(missed.sum())}
 
 
 def _best_partner(
@@ -195,22 +188,22 @@ def _mended_ap50(matches: Matches, errors: Errors, kind: int) -> float | None:
     rows = rows[first]
     labels[rows] = matches.truth.labels[errors.targets[rows]]
     hits[rows] = kept[rows] = True
-    return _ap50(labels, matches.found.scores, hits, kept, matches.num_gt, matches.num_gt > 0)
+    return _ap50(matches, hits, kept, labels)
 
 
 def _ap50(
-    labels: IntArray, scores: FloatArray, hits: BoolArray, kept: BoolArray, num_gt: IntArray, judged: BoolArray
+    matches: Matches, hits: BoolArray, kept: BoolArray, labels: IntArray | None = None, gone: IntArray | int = 0
 ) -> float | None:
-    """Mean over the `judged` classes [K]; a judged class without boxes has AP 0."""
+    """Mean over the classes with boxes, some of which may be `gone` [K]; a class without any left has AP 0."""
+    labels, scores = matches.found.labels if labels is None else labels, matches.found.scores
     rows = np.flatnonzero(kept)
     # Detections come in COCO's order within a class; moved ones are sorted in. Stable: equal scores stay put.
     rows = rows[np.lexsort((-scores[rows], labels[rows]))]
-    borders = np.searchsorted(labels[rows], np.arange(len(num_gt) + 1))
+    borders = np.searchsorted(labels[rows], np.arange(len(matches.names) + 1))
+    left = (matches.num_gt - gone).tolist()
     aps = [
-        float(interpolated_precision(hits[rows[borders[k] : borders[k + 1]]], int(num_gt[k])).mean())
-        if num_gt[k]
-        else 0.0
-        for k in np.flatnonzero(judged)
+        float(interpolated_precision(hits[rows[borders[k] : borders[k + 1]]], left[k]).mean()) if left[k] else 0.0
+        for k in np.flatnonzero(matches.num_gt)
     ]
     return float(np.mean(aps)) if aps else None
 
@@ -241,26 +234,25 @@ def gallery(matches: Matches, errors: Errors, normal_label: int | None, *, score
     misses = misses[np.argsort(-np.sqrt(truth.areas[misses]) * (1 - touched[misses]), kind="stable")]
     alarms = np.flatnonzero((errors.kinds >= 0) & (found.scores >= score) & (found.labels != normal_label))
     alarms = alarms[np.argsort(-found.scores[alarms], kind="stable")]
-
-    found_by = np.full(len(truth.labels), -1, dtype=np.int64)
+    score_of = np.zeros(len(truth.labels))
     hits = np.flatnonzero(matches.truth_of >= 0)
-    found_by[matches.truth_of[hits]] = hits
-
-    def alarm(row: int) -> Finding:
-        one = finding("false_alarm", found, row, float(found.scores[row]), errors.kinds[row])
-        if one.note != "duplicate":
-            return one
-        first = found.scores[found_by[errors.first_truth[row]]]
-        return one._replace(first_score=float(first), first_iou=float(errors.first_iou[row]))
+    score_of[matches.truth_of[hits]] = found.scores[hits]
 
     def finding(kind: Literal["missed", "false_alarm"], boxes: Boxes, row: int, score: float, note: int) -> Finding:
         x, y, width, height = boxes.xywh[row].tolist()
-        image_id = int(matches.image_ids[boxes.images[row]])
-        return Finding(kind, image_id, int(boxes.labels[row]), score, (x, y, width, height), ERROR_KINDS[note])
+        image_id, label = int(matches.image_ids[boxes.images[row]]), int(boxes.labels[row])
+        one = Finding(kind, image_id, label, score, (x, y, width, height), ERROR_KINDS[note])
+        if kind == "missed" or note != _DUPLICATE:
+            return one
+        first = errors.first_truth[row]
+        return one._replace(first_score=float(score_of[first]), first_iou=float(errors.first_iou[row]))
 
     return [
         *(finding("missed", truth, row, float(touched[row]), notes[row]) for row in _few(misses, truth.images)),
-        *(alarm(row) for row in _few(alarms, found.images)),
+        *(
+            finding("false_alarm", found, row, float(found.scores[row]), errors.kinds[row])
+            for row in _few(alarms, found.images)
+        ),
     ]
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from analysis.ablation_report import Answer, Task, answer_to_json, sentences_of, short_verdict, subset_title
-from analysis.compare_report import difference_cell, metric_name, spread_cell
+from analysis.ablation_report import Answer, Task, answer_to_json, judged_cells, sentences_of, subset_title
+from analysis.compare_report import metric_name, spread_cell
 from analysis.style import AxisNumbers, class_line, figure_style, new_figure, remove_figure, save_figure
 from analysis.tables import Cell, Number, Table, bullets, write_tables
-from data.subsets import Subset
 from texts import Language, Texts, texts_of
 
 FIGURE_NAME = "label_curve"
@@ -31,71 +31,55 @@ def part_of(tasks: Sequence[Task], found: Answer) -> Part:
 def write_parts(parts: Sequence[Part], folder: Path, lang: Language, *, captions: bool = True) -> str:
     """Write labels.md, .tex, .csv and .json, and with two fractions or more the curve; return the Markdown."""
     texts = texts_of(lang, "ablation")
-    table, answers = _table(parts, texts), [found for _, found in parts]
-    said = [f"{_title(one, texts)}: {sentence}" for one in answers for sentence in sentences_of(one, lang)]
-    names = [_subset(one).name for one in answers]
-    pages = texts("parts_pages", pages=", ".join(f"[{name}]({name}/ablation.md)" for name in names))
-    figure = _figure_link(parts, folder, texts, captions)
-    blocks = [f"# {texts['parts_title']}", *figure, bullets(said), table.to_markdown(lang), texts["parts_note"], pages]
-    markdown = "\n\n".join(blocks) + "\n"
-    content = [
-        {"name": name, "images": images, **answer_to_json(one, lang)}
-        for name, (images, one) in zip(names, parts, strict=True)
-    ]
+    shown = [(subset, images, found) for images, found in parts if (subset := found.subset) is not None]
+    said = [f"{subset_title(one, texts)}: {line}" for one, _, found in shown for line in sentences_of(found, lang)]
+    pages = ", ".join(f"[{subset.name}]({subset.name}/ablation.md)" for subset, _, _ in shown)
+    curve = sorted((part for part in parts if part[1].judged == "AP"), key=lambda part: part[0])
+    figure = []
+    if len(curve) < 2:
+        remove_figure(folder, FIGURE_NAME)
+    else:
+        figure = [f"![{texts['parts_figure']}]({FIGURE_NAME}.png)"]
+        with figure_style():
+            caption = None if captions else texts["parts_figure"]
+            save_figure(_curve(curve, texts), folder, FIGURE_NAME, text_beside=caption)
+    table = _table(parts, texts)
+    blocks = [f"# {texts['parts_title']}", *figure, bullets(said), table.to_markdown(lang), texts["parts_note"]]
+    markdown = "\n\n".join([*blocks, texts("parts_pages", pages=pages)]) + "\n"
+    content = [{"name": one.name, "images": images, **answer_to_json(found, lang)} for one, images, found in shown]
     write_tables(folder, "labels", {"labels": table}, lang, markdown=markdown, content={"parts": content})
     return markdown
 
 
-def _subset(answer: Answer) -> Subset:
-    assert answer.subset is not None, "an ablation of the whole set has no parts"
-    return answer.subset
-
-
-def _title(answer: Answer, texts: Texts) -> str:
-    return subset_title(_subset(answer), texts)
-
-
 def _table(parts: Sequence[Part], texts: Texts) -> Table:
     rows: list[list[Cell]] = []
-    for images, answer in parts:
-        for one in answer.modes:
-            equivalence = one.judgement.equivalence
-            row: list[Cell] = [_title(answer, texts), Number(images, 0), one.label, metric_name(answer.judged, texts)]
-            row.append(spread_cell(one.metrics[answer.judged]))
-            for reference in answer.references:
-                of_metrics = one.against.get(reference)
-                row.append(None if of_metrics is None else difference_cell(of_metrics[answer.judged]))
-            row.append(Number(equivalence and equivalence.bound))
-            rows.append([*row, short_verdict(one.judgement, texts, answer.margin)])
+    for images, found in parts:
+        title = "" if found.subset is None else subset_title(found.subset, texts)
+        for one in found.modes:
+            row: list[Cell] = [title, Number(images, 0), one.label, metric_name(found.judged, texts)]
+            row.append(spread_cell(one.metrics[found.judged]))
+            rows.append(row + judged_cells(one, found, found.references, texts))
     columns = [texts[key] for key in ("part", "training_images", "mode", "metric", "value")]
-    for names in zip(*(answer.references for _, answer in parts), strict=True):
+    for names in zip(*(found.references for _, found in parts), strict=True):
         columns.append(texts("minus", reference=" / ".join(dict.fromkeys(names))))
     return Table([*columns, texts["bound"], texts["verdict"]], rows, texts["parts_caption"], "tab:ablation-labels")
 
 
-def _figure_link(parts: Sequence[Part], folder: Path, texts: Texts, captions: bool) -> list[str]:
-    """AP against labels, mean and standard deviation over the seeds; removed where there are fewer than two."""
-    curve = sorted((part for part in parts if _subset(part[1]).judged_class is None), key=lambda part: part[0])
-    if len(curve) < 2:
-        remove_figure(folder, FIGURE_NAME)
-        return []
+def _curve(curve: Sequence[Part], texts: Texts) -> Figure:
+    """AP against labels, mean and standard deviation over the seeds."""
     images, answers = zip(*curve, strict=True)
-    with figure_style():
-        figure = new_figure(8.0)
-        axis = figure.subplots()
-        for number, mode in enumerate(answers[0].modes):
-            found = [next(m for m in one.modes if m.label == mode.label).metrics["AP"] for one in answers]
-            values = np.array([one.value if one.value is not None else np.nan for one in found])
-            spread = np.array([one.sd or 0.0 for one in found])
-            look = class_line(number)
-            axis.plot(images, values, label=mode.label, **look)
-            axis.fill_between(images, values - spread, values + spread, color=look["color"], alpha=0.15, linewidth=0)
-        axis.set_xscale("log")
-        axis.set_xticks(images, [f"{count:.0f}" for count in images])
-        axis.minorticks_off()
-        axis.set_xlabel(texts["training_images"])
-        axis.set_ylabel("AP")
-        axis.yaxis.set_major_formatter(AxisNumbers(texts.language))
-        axis.legend()
-        save_figure(figure, folder, FIGURE_NAME, text_beside=None if captions else texts["parts_figure"])
-    return [f"![{texts['parts_figure']}]({FIGURE_NAME}.png)"]
+    figure = new_figure(8.0)
+    axis = figure.subplots()
+    for number, mode in enumerate(answers[0].modes):
+        found = [next(m for m in one.modes if m.label == mode.label).metrics["AP"] for one in answers]
+        values = np.array([one.value if one.value is not None else np.nan for one in found])
+        spread = np.array([one.sd or 0.0 for one in found])
+        look = class_line(number)
+        axis.plot(images, values, label=mode.label, **look)
+        axis.fill_between(images, values - spread, values + spread, color=look["color"], alpha=0.15, linewidth=0)
+    axis.set(xscale="log", xlabel=texts["training_images"], ylabel="AP")
+    axis.set_xticks(images, [f"{count:.0f}" for count in images])
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter(AxisNumbers(texts.language))
+    axis.legend()
+    return figure

@@ -79,12 +79,9 @@ def find_label_errors(split: CocoSplit, predictions: Predictions) -> list[Sugges
 
     right, _ = largest(np.where(same & close, scores, 0.0))
     doubt = scores * (1 - right[boxes])
-    against: tuple[tuple[Kind, BoolArray], ...] = (
-        ("class", ~same & close),
-        ("place", same & ~close & ~explained[detections]),
-    )
+    against: dict[Kind, BoolArray] = {"class": ~same & close, "place": same & ~close & ~explained[detections]}
     doubts: list[_Doubts] = []
-    for kind, which in against:
+    for kind, which in against.items():
         suspicion, pair = largest(np.where(which, doubt, 0.0))
         doubted = np.flatnonzero((suspicion > 0) & real)
         doubts.append((kind, suspicion[doubted], doubted, detections[pair[doubted]]))
@@ -108,32 +105,29 @@ def _too_many(support: FloatArray, matches: Matches) -> FloatArray:
 
 def _ranked(doubts: Sequence[_Doubts], split: CocoSplit, matches: Matches) -> list[Suggestion]:
     """All kinds in one list, the most suspicious first."""
-    kinds = [kind for kind, suspicion, _, _ in doubts for _ in suspicion]
-    suspicion, boxes, detections = (np.concatenate(column) for column in [*zip(*doubts, strict=True)][1:])
-    sizes = {image.id: (image.width, image.height) for image in split.images}
+    rows = [(kind, *row) for kind, *columns in doubts for row in zip(*(one.tolist() for one in columns), strict=True)]
+    sizes = {image.id: (float(image.width), float(image.height)) for image in split.images}
     ids, truth, found = split.classes.category_ids, matches.truth, matches.found
     result: list[Suggestion] = []
     listed: set[int] = set()
-    for row in np.argsort(-suspicion, kind="stable").tolist():
-        kind, box, detection = kinds[row], int(boxes[row]), int(detections[row])
+    for kind, suspicion, box, detection in sorted(rows, key=lambda row: -row[1]):
         if box in listed:
             continue
         if box >= 0:
             listed.add(box)
         image_id = int(matches.image_ids[truth.images[box] if box >= 0 else found.images[detection]])
-        suggested = None
+        suggested, annotated = None, truth.xywh[box].tolist() if box >= 0 else None
         if detection >= 0:
-            width, height = sizes[image_id]
             x, y, w, h = found.xywh[detection].tolist()
-            left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
+            width, height = sizes[image_id]
+            left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
             suggested = [round(value, 2) for value in (left, top, right - left, bottom - top)]
             if min(suggested[2:]) <= 0:
                 continue
-        annotated = truth.xywh[box].tolist() if box >= 0 else None
         result.append(
             Suggestion(
                 kind=kind,
-                suspicion=round(float(suspicion[row]), 6),
+                suspicion=round(suspicion, 6),
                 image_id=image_id,
                 annotation_id=int(split.annotation_ids[box]) if box >= 0 else None,
                 category_id=ids[truth.labels[box]] if box >= 0 else None,

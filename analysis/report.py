@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import importlib.metadata
 import platform
@@ -27,6 +28,10 @@ from texts import NOTHING, Language, Texts, texts_of
 _MAX_CONFUSIONS = 20
 _MISS_RATES = (0.0, 0.01, 0.05, 0.1)
 _PACKAGES = ("torch", "torchvision", "faster-coco-eval", "numpy", "matplotlib")
+_TEXTS = {"t": "report", "f": "figures", "g": "gallery", "a": "acceptance"} | {
+    name: name for name in ("metric_meanings", "error_kinds", "error_meanings")
+}
+"""Name in the template -> section of the texts."""
 _FIGURES_OF = {
     "classes": ["class_ap"],
     "curves": ["precision_recall", "f1"],
@@ -51,30 +56,24 @@ def write_report(
     Images are inlined. A content security policy lets the page run its own script and style only and load nothing,
     so that even a name that got through the escaping could do no harm.
     """
-    texts, results = texts_of(lang, "report"), analysis.results
-    figure_texts = texts_of(lang, "figures")
+    results, t = analysis.results, {name: texts_of(lang, section) for name, section in _TEXTS.items()}
     by_name = {figure.name: figure for figure in figures}
     pictures = {key: [_picture(by_name[n]) for n in names if n in by_name] for key, names in _FIGURES_OF.items()}
     pictures["gallery"] = [_picture(sheet) for sheet in gallery.sheets] if gallery else []
-    identity = dict(_identity(analysis, texts))
     style, script = _resource("report.css"), _resource("report.js")
     path = folder / "report.html"
     write_page(
         path,
         "report_template.html",
         results=results,
-        t=texts,
-        f=figure_texts,
-        g=texts_of(lang, "gallery"),
-        a=texts_of(lang, "acceptance"),
-        **_acceptance(results, texts_of(lang, "acceptance")),
-        **{name: texts_of(lang, name) for name in ("metric_meanings", "error_kinds", "error_meanings")},
+        **t,
+        **_acceptance(results, t["a"]),
         pictures={"summary": [], "cost": [], "run": [], **pictures},
         left_out=gallery.left_out if gallery else (),
-        identity=identity,
-        confusions=_confusions(results["confusion"], figure_texts),
-        operating_points=_operating_points(results, texts),
-        facts=list(_facts(analysis, texts)),
+        identity=dict(_identity(analysis, t["t"])),
+        confusions=_confusions(results["confusion"], t["f"]),
+        operating_points=_operating_points(results, t["t"]),
+        facts=list(_facts(analysis, t["t"])),
         # Our own files, the only text that is not escaped; the browser compares their hashes.
         style=Markup(style),
         script=Markup(script),
@@ -151,8 +150,8 @@ def _operating_points(results: Mapping[str, Any], texts: Texts) -> list[tuple[An
     scores, missed = (np.array(level[key], dtype=np.float64) for key in ("scores", "miss_rate"))
     points: list[tuple[str, float | None]] = [(texts["at_best_f1"], best and best["score"])]
     for rate in _MISS_RATES:
-        (good,) = np.nonzero(missed <= rate + 1e-12)
-        points.append((texts("miss_at_most", share=texts.percent(rate, 0)), scores[good[-1]] if len(good) else None))
+        good = scores[missed <= rate + 1e-12]
+        points.append((texts("miss_at_most", share=texts.percent(rate, 0)), good[-1] if len(good) else None))
     rows = []
     for name, score in points:
         # At the best F1: the nearest threshold of the grid.
@@ -208,10 +207,8 @@ def _fact_text(value: Any, texts: Texts) -> str:
 
 def _versions() -> dict[str, str]:
     """Of Python and of the packages that numbers depend on."""
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()} | dict.fromkeys(_PACKAGES, NOTHING)
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = NOTHING
     return versions

@@ -98,25 +98,25 @@ def suggest_errors(
     if options.accept:
         return accept(output_dir, options.accept, options.lang, report)
     name = options.split or ("val" if options.folds is None else "train")
-    sources = [checkpoint is not None, options.folds is not None, options.predictions is not None]
-    if sum(sources) != 1 or (checkpoint is None and config_path is None):
+    if [checkpoint, options.folds, options.predictions].count(None) != 2 or (checkpoint or config_path) is None:
         raise UserError(
             "errors compares annotations with predictions of a network that has not seen them; give one of -r CKPT, "
             "-c CONFIG --folds K (trains K networks), -c CONFIG --predictions FOLDER (of an evaluation)."
         )
+    detector = None
     if checkpoint is not None:
         detector = load_detector(checkpoint_of(checkpoint), device=device, config_path=config_path, overrides=overrides)
-        config, usual = detector.config, output_folder(detector.path, "labels")
         _require_unseen(detector, name)
+        config, usual = detector.config, output_folder(detector.path, "labels")
     else:
         assert config_path is not None
         config = load_config(config_path, overrides)
         usual = config.output_dir.with_name(f"{config.output_dir.name}_labels")
     folder = output_dir or usual
     require_output_folder(folder)
-    known = detector.classes if checkpoint is not None and detector.names_classes else None
+    known = detector.classes if detector is not None and detector.names_classes else None
     split = build_datasets(config, (name,), classes=known).splits[name]
-    if checkpoint is not None:
+    if detector is not None:
         loader = build_eval_loader(config, split, split.classes, which=name)
         predictions = evaluate(replace(detector, classes=split.classes), loader, split).detections
     elif options.predictions is not None:
@@ -127,13 +127,13 @@ def suggest_errors(
     suggestions = find_label_errors(split, predictions)
     source = {"ann_file": str(split.ann_file.resolve()), "sha256": file_sha256(split.ann_file)}
     write_json(folder / SUGGESTIONS_NAME, source | {"suggestions": suggestions}, what="suggestions", indent=1)
-    texts = texts_of(options.lang, "labels")
+    texts, page = texts_of(options.lang, "labels"), folder / "label_errors.html"
     _write_pages(folder, split, suggestions[: options.count], texts)
-    report.wrote(folder=folder, suggestions=folder / SUGGESTIONS_NAME, page=folder / "label_errors.html")
+    report.wrote(folder=folder, suggestions=folder / SUGGESTIONS_NAME, page=page)
     report.metrics |= {"suggestions": len(suggestions), "images": len(split)}
     found = texts("found", count=texts.number(len(suggestions), 0), images=texts.number(len(split), 0))
     accepting = command_line("suggest_labels.py", "errors", "--output-dir", folder, "--accept", "1-20,25")
-    return [found, ending(options.lang, folder / "label_errors.html", accepting).rstrip()]
+    return [found, ending(options.lang, page, accepting).rstrip()]
 
 
 def accept(folder: Path | None, entries: Sequence[str], lang: Language, report: Report) -> list[str]:
@@ -145,7 +145,7 @@ def accept(folder: Path | None, entries: Sequence[str], lang: Language, report: 
     """
     if folder is None:
         raise UserError("--accept: name the folder of the suggestions with --output-dir.")
-    path = folder / SUGGESTIONS_NAME
+    path, result = folder / SUGGESTIONS_NAME, folder / "corrected.json"
     try:
         stored = TypeAdapter(_File).validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -158,20 +158,18 @@ def accept(folder: Path | None, entries: Sequence[str], lang: Language, report: 
             f"{ann_file}: is gone or has changed since the suggestions were made; the numbers may mean other boxes. "
             "Run suggest_labels.py errors again."
         )
+    accepted = [stored["suggestions"][number - 1] for number in numbers]
     try:
-        content = corrected(
-            json.loads(ann_file.read_bytes()), [stored["suggestions"][number - 1] for number in numbers]
-        )
+        content = corrected(json.loads(ann_file.read_bytes()), accepted)
     except (KeyError, TypeError, ValueError) as error:
-        advice = "python -m data.convert coco repairs it"
         raise UserError(
-            f"{ann_file}: its annotations' ids are not unique whole numbers ({error}); {advice}."
+            f"{ann_file}: its annotations' ids are not unique whole numbers ({error}); "
+            "python -m data.convert coco repairs it."
         ) from error
-    write_json(folder / "corrected.json", content, what="annotations")
-    report.wrote(annotations=folder / "corrected.json")
+    write_json(result, content, what="annotations")
+    report.wrote(annotations=result)
     report.metrics["accepted"] = len(numbers)
-    said = texts_of(lang, "labels")("accepted", count=len(numbers))
-    return [said, ending(lang, folder / "corrected.json").rstrip()]
+    return [texts_of(lang, "labels")("accepted", count=len(numbers)), ending(lang, result).rstrip()]
 
 
 def _numbers(entries: Sequence[str], count: int) -> list[int]:
@@ -232,13 +230,10 @@ def _out_of_fold(
         run = folds / f"fold_{fold}"
         settings = {"output_dir": run}
         for name in ("train", "val"):
-            others = every - sets[f"{run.name}_{name}"]
             path = folds / f"{run.name}_{name}.json"
-            write_json(path, split.without_images(others).to_coco(), what="annotations")
-            settings |= {
-                f"{name}_dataloader.dataset.{key}": file
-                for key, file in (("ann_file", path), ("img_folder", split.img_folder))
-            }
+            write_json(path, split.without_images(every - sets[path.stem]).to_coco(), what="annotations")
+            dataset = f"{name}_dataloader.dataset"
+            settings |= {f"{dataset}.ann_file": path, f"{dataset}.img_folder": split.img_folder}
         lines = [as_override(key, path.resolve().as_posix()) for key, path in settings.items()]
         config = load_config(config_path, [*overrides, "synthetic=null", *lines])
         last = run / "last.pth"
@@ -258,18 +253,23 @@ def _write_pages(folder: Path, split: CocoSplit, suggestions: Sequence[Suggestio
         save_picture(folder / "label_errors.pdf", sheet)
     names: dict[int | None, str] = dict(zip(split.classes.category_ids, map(tidy, split.classes.names), strict=True))
     files_of = {image.id: image.file_name for image in split.images}
-    rows = [
-        {
-            "number": number,
-            "kind": texts[one["kind"]],
-            "suspicion": texts.number(one["suspicion"], 2),
-            "file": tidy(files_of[one["image_id"]]),
-            "annotated": names.get(one["category_id"], NOTHING),
-            "suggested": names.get(one["suggested_category_id"], NOTHING),
-            "picture": None if picture is None else _inline(picture),
-        }
-        for number, (one, picture) in enumerate(zip(suggestions, pairs, strict=True), start=1)
-    ]
+    rows = []
+    for number, (one, picture) in enumerate(zip(suggestions, pairs, strict=True), start=1):
+        content = io.BytesIO()
+        if picture is not None:
+            Image.fromarray(picture).save(content, format="JPEG", quality=88)
+        inline = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+        rows.append(
+            {
+                "number": number,
+                "kind": texts[one["kind"]],
+                "suspicion": texts.number(one["suspicion"], 2),
+                "file": tidy(files_of[one["image_id"]]),
+                "annotated": names.get(one["category_id"], NOTHING),
+                "suggested": names.get(one["suggested_category_id"], NOTHING),
+                "picture": None if picture is None else inline,
+            }
+        )
     page = folder / "label_errors.html"
     write_page(page, "label_errors_template.html", t=texts, rows=rows, ann_file=tidy(str(split.ann_file), 120))
 
@@ -282,44 +282,36 @@ def _pair(split: CocoSplit, one: Suggestion, number: int, texts: Texts) -> Pixel
     except (UserError, MemoryError) as error:
         log.warning("no picture: %s", error)
         return None
-    corners = np.array([box for box in (one["bbox"], one["suggested_bbox"]) if box is not None])
-    corners = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1)
-    low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
-    window = window_around([*low, *(high - low)], (pixels.shape[1], pixels.shape[0]))
-    label_of = split.classes.label_of
-    rows = split.training_rows(image)
-    before = [(int(split.annotation_ids[row]), split.boxes_xywh[row].tolist(), int(split.labels[row])) for row in rows]
-    after = [entry for entry in before if entry[0] != one["annotation_id"]]
+    x, y, w, h = np.array([box for box in (one["bbox"], one["suggested_bbox"]) if box is not None]).T
+    left, top = x.min(), y.min()
+    around = (left, top, (x + w).max() - left, (y + h).max() - top)
+    window = window_around(around, (pixels.shape[1], pixels.shape[0]))
+    part, names, rows = cut(pixels, window), split.classes.names, split.training_rows(image)
+    before = {int(split.annotation_ids[row]): (split.boxes_xywh[row], int(split.labels[row])) for row in rows}
+    after: dict[int | None, Any] = {key: box for key, box in before.items() if key != one["annotation_id"]}
     if one["suggested_bbox"] is not None:
-        after.append((-1, one["suggested_bbox"], label_of[one["suggested_category_id"] or 0]))
-    captions = (f"{number} · {texts[one['kind']]} · {texts['annotated']}", texts["suggested"])
-    panels = []
-    for entries, caption in zip((before, after), captions, strict=True):
-        panels.append(captioned(_drawn(cut(pixels, window), window, entries, split.classes.names), caption))
-    return grid(panels, columns=2)
+        after[None] = (one["suggested_bbox"], split.classes.label_of[one["suggested_category_id"] or 0])
+    left_caption = f"{number} · {texts[one['kind']]} · {texts['annotated']}"
+    panels = ((before.values(), left_caption), (after.values(), texts["suggested"]))
+    return grid([captioned(_drawn(part, window, boxes, names), caption) for boxes, caption in panels], columns=2)
 
 
 def _drawn(
     part: PixelArray,
     window: tuple[int, int, int, int],
-    entries: Iterable[tuple[int, Sequence[float], int]],
+    boxes: Iterable[tuple[Sequence[float], int]],
     names: Sequence[str],
 ) -> PixelArray:
-    """A square panel of the crop with the boxes that reach into it."""
+    """A square panel of the crop with the boxes (xywh and label) that reach into it."""
     left, top, right, bottom = window
     scale = _PANEL_PX / max(part.shape[:2])
     size = max(round(part.shape[1] * scale), 1), max(round(part.shape[0] * scale), 1)
     panel = np.asarray(Image.fromarray(part).resize(size), dtype=np.uint8)
     factor = np.array([size[0] / (right - left), size[1] / (bottom - top)] * 2)
-    boxes, labels = [], []
-    for _, (x, y, w, h), label in entries:
-        if x < right and y < bottom and x + w > left and y + h > top:
-            boxes.append((np.array([x, y, x + w, y + h]) - [left, top, left, top]) * factor)
-            labels.append(label)
-    return draw_boxes(panel, np.array(boxes), labels, names, min_side_px=1)
-
-
-def _inline(picture: PixelArray) -> str:
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, format="JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+    shown = [
+        ([x - left, y - top, x + w - left, y + h - top] * factor, label)
+        for (x, y, w, h), label in boxes
+        if x < right and y < bottom and x + w > left and y + h > top
+    ]
+    corners = np.array([box for box, _ in shown])
+    return draw_boxes(panel, corners, [label for _, label in shown], names, min_side_px=1)
