@@ -11,7 +11,8 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -202,8 +203,7 @@ def _peak_bytes(action: Callable[[], object], device: torch.device) -> int | Non
         action()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device)) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it would report that a CPU build finds no GPU
-    with profiler.profile(profile_memory=True) as profile:
+    with _quiet_kineto(), profiler.profile(profile_memory=True) as profile:
         action()
     if profile.kineto_results is None:
         return None
@@ -212,6 +212,18 @@ def _peak_bytes(action: Callable[[], object], device: torch.device) -> int | Non
     # Only what was allocated in here is counted when it is freed.
     held = np.cumsum([0, *(event.nbytes() for event in events)], dtype=np.int64)
     return int(held.max())
+
+
+@contextmanager
+def _quiet_kineto() -> Iterator[None]:
+    """The profiler's library reports to stderr, e.g. that a CPU build finds no GPU."""
+    before = os.environ.get("KINETO_LOG_LEVEL")
+    os.environ["KINETO_LOG_LEVEL"] = before or "6"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["KINETO_LOG_LEVEL"]
 
 
 def _weight_bytes(model: nn.Module) -> int:
