@@ -42,28 +42,18 @@ class Op(Section):
                 yield f"{key}: {self.type} has a minimum above its maximum"
 
 
-class AugmentationOp(Op, use_attribute_docstrings=False):  # looking for some takes 0.2 s of every start
-    """An op of the table `data.augmentations.AUGMENTATIONS`."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _empty_op, (self.type,), self.__getstate__()  # pickle finds no class that was made from a function
-
-
-def _empty_op(name: str) -> Op:
-    return AUGMENTATION_OPS[name].__new__(AUGMENTATION_OPS[name])
-
-
 def _op_of(name: str, augmentation: Augmentation) -> type[Op]:
     """Make the section of an augmentation: its keyword parameters are the keys, its docstring is the meaning."""
     parameters = inspect.signature(augmentation, eval_str=True).parameters
     keys: dict[str, Any] = {key: (p.annotation, p.default) for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-    kind: Any = (Literal[name], name)
-    return create_model(
-        f"{name}Op", __base__=AugmentationOp, __module__=__name__, __doc__=augmentation.__doc__, type=kind, **keys
-    )
+    keys |= {"type": (Literal[name], name)}
+    quick = {"use_attribute_docstrings": False}  # there are none, and looking for some takes 0.2 s of every start
+    module, doc = __name__, augmentation.__doc__
+    return create_model(f"{name}Op", __base__=Op, __module__=module, __doc__=doc, __cls_kwargs__=quick, **keys)
 
 
 AUGMENTATION_OPS = {name: _op_of(name, augmentation) for name, augmentation in AUGMENTATIONS.items()}
+globals().update({op.__name__: op for op in AUGMENTATION_OPS.values()})  # where pickle looks for a class
 
 
 class MosaicOp(Op):
@@ -381,8 +371,7 @@ class ClassTextsConfig(Section):
     """Class name -> own text, list of texts, or these per language; replaces the built-in texts of the class."""
 
 
-_COUNT_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}
-_ClassCount = Annotated[PositiveInt, WithJsonSchema(_COUNT_SCHEMA)]
+_ClassCount = Annotated[PositiveInt, WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]})]
 """Once a config is loaded it is a number."""
 
 

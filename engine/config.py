@@ -124,7 +124,7 @@ class Provenance:
         related = (
             said
             for leaf, said in self.stated.items()
-            if leaf == path or leaf.startswith(f"{path}.") or path.startswith(f"{leaf}.")
+            if f"{leaf}.".startswith(f"{path}.") or f"{path}.".startswith(f"{leaf}.")
         )
         return max(related, default=None)
 

@@ -20,16 +20,14 @@ _MOST_SHOWN = 8
 def did_you_mean(path: Path, existing: Iterable[Path]) -> str:
     """Name the existing files that are called nearly as `path`, best those in a folder of that name; empty: none."""
 
-    def likeness(one: str, other: str) -> float:
-        return difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio()
+    def likeness(file: Path) -> float:
+        pairs = ((path.stem, file.stem), (path.parent.name, file.parent.name))
+        stem, folder = (difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio() for one, other in pairs)
+        return stem + 0.3 * folder if stem > _LEAST_LIKENESS else 0.0
 
-    scores = {
-        file: alike + 0.3 * likeness(path.parent.name, file.parent.name)
-        for file in set(existing)
-        if (alike := likeness(path.stem, file.stem)) > _LEAST_LIKENESS
-    }
+    scores = {file: score for file in sorted(set(existing)) if (score := likeness(file))}
     best = max(scores.values(), default=0.0)
-    near = [file for file in sorted(scores, key=lambda file: (-scores[file], file)) if scores[file] > best - 0.1][:3]
+    near = [file for file in sorted(scores, key=lambda file: -scores[file]) if scores[file] > best - 0.1][:3]
     return f"did you mean {' or '.join(map(Path.as_posix, near))}?" if near else ""
 
 
