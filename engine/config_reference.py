@@ -88,11 +88,7 @@ _MAY_BE_NULL = ("ema", "flat_epoch", "no_aug_epoch", "output_dir")
 
 
 def explain(key: str, config: ExperimentConfig) -> str:
-    """Say type, default and meaning of a dotted key, its value in `config` and who stated it.
-
-    Raises:
-        UserError: There is no such key; the nearest ones are named.
-    """
+    """Say type, default and meaning of a dotted key, its value in `config` and who stated it."""
     key, values = SPELLINGS.get(key, key), config_to_dict(config)
     shown, owner, name = locate(steps(key), values, ExperimentConfig)
     if shown != key or owner is None or name not in owner.model_fields:

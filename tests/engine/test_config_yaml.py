@@ -167,16 +167,11 @@ def test_bad_files(tmp_path: Path, text: str, parts: list[str]) -> None:
         assert part in str(error.value)
 
 
-def test_includes_that_would_not_end(tmp_path: Path) -> None:
+def test_includes_in_a_circle(tmp_path: Path) -> None:
     write(tmp_path, "b.yml", "__include__: [c.yml]")
     write(tmp_path, "c.yml", "__include__: [b.yml]")
     with pytest.raises(UserError, match=r"circle: b\.yml -> c\.yml -> b\.yml"):
         merge_yaml(write(tmp_path, "a.yml", "__include__: [b.yml]"))
-    for level in range(20):
-        write(tmp_path, f"{level}.yml", f"__include__: [{level + 1}.yml, {level + 1}.yml]")
-    write(tmp_path, "20.yml", "a: 1")
-    with pytest.raises(UserError, match="more than 100 included files"):
-        merge_yaml(tmp_path / "0.yml")
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
