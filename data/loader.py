@@ -140,16 +140,10 @@ def build_eval_loader(
 
     `which` chooses the loader section; `train` takes val's transforms. The config's `total_batch_size` is shared among
     the processes.
-
-    Raises:
-        UserError: There is no such section.
     """
     _require_same_classes(split, classes)
     split, sections = tiled(split, config.tiles), loaders(config)
-    key = "val_dataloader" if which == "train" else f"{which}_dataloader"
-    if key not in sections:
-        raise UserError(f"The config has no section {key}. Add it, or choose another split.")
-    loader = sections[key]
+    loader = sections["val_dataloader" if which == "train" else f"{which}_dataloader"]
     batch_size = loader.batch_size or max(1, (loader.images_per_step or 1) // world_size)
     batches = _Batches(IndustrialDataset(split, loader, training=False))
     mine = np.flatnonzero(image_numbers(split) % world_size == rank).tolist()  # an image goes with all its tiles

@@ -39,8 +39,6 @@ class PostProcessor:
     def batched(self, outputs: Mapping[str, Tensor], orig_sizes_wh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As a call, for the whole batch: labels int64 [B, K], boxes [B, K, 4], scores [B, K]; what exports compute."""
         logits = outputs["pred_logits"].float()
-        if logits.shape[-1] != self.num_classes:
-            raise ValueError(f"the model has {logits.shape[-1]} classes, PostProcessor expects {self.num_classes}")
         flat_scores = logits.sigmoid().flatten(1)
         scores, index = flat_scores.topk(min(self.num_top_queries, flat_scores.shape[1]))
         query = index.div(self.num_classes, rounding_mode="floor")

@@ -52,10 +52,6 @@ class TextEmbeddings:
     source: str
     """Encoder and a hash of its files, for logs and checkpoints; ends with `RANDOM_WEIGHTS` if it never learned."""
 
-    def __post_init__(self) -> None:
-        if self.embeds.ndim != 3 or self.mask.shape != self.embeds.shape[:2]:
-            raise ValueError(f"embeds {list(self.embeds.shape)} and mask {list(self.mask.shape)} do not fit")
-
     @property
     def has_real_weights(self) -> bool:
         """Whether the encoder was trained: vectors of random weights test the machinery and say nothing of texts."""
@@ -73,8 +69,6 @@ def encode_texts(texts: Sequence[Sequence[str]], encoder: TextEncoderConfig) -> 
     Raises:
         UserError: The encoder is not to be had, damaged, or does not fit its settings.
     """
-    if not all(texts):
-        raise ValueError("a class without a text")
     tower = load_text_tower(encoder)
     vectors = iter(tower.encode([text for prompts in texts for text in prompts]))
     embeds = torch.zeros(len(texts), max(map(len, texts)), tower.width)

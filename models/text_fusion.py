@@ -72,8 +72,6 @@ class TextCrossAttention(nn.Module):
 
     def __init__(self, visual_dim: int, proj_dim: int, num_heads: int) -> None:
         super().__init__()
-        if visual_dim % num_heads:
-            raise ValueError(f"num_heads {num_heads} does not divide visual_dim {visual_dim}")
         self._num_heads = num_heads
         self.query = nn.Linear(visual_dim, visual_dim)
         self.key = nn.Linear(proj_dim, visual_dim)
@@ -114,7 +112,6 @@ class MultimodalFusion(nn.Module):
         num_heads: int = 8,
     ) -> None:
         super().__init__()
-        self._num_classes = num_classes
         self.text_projection = nn.Linear(text_dim, proj_dim)
         self.readouts = nn.ModuleList(
             ConcatReadout(visual_dim, proj_dim, num_classes)
@@ -134,8 +131,6 @@ class MultimodalFusion(nn.Module):
 
         The first are the features themselves, except that in `cross_attention` they have attended to the texts.
         """
-        if text_embeds.shape[0] != self._num_classes:
-            raise ValueError(f"text_embeds has {text_embeds.shape[0]} rows, expected {self._num_classes} classes")
         with without_autocast(visual_feats.device.type):
             exact = visual_feats.float()
             tokens = self.text_projection(text_embeds.float())

@@ -53,12 +53,30 @@ def test_pixels_are_rgb_as_a_person_sees_them(tmp_path: Path, kind: str) -> None
     np.testing.assert_array_equal(pixels, expected)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_16_bit_grey_is_divided_by_257(tmp_path: Path, suffix: str) -> None:
+def test_16_bits_cmyk_and_the_order_of_colours(tmp_path: Path) -> None:
     grey = np.array([[0, 128, 129, 257, 30000, 65535]], dtype=np.uint16)
-    pixels = decode_image(_saved(tmp_path / f"a{suffix}", Image.fromarray(grey)))
-    assert pixels[0, :, 0].tolist() == [0, 0, 1, 1, 117, 255]
-    assert (pixels == pixels[..., :1]).all()
+    big_endian = _big_endian_tiff([0, 65535])
+    for name, expected in (("a.png", [0, 0, 1, 1, 117, 255]), ("a.tif", [0, 0, 1, 1, 117, 255]), ("b.tif", [0, 255])):
+        path = tmp_path / name
+        path.write_bytes(big_endian) if name == "b.tif" else Image.fromarray(grey).save(path)
+        pixels = decode_image(path)
+        assert pixels[0, :, 0].tolist() == expected and (pixels == pixels[..., :1]).all(), "divided by 257"
+    assert read_image(tmp_path / "b.tif")[1].mode == "I;16B"
+    cv2.imwrite(str(tmp_path / "c.tif"), np.array([[[4095, 2000, 0]]], dtype=np.uint16))  # OpenCV's order is BGR
+    assert decode_image(tmp_path / "c.tif").tolist() == [[[0, 125, 255]]]
+    flat = np.full((16, 16, 3), (200, 40, 90), dtype=np.uint8)
+    path = _saved(tmp_path / "a.jpg", Image.fromarray(flat).convert("CMYK"), quality=100)
+    assert read_image(path)[1].mode == "CMYK" and np.abs(decode_image(path).astype(int) - flat).max() <= 4
+
+
+def _big_endian_tiff(values: list[int]) -> bytes:
+    tags = [(256, 3, 2), (257, 3, 1), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (278, 3, 1), (279, 4, 4)]
+    entries = b"".join(
+        struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value))
+        for tag, kind, value in tags
+    )
+    header = b"MM\0*" + struct.pack(">I", 12) + struct.pack(">2H", *values)
+    return header + struct.pack(">H", len(tags)) + entries + b"\0\0\0\0"
 
 
 @pytest.mark.parametrize("read", [decode_image, lambda path: read_reduced(path, 1)[0]], ids=["evaluation", "training"])
@@ -77,33 +95,6 @@ def test_12_bits_in_16_are_stretched(
         pixels.astype(int), np.array([[expected]]).transpose(0, 2, 1).repeat(3, 2), atol=channels > 1 and largest > 4095
     )
     assert read_image(tmp_path / name)[1].is_12_bit == (largest == 4095)
-
-
-def test_12_bit_colours_keep_their_order(tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "a.tif"), np.array([[[4095, 2000, 0]]], dtype=np.uint16))  # OpenCV's order is BGR
-    assert decode_image(tmp_path / "a.tif").tolist() == [[[0, 125, 255]]]
-
-
-def test_big_endian_16_bit_tiff(tmp_path: Path) -> None:
-    path = tmp_path / "a.tif"
-    values = struct.pack(">2H", 0, 65535)
-    tags = [(256, 3, 2), (257, 3, 1), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (278, 3, 1), (279, 4, 4)]
-    entries = b"".join(
-        struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value))
-        for tag, kind, value in tags
-    )
-    header = b"MM\0*" + struct.pack(">I", 12) + values
-    path.write_bytes(header + struct.pack(">H", len(tags)) + entries + b"\0\0\0\0")
-    assert read_image(path)[1].mode == "I;16B"
-    assert decode_image(path)[0, :, 0].tolist() == [0, 255]
-
-
-def test_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
-    flat = np.zeros((16, 16, 3), dtype=np.uint8)
-    flat[:] = (200, 40, 90)
-    path = _saved(tmp_path / "a.jpg", Image.fromarray(flat).convert("CMYK"), quality=100)
-    assert read_image(path)[1].mode == "CMYK"
-    assert np.abs(decode_image(path).astype(int) - flat).max() <= 4
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])  # Pillow gives the turned size of TIFF
@@ -190,8 +181,10 @@ def _tiff(values: npt.NDArray[np.generic]) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        *((content, r"cannot be read as an image .* Replace the file") for content in (b"", b"not an image")),
-        (_truncated_png(), r"cannot be read as an image .* Replace the file"),
+        *(
+            (content, r"cannot be read as an image .* Replace the file")
+            for content in (b"", b"not an image", _truncated_png())
+        ),
         (_hostile_png(), r"\(more than 178,956,970 pixels, which are read by predict_deimv2.py --tile alone\)"),
         (_tiff(np.array([[0, 70000]], dtype=np.int32)), "from 0 to 70000, expected 0 to 65535"),
         (_tiff(np.ones((2, 2), dtype=np.float32)), "float pixels have no defined range"),

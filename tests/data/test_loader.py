@@ -75,26 +75,30 @@ class TestOrder:
         assert len({tuple(ids) for ids in epochs}) == 3
         assert epochs[1] != _ids(_epoch(_train(root, seed=1), 1))
 
-    def test_without_shuffle(self, root: Path) -> None:
-        assert _ids(_epoch(_train(root, train_dataloader__shuffle=False), 4)) == list(range(1, 11))
-
-    def test_drop_last_leaves_whole_accumulation_windows(self, root: Path) -> None:
-        loader = _train(root, train_dataloader__total_batch_size=6, accumulation_steps=3)
-        assert len(loader) == 3 and loader.steps_per_epoch == 1
-        assert [len(batch.targets) for batch in _epoch(loader, 0)] == [2, 2, 2]
-
-    def test_keeping_the_last_window(self, root: Path) -> None:
+    @pytest.mark.parametrize(
+        ("changes", "sizes", "steps"),
+        [
+            ({"total_batch_size": 6, "accumulation": 3}, [2, 2, 2], 1),
+            ({"total_batch_size": 6, "accumulation": 3, "drop_last": False}, [2, 2, 2, 2, 2, 1], 2),
+            ({"total_batch_size": None, "batch_size": 4}, [4, 4], 2),
+        ],
+    )
+    def test_windows_of_accumulation_are_whole_or_kept(
+        self, root: Path, changes: dict[str, Any], sizes: list[int], steps: int
+    ) -> None:
+        section = {f"train_dataloader__{key}": value for key, value in changes.items() if key != "accumulation"}
         loader = _train(
-            root, train_dataloader__total_batch_size=6, accumulation_steps=3, train_dataloader__drop_last=False
+            root, accumulation_steps=changes.get("accumulation", 1), **section, train_dataloader__shuffle=False
         )
-        batches = _epoch(loader, 0)
-        assert len(loader) == 6 and loader.steps_per_epoch == 2
-        assert [len(batch.targets) for batch in batches] == [2, 2, 2, 2, 2, 1]
-        assert sorted(_ids(batches)) == list(range(1, 12))
+        batches = _epoch(loader, 4)
+        assert len(loader) == len(sizes) and loader.steps_per_epoch == steps
+        assert [len(batch.targets) for batch in batches] == sizes and _ids(batches) == list(range(1, sum(sizes) + 1))
 
-    def test_batch_size_per_process(self, root: Path) -> None:
-        loader = _train(root, train_dataloader__total_batch_size=None, train_dataloader__batch_size=4)
-        assert [len(batch.targets) for batch in _epoch(loader, 0)] == [4, 4]
+    def test_a_batch_size_that_cannot_be_shared_or_filled(self, root: Path) -> None:
+        with pytest.raises(UserError, match="4 cannot be shared by 3 processes x 1 accumulation steps.*multiple of 3"):
+            _train(root, world_size=3, train_dataloader__total_batch_size=4)
+        with pytest.raises(UserError, match="11 images are fewer than one step of 12.*total_batch_size to at most 11"):
+            _train(root, train_dataloader__total_batch_size=12)
 
     @pytest.mark.parametrize("drop_last", [True, False])
     def test_processes_share_an_epoch(self, root: Path, drop_last: bool) -> None:
@@ -118,14 +122,6 @@ class TestOrder:
         changes = {"train_dataloader__total_batch_size": 16, "train_dataloader__drop_last": False}
         for rank in range(16):
             assert len(_epoch(_train(root, rank=rank, world_size=16, **changes), 0)) == 1
-
-    def test_a_batch_size_that_cannot_be_shared(self, root: Path) -> None:
-        with pytest.raises(UserError, match="4 cannot be shared by 3 processes x 1 accumulation steps.*multiple of 3"):
-            _train(root, world_size=3, train_dataloader__total_batch_size=4)
-
-    def test_too_few_images_for_a_step(self, root: Path) -> None:
-        with pytest.raises(UserError, match="11 images are fewer than one step of 12.*total_batch_size to at most 11"):
-            _train(root, train_dataloader__total_batch_size=12)
 
 
 class TestEvaluation:
@@ -185,15 +181,6 @@ class TestSchedule:
         assert boxes[0] <= 20 and boxes[5] <= 20 and boxes[6] <= 20
         assert boxes[1] > 24 and boxes[2] > 24
         assert {batch.images.shape[-1] for batch in _epoch(loader, 5)} == {64}
-
-    def test_areas_follow_the_size(self, root: Path) -> None:
-        loader = _train(root)
-        for epoch in range(6):
-            for batch in _epoch(loader, epoch):
-                height, width = batch.images.shape[-2:]
-                for target in batch.targets:
-                    area = target["boxes"][:, 2] * target["boxes"][:, 3] * height * width
-                    torch.testing.assert_close(target["area"], area, rtol=1e-4, atol=0.01)
 
 
 @pytest.mark.parametrize(

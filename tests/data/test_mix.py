@@ -105,11 +105,9 @@ class TestMixup:
         assert mixed.dtype == torch.uint8 and (mixed.double() - expected).abs().max() <= 0.5 + 1e-4
         assert [target["labels"].tolist() for target in joined] == [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4]]
         torch.testing.assert_close(joined[0]["boxes"], torch.cat([targets[0]["boxes"], targets[2]["boxes"]]))
-
-    def test_a_single_image_stays(self) -> None:
         images, targets = _batch(counts=(2,))
         mixed, joined = mixup(images, targets, RNG(0))
-        assert torch.equal(mixed, images) and len(joined[0]["labels"]) == 2
+        assert torch.equal(mixed, images) and len(joined[0]["labels"]) == 2, "a single image stays"
 
 
 class TestCopyblend:
@@ -162,36 +160,16 @@ class TestCopyblend:
             expected[max(y0 - 4, 0) : y1 + 4, max(x0 - 4, 0) : x1 + 4] = 100
             assert (mixed[1] == expected).all()
 
-    def test_small_objects_are_not_copied(self) -> None:
+    def test_which_objects_and_how_many(self) -> None:
         images, targets = _batch(counts=(3, 2))
         mixed, joined = copyblend(images, targets, CollateConfig(area_threshold=10_000), RNG(0))
-        assert torch.equal(mixed, images) and [len(t["labels"]) for t in joined] == [3, 2]
-
-    def test_random_number_of_objects(self) -> None:
-        images, targets = _batch(counts=(3, 2))
+        assert torch.equal(mixed, images) and [len(t["labels"]) for t in joined] == [3, 2], "no small ones"
+        thin = [_target([(10.2, 10.2, 10.7, 40)], [1], (64, 48))]
+        _, joined = copyblend(images[:1], thin, CollateConfig(area_threshold=1), RNG(0))
+        assert len(joined[0]["labels"]) == 1, "none below a pixel"
         config = CollateConfig(num_objects=3, random_num_objects=True)
         added = {len(copyblend(images, targets, config, RNG(seed))[1][0]["labels"]) - 3 for seed in range(30)}
         assert added == {1, 2, 3}
-
-    def test_an_object_below_one_pixel_is_passed_over(self) -> None:
-        images = torch.zeros(1, 3, 48, 64, dtype=torch.uint8)
-        targets = [_target([(10.2, 10.2, 10.7, 40)], [1], (64, 48))]
-        _, joined = copyblend(images, targets, CollateConfig(area_threshold=1), RNG(0))
-        assert len(joined[0]["labels"]) == 1
-
-
-class TestSizeOfABatch:
-    def test_square_images_stay_square(self) -> None:
-        plan = _plan(sides=(64, 96, 96))
-        sides = [batch_size_hw((64, 64), plan, 64, RNG(seed)) for seed in range(200)]
-        assert set(sides) == {(64, 64), (96, 96)} and 100 < sides.count((96, 96)) < 170
-
-    def test_other_images_keep_their_aspect(self) -> None:
-        for size_wh, expected in (((128, 64), (96, 192)), ((64, 32), (64, 96))):
-            assert batch_size_hw(size_wh[::-1], _plan(sides=(96,)), 64, RNG(0)) == expected
-
-    def test_without_multi_scale(self) -> None:
-        assert batch_size_hw((48, 64), _plan(), 640, RNG(0)) == (48, 64)
 
 
 def _plan(**changes: Any) -> EpochPlan:
@@ -204,6 +182,16 @@ def _plan(**changes: Any) -> EpochPlan:
         "sides": (),
     }
     return EpochPlan(**{**values, **changes})
+
+
+def test_the_size_of_a_batch() -> None:
+    """Square images stay square, others keep their aspect."""
+    plan = _plan(sides=(64, 96, 96))
+    sides = [batch_size_hw((64, 64), plan, 64, RNG(seed)) for seed in range(200)]
+    assert set(sides) == {(64, 64), (96, 96)} and 100 < sides.count((96, 96)) < 170
+    for size_wh, expected in (((128, 64), (96, 192)), ((64, 32), (64, 96))):
+        assert batch_size_hw(size_wh[::-1], _plan(sides=(96,)), 64, RNG(0)) == expected
+    assert batch_size_hw((48, 64), _plan(), 640, RNG(0)) == (48, 64)
 
 
 class TestMixBatch:

@@ -68,10 +68,7 @@ def test_multi_scale_until_the_stop_epoch(epoch: int, on: bool) -> None:
         assert sides == ()
     else:
         assert sorted(set(sides)) == list(range(480, 801, 32)) and sides.count(640) == 20 and len(sides) == 30
-
-
-def test_multi_scale_without_stop_epoch_or_repeat() -> None:
-    assert epoch_plan(_transforms(), CollateConfig(base_size_repeat=3), 10_000).sides
+    assert epoch_plan(_transforms(), CollateConfig(base_size_repeat=3), 10_000).sides, "without a stop epoch for ever"
     assert epoch_plan(_transforms(), CollateConfig(stop_epoch=50), 0).sides == ()
 
 
@@ -88,11 +85,6 @@ def test_a_scalar_policy_epoch_switches_the_listed_ops_off(epoch: int, strong: b
 def test_policy_default_has_everything_on(policy: PolicyConfig | None, epoch: int) -> None:
     plan = epoch_plan(_transforms(policy=policy), NO_COLLATE, epoch)
     assert plan.mosaic_prob == 1.0 and _on(plan, mosaic=True) == [*STRONG[1:], *REST]
-
-
-def test_without_a_mosaic_op_there_is_no_mosaic() -> None:
-    transforms = _transforms(ops=[{"type": "Resize", "size": [64, 64]}])
-    assert epoch_plan(transforms, NO_COLLATE, 10).mosaic_prob == 0.0
 
 
 def test_stages() -> None:

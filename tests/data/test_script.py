@@ -33,11 +33,6 @@ def test_user_error_is_one_message_and_exit_2(
     captured = capsys.readouterr()
     assert captured.err == "error: config x.yml: two faults\n  - first\n  - second\n"
     assert captured.out == ""
-
-
-def test_user_error_of_another_process_names_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setenv("RANK", "3")
     run_script(_fail(UserError("no")))
     assert capsys.readouterr().err == "error (process 3): no\n"

@@ -68,31 +68,25 @@ def test_box_holds_nearly_all_that_was_changed(name: str) -> None:
         assert abs(rows.min() - top) <= 2 and abs(rows.max() + 1 - bottom) <= 2
 
 
-def test_sizes_keep_to_the_range_and_cover_it(drawn: list[DrawnImage]) -> None:
-    boxes = np.array([d.box_xyxy for image in drawn for d in image.defects])
-    sides = np.sort(boxes[:, 2:] - boxes[:, :2], axis=1) / 160
-    assert sides[:, 1].min() >= 0.04 and sides[:, 1].max() <= 0.5
-    assert sides[:, 0].min() >= 0.03
-    assert np.quantile(sides[:, 1], 0.05) < 0.08 and np.quantile(sides[:, 1], 0.95) > 0.3
-    assert boxes.min() >= 0 and boxes.max() <= 160
-
-
-def test_contrasts_keep_to_the_range_and_to_the_floor_of_the_class(drawn: list[DrawnImage]) -> None:
+def test_sizes_contrasts_and_places_keep_to_the_config(drawn: list[DrawnImage]) -> None:
+    """And cover their ranges; defects of an image lie apart."""
     config = SyntheticConfig()
     for image in drawn:
+        covered = np.zeros((160, 160), int)
         for defect in image.defects:
+            left, top, right, bottom = defect.box_xyxy
+            covered[top:bottom, left:right] += 1
             floor = max(config.contrast_range[0], config.contrast_floor.get(defect.name, 0))
             assert floor <= defect.contrast <= config.contrast_range[1]
+        assert covered.max() == 1
+    boxes = np.array([d.box_xyxy for image in drawn for d in image.defects])
+    sides = np.sort(boxes[:, 2:] - boxes[:, :2], axis=1) / 160
+    assert sides[:, 1].min() >= 0.04 and sides[:, 1].max() <= 0.5 and sides[:, 0].min() >= 0.03
+    assert np.quantile(sides[:, 1], 0.05) < 0.08 and np.quantile(sides[:, 1], 0.95) > 0.3
     contrasts = [d.contrast for image in drawn for d in image.defects]
     assert np.quantile(contrasts, 0.1) < 0.18 and np.quantile(contrasts, 0.9) > 0.45
-
-
-def test_defects_of_an_image_lie_apart(drawn: list[DrawnImage]) -> None:
-    for image in drawn:
-        covered = np.zeros((160, 160), int)
-        for d in image.defects:
-            covered[d.box_xyxy[1] : d.box_xyxy[3], d.box_xyxy[0] : d.box_xyxy[2]] += 1
-        assert covered.max() == 1
+    side = draw_image(SyntheticConfig(image_size=97), "train", 0, normal=False).image.shape[0]
+    assert side == 97 and boxes.min() >= 0 and boxes.max() <= 160
 
 
 def test_counts_follow_the_weights(drawn: list[DrawnImage]) -> None:
@@ -115,15 +109,6 @@ def test_a_weight_of_zero_is_never_drawn() -> None:
     assert max(len(image.defects) for image in images) == 2
 
 
-@pytest.mark.parametrize("side", [64, 97, 320])
-def test_other_image_sizes(side: int) -> None:
-    config = SyntheticConfig(image_size=side)
-    for index in range(4):
-        image = draw_image(config, "train", index, normal=False)
-        assert image.image.shape == (side, side, 3) and image.image.dtype == np.uint8
-        assert image.defects
-
-
 def test_an_impossible_request_is_a_clear_error() -> None:
     config = SyntheticConfig(contrast_range=(0.9, 0.9), contrast_floor={}, texture_weights={"cast_metal": 1})
     with pytest.raises(UserError, match=r"contrast_range \[0.9, 0.9\]; widen them"):
@@ -141,6 +126,9 @@ def test_same_seed_same_bytes_and_another_seed_others(written: Path, tmp_path: P
         {name: content for name, content in files_of(root).items() if name.endswith(".jpg")}
         for root in (written, other)
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.synthetic._write_split", lambda *_: pytest.fail("written again"))
+        assert ensure_dataset(tiny(written)) == written
     assert first.keys() == second.keys()
     assert all(first[name] != second[name] for name in first)
 
@@ -162,17 +150,6 @@ def test_valid_coco_files(written: Path, split: str, count: int, normal: int) ->
     assert len(without) == normal
     assert sorted(p.name for p in written.iterdir()) == ["annotations", "images", MARKER_NAME], "and nothing else"
     assert list(written.parent.iterdir()) == [written]
-
-
-def test_a_test_split_on_request(tmp_path: Path) -> None:
-    root = ensure_dataset(tiny(tmp_path / "q", num_train=1, num_val=1, num_test=2))
-    assert len(list((root / "images" / "test").glob("*.jpg"))) == 2
-    assert (root / "annotations" / "instances_test.json").is_file()
-
-
-def test_the_same_settings_reuse_the_folder(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.synthetic._write_split", lambda *_: pytest.fail("written again"))
-    assert ensure_dataset(tiny(written)) == written
 
 
 def test_other_settings_are_refused_and_named(written: Path) -> None:
@@ -256,7 +233,8 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     killed.kill()
     killed.wait()
     assert len(list(tmp_path.glob(".q*partial"))) == 1 and not older.exists()
-    assert ensure_dataset(tiny(root, num_train=1, num_val=1)) == root
+    assert ensure_dataset(tiny(root, num_train=1, num_val=1, num_test=2)) == root
+    assert len(list((root / "images" / "test").glob("*.jpg"))) == 2, "a test split on request"
     assert list(tmp_path.iterdir()) == [root] and (root / MARKER_NAME).is_file()
 
 

@@ -66,6 +66,23 @@ def test_a_signal_during_the_imports_is_an_exit_code_without_a_traceback(script:
     assert [json.loads(line)["exit_code"] for line in out.splitlines()[-1:]] == [code] * len(option)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "required: -c/--config"),
+        (["-c", "x", "-r", "a", "-t", "b"], "-r resumes a run, -t starts a new one from weights: give one of them"),
+        (["-c", "x", "--test-only"], "--test-only needs the checkpoint to evaluate: -r CKPT"),
+    ],
+)
+def test_arguments_of_a_training_that_do_not_go_together(
+    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
+    with pytest.raises(SystemExit) as leaving:
+        cli.training_arguments("trains")
+    assert leaving.value.code == 2 and told in capsys.readouterr().err
+
+
 @pytest.fixture
 def logging_as_it_was() -> Any:
     root = logging.getLogger()

@@ -36,6 +36,7 @@ def test_nothing_frozen_moves_and_a_resumed_run_is_the_same(
 ) -> None:
     keep_early(monkeypatch)
     options, first = [f"DINOv3STAs.freeze={freeze}"], start.parent / "start" / "best.pth"
+    options += ["epoches=1", "flat_epoch=1", "no_aug_epoch=0"] if freeze == "all" else []
     whole = train_here(start, tmp_path / "whole", options, tuning=first)
     before, after = checkpoint(first)["ema"]["module"], checkpoint(whole / "last.pth")
     for weights in (after["model"], after["ema"]["module"]):

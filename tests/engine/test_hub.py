@@ -16,7 +16,7 @@ from data.errors import UserError
 from engine.checkpoint import checkpoint_classes, load_checkpoint, model_state
 from engine.config import config_to_dict
 from engine.detector import judged_config
-from models.hub import hub_overrides, hub_weights, output_folder, read_hub_config
+from models.hub import hub_overrides, hub_weights, output_folder
 from tests.support.models import tiny_config
 
 SECTIONS: dict[str, Any] = {"DINOv3STAs": {}, "HybridEncoder": {}, "DEIMTransformer": {}}
@@ -53,10 +53,18 @@ def test_only_hf_stands_for_the_hub(no_network: None) -> None:
         assert hub_weights(Path(other)) == Path(other)
     with pytest.raises(UserError, match=r"Owner/Name: no such file; .* hub is written hf:Owner/Name\."):
         load_checkpoint(Path("Owner/Name"))
+    told = r"hf:Owner/Name: could not be fetched .*\(OSError: no route to the hub\)\. .*"
+    with pytest.raises(UserError, match=told + "`hf download Owner/Name --local-dir ckpts/Name`"):
+        load_checkpoint(Path("hf:Owner/Name"))
     for path in ("runs/x.pth", "a/b/c", "tests/x"):
         with pytest.raises(UserError, match=r"expected a \.pth file of a training run\.$"):
             load_checkpoint(Path(path))
     assert output_folder(Path("hf:Owner/Name"), "eval_val") == Path("outputs/Name/eval_val_Name")
+
+
+def test_a_misspelt_name() -> None:
+    with pytest.raises(UserError, match="is no name on the Hugging Face hub"):
+        hub_weights(Path("hf:a/b/c"))
 
 
 def test_the_cache_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
@@ -66,12 +74,6 @@ def test_the_cache_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     cached = str(folder / "model.safetensors")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: cached)
     assert hub_weights(Path("hf:Owner/Name")) == folder / "model.safetensors"
-
-
-def test_offline_message(no_network: None) -> None:
-    told = r"hf:Owner/Name: could not be fetched .*\(OSError: no route to the hub\)\. .*"
-    with pytest.raises(UserError, match=told + "`hf download Owner/Name --local-dir ckpts/Name`"):
-        load_checkpoint(Path("hf:Owner/Name"))
 
 
 def test_a_download_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
@@ -84,11 +86,6 @@ def test_a_download_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     hub_folder(tmp_path / "x").rename(tmp_path / "y")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path / "y"))
     assert hub_weights(Path("hf:Owner/Name")) == tmp_path / "y" / "model.safetensors"
-
-
-def test_a_misspelt_name() -> None:
-    with pytest.raises(UserError, match="is no name on the Hugging Face hub"):
-        hub_weights(Path("hf:a/b/c"))
 
 
 @pytest.mark.parametrize(
@@ -118,11 +115,6 @@ def test_labels_of_a_folder_are_its_classes(tmp_path: Path) -> None:
     assert classes == ClassMap(tuple(range(12)), tuple(f"name {k}" for k in range(12)))
     folder = hub_folder(tmp_path / "b", SECTIONS | {"id2label": dict(enumerate(COCO_CLASSES.names))})
     assert checkpoint_classes(load_checkpoint(folder), folder) == COCO_CLASSES
-
-
-def test_no_config_beside_the_weights(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    assert read_hub_config(path) is None
 
 
 def test_what_the_tensors_do_not_show_comes_from_the_folder(caplog: pytest.LogCaptureFixture) -> None:

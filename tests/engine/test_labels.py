@@ -56,31 +56,6 @@ def test_names_are_inside_and_hide_nothing(seed: int, count: int, largest: float
                 assert (point >= of[:2]).all() and (point <= of[2:]).all(), "the line joins the name and its box"
 
 
-@pytest.mark.parametrize(
-    ("box", "others", "corner"),
-    [
-        ((100, 100, 200, 200), [], (100, 80)),
-        ((100, 30, 200, 200), [], (100, 200)),
-        ((100, 30, 200, 815), [], (200, 30)),
-        ((950, 30, 1010, 815), [], (910, 30)),
-        ((10, 20, 1010, 820), [], (10, 20)),
-        ((100, 100, 200, 200), [(90, 60, 210, 90)], (100, 200)),
-    ],
-    ids=["above", "below", "right", "left", "within", "above is taken"],
-)
-def test_where_a_name_stands(box: Any, others: Any, corner: tuple[int, int]) -> None:
-    first, *_ = placed_names([box, *others], [(40, 20)] * (1 + len(others)))
-    assert first.xyxy[:2] == corner and first.leader is None
-
-
-def test_a_name_beside_a_crowd_has_a_line_to_its_box() -> None:
-    rows = [(100 + 12 * x, 300 + 12 * y, 110 + 12 * x, 310 + 12 * y) for y in range(5) for x in range(5)]
-    placed = placed_names(rows, [(60, 18)] * 25)
-    areas = np.array([one.xyxy for one in placed])
-    assert not overlaps(areas, areas).any() and not overlaps(areas, np.array(rows)).any()
-    assert placed[12].leader is not None
-
-
 @pytest.mark.parametrize("canvas", [(0, 0, 30, 10), (0, 0, 200, 19)])
 def test_the_first_name_is_kept_where_there_is_no_room_for_all(canvas: tuple[int, ...]) -> None:
     first, *others = place_labels([(0, 0, 5, 5), (3, 3, 40, 40), (3, 3, 9, 9)], [(90, 18)] * 3, canvas)

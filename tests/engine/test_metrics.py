@@ -94,46 +94,23 @@ def test_no_detections_and_no_ground_truth() -> None:
     assert set(nothing_there.per_class["hole"].values()) == {None, 0}
 
 
-def test_ids_from_0_count_like_any_other() -> None:
-    box = {"id": 0, "image_id": 0, "category_id": 0, "bbox": [0, 0, 50, 50], "area": 2500, "iscrowd": 0}
-    truth = GroundTruth({0: "a.png"}, [box], ClassMap((0, 1), ("hole", "scratch")))
-    numbers = coco_numbers(truth, Predictions.from_xyxy(*_one(0, 0, 0.5, [0, 0, 50, 50])))
-    assert numbers.metrics["AP"] == numbers.per_class["hole"]["AP"] == numbers.metrics["AR_100"] == 1.0
-
-
-def test_normal_alone_leaves_no_defects_to_judge() -> None:
-    truth = GroundTruth(
-        {1: "a.png"},
-        [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 50, 50], "area": 2500, "iscrowd": 0}],
-        ClassMap((3,), ("Normal",)),
-    )
-    numbers = coco_numbers(truth, Predictions.from_xyxy(*_one(1, 3, 0.5, [0, 0, 50, 50])))
-    assert numbers.metrics["AP"] == 1.0
-    assert set(numbers.metrics_defects.values()) == {None}
-
-
-def test_without_normal_both_tables_agree() -> None:
-    classes = ClassMap((1, 2), ("hole", "hole"))
-    truth = GroundTruth(
-        {1: "a.png"},
-        [{"image_id": 1, "category_id": 2, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}],
-        classes,
-    )
-    numbers = coco_numbers(truth, Predictions.from_xyxy(*_one(1, 2, 0.5, [0, 0, 9, 9])))
-    assert numbers.metrics == numbers.metrics_defects
-    assert list(numbers.per_class) == ["hole (id 1)", "hole (id 2)"], "classes of one name are kept apart"
+@pytest.mark.parametrize(
+    ("ids", "names", "ap_of_defects"),
+    [((0, 1), ("hole", "scratch"), 1.0), ((3,), ("Normal",), None), ((2, 5), ("hole", "hole"), 1.0)],
+)
+def test_one_box_of_the_first_class(ids: tuple[int, ...], names: tuple[str, ...], ap_of_defects: float | None) -> None:
+    """Ids from 0 count like any other, Normal is no defect, classes of one name are kept apart."""
+    box = {"image_id": 0, "category_id": ids[0], "bbox": [0, 0, 50, 50], "area": 2500, "iscrowd": 0}
+    truth = GroundTruth({0: "a.png"}, [box], ClassMap(ids, names))
+    numbers = coco_numbers(truth, Predictions.from_xyxy(*_one(0, ids[0], 0.5, [0, 0, 50, 50])))
+    assert numbers.metrics["AP"] == numbers.metrics["AR_100"] == 1.0
+    assert numbers.metrics_defects["AP"] == ap_of_defects
+    expected = ["hole (id 2)", "hole (id 5)"] if len(set(names)) < len(names) else list(names)
+    assert list(numbers.per_class) == expected and numbers.per_class[expected[0]]["AP"] == 1.0
 
 
 def _one(image_id: int, category_id: int, score: float, corners: list[float]) -> tuple[Any, Any, Any, Any]:
     return np.array([image_id]), np.array([category_id]), np.array([score]), np.array([corners])
-
-
-def test_result_format() -> None:
-    detections = Predictions.from_xyxy(*_one(7, 3, 0.123456789123, [10.00004, 20, 30.00006, 45.5]))
-    assert detections.to_coco() == [
-        {"image_id": 7, "category_id": 3, "bbox": [10.0, 20.0, 20.0, 25.5], "score": 0.123456789}
-    ]
-    assert len(Predictions.empty()) == 0 and Predictions.empty().to_coco() == []
 
 
 def test_fingerprint_follows_content_not_order() -> None:

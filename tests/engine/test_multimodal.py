@@ -21,7 +21,6 @@ from engine.multimodal import Start, start_of_phase_2
 from engine.run import Run, build_run
 from models.text_encoder import TextEmbeddings
 from models.text_fusion import PREFIX
-from tests.support.configs import CONFIGS
 from tests.support.tiny_run import write_tiny_config
 from tests.support.training import alone, assert_same_state, checkpoint, stop_after, train_here
 
@@ -178,17 +177,32 @@ def changed_checkpoint(source: Path, target: Path, **changes: Any) -> Path:
     return target
 
 
-def test_a_baseline_cannot_start_phase_2(tiny: Path, tmp_path: Path) -> None:
-    path = changed_checkpoint(
-        tiny / "run" / "best.pth", tmp_path / "b.pth", config={"Baseline": {"name": "fcos_resnet18"}}
-    )
-    with pytest.raises(UserError, match="b.pth: is a checkpoint of the baseline fcos_resnet18; text fusion starts"):
-        start_of_phase_2(load_config(tiny / "fused.yml"), path)
-
-
-def test_phase_2_needs_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"starts from a trained detector\. Give its checkpoint: .* -r "):
-        build_run(load_config(tiny / "fused.yml"), alone(), tmp_path / "run", resume=None, tuning=None)
+@pytest.mark.parametrize(
+    ("start", "overrides", "message"),
+    [
+        (None, [], r"starts from a trained detector\. Give its checkpoint: .* -r "),
+        ("baseline", [], "baseline.pth: is a checkpoint of the baseline fcos_resnet18; text fusion starts"),
+        ("classes", [], "disagree on the classes"),
+        ("phase_1", ["DEIMTransformer.num_layers=3"], "best.pth: these are not the weights of the configured model"),
+        (
+            "phase_1",
+            ["MultimodalFusion.text_dim=512"],
+            r"text_dim: 512, but fake encoder gives 10 .*; leave the key out",
+        ),
+    ],
+)
+def test_what_cannot_start_phase_2(
+    tiny: Path, tmp_path: Path, start: str | None, overrides: list[str], message: str
+) -> None:
+    path = phase_1 = tiny / "run" / "best.pth"
+    if start == "classes":
+        classes = checkpoint(phase_1)["classes"] | {"names": ["bar", "square"]}
+        path = changed_checkpoint(phase_1, tmp_path / "classes.pth", classes=classes)
+    if start == "baseline":
+        path = changed_checkpoint(phase_1, tmp_path / "baseline.pth", config={"Baseline": {"name": "fcos_resnet18"}})
+    with pytest.raises(UserError, match=message):
+        tuning = start_of_phase_2(load_config(tiny / "fused.yml"), path).tuning
+        build(tiny, tmp_path / "run", *overrides, tuning=tuning if start else None)
     assert not (tmp_path / "run").exists()
 
 
@@ -203,25 +217,6 @@ def test_text_from_the_first_step(tiny: Path, tmp_path: Path) -> None:
     fused.close()
     with pytest.raises(UserError, match="MultimodalFusion.trainable: heads would leave random weights as they are"):
         load_config(tiny / "fused.yml", ["MultimodalFusion.from_start=True", "MultimodalFusion.trainable=heads"])
-
-
-def test_another_detector_cannot_start_phase_2(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="best.pth: these are not the weights of the configured model"):
-        build(tiny, tmp_path / "run", "DEIMTransformer.num_layers=3")
-    assert not (tmp_path / "run").exists()
-
-
-def test_other_classes_cannot_start_phase_2(tiny: Path, tmp_path: Path) -> None:
-    classes = checkpoint(tiny / "run" / "best.pth")["classes"] | {"names": ["bar", "square"]}
-    path = changed_checkpoint(tiny / "run" / "best.pth", tmp_path / "other.pth", classes=classes)
-    with pytest.raises(UserError, match="disagree on the classes"):
-        build(tiny, tmp_path / "run", tuning=path)
-
-
-def test_a_stated_width_must_be_the_encoder_s(tiny: Path, tmp_path: Path) -> None:
-    message = r"MultimodalFusion.text_dim: 512, but fake encoder gives 10 for these texts; leave the key out"
-    with pytest.raises(UserError, match=message):
-        build(tiny, tmp_path / "run", "MultimodalFusion.text_dim=512")
 
 
 def test_resuming_with_other_settings_lists_them(tiny: Path, tmp_path: Path) -> None:
@@ -278,8 +273,3 @@ def test_an_earlier_run_s_texts_are_looked_for_in_the_run_folder(
     build(tiny, tmp_path / "run")
     assert asked == [None, tmp_path / "run"]
     assert list((tmp_path / "run").glob("text_embeddings_*.safetensors"))  # the earlier run was moved aside
-
-
-def test_text_fusion_is_not_built_for_baselines() -> None:
-    with pytest.raises(UserError, match="MultimodalFusion: text fusion is built for DEIMv2 only"):
-        load_config(CONFIGS / "baselines" / "fasterrcnn_resnet18.yml", ["MultimodalFusion={mode: cosine}"])

@@ -44,10 +44,6 @@ def test_small_images_are_enlarged_with_their_boxes() -> None:
     assert tuple(picture[139, 80]) == class_colour(0)
 
 
-def test_a_thin_strip_is_not_blown_up() -> None:
-    assert draw_boxes(grey(8, 1500), [], [], NAMES).shape == (8, 1500, 3)
-
-
 @pytest.mark.parametrize(
     "box",
     [[5, 5, 6, 6], [0, 0, 400, 400], [-50, -50, 900, 900], [500, 500, 600, 600], [399, 399, 400, 400], [9, 9, 9, 9]],
@@ -55,10 +51,8 @@ def test_a_thin_strip_is_not_blown_up() -> None:
 def test_boxes_of_one_pixel_and_beyond_the_border(box: list[float]) -> None:
     picture = draw_boxes(grey(), [box], [2], NAMES, [0.1])
     assert (picture != 128).any()
-
-
-def test_boxes_that_are_not_finite_are_left_out() -> None:
-    assert (draw_boxes(grey(), [[np.nan, 0, 9, np.inf]], [0], NAMES) == 128).all()
+    assert (draw_boxes(grey(), [[np.nan, 0, 9, np.inf]], [0], NAMES) == 128).all(), "not finite: left out"
+    assert draw_boxes(grey(8, 1500), [], [], NAMES).shape == (8, 1500, 3), "a thin strip is not blown up"
 
 
 def test_names_scores_and_accents_are_written() -> None:
@@ -73,11 +67,8 @@ def test_names_scores_and_accents_are_written() -> None:
 def test_the_label_stays_inside_at_the_top_right_corner() -> None:
     picture = draw_boxes(grey(), [[390, 0, 400, 30]], [0], ["CONTAMINACIÓN"])
     assert tuple(picture[34, 398]) == class_colour(0), "below the box, moved to the left"
-
-
-def test_the_best_score_is_drawn_on_top() -> None:
     picture = draw_boxes(grey(), [[10, 50, 90, 90], [10, 50, 90, 90]], [0, 1], NAMES, [0.9, 0.2])
-    assert tuple(picture[70, 10]) == class_colour(0)
+    assert tuple(picture[70, 10]) == class_colour(0), "the best is drawn on top"
 
 
 def test_grid_of_different_sizes() -> None:

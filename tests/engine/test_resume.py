@@ -71,8 +71,10 @@ def test_what_was_saved_is_restored_bit_for_bit(tiny: tuple[Path, State], tmp_pa
 def test_an_official_state_lacks_what_only_we_store(tiny: tuple[Path, State], tmp_path: Path) -> None:
     """The EMA starts from the weights, the step follows from the epoch."""
     config, state = tiny
-    official = {key: state[key] for key in ("date", "last_epoch", "model", "optimizer")}
+    official = copy.deepcopy({key: state[key] for key in ("date", "last_epoch", "model", "optimizer")})
+    official["optimizer"]["param_groups"][0]["initial_lr"] = 0.5
     run = resumed(config, tmp_path, official)
+    assert run.optimizer.param_groups[0]["initial_lr"] == 0.5, "the rates it was trained with, whatever the config says"
     assert run.position.epoch == 1 and run.position.step == run.train_loader.steps_per_epoch
     assert run.ema is not None and run.ema.updates == 0
     assert all(torch.equal(value, state["model"][key]) for key, value in run.ema.module.state_dict().items())

@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import engine.train as training
 from analysis.evaluate import AnalysisOptions, evaluate_checkpoint
 from data.errors import UserError
 from engine.config import load_config
-from engine.interrupt import StopSignal
 from engine.run import build_run
-from engine.train import out_of_memory, train_step
+from engine.train import out_of_memory
 from tests.engine.test_train_distributed import only_first_image_keeps_boxes
 from tests.support.baselines import write_tiny_baseline
 from tests.support.scripts import start_two_processes
@@ -105,19 +103,6 @@ def test_a_checkpoint_of_deimv2_is_refused_and_the_other_way_round(finished: tup
             train_here(path, tmp_path / "run", resume=other)
         with pytest.raises(UserError, match="fill only 0% of the configured model"):
             train_here(path, tmp_path / "run", tuning=other)
-
-
-def test_accumulation_adds_the_shares_of_the_images(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    """Two equal halves: the logged loss of the window is the mean of theirs, not the sum."""
-    config = load_config(finished[0], [*QUICK, "accumulation_steps=2"])
-    run = build_run(config, alone(), tmp_path / "run", resume=None, tuning=None)
-    run.monitor.close()
-    run.train_loader.set_epoch(0)
-    window = list(run.train_loader)[:2]
-    statistics = training.BatchNormStatistics(run.model)
-    with StopSignal() as stop:
-        losses = train_step(run, 0, window, statistics, stop).losses
-    assert losses["loss_objectness"] == pytest.approx(0.69, abs=0.05)  # ln 2 for untrained scores, as for one batch
 
 
 @pytest.mark.slow

@@ -26,12 +26,13 @@ def test_two_processes_train_also_where_one_has_no_boxes_and_accumulate(tmp_path
     only_first_image_keeps_boxes(tmp_path / "train.json")
     config = write_tiny_config(tmp_path, extra="accumulation_steps: 2\nuse_amp: True\n")
     single_size = "train_dataloader.collate_fn.base_size_repeat=null"  # one image of 32 px is too small for BatchNorm
-    arguments = ("-c", config, "--output-dir", tmp_path / "run", "-d", "cpu", "-u", single_size)
+    short = ("epoches=1", "flat_epoch=1", "no_aug_epoch=0")
+    arguments = ("-c", config, "--output-dir", tmp_path / "run", "-d", "cpu", "-u", single_size, *short)
     start_two_processes("train_deimv2.py", *arguments, cwd=tmp_path)
     state = checkpoint(tmp_path / "run" / "last.pth")
-    assert state["last_epoch"] == 2 and state["step"] == 6
+    assert state["last_epoch"] == 0 and state["step"] == 2
     assert all(torch.isfinite(value).all() for value in state["model"].values() if value.is_floating_point())
-    assert len([r for r in log_records(tmp_path / "run") if "loss" in r]) == 6
+    assert len([r for r in log_records(tmp_path / "run") if "loss" in r]) == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM for another process")
@@ -53,9 +54,9 @@ def test_sigterm_to_the_processes_of_torchrun_saves_and_is_143(tmp_path: Path) -
         for variables in ranks()
     ]
     log = tmp_path / "run" / "log.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     try:
-        while not (log.is_file() and '"step": 3,' in log.read_text(encoding="utf-8")):
+        while not (log.is_file() and '"step": 1,' in log.read_text(encoding="utf-8")):
             assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
             time.sleep(0.02)
         asked = time.monotonic()
@@ -70,4 +71,4 @@ def test_sigterm_to_the_processes_of_torchrun_saves_and_is_143(tmp_path: Path) -
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [143, 143], outputs
     assert all("Traceback" not in error for _, error in outputs)
-    assert checkpoint(tmp_path / "run" / "last.pth")["step"] >= 3
+    assert checkpoint(tmp_path / "run" / "last.pth")["step"] >= 1

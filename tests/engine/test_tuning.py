@@ -67,6 +67,7 @@ def test_rows_go_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture, learn
         for label, name in enumerate(CLASSES.names):
             expected = theirs[key][learned.index(name)] if name in learned else fresh[key][label]
             assert torch.equal(found[key][label], expected), (key, name)
+    assert not model.decoder.denoising_class_embed.weight[-1].any(), "the padding stays 0"
     copied = [name for name in CLASSES.names if name in learned]
     assert f"class heads of {', '.join(copied)} are copied" in caplog.text
     if len(copied) < len(CLASSES):

@@ -237,6 +237,7 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"gradient_checkpointing": True}, "gradient_checkpointing: recomputes blocks of DEIMv2"),
     ({"eval_spatial_size": [150, 160]}, "eval_spatial_size: [150, 160] must be multiples of 32"),
     ({"DEIM": {}}, "DEIM: describes DEIMv2 and has no effect beside Baseline"),
+    ({"MultimodalFusion": {"mode": "cosine"}}, "MultimodalFusion: text fusion is built for DEIMv2 only"),
     ({"Baseline": None}, "DINOv3STAs: null is for baselines (section Baseline); give the section"),
 ]
 
@@ -245,13 +246,6 @@ RULES: list[tuple[dict[str, Any], str]] = [
 def test_rules(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         quickstart(**change)
-    assert message in str(error.value)
-
-
-def test_deimv2_settings_stated_beside_a_baseline_are_refused() -> None:
-    message = "DEIMTransformer: describes DEIMv2 and has no effect beside Baseline; remove one of them"
-    with pytest.raises(UserError) as error:
-        load_config(CONFIGS / "quickstart.yml", ["Baseline={name: fcos_resnet18, weights: ~}"])
     assert message in str(error.value)
 
 

