@@ -67,7 +67,7 @@ def calibration(matches: Matches, method: Method, *, samples: int, seed: int) ->
 
     The stored curves are fitted on all images.
     """
-    found, outcomes = matches.found, matches.outcomes[0, 0]
+    found, outcomes = matches.found, matches.outcomes[0]
     rows = (outcomes != IGNORED) & (found.scores >= LEAST_SCORE)
     images, labels, scores, hits = (
         part[rows] for part in (found.images, found.labels, found.scores, outcomes == TRUE_POSITIVE)

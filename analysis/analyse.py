@@ -94,7 +94,7 @@ def analyse(
     of_classes = {
         name: {
             **numbers.per_class[name],
-            "num_images": int((matches.gt_counts[0, :, label] > 0).sum()),
+            "num_images": int((matches.gt_counts[:, label] > 0).sum()),
             "intervals": {key: one.interval for key, one in drawn.per_class[name].items()},
         }
         for label, name in enumerate(matches.names)

@@ -146,7 +146,7 @@ class _ClassPlan(NamedTuple):
 
 
 def _class_plan(matches: Matches, label: int) -> _ClassPlan:
-    outcomes = matches.outcomes[0, :, matches.rows(label)]
+    outcomes = matches.outcomes[:, matches.rows(label)]
     images = matches.found.images[matches.rows(label)]
     counted = (outcomes != IGNORED).any(axis=0)
     outcomes, images = outcomes[:, counted], images[counted]
@@ -169,7 +169,7 @@ def _class_plan(matches: Matches, label: int) -> _ClassPlan:
 
 def _class_aps(matches: Matches, plans: Sequence[_ClassPlan], weights: FloatArray) -> FloatArray:
     """AP [K, T, samples] under `weights` [I, samples]; NaN without ground truth."""
-    num_gt = matches.gt_counts[0].T.astype(np.float64) @ weights
+    num_gt = matches.gt_counts.T.astype(np.float64) @ weights
     result = np.full((len(plans), len(IOU_THRESHOLDS), weights.shape[1]), np.nan)
     for label, plan in enumerate(plans):
         measured = num_gt[label] > 0

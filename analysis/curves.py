@@ -23,7 +23,7 @@ def ranked_hits(matches: Matches, label: int | None) -> tuple[FloatArray, BoolAr
     """Return scores [M] and hits [M] at IoU 0.5 of the detections that count, best first, and the number of boxes; of
     one class, or of all classes together (None)."""
     rows = slice(None) if label is None else matches.rows(label)
-    outcomes, scores = matches.outcomes[0, _T50, rows], matches.found.scores[rows]
+    outcomes, scores = matches.outcomes[_T50, rows], matches.found.scores[rows]
     order = np.flatnonzero(outcomes != IGNORED)
     order = order[np.argsort(-scores[order], kind="stable")]
     num_gt = matches.num_gt.sum() if label is None else matches.num_gt[label]
@@ -48,7 +48,7 @@ def precision_at_recall(matches: Matches, label: int) -> FloatArray:
     """Compute COCO's interpolated precision [3, R] of one class at IoU 0.5, 0.75 and averaged over all thresholds; NaN
     without ground truth."""
     num_gt = int(matches.num_gt[label])
-    outcomes = matches.outcomes[0, :, matches.rows(label)]
+    outcomes = matches.outcomes[:, matches.rows(label)]
     curves = np.stack([interpolated_precision(row[row != IGNORED] == TRUE_POSITIVE, num_gt) for row in outcomes])
     return np.stack([curves[_T50], curves[_T75], curves.mean(axis=0)])
 

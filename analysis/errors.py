@@ -120,7 +120,7 @@ def classify_errors(matches: Matches) -> Errors:
         (_BACKGROUND, (own_truth < 0) & (other_truth < 0)),
         (_BOTH, np.ones(len(labels), dtype=bool)),
     )
-    wrong = matches.outcomes[0, 0] == FALSE_POSITIVE
+    wrong = matches.outcomes[0] == FALSE_POSITIVE
     kinds = np.full(len(labels), NO_ERROR, dtype=np.int8)
     for kind, condition in conditions:
         kinds[wrong & (kinds == NO_ERROR) & condition] = kind
@@ -136,7 +136,7 @@ def classify_errors(matches: Matches) -> Errors:
 def error_breakdown(matches: Matches, errors: Errors, *, score: float) -> dict[str, Any]:
     """Compute how much AP50 would rise if one kind of error alone were mended, never below 0, and how many there are
     (detections; boxes that are missed): at any confidence, as the cost counts them, and from `score` on."""
-    hits, kept = matches.truth_of >= 0, matches.outcomes[0, 0] != IGNORED
+    hits, kept = matches.truth_of >= 0, matches.outcomes[0] != IGNORED
     counts = {f"counts{suffix}": _counts(matches, errors, least) for suffix, least in (("", 0.0), ("_at_score", score))}
     base, costs = _ap50(matches, hits, kept), dict.fromkeys(ERROR_KINDS, 0.0)
     for number, kind in enumerate(ERROR_KINDS if base is not None else ()):
@@ -180,7 +180,7 @@ def _mended_ap50(matches: Matches, errors: Errors, kind: int) -> float | None:
     A box takes one mended detection, the best; if it is found already, it takes none (and they are dropped).
     """
     labels, hits = matches.found.labels.copy(), matches.truth_of >= 0
-    kept = (matches.outcomes[0, 0] != IGNORED) & (errors.kinds != kind)
+    kept = (matches.outcomes[0] != IGNORED) & (errors.kinds != kind)
     rows = np.flatnonzero((errors.kinds == kind) & (errors.targets >= 0))
     rows = rows[~errors.found[errors.targets[rows]]]
     rows = rows[np.argsort(-matches.found.scores[rows], kind="stable")]

@@ -1,13 +1,11 @@
-"""Which detection hit what at every IoU threshold and size: matched once by pycocotools, then resampled, thresholded
+"""Which detection hit what at every IoU threshold: matched once by pycocotools, then resampled, thresholded
 and sorted into errors.
 
-Legend: I images, K classes, M detections, G ground-truth boxes, A area ranges (all, small, medium, large), T IoU
-thresholds (0.50:0.05:0.95).
+Legend: I images, K classes, M detections, G ground-truth boxes, T IoU thresholds (0.50:0.05:0.95).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,16 +14,9 @@ from numpy.typing import NDArray
 from pycocotools import mask
 
 from data.types import BoolArray, FloatArray, IntArray
-from engine.metrics import ANY_AREA, GroundTruth, Predictions, matches_of_images, unique_names
+from engine.metrics import GroundTruth, Predictions, matches_of_images, unique_names
 
 IOU_THRESHOLDS: FloatArray = np.linspace(0.5, 0.95, 10)
-AREA_RANGES_PX2 = {
-    "all": ANY_AREA,
-    "small": (0.0, 32.0**2),
-    "medium": (32.0**2, 96.0**2),
-    "large": (96.0**2, 1e5**2),
-}
-"""COCO's, both ends included."""
 FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, 2
 NO_BOX, DOES_NOT_COUNT = -1, -2
 MIN_IOU = 0.1
@@ -70,11 +61,11 @@ class Matches:
     """M detections by class, best first, equal scores by image: COCO's ranking, in which 100 per image and class count.
     Detections of other images and categories are left out."""
     outcomes: NDArray[np.int8]
-    """[A, T, M]: FALSE_POSITIVE, TRUE_POSITIVE or IGNORED (in a crowd, or of another size)."""
+    """[T, M]: FALSE_POSITIVE, TRUE_POSITIVE or IGNORED (in a crowd)."""
     truth_of: IntArray
     """[M], row of the box that a detection hits at IoU 0.5; -1 for the others."""
     gt_counts: NDArray[np.int32]
-    """[A, I, K]: boxes that count."""
+    """[I, K]: boxes that count."""
 
     def rows(self, label: int) -> slice:
         """Return where the detections of a class are."""
@@ -83,8 +74,8 @@ class Matches:
 
     @property
     def num_gt(self) -> IntArray:
-        """[K], boxes of any size, crowds left out."""
-        counts: IntArray = self.gt_counts[0].sum(axis=0, dtype=np.int64)
+        """[K], boxes that count."""
+        counts: IntArray = self.gt_counts.sum(axis=0, dtype=np.int64)
         return counts
 
 
@@ -111,42 +102,30 @@ def match(truth: GroundTruth, detections: Predictions) -> Matches:
     xywh, scores = detections.boxes_xywh, detections.scores
     sizes = xywh[:, 2] * xywh[:, 3]
     found = boxes(detections.image_ids, detections.category_ids, xywh, sizes, scores, np.zeros(len(scores)))
-    return _ranked(unique_names(truth.classes), truth.fingerprint(), image_ids, annotated, found)
-
-
-def _ranked(names: Sequence[str], gt_hash: str, image_ids: IntArray, truth: Boxes, found: Boxes) -> Matches:
-    """Put pycocotools' matches of single images into arrays, ranked within each class."""
-    num_images, num_areas = len(image_ids), len(AREA_RANGES_PX2)
-    areas = list(AREA_RANGES_PX2.values())
-    cells = _evaluate(truth, found, num_images, len(names), ious=IOU_THRESHOLDS, areas=areas)
-    counts = np.zeros((num_areas, num_images, len(names)), dtype=np.int32)
-    rows: list[IntArray] = [np.empty(0, dtype=np.int64)]
-    taken: list[IntArray] = [np.empty(0, dtype=np.int64)]
-    outcomes: list[list[NDArray[np.int8]]] = [
-        [np.empty((len(IOU_THRESHOLDS), 0), dtype=np.int8)] for _ in AREA_RANGES_PX2
-    ]
-    for label, area in np.ndindex(len(names), num_areas):
-        start = (label * num_areas + area) * num_images
-        images = [cell for cell in cells[start : start + num_images] if cell is not None]
-        if not images:
-            continue
-        for cell in images:
-            counts[area, cell["image_id"], label] = np.count_nonzero(cell["gtIgnore"] == 0)
-        own = np.concatenate([cell["dtIds"] for cell in images]).astype(np.int64) - 1
-        order = np.argsort(-found.scores[own], kind="stable")
-        matched = np.concatenate([cell["dtMatches"] for cell in images], axis=1)[:, order]
-        ignored = np.concatenate([cell["dtIgnore"] for cell in images], axis=1)[:, order]
-        outcomes[area].append(np.where(ignored, IGNORED, matched > 0).astype(np.int8))
-        if area == 0:
-            rows.append(own[order])
+    names, num_images = tuple(unique_names(truth.classes)), len(image_ids)
+    cells = _evaluate(annotated, found, num_images, len(names), ious=IOU_THRESHOLDS)
+    counts = np.zeros((num_images, len(names)), dtype=np.int32)
+    rows, taken = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    outcomes = [np.empty((len(IOU_THRESHOLDS), 0), dtype=np.int8)]
+    for label in range(len(names)):
+        own = [cell for cell in cells[label * num_images : (label + 1) * num_images] if cell is not None]
+        for cell in own:
+            counts[cell["image_id"], label] = np.count_nonzero(cell["gtIgnore"] == 0)
+        if own:
+            ids = np.concatenate([cell["dtIds"] for cell in own]).astype(np.int64) - 1
+            order = np.argsort(-found.scores[ids], kind="stable")
+            matched = np.concatenate([cell["dtMatches"] for cell in own], axis=1)[:, order]
+            ignored = np.concatenate([cell["dtIgnore"] for cell in own], axis=1)[:, order]
+            outcomes.append(np.where(ignored, IGNORED, matched > 0).astype(np.int8))
+            rows.append(ids[order])
             taken.append(np.where(ignored[0], 0, matched[0]).astype(np.int64) - 1)
     return Matches(
-        names=tuple(names),
-        gt_hash=gt_hash,
-        image_ids=image_ids,
-        truth=truth,
+        names,
+        truth.fingerprint(),
+        image_ids,
+        truth=annotated,
         found=found.at(np.concatenate(rows)),
-        outcomes=np.stack([np.concatenate(parts, axis=1) for parts in outcomes]),
+        outcomes=np.concatenate(outcomes, axis=1),
         truth_of=np.concatenate(taken),
         gt_counts=counts,
     )
@@ -176,10 +155,9 @@ def take(matches: Matches, truth: Boxes, found: Boxes, *, iou: float, any_class:
     Returns:
         Row of `truth` for each detection; NO_BOX, or DOES_NOT_COUNT in a crowd box or of an impossible size.
     """
-    how = {"ious": np.array([iou]), "areas": [ANY_AREA], "any_class": any_class}
-    cells = _evaluate(truth, found, len(matches.image_ids), len(matches.names), **how)
+    size = (len(matches.image_ids), len(matches.names))
     taken = np.full(len(found.labels), NO_BOX, dtype=np.int64)
-    for cell in cells:
+    for cell in _evaluate(truth, found, *size, ious=np.array([iou]), any_class=any_class):
         if cell is not None and cell["dtIds"]:
             rows = np.array(cell["dtIds"]) - 1
             taken[rows] = np.where(cell["dtIgnore"][0], DOES_NOT_COUNT, cell["dtMatches"][0] - 1)

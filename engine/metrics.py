@@ -29,7 +29,7 @@ from data.types import BoolArray, FloatArray, IntArray
 from models.detections import SCORE_DECIMALS
 
 _BOX_DECIMALS = 4
-ANY_AREA = (0.0, 1e5**2)
+_ANY_AREA = (0.0, 1e5**2)
 """COCO's, square pixels, both ends included."""
 MAX_DETECTIONS = 100
 """COCO's limit, per image and class."""
@@ -272,7 +272,7 @@ def best_thresholds(truth: GroundTruth, predictions: Predictions) -> dict[str, A
 
     It matches at IoU 0.5.
     """
-    matched = matches_of_images(*_datasets(truth, predictions), ious=np.array([0.5]), areas=[ANY_AREA])
+    matched = matches_of_images(*_datasets(truth, predictions), ious=np.array([0.5]))
     cells = np.array(matched, dtype=object).reshape(len(truth.classes), len(truth.images))
 
     def best(labels: slice) -> Threshold | None:
@@ -296,18 +296,16 @@ def matches_of_images(
     found: Mapping[str, Any],
     *,
     ious: FloatArray,
-    areas: Sequence[tuple[float, float]],
     any_class: bool = False,
 ) -> list[dict[str, Any] | None]:
     """Match with pycocotools, which tells what hit what; faster-coco-eval keeps that to itself.
 
     Args:
         truth: COCO's form of the ground truth; `found`: of the detections, annotations with `area` and `score`.
-        areas: Ranges of the boxes that count, square pixels.
         any_class: A detection may take a box of another class.
 
     Returns:
-        Its `evalImgs`: by class (all in one with `any_class`), then area range, then image; None where there is
+        Its `evalImgs`: by class (all in one with `any_class`), then image; None where there is
         neither a box nor a detection.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
@@ -316,7 +314,7 @@ def matches_of_images(
             one.dataset = dataset
             one.createIndex()
         evaluator = pycocotools.cocoeval.COCOeval(*pair, "bbox")
-        evaluator.params.iouThrs, evaluator.params.areaRng = ious, areas
+        evaluator.params.iouThrs, evaluator.params.areaRng = ious, [_ANY_AREA]
         evaluator.params.useCats = int(not any_class)
         evaluator.params.maxDets = [MAX_DETECTIONS * (len(truth["categories"]) if any_class else 1)]
         evaluator.evaluate()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.bootstrap import BootstrapResult, Resampled, bootstrap, draw_weights, percentiles
-from analysis.matching import AREA_RANGES_PX2, IGNORED, IOU_THRESHOLDS, TRUE_POSITIVE, Boxes, Matches, match
+from analysis.matching import IOU_THRESHOLDS, TRUE_POSITIVE, Boxes, Matches, match
 from data.types import FloatArray
 from engine.metrics import CocoNumbers, GroundTruth, Predictions, coco_numbers
 from tests.support.coco_reference import CLASSES, TOLERANCE, random_case, reference_stats
@@ -127,10 +127,10 @@ def simulate(rng: np.random.Generator, num_images: int, *, skill: float = 1.0) -
     so that detections of one image are not independent."""
     difficulty = rng.beta(2, 3, num_images)
     columns = []
-    counts = np.zeros((len(AREA_RANGES_PX2), num_images, 2), dtype=np.int32)
+    counts = np.zeros((num_images, 2), dtype=np.int32)
     for label, rate in enumerate((1.5, 0.7)):
         boxes = rng.poisson(rate, num_images)
-        counts[:, :, label] = boxes
+        counts[:, label] = boxes
         owner = np.repeat(np.arange(num_images), boxes)
         iou = np.clip(rng.normal(skill * (1.05 - 0.6 * difficulty[owner]), 0.15), 0, 0.999)
         score = np.clip(0.7 * iou + rng.normal(0, 0.15, len(owner)), 0, 1)
@@ -144,9 +144,7 @@ def simulate(rng: np.random.Generator, num_images: int, *, skill: float = 1.0) -
         )
     orders = [np.argsort(-score, kind="stable") for _, score, _ in columns]
     ious = np.concatenate([iou[order] for (_, _, iou), order in zip(columns, orders, strict=True)])
-    hits = (ious >= IOU_THRESHOLDS[:, None]).astype(np.int8) * TRUE_POSITIVE
-    outcomes = np.full((len(AREA_RANGES_PX2), *hits.shape), IGNORED, dtype=np.int8)
-    outcomes[0] = hits
+    outcomes = (ious >= IOU_THRESHOLDS[:, None]).astype(np.int8) * TRUE_POSITIVE
     owner, score = (np.concatenate([c[k][order] for c, order in zip(columns, orders, strict=True)]) for k in (0, 1))
     num = len(score)
     labels = np.repeat([0, 1], [len(order) for order in orders])

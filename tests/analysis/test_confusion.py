@@ -64,7 +64,7 @@ def test_sums(seed: int, iou: float, score: float) -> None:
     predicted = np.bincount(found.labels[found.scores >= score], minlength=len(CLASSES))
     assert (counts[:, :-1].sum(axis=0) <= predicted).all()
     if iou > 0.1:
-        outcomes = matches.outcomes[0, {0.5: 0, 0.75: 5}[iou]]
+        outcomes = matches.outcomes[{0.5: 0, 0.75: 5}[iou]]
         kept = found.scores >= score
         hits = np.bincount(found.labels[kept & (outcomes == TRUE_POSITIVE)], minlength=len(CLASSES))
         assert counts.diagonal()[:-1].tolist() == hits.tolist()

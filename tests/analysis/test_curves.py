@@ -29,7 +29,7 @@ def above(detections: Predictions, score: float) -> Predictions:
 def count(truth: GroundTruth, detections: Predictions, label: int | None) -> tuple[int, int]:
     """True positives, and detections that count, at IoU 0.5."""
     matches = match(truth, detections)
-    outcomes = matches.outcomes[0, 0, slice(None) if label is None else matches.rows(label)]
+    outcomes = matches.outcomes[0, slice(None) if label is None else matches.rows(label)]
     return int((outcomes == TRUE_POSITIVE).sum()), int((outcomes != IGNORED).sum())
 
 

@@ -110,7 +110,7 @@ def test_agrees_with_the_matches_and_coco(seed: int) -> None:
     truth, detections = random_case(seed, num_images=20, crowds=0.3)
     matches = match(truth, detections)
     errors = classify_errors(matches)
-    assert ((errors.kinds >= 0) == (matches.outcomes[0, 0] == 0)).all()
+    assert ((errors.kinds >= 0) == (matches.outcomes[0] == 0)).all()
     result = error_breakdown(matches, errors, score=0.5)
     assert tuple(result["ap50_cost"]) == ERROR_KINDS
     assert result["base_ap50"] == pytest.approx(coco_numbers(truth, detections).metrics["AP50"], abs=1e-9)
