@@ -99,10 +99,8 @@ class RankCorrelation(NamedTuple):
 def estimate(runs: Sequence[Resampled], parts: Sequence[Resampled] = ()) -> Estimate:
     """Return the mean of the seeds' APs, its interval, and their spread; where `runs` are the folds of one set judged
     together, single values and spread are those of the `parts`."""
-    mean, parts = Resampled(float(np.mean([run.point for run in runs])), _mean_samples(runs)), parts or runs
-    points = np.asarray([run.point for run in parts])
-    sd = None if np.isnan(points).any() else _sd(points)
-    return Estimate(mean.value, mean.interval, sd, tuple(run.value for run in parts))
+    mean, parts = _mean(runs), parts or runs
+    return Estimate(mean.value, mean.interval, _sd([run.point for run in parts]), tuple(run.value for run in parts))
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
@@ -123,14 +121,13 @@ def paired_difference(runs: Sequence[Resampled], reference: Sequence[Resampled])
     """
     if len({len(run.samples) for run in (*runs, *reference)}) != 1:
         raise ValueError("paired samples must be of the same resampled images")
-    value = _number(float(np.mean([run.point for run in runs]) - np.mean([run.point for run in reference])))
-    samples = _mean_samples(runs) - _mean_samples(reference)
-    samples = samples[~np.isnan(samples)]
-    if value is None or not len(samples):
-        return Difference(value, None, None)
+    found = _minus(_mean(runs), _mean(reference))
+    samples = found.samples[~np.isnan(found.samples)]
+    if found.value is None or not len(samples):
+        return Difference(found.value, None, None)
     below, above = (samples <= 0).sum(), (samples >= 0).sum()
     p_value = min(1.0, 2.0 * float(min(below, above) + 1) / (len(samples) + 1))
-    return Difference(value, percentiles(samples), p_value)
+    return Difference(found.value, percentiles(samples), p_value)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -153,23 +150,20 @@ def effect(runs: Sequence[Resampled], reference: Sequence[Resampled], num_images
     """
     if len(runs) != len(reference) or len({len(run.samples) for run in (*runs, *reference)}) != 1:
         raise ValueError("paired runs must be of the same seeds and of the same resampled images")
-    pairs = list(zip(runs, reference, strict=True))
-    points = np.asarray([run.point - other.point for run, other in pairs])
-    per_seed = tuple(map(_number, points))
-    if np.isnan(points).any():
+    pairs = [_minus(*pair) for pair in zip(runs, reference, strict=True)]
+    mean, per_seed, seed_sd = _mean(pairs), tuple(pair.value for pair in pairs), _sd([pair.point for pair in pairs])
+    if mean.value is None:
         return Effect(None, per_seed, None, None, None)
-    samples = np.mean([run.samples - other.samples for run, other in pairs], axis=0)
-    samples = samples[~np.isnan(samples)]
-    seed_sd, value = _sd(points), float(points.mean())
-    found = Effect(value, per_seed, seed_sd, percentiles(samples), None)
+    samples = mean.samples[~np.isnan(mean.samples)]
+    found = Effect(mean.value, per_seed, seed_sd, percentiles(samples), None)
     if seed_sd is None or len(samples) < 2:
         return found
-    of_images, of_seeds = float(samples.var(ddof=1)), seed_sd**2 / len(points)
-    total, freedom = of_images + of_seeds, float(len(points) - 1)
+    of_images, of_seeds = float(samples.var(ddof=1)), seed_sd**2 / len(pairs)
+    total, freedom = of_images + of_seeds, float(len(pairs) - 1)
     if total > 0:
-        freedom = total**2 / (of_images**2 / max(num_images - 1, 1) + of_seeds**2 / (len(points) - 1))
+        freedom = total**2 / (of_images**2 / max(num_images - 1, 1) + of_seeds**2 / (len(pairs) - 1))
     half = float(stats.t.ppf((1 + _COVERED) / 2, freedom)) * math.sqrt(total)
-    interval = Interval(value - half, value + half)
+    interval = Interval(mean.value - half, mean.value + half)
     return found._replace(interval=interval, standard_error=math.sqrt(total), freedom=freedom)
 
 
@@ -201,14 +195,14 @@ def verdict(interval: Interval) -> Verdict:
     return "hurts" if interval.high < 0 else "no_difference"
 
 
-def _mean_samples(runs: Sequence[Resampled]) -> FloatArray:
-    mean: FloatArray = np.mean([run.samples for run in runs], axis=0)
-    return mean
+def _mean(runs: Sequence[Resampled]) -> Resampled:
+    points, samples = zip(*runs, strict=True)
+    return Resampled(float(np.mean(points)), np.mean(samples, axis=0))
 
 
-def _sd(points: FloatArray) -> float | None:
-    return float(points.std(ddof=1)) if len(points) > 1 else None
+def _minus(one: Resampled, other: Resampled) -> Resampled:
+    return Resampled(one.point - other.point, one.samples - other.samples)
 
 
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _sd(points: Sequence[float]) -> float | None:
+    return None if len(points) < 2 or np.isnan(points).any() else float(np.std(points, ddof=1))
