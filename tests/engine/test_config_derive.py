@@ -26,13 +26,8 @@ QUICK = small_config()
 def epochs_of(config: ExperimentConfig) -> tuple[object, ...]:
     collate, policy = config.train_dataloader.collate_fn, config.train_dataloader.dataset.transforms.policy
     assert policy is not None
-    return (
-        policy.epoch,
-        collate.stop_epoch,
-        collate.mixup_epochs,
-        collate.copyblend_epochs,
-        config.DEIMCriterion.matcher.matcher_change_epoch,
-    )
+    of_batches = (collate.stop_epoch, collate.mixup_epochs, collate.copyblend_epochs)
+    return (policy.epoch, *of_batches, config.DEIMCriterion.matcher.matcher_change_epoch)
 
 
 def child(folder: Path, text: str, parent: str = "s") -> Path:
@@ -85,14 +80,8 @@ def test_the_industrial_run() -> None:
 def test_epochs_alone_are_enough(tmp_path: Path, epochs: int) -> None:
     config, schedule = load_config(child(tmp_path, f"epochs: {epochs}")), Schedule.of(epochs)
     assert (config.epoches, config.flat_epoch, config.no_aug_epoch) == (epochs, schedule.flat, schedule.no_aug)
-    start, flat, stop = schedule.start, schedule.flat, schedule.stop
-    assert epochs_of(config) == (
-        (start, flat, stop),
-        stop,
-        (start, flat),
-        (start, stop),
-        schedule.matcher_change,
-    )
+    start, flat, stop, _, change = schedule
+    assert epochs_of(config) == ((start, flat, stop), stop, (start, flat), (start, stop), change)
 
 
 def test_by_override_just_as_by_file(tmp_path: Path) -> None:
@@ -165,11 +154,8 @@ def test_rescaled_epochs_always_work(epochs: int, data: st.DataObject) -> None:
     no_aug = data.draw(st.integers(0, before - 1))
     flat = data.draw(st.integers(0, before - no_aug))
     collate = [data.draw(st.integers(0, before)) for _ in range(4)]
-    values = {
-        "mixup_epochs": sorted(collate[:2]),
-        "copyblend_epochs": sorted(collate[2:]),
-        "stop_epoch": before - no_aug,
-    }
+    epochs_of_batches = {"mixup_epochs": sorted(collate[:2]), "copyblend_epochs": sorted(collate[2:])}
+    values = epochs_of_batches | {"stop_epoch": before - no_aug}
     with tempfile.TemporaryDirectory() as folder:
         text = (
             f"epoches: {before}\nflat_epoch: {flat}\nno_aug_epoch: {no_aug}\ntrain_dataloader: {{collate_fn: {values}}}"
@@ -189,22 +175,20 @@ def test_what_an_override_states_is_not_rescaled() -> None:
 QUICK_FILE, SMALL_FILE = CONFIGS / "quickstart.yml", CONFIGS / "neu_det_small.yml"
 
 
-@pytest.mark.parametrize("text", ["", "seed: 3", "epoches: 70", "train_dataloader: {total_batch_size: 12}"])
 @pytest.mark.parametrize("parent", [QUICK_FILE, SMALL_FILE, CONFIGS / "baselines" / "fcos_resnet18.yml"])
-@pytest.mark.parametrize("between", [False, True])
-def test_what_an_included_file_states_is_stated(tmp_path: Path, text: str, parent: Path, between: bool) -> None:
-    included = parent
-    if between:
-        included = write(tmp_path, "between.yml", f"__include__: ['{parent.as_posix()}']")
-    config = load_config(write(tmp_path, "mine.yml", f"__include__: ['{included.as_posix()}']\n{text}"))
+def test_what_an_included_file_states_is_stated(tmp_path: Path, parent: Path) -> None:
     theirs = load_config(parent)
-    for key in ("flat_epoch", "no_aug_epoch", "lr_gamma", "optimizer", "eval_spatial_size"):
-        assert getattr(config, key) == getattr(theirs, key)
-    assert not any(notes_of(config).values())
-    if "epoches" not in text:
-        expected = changed(theirs, output_dir=config.output_dir.as_posix(), seed=config.seed)
-        batch = config.train_dataloader.total_batch_size
-        assert config == changed(expected, train_dataloader__total_batch_size=batch)
+    between = write(tmp_path, "between.yml", f"__include__: ['{parent.as_posix()}']")
+    batch = "train_dataloader: {total_batch_size: 12}"
+    for included, text in ((parent, ""), (parent, batch), (between, "seed: 3"), (between, "epoches: 70")):
+        config = load_config(write(tmp_path, "mine.yml", f"__include__: ['{included.as_posix()}']\n{text}"))
+        for key in ("flat_epoch", "no_aug_epoch", "lr_gamma", "optimizer", "eval_spatial_size"):
+            assert getattr(config, key) == getattr(theirs, key)
+        assert not any(notes_of(config).values())
+        if "epoches" not in text:
+            expected = changed(theirs, output_dir=config.output_dir.as_posix(), seed=config.seed)
+            images = config.train_dataloader.total_batch_size
+            assert config == changed(expected, train_dataloader__total_batch_size=images)
 
 
 @pytest.mark.parametrize("place", ["deimv2/any.yml", "configs/base/any.yaml", "deimv2_dinov3_s_coco.yml"])
@@ -306,38 +290,32 @@ def test_what_follows(tmp_path: Path, text: str, overrides: list[str], expected:
 
 
 def test_a_vit_from_random_weights_learns_like_the_rest(tmp_path: Path) -> None:
-    text = "train_dataloader: {total_batch_size: 16}\nDINOv3STAs: {weights_path: ~}"
     for size in "smlx":
-        config = load_config(child(tmp_path, text, parent=size))
+        config = load_config(child(tmp_path, BATCH_16 + RANDOM_VIT, parent=size))
         assert [group.lr for group in config.optimizer.params] == [2.5e-4, 2.5e-4, None]
         assert config.optimizer.lr == 2.5e-4
         assert any("the ViT starts from random weights" in line for line in derived(config))
 
 
 def test_the_backbones_rate_waits_for_the_batch(tmp_path: Path) -> None:
-    config = load_config(
-        child(tmp_path, "train_dataloader: {total_batch_size: auto}\nDINOv3STAs: {backbone_lr_factor: 0.1}")
-    )
+    config = load_config(child(tmp_path, "train_dataloader: {total_batch_size: auto}"), [SHARE])
     assert with_batch(config, 16, 1, "measured").optimizer.params[0].lr == pytest.approx(2.5e-5)
 
 
 @pytest.mark.parametrize(
-    ("params", "message"),
+    ("group", "message"),
     [
         (
-            "[{params: dinov3, lr: 1e-5}]",
+            "dinov3",
             r"0.1 x optimizer.lr 0.00025 contradicts optimizer.params\[0\].lr 1e-05, which is stated; remove one",
         ),
-        (
-            "[{params: decoder, lr: 1e-5}]",
-            "no group of optimizer.params names the ViT's parameters, whose rate it sets",
-        ),
+        ("decoder", "no group of optimizer.params names the ViT's parameters, whose rate it sets"),
     ],
 )
-def test_two_rates_for_the_backbone_are_refused(tmp_path: Path, params: str, message: str) -> None:
-    path = child(tmp_path, f"train_dataloader: {{total_batch_size: 16}}\noptimizer: {{params: {params}}}")
+def test_two_rates_for_the_backbone_are_refused(tmp_path: Path, group: str, message: str) -> None:
+    path = child(tmp_path, f"{BATCH_16}optimizer: {{params: [{{params: {group}, lr: 1e-5}}]}}")
     with pytest.raises(UserError, match=message):
-        load_config(path, ["DINOv3STAs.backbone_lr_factor=0.1"])
+        load_config(path, [SHARE])
 
 
 def test_an_input_size_stated_by_an_included_file_is_the_size_everywhere(tmp_path: Path) -> None:
@@ -356,7 +334,7 @@ def test_stated_ops_keep_their_size() -> None:
         load_config(official("s"), ["eval_spatial_size=[320, 320]", f"{OPS}={NO_MOSAIC}"])
 
 
-def test_run_length(tmp_path: Path) -> None:
+def test_run_length() -> None:
     config = derive_run_length(industrial(), 100)
     log = derived(config)[len(derived(industrial())) :]
     assert (config.warmup_iter, config.ema.warmups) == (250, 250)
@@ -364,6 +342,9 @@ def test_run_length(tmp_path: Path) -> None:
     assert config.train_dataloader.collate_fn.ema_restart_decay == config.ema.decay
     assert log[0] == "warmup_iter: 2000 -> 250 (at most 5 % of 5000 steps)"
     assert len(log) == 4 and derived(derive_run_length(config, 100)) == derived(config)
+    assert derive_run_length(industrial(), 10_000) == industrial(), "a long run keeps the recipe's"
+    with pytest.raises(ValueError, match="steps_per_epoch is 0"):
+        derive_run_length(QUICK, 0)
 
 
 def test_a_recipes_length_that_does_not_fit_its_own_epochs_is_derived(tmp_path: Path) -> None:
@@ -371,11 +352,6 @@ def test_a_recipes_length_that_does_not_fit_its_own_epochs_is_derived(tmp_path: 
     write(tmp_path, "deimv2/mine.yml", text)
     config = load_config(write(tmp_path, "child.yml", "__include__: ['deimv2/mine.yml']\nseed: 3\n"))
     assert epochs_of(config) == ((4, 14, 20), 20, (4, 14), (4, 20), 18)
-
-
-def test_long_runs_keep_the_recipe() -> None:
-    config = industrial()
-    assert derive_run_length(config, 10_000) == config
 
 
 def test_stated_run_length_values_are_kept() -> None:
@@ -396,8 +372,3 @@ def test_bounds_for_any_length(steps_per_epoch: int) -> None:
     assert 0 <= config.warmup_iter <= min(QUICK.warmup_iter, total / 20)
     assert 0 <= config.ema.decay <= max(0, min(QUICK.ema.decay, 1 - 20 / total))
     assert config.ema.warmups <= min(QUICK.ema.warmups, total / 20)
-
-
-def test_no_steps_at_all() -> None:
-    with pytest.raises(ValueError, match="steps_per_epoch is 0"):
-        derive_run_length(QUICK, 0)
