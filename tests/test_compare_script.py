@@ -23,7 +23,6 @@ from tests.support.scripts import start_script
 
 CONFIG = {"num_classes": 2, "epoches": 40}
 ALL_RUNS = ("base", "ours_seed0", "ours_seed1", "ours_seed2", "twin")
-NASTY = "50 % _of_ $a$ & b|c <i>"
 
 
 run_here = partial(start_script, "compare_models.py")
@@ -177,24 +176,6 @@ def test_long_names_and_seeds_fit_a_page(runs: Path, no_plots: None, lang: str, 
     assert sizes == {r"\footnotesize"} and max(tabular_widths_pt(latex)) <= LINE_PT
     assert r"$\pm$" in quality and "AP75" in quality and "FPS" not in quality and "AP75" not in cost
     compile_article(latex, tmp_path, "spanish" if lang == "es" else None)
-
-
-def test_spanish_labels_and_nasty_names(runs: Path, no_plots: None) -> None:
-    outcome = run_here(
-        "base", "ours_seed0", "--labels", "_Línea base", NASTY, "--lang", "es", "--samples", "200",
-        "--output-dir", "es", cwd=runs,
-    )  # fmt: skip
-    assert outcome.code == 0, outcome.err
-    assert outcome.out.startswith("Comparación de modelos")
-    assert NASTY in outcome.out and "\\" not in outcome.out.partition(r"\input")[0], "no signs of Markdown"
-    assert r"50 % \_of\_ \$a\$ \& b\|c \<i\>" in (runs / "es" / "comparison.md").read_text(encoding="utf-8")
-    latex = (runs / "es" / "comparison.tex").read_text(encoding="utf-8")
-    assert r"50 \% \_of\_ \$a\$ \& b\textbar{}c \textless{}i\textgreater{} & 0," in latex and ",5 &" in latex
-    assert max(tabular_widths_pt(latex)) <= LINE_PT
-    text = (runs / "es" / "comparison.csv").read_text(encoding="utf-8-sig")
-    assert text.splitlines()[1].split(";")[0] == "_Línea base"
-    assert "1,5" in (runs / "es" / "comparison_cost.csv").read_text(encoding="utf-8-sig")
-    assert "Semillas" not in text, "no seeds, no column"
 
 
 def test_plots_of_an_earlier_comparison_do_not_stay(tmp_path: Path) -> None:

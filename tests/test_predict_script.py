@@ -21,11 +21,10 @@ from PIL import Image
 from data.errors import UNPRINTABLE, printable
 from data.loader import build_eval_loader
 from data.splits import build_datasets
-from deploy.predict import PredictOptions
 from deploy.sources import ImageSource
 from deploy.thresholds import choose_thresholds
 from deploy.video import count_frames
-from deploy.writers import FORMS, ImageWriter
+from deploy.writers import ImageWriter
 from engine.config import load_config
 from engine.detector import Detector
 from engine.evaluate import evaluate
@@ -320,12 +319,6 @@ def test_where_thresholds_come_from_is_said(tiny: Path) -> None:
     shutil.rmtree(tiny / "run/eval_val_best")
     assert "Score thresholds with the best F1, from run" in outcome.out
     assert re.search(r"square +0.4000 +\d+\n +bar +0.2000", outcome.out)
-
-
-def test_the_script_says_what_is_there() -> None:
-    """Before anything heavy is imported."""
-    shown = " ".join(start_script("predict_deimv2.py", "--help").out.split())
-    assert f"some of {','.join(FORMS)} (default: {','.join(PredictOptions().save)})" in shown
 
 
 BAD_INPUTS: list[tuple[list[str], str]] = [

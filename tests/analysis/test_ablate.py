@@ -255,29 +255,6 @@ def test_a_damaged_list_of_runs(tmp_path: Path, text: str) -> None:
         Manifest(tmp_path)
 
 
-@pytest.mark.slow
-def test_from_phase_1_to_the_answer(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    wanted = options(tiny, tmp_path / "out")
-    with caplog.at_level(logging.INFO):
-        markdown = ablate(wanted, alone())
-    assert markdown is not None and "cosine: no verdict. The text encoder has random weights" in markdown
-    assert caplog.text.count("Encoded 3 texts") == 1, "once for all runs"
-    out = tmp_path / "out"
-    assert {"cosine_seed0", "none_seed0", "ablation.md", "text_similarity.png"} <= {p.name for p in out.iterdir()}
-    content = json.loads((out / "ablation.json").read_text(encoding="utf-8"))
-    for mode in content["modes"]:
-        results = json.loads((out / f"{mode['mode']}_seed0" / "results.json").read_text(encoding="utf-8"))
-        assert mode["metrics"]["AP"]["value"] == pytest.approx(results["metrics"]["AP"] or 0, abs=1e-4)
-    assert content["texts"]["real_weights"] is False
-
-    def nothing(task: Task, checkpoint: Path | None) -> None:
-        raise AssertionError(f"{task.folder.name} is finished")
-
-    assert ablate(wanted, alone(), runner=nothing) == markdown
-    with pytest.raises(UserError, match=r"cosine_seed0: another config \(optimizer.lr\)"):
-        ablate(wanted | {"update": [*SHORT, "optimizer.lr=0.1"]}, alone(), runner=nothing)
-
-
 def test_every_fault_of_the_parts_at_once(tiny: Path, tmp_path: Path) -> None:
     wrong: dict[str, Any] = {
         "fractions": [0.5, 0, 1.5, 0.5],
