@@ -233,7 +233,7 @@ class TestReadForTraining:
     def test_a_jpeg_that_was_cut_off_is_refused(self, tmp_path: Path) -> None:
         pixels = np.random.default_rng(6).integers(0, 256, (90, 90, 3), dtype=np.uint8)
         path = _saved(tmp_path / "a.jpg", Image.fromarray(pixels))
-        path.write_bytes(path.read_bytes()[:3000])
+        path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(UserError, match=r"a\.jpg: cannot be read as an image"):
             read_reduced(path, 1)
 
@@ -248,7 +248,7 @@ def test_a_jpeg_header_says_what_pillow_says(tmp_path: Path, mode: str, options:
     image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (61, 83, 3), dtype=np.uint8)).convert(mode)
     if options.pop("exif", False):
         exif = Image.Exif()
-        exif[0x0112] = 6
+        exif[0x0112] = 3
         options["exif"] = exif
     path = _saved(tmp_path / "a.jpg", image, quality=90, **options)
     pixels, facts = read_reduced(path, 1)

@@ -1,3 +1,5 @@
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,16 @@ def test_validation_only_resizes(files: CocoFiles, split: CocoSplit) -> None:
         boxes = torch.tensor([a["bbox"] for a in truth]) / torch.tensor([48, 40, 48, 40])
         boxes[:, :2] += boxes[:, 2:] / 2
         torch.testing.assert_close(sample.target["boxes"], boxes)
+
+
+def test_a_sample_depends_on_seed_epoch_index_and_copy_alone(split: CocoSplit) -> None:
+    dataset, key = _train(split), SampleKey(1, 0, 0)
+    image = dataset[key].image
+    torch.manual_seed(123)
+    for same in (dataset[replace(key, batch=9)], pickle.loads(pickle.dumps(dataset))[key]):
+        assert torch.equal(same.image, image)
+    others = [dataset[replace(key, **{name: 3})] for name in ("epoch", "index", "copy")]
+    assert not any(torch.equal(other.image, image) for other in (*others, _train(split, seed=1)[key]))
 
 
 def test_mosaic_partners_come_from_the_whole_data_set(tmp_path: Path) -> None:

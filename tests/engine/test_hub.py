@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -31,8 +32,6 @@ def hub_folder(folder: Path, config: Any = SECTIONS) -> Path:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise OSError("no route to the hub")
 
@@ -68,8 +67,6 @@ def test_a_misspelt_name() -> None:
 
 
 def test_the_cache_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
-    import huggingface_hub
-
     folder = hub_folder(tmp_path / "snapshot")
     cached = str(folder / "model.safetensors")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: cached)
@@ -77,8 +74,6 @@ def test_the_cache_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_download_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
-    import huggingface_hub
-
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **kwargs: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path))
     with pytest.raises(UserError, match=r"hf:Owner/Name: has no model\.safetensors"):

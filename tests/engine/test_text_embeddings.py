@@ -14,15 +14,10 @@ from data.errors import UserError
 from engine.config import ExperimentConfig, config_from_dict, config_to_dict, load_config
 from engine.text_embeddings import alike_pairs, class_similarity, class_text_embeddings
 from models.text_encoder import TextEmbeddings
+from tests.support.configs import CONFIGS, small_config
 from tests.support.text_towers import write_bert, write_clip
 
 CLASSES = ClassMap((1, 2, 5), ("PERFORACIONES", "ROTURA", "NORMAL"))
-CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yml"
-
-
-@pytest.fixture(scope="module")
-def config() -> ExperimentConfig:
-    return load_config(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +25,9 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bert(tmp_path_factory.mktemp("bert"))
 
 
-def with_texts(config: ExperimentConfig, encoder: Path, **texts: Any) -> ExperimentConfig:
-    values = config_to_dict(config)
+def with_texts(encoder: Path, **texts: Any) -> ExperimentConfig:
     settings = {"name": encoder.as_posix(), "allow_download": False, **texts.pop("encoder_settings", {})}
-    section = {"encoder": settings, **texts}
-    return config_from_dict({**values, "texts": section})
+    return config_from_dict({**config_to_dict(small_config()), "texts": {"encoder": settings, **texts}})
 
 
 def cache_files(folder: Path) -> list[Path]:
@@ -47,9 +40,9 @@ def assert_same(first: TextEmbeddings, second: TextEmbeddings) -> None:
 
 
 def test_the_second_run_takes_the_first_ones_vectors(
-    config: ExperimentConfig, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = with_texts(config, bert)
+    config = with_texts(bert)
     first = class_text_embeddings(config, CLASSES, tmp_path / "run")
     assert first.embeds.shape[:2] == (3, 5) and first.mask.all()
     monkeypatch.setattr("engine.text_embeddings.encode_texts", None)
@@ -60,10 +53,10 @@ def test_the_second_run_takes_the_first_ones_vectors(
 
 
 def test_the_encoder_may_be_gone_once_its_vectors_are_cached(
-    config: ExperimentConfig, bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(bert, tmp_path / "encoder")
-    config = with_texts(config, tmp_path / "encoder")
+    config = with_texts(tmp_path / "encoder")
     first = class_text_embeddings(config, CLASSES, tmp_path)
     shutil.rmtree(tmp_path / "encoder")
     with caplog.at_level(logging.INFO):
@@ -73,12 +66,10 @@ def test_the_encoder_may_be_gone_once_its_vectors_are_cached(
         class_text_embeddings(config, CLASSES, tmp_path / "elsewhere")
 
 
-def test_another_encoder_in_the_same_place_counts(
-    config: ExperimentConfig, bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_encoder_in_the_same_place_counts(bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     encoder = tmp_path / "encoder"
     shutil.copytree(bert, encoder)
-    config = with_texts(config, encoder)
+    config = with_texts(encoder)
     first = class_text_embeddings(config, CLASSES, tmp_path)
     shutil.rmtree(encoder)
     write_bert(encoder, seed=1)
@@ -102,21 +93,19 @@ def test_another_encoder_in_the_same_place_counts(
         {"classes": ClassMap((1, 2, 5), CLASSES.names[::-1])},
     ],
 )
-def test_whatever_changes_the_vectors_changes_the_file(
-    change: dict[str, object], config: ExperimentConfig, bert: Path, tmp_path: Path
-) -> None:
-    first = class_text_embeddings(with_texts(config, bert), CLASSES, tmp_path)
+def test_whatever_changes_the_vectors_changes_the_file(change: dict[str, object], bert: Path, tmp_path: Path) -> None:
+    first = class_text_embeddings(with_texts(bert), CLASSES, tmp_path)
     classes = change.pop("classes", CLASSES)
-    second = class_text_embeddings(with_texts(config, bert, **change), classes, tmp_path)
+    second = class_text_embeddings(with_texts(bert, **change), classes, tmp_path)
     assert len(cache_files(tmp_path)) == 2
     assert first.embeds.shape != second.embeds.shape or not torch.allclose(first.embeds, second.embeds)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "foreign"])
 def test_a_damaged_cache_is_made_again_and_said(
-    damage: str, config: ExperimentConfig, bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damage: str, bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = with_texts(config, bert)
+    config = with_texts(bert)
     first = class_text_embeddings(config, CLASSES, tmp_path)
     (path,) = cache_files(tmp_path)
     if damage == "foreign":
@@ -130,24 +119,20 @@ def test_a_damaged_cache_is_made_again_and_said(
     assert "encoded again" not in caplog.text
 
 
-def test_clip_with_spanish_texts_warns_once(
-    config: ExperimentConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_clip_with_spanish_texts_warns_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     clip = write_clip(tmp_path / "clip")
-    spanish = with_texts(config, clip, language="es", use_phrasings=False)
+    spanish = with_texts(clip, language="es", use_phrasings=False)
     for _ in range(2):
         class_text_embeddings(spanish, CLASSES, tmp_path)
     found = [record.getMessage() for record in caplog.records if "was trained on English" in record.getMessage()]
     assert len(found) == 1 and "google/siglip2-base-patch16-224" in found[0]
     caplog.clear()
-    class_text_embeddings(with_texts(config, clip, language="en"), CLASSES, tmp_path)
+    class_text_embeddings(with_texts(clip, language="en"), CLASSES, tmp_path)
     assert "was trained on English" not in caplog.text
 
 
-def test_classes_with_the_same_text_are_named(
-    config: ExperimentConfig, bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    same = with_texts(config, bert, own={"PERFORACIONES": "A dark spot", "ROTURA": ["A dark spot"], "NORMAL": "fine"})
+def test_classes_with_the_same_text_are_named(bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    same = with_texts(bert, own={"PERFORACIONES": "A dark spot", "ROTURA": ["A dark spot"], "NORMAL": "fine"})
     class_text_embeddings(same, CLASSES, tmp_path)
     assert "nearly the same to the encoder (cosine similarity): PERFORACIONES and ROTURA (1.000). Text" in caplog.text
     assert "NORMAL" not in caplog.text
@@ -178,5 +163,5 @@ def test_faults_of_the_config_section_are_explained() -> None:
         "own={NORMAL: 5}": "texts.own.NORMAL: found 5, expected",
     }
     with pytest.raises(UserError) as caught:
-        load_config(CONFIG, [f"texts.{override}" for override in faults])
+        load_config(CONFIGS / "quickstart.yml", [f"texts.{override}" for override in faults])
     assert not [message for message in faults.values() if message not in str(caught.value)]
