@@ -43,7 +43,8 @@ def locate(location: Sequence[int | str], values: Any, model: type[Section]) -> 
         section, is_last = _section_of(inner, values), position == len(location) - 1
         is_key = isinstance(values, Mapping) and (part in values or is_last)
         if is_key or (section and part in section.model_fields):
-            shown, owner, name, values = f"{shown}.{part}".lstrip("."), section, part, get_path(values, part)
+            shown, owner, name = f"{shown}.{part}".lstrip("."), section, part
+            values = values.get(part) if isinstance(values, Mapping) else None
             field = section.model_fields.get(part) if section else None
             inner = list(sections_in(field.annotation)) if field else []
     return shown, owner, name

@@ -161,6 +161,7 @@ UNKNOWN = [
     ("qqqqqq=3", "qqqqqq: unknown key; remove it or correct its spelling"),
     ("train_dataloader.dataset.transforms.polcy=1", "transforms.polcy: unknown key; did you mean policy?"),
     ("DEIMCriterion.weight_dict.loss_mall=1", 'DEIMCriterion.weight_dict.loss_mall: found "loss_mall", expected'),
+    ("texts.own={'': [3], 'a.b': 3}", "texts.own.a.b: found 3, expected text or a list or `key: value` pairs"),
 ]
 
 
