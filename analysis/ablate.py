@@ -11,12 +11,12 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from analysis.ablation_report import (
@@ -86,42 +86,10 @@ class AblationOptions(Options):
     lang: Language = "en"
     captions: bool = True
 
-    @field_validator("modes")
-    @classmethod
-    def _known(cls, modes: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [mode for mode in modes if mode not in MODES]
-        problems = [f"--modes: there is no {', '.join(unknown)}; the modes are {', '.join(MODES)}"] if unknown else []
-        _refuse([*problems, *_given_twice("--modes", modes)])
-        return modes
-
-    @field_validator("seeds")
-    @classmethod
-    def _give_several_runs(cls, seeds: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        problems = _given_twice("--seeds", list(map(str, seeds)))
-        if any(seed < 0 for seed in seeds):
-            problems.append(f"--seeds: {min(seeds)}; expected 0 or more")
-        if len(info.data.get("modes", MODES)) * len(seeds) < 2:
-            problems.append("--modes and --seeds give one run, which cannot be compared; give two modes or more")
-        _refuse(problems)
-        return seeds
-
-    @field_validator("update")
-    @classmethod
-    def _leave_decided_alone(cls, update: tuple[str, ...]) -> tuple[str, ...]:
-        keys = [override.partition("=")[0].strip() for override in update]
-        decided = [(override, key) for override, key in zip(update, keys, strict=True) if key in _DECIDED]
-        _refuse([f"-u {override}: {_DECIDED[key]} decides {key}; leave it out" for override, key in decided])
-        return update
-
 
 def _given_twice(option: str, values: Sequence[str]) -> list[str]:
     twice = sorted({value for value in values if values.count(value) > 1})
     return [f"{option}: {', '.join(twice)} given twice; leave one out"] if twice else []
-
-
-def _refuse(problems: Sequence[str]) -> None:
-    if problems:
-        raise ValueError("\n".join(problems))
 
 
 class Record(BaseModel):
@@ -196,12 +164,9 @@ def _write(asked: AblationOptions, tasks: Sequence[Task], facts: TextFacts | Non
 
 
 def plan(options: Mapping[str, Any]) -> tuple[AblationOptions, list[Task]]:
-    """Return the options checked and the runs, mode by mode; nothing is written.
-
-    Raises:
-        UserError: All faults of the options, the config and the checkpoint at once.
-    """
+    """Return the options checked and the runs, mode by mode; nothing is written."""
     subsets, problems = _asked_subsets(options)
+    problems += _option_problems(options.get("modes", MODES), options.get("seeds", (0,)), options.get("update", ()))
     split = None
     with collecting(problems):
         asked = AblationOptions(**options)
@@ -234,6 +199,20 @@ def _asked_subsets(options: Mapping[str, Any]) -> tuple[list[Subset], list[str]]
     subsets += [Subset(held_out=name) for name in held_out]
     names = [subset.name for subset in subsets]
     return subsets, problems + _given_twice("--fractions, --rare, --held-out", names)
+
+
+def _option_problems(modes: Sequence[str], seeds: Sequence[int], update: Sequence[str]) -> Iterator[str]:
+    if unknown := [mode for mode in modes if mode not in MODES]:
+        yield f"--modes: there is no {', '.join(unknown)}; the modes are {', '.join(MODES)}"
+    yield from _given_twice("--modes", modes)
+    yield from _given_twice("--seeds", list(map(str, seeds)))
+    if any(seed < 0 for seed in seeds):
+        yield f"--seeds: {min(seeds)}; expected 0 or more"
+    if len(modes) * len(seeds) < 2:
+        yield "--modes and --seeds give one run, which cannot be compared; give two modes or more"
+    for override in update:
+        if (key := override.partition("=")[0].strip()) in _DECIDED:
+            yield f"-u {override}: {_DECIDED[key]} decides {key}; leave it out"
 
 
 def _start_problems(base: ExperimentConfig, options: Mapping[str, Any], parts: bool) -> list[str]:
@@ -312,20 +291,16 @@ def _subset_tasks(asked: AblationOptions, base: ExperimentConfig, subset: Subset
 
 
 def write_subsets(tasks: Sequence[Task], split: CocoSplit) -> None:
-    """Write the annotation files of the parts that the tasks are trained on.
-
-    Raises:
-        UserError: There is another one in a file's place.
-    """
+    """Write the annotation files of the parts that the tasks are trained on; another one in a file's place is an
+    error."""
     problems = []
-    files = {task.config.train_dataloader.dataset.ann_file: task for task in tasks if task.subset is not None}
+    files = {task.config.train_dataloader.dataset.ann_file: task for task in tasks}
     for path, task in files.items():
-        assert task.subset is not None
-        content = task.subset.of(split, task.seed).to_coco()
-        if not path.is_file():
+        content = None if task.subset is None else task.subset.of(split, task.seed).to_coco()
+        if content and not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, content, what="part of the training set")
-        elif path.read_text(encoding="utf-8") != f"{json.dumps(content, separators=(',', ':'))}\n":
+        elif content and path.read_text(encoding="utf-8") != f"{json.dumps(content, separators=(',', ':'))}\n":
             problems.append(f"{path}: is of another training set")
     if problems:
         raise UserError(
@@ -335,17 +310,17 @@ def write_subsets(tasks: Sequence[Task], split: CocoSplit) -> None:
 
 def origins_of(tasks: Sequence[Task]) -> list[str]:
     """Hash what each run starts from: the checkpoint of phase 1, or the images and the config phase 1 is made with."""
-    by_folder = {task.folder: task for task in tasks}
-    found = []
+    by_folder, found = {task.folder: task for task in tasks}, []
     for task in tasks:
         phase_1 = None if task.start is None else by_folder.get(task.start.parent)
         if task.start is not None and phase_1 is None:
             found.append(file_sha256(task.start))
             continue
-        images = file_sha256(task.config.train_dataloader.dataset.ann_file)
-        made_with = "" if phase_1 is None else json.dumps(_training(phase_1.config), sort_keys=True)
-        weights = "" if phase_1 is None or phase_1.start is None else file_sha256(phase_1.start)
-        found.append(hashlib.sha256(f"{images}{made_with}{weights}".encode()).hexdigest())
+        made_from = file_sha256(task.config.train_dataloader.dataset.ann_file)
+        if phase_1 is not None:
+            made_from += json.dumps(_training(phase_1.config), sort_keys=True)
+            made_from += "" if phase_1.start is None else file_sha256(phase_1.start)
+        found.append(hashlib.sha256(made_from.encode()).hexdigest())
     return found
 
 
@@ -378,11 +353,7 @@ def text_facts(texts: TextEmbeddings, config: ExperimentConfig, data: DataBundle
 
 
 class Manifest:
-    """`ablation_runs.json` in the folder of an ablation.
-
-    Raises:
-        UserError: The file is there but damaged.
-    """
+    """`ablation_runs.json` in the folder of an ablation."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / MANIFEST_NAME
@@ -422,11 +393,7 @@ def _training(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def states_of(tasks: Sequence[Task], records: Sequence[Record], manifest: Manifest) -> list[State]:
-    """Return which of the runs are missing, interrupted or finished.
-
-    Raises:
-        UserError: Run folders that were made from something else, all of them.
-    """
+    """Return which of the runs are missing, interrupted or finished."""
     problems: list[str] = []
     states: list[State] = []
     for task, wanted in zip(tasks, records, strict=True):
@@ -468,10 +435,6 @@ def run_all(
 ) -> None:
     """Do what is not finished, in order, and say how long the rest will take. Processes that only take part have no
     `manifest`.
-
-    Raises:
-        SystemExit, KeyboardInterrupt: Interrupted; the same command goes on.
-        UserError: A run failed; the finished ones are kept.
     """
     counts = {state: states.count(state) for state in get_args(State)}
     left = len(tasks) - counts["finished"]

@@ -67,25 +67,17 @@ def calibration(matches: Matches, method: Method, *, samples: int, seed: int) ->
 
     The stored curves are fitted on all images.
     """
-    found, outcomes = matches.found, matches.outcomes[0]
+    found, outcomes, num_images = matches.found, matches.outcomes[0], len(matches.image_ids)
     rows = (outcomes != IGNORED) & (found.scores >= LEAST_SCORE)
-    images, labels, scores, hits = (
-        part[rows] for part in (found.images, found.labels, found.scores, outcomes == TRUE_POSITIVE)
-    )
-    num = len(matches.names)
-    measure = partial(
-        calibration_error,
-        names=matches.names,
-        num_images=len(matches.image_ids),
-        samples=samples,
-        seed=seed,
-    )
+    images, labels, scores = found.images[rows], found.labels[rows], found.scores[rows]
+    hits, num = outcomes[rows] == TRUE_POSITIVE, len(matches.names)
+    measure = partial(calibration_error, names=matches.names, num_images=num_images, samples=samples, seed=seed)
     result: dict[str, Any] = {
         **{"method": method, "iou": 0.5, "least_score": LEAST_SCORE, "curves": None, "after": None},
         "before": measure(scores, hits, images, labels),
     }
     if method != "none":
-        fold = np.random.default_rng(seed).permutation(len(matches.image_ids))[images] % _FOLDS
+        fold = np.random.default_rng(seed).permutation(num_images)[images] % _FOLDS
         chances = scores.copy()
         for number in range(_FOLDS):
             own, others = fold == number, fold != number
@@ -201,16 +193,14 @@ def promise(best: FloatArray, max_rate: float, confidence: float) -> Promise:
     the whole search errs no more often. That first one is the score of the image by which one miss too many is made.
     """
     num, allowed = len(best), most_misses(len(best), max_rate, confidence)
-    # An image in which nothing was found passes at every threshold, so it counts among the misses.
     least = math.ceil(math.log(1 - confidence) / math.log1p(-max_rate) - 1e-9)
     if allowed < 0:
         return Promise(num, 0, None, None, least)
     threshold = float(np.sort(best)[allowed])
-    if threshold <= 0:
-        silent = float((best <= 0).mean())
-        return Promise(num, int((best <= 0).sum()), None, None, _needed(silent, max_rate, confidence))
-    missed = int((best < threshold).sum())
-    return Promise(num, missed, threshold, upper_bound(allowed, num, confidence), least)
+    if threshold <= 0:  # an image in which nothing was found passes at every threshold, so it counts among the misses
+        silent = int((best <= 0).sum())
+        return Promise(num, silent, None, None, _needed(silent / num, max_rate, confidence))
+    return Promise(num, int((best < threshold).sum()), threshold, upper_bound(allowed, num, confidence), least)
 
 
 def _needed(share: float, max_rate: float, confidence: float) -> int:
@@ -228,17 +218,15 @@ def _promises(
 ) -> dict[str, Any]:
     """The promise for all defective images and for those of each class, and what the chosen threshold means."""
     assert options.max_miss_rate is not None
-    aim = (options.max_miss_rate, options.confidence)
-    per_class = {}
-    for label, name in enumerate(matches.names):
-        own = np.unique(matches.truth.images[matches.truth.labels == label])
-        if label != normal_label:
-            per_class[name] = promise(best[own], *aim)
-    whole = promise(best[defective], *aim)
-    binding = [whole, *per_class.values()] if options.promise_per_class else [whole]
-    kept = [one.threshold for one in binding if one.threshold is not None]
-    threshold = min(kept) if len(kept) == len(binding) else None
-    clean = best[~defective]
+    aim, truth = (options.max_miss_rate, options.confidence), matches.truth
+    per_class = {
+        name: promise(best[np.unique(truth.images[truth.labels == label])], *aim)
+        for label, name in enumerate(matches.names)
+        if label != normal_label
+    }
+    whole, clean = promise(best[defective], *aim), best[~defective]
+    kept = [one.threshold for one in (whole, *(per_class.values() if options.promise_per_class else ()))]
+    threshold = None if None in kept else min(one for one in kept if one is not None)
     return {
         "max_miss_rate": aim[0],
         "confidence": aim[1],
@@ -268,19 +256,16 @@ def acceptance_lines(results: Mapping[str, Any], texts: Texts) -> list[str]:
     cost, made = (results["acceptance"][key] for key in ("cost", "promise"))
     lines = []
     if cost is not None and cost["threshold"] is None:
-        counts = {key: texts.number(cost[f"num_{key}"], 0) for key in ("defective", "clean")}
-        lines.append(texts("no_cost", **counts))
+        lines.append(texts("no_cost", **{key: texts.number(cost[f"num_{key}"], 0) for key in ("defective", "clean")}))
     elif cost is not None:
         numbers = {key: texts.number(cost[key], decimals(cost[key])) for key in ("miss", "false_alarm")}
-        numbers |= {"threshold": texts.number(cost["threshold"]), "per_image": texts.number(cost["per_image"])}
-        intervals = {f"{key}_interval": texts.interval(cost[f"{key}_interval"]) for key in ("threshold", "per_image")}
+        numbers |= {key: texts.number(cost[key]) for key in ("threshold", "per_image")}
+        intervals = {key: texts.interval(cost[key]) for key in ("threshold_interval", "per_image_interval")}
         lines.append(texts("cost", **numbers, **intervals))
     if made is not None and made["threshold"] is None:
         binding = {texts["all"]: made["all"]} | (made["per_class"] if made["promise_per_class"] else {})
         lines.append(f"{promise_title(made, texts)}: {texts['no_threshold']}")
-        lines += [
-            f"{name}: {what_is_missing(one, texts)}." for name, one in binding.items() if one["threshold"] is None
-        ]
+        lines += [f"{key}: {what_is_missing(one, texts)}." for key, one in binding.items() if one["threshold"] is None]
     elif made is not None:
         lines += [promise_text(made, texts), texts("passes_below", threshold=texts.number(made["threshold"]))]
         if made["num_clean"]:

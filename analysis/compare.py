@@ -24,7 +24,6 @@ from analysis.cost import Cost
 from analysis.differences import Difference, Estimate, estimate, holm, mean_of, paired_difference
 from analysis.matching import Matches, match
 from analysis.style import tidy
-from data.classes import ClassMap
 from data.errors import UserError, collecting
 from data.progress import progress_bar
 from engine.metrics import GroundTruth, Predictions
@@ -78,8 +77,6 @@ class Results(BaseModel):
     checkpoint: str | None = None
     epoch: int | None = None
     """Epochs trained until this checkpoint."""
-    epochs: int | None = None
-    """Epochs planned."""
     seed: int | None = None
     parameters: int | None = None
     train_seconds: float | None = None
@@ -276,9 +273,6 @@ def _find_config(folder: Path, results: Results) -> Mapping[str, Any] | None:
 
     Evaluations of earlier versions lie in the run's folder, which has it beside the checkpoint. Without a config the
     run is simply not grouped with others.
-
-    Raises:
-        UserError: It is there but damaged.
     """
     if isinstance(results.config, dict):
         require_few_values(results.config, f"{folder / 'results.json'}: config")
@@ -330,10 +324,6 @@ def group_runs(runs: Sequence[EvaluatedRun], labels: Sequence[str] = ()) -> list
 
     One label per run joins those of the same label, whatever their configs are; one per group names the groups as they
     are found without labels.
-
-    Raises:
-        UserError: Another number of labels, an empty one, two groups of one name, or a group without a run on every
-            fold.
     """
     names, found = [tidy(label) for label in labels], _seeds_of_one_config(runs)
     if labels and len(labels) not in (len(runs), len(found)):
@@ -441,11 +431,7 @@ def _folder_label(group: Sequence[EvaluatedRun], depth: int) -> str:
 
 
 def resample(runs: Sequence[EvaluatedRun], *, samples: int, seed: int) -> list[BootstrapResult]:
-    """Draw the same images for every run: the same seed draws them, run by run, so that the bar can show how far.
-
-    Raises:
-        UserError: AP of the predictions is not the AP in results.json; naming all folders.
-    """
+    """Draw the same images for every run: the same seed draws them, run by run, so that the bar can show how far."""
     problems = []
     for run in runs:
         stated, point = run.results.metrics.get("AP"), bootstrap(run.matches, samples=0).metrics["AP"].point
@@ -462,10 +448,8 @@ def resample(runs: Sequence[EvaluatedRun], *, samples: int, seed: int) -> list[B
 
 def _normal_label(runs: Sequence[EvaluatedRun]) -> int | None:
     """NORMAL, if it has boxes, which are easy AP."""
-    names = runs[0].matches.names
-    if any(run.results.metrics != run.results.metrics_defects for run in runs):
-        return ClassMap(tuple(range(len(names))), names).normal_label
-    return None
+    easy = any(run.results.metrics != run.results.metrics_defects for run in runs)
+    return runs[0].evaluation[0].classes.normal_label if easy else None
 
 
 def estimates(

@@ -54,11 +54,7 @@ Cell = str | int | float | None | Number
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of equal length under their columns; a column holds text or numbers.
-
-    Raises:
-        ValueError: A row is not as long as the columns are many.
-    """
+    """Rows of equal length under their columns; a column holds text or numbers."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]

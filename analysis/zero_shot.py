@@ -51,9 +51,6 @@ def zero_shot(texts: TextEmbeddings, encoder: TextEncoderConfig, split: CocoSpli
     """Classify the cropped boxes of `split` by their nearest class text; None if it has no boxes.
 
     Crowd boxes are left out.
-
-    Raises:
-        UserError: The encoder is not to be had or encodes text only, or an image cannot be read.
     """
     rows = np.flatnonzero(~split.crowd)
     if not len(rows):
@@ -65,22 +62,17 @@ def zero_shot(texts: TextEmbeddings, encoder: TextEncoderConfig, split: CocoSpli
 
 def score(predicted: IntArray, split: CocoSplit) -> ZeroShot:
     """Return the accuracy of labels [N], one for each box of `split` that is not a crowd, in the split's order."""
-    rows = np.flatnonzero(~split.crowd)
-    truth = split.labels[rows]
-    image_of_row = np.zeros(len(split.labels), dtype=np.int64)
-    for index, image in enumerate(split.images):
-        image_of_row[image.rows] = index
-    images = image_of_row[rows]
-    correct = predicted == truth
-    names = unique_names(split.classes)
-    per_class = {name: _accuracy(correct[truth == label], images[truth == label]) for label, name in enumerate(names)}
+    kept = ~split.crowd
+    truth, correct = split.labels[kept], predicted == split.labels[kept]
+    images = np.repeat(range(len(split)), [len(split.training_rows(image)) for image in split.images])
+    of_classes = {name: truth == label for label, name in enumerate(unique_names(split.classes))}
+    per_class = {name: _accuracy(correct[own], images[own]) for name, own in of_classes.items()}
     known = [one.value for one in per_class.values() if one.value is not None]
-    counts = np.bincount(truth, minlength=len(split.classes))
     return ZeroShot(
         overall=_accuracy(correct, images),
         mean_of_classes=sum(known) / len(known) if known else None,
         per_class=per_class,
-        largest_class_share=float(counts.max() / counts.sum()) if len(truth) else None,
+        largest_class_share=float(np.bincount(truth).max() / len(truth)) if len(truth) else None,
     )
 
 
