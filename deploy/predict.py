@@ -143,6 +143,7 @@ def predict(
     """
     checkpoint = checkpoint_of(checkpoint)
     folder = _output_folder(checkpoint, output_dir)
+    is_new = not folder.exists()
     sources = find_sources(arguments, recursive=options.recursive, exclude=folder)
     detector = load_detector(
         checkpoint,
@@ -163,6 +164,8 @@ def predict(
         judge = judge_of(options.decision, detector, options, videos=bool(sources.videos))
         scores = np.full(len(detector.classes), judge.decision.pass_below)
         thresholds = Thresholds(scores, "decided", options.decision, judge.decision.nms_iou)
+    if is_new:
+        folder = _made(folder, checkpoint, output_dir)
     prediction = Prediction(folder, detector, options, thresholds, list(sources.skipped), judge)
     started = time.perf_counter()
     try:
@@ -174,6 +177,10 @@ def predict(
             _predict_video(source, prediction)
     except KeyboardInterrupt:
         prediction.interrupted = True
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # something was written
+                folder.rmdir()
     prediction.seconds = time.perf_counter() - started
     return prediction
 
@@ -190,6 +197,18 @@ def _output_folder(checkpoint: Path, output_dir: Path | None) -> Path:
             f"Output folder {folder} is not empty; nothing in it would be overwritten knowingly. Choose another one "
             "with --output-dir, or empty it."
         )
+    return folder
+
+
+def _made(folder: Path, checkpoint: Path, output_dir: Path | None) -> Path:
+    """Make the folder: the weights took seconds to load, in which another process may have begun in the same one."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError as error:
+        if output_dir is None:
+            return _made(_output_folder(checkpoint, None), checkpoint, None)
+        found = f"Output folder {folder}: another process has begun to write into it."
+        raise UserError(f"{found} Choose another one with --output-dir.") from error
     return folder
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+import deploy.predict
 from data.errors import UNPRINTABLE, printable
 from data.loader import build_eval_loader
 from data.splits import build_datasets
@@ -26,7 +27,7 @@ from deploy.thresholds import choose_thresholds
 from deploy.video import count_frames
 from deploy.writers import ImageWriter
 from engine.config import load_config
-from engine.detector import Detector
+from engine.detector import Detector, load_detector
 from engine.evaluate import evaluate
 from models.detections import Detections
 from models.detector import build_detector
@@ -109,7 +110,8 @@ def test_large_images_need_tiles(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     arguments = ("val/1.png", "--score", "0", "--save", "csv", "--output-dir")
     outcome = run_here(*arguments, "whole", cwd=tiny)
-    assert outcome.code == 3 and "decompression bomb" in outcome.out and "Written" not in outcome.out
+    assert outcome.code == 3 and "read by predict_deimv2.py --tile alone" in outcome.out
+    assert "Written" not in outcome.out
     assert run_here(*arguments, "tiled", "--tile", "48", cwd=tiny).code == 0
     assert Image.MAX_IMAGE_PIXELS == 1000, "as it was before"
 
@@ -365,6 +367,26 @@ def test_an_interruption_keeps_what_was_done(tiny: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     assert run_here("val", "--save", "csv", cwd=tiny).code == 0
     assert (tiny / "run/predict_best_2/predictions.csv").is_file(), "an earlier prediction is not touched"
+
+
+def test_two_at_once_do_not_share_a_folder(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process begins while this one loads its weights."""
+    asked = tiny / "asked"
+
+    def load(*arguments: Any, **options: Any) -> Detector:
+        other.mkdir(parents=True)
+        (other / "coco.json").write_text("of another", encoding="utf-8")
+        return load_detector(*arguments, **options)
+
+    monkeypatch.setattr(deploy.predict, "load_detector", load)
+    shutil.copytree(tiny / "run", tiny / "twice", ignore=lambda *_: ["predict_best", "predict_best_2"])
+    other = tiny / "twice/predict_best"
+    outcome = start_script("predict_deimv2.py", "-r", "twice", "val", "--save", "csv", "-d", "cpu", cwd=tiny)
+    assert outcome.code == 0 and (tiny / "twice/predict_best_2/predictions.csv").is_file()
+    other = asked
+    outcome = run_here("val", "--output-dir", str(asked), cwd=tiny)
+    assert outcome.code == 2 and "another process has begun to write into it" in outcome.err
+    assert [path.name for path in asked.iterdir()] == ["coco.json"]
 
 
 class _Camera:
