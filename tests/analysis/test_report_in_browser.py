@@ -88,8 +88,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the harness saw, and the console."""
     folder = tmp_path_factory.mktemp("browser")
     analysis = make_analysis(NAMES, facts={"checkpoint": NAMES[0], "versions": {"torch": "x" * 200}})
-    first = analysis.results["per_class"][NAMES[0]]
-    analysis = changed(analysis, per_class={NAMES[0]: {**first, "AP_small": 0.5}})
+    of_classes = {name: {**one, "AP_small": None} for name, one in analysis.results["per_class"].items()}
+    of_classes[NAMES[0]]["AP_small"] = 0.5
+    analysis = changed(analysis, per_class=of_classes)
     with figure_style():
         drawn = DRAWERS["errors"](analysis, texts_of("es", "figures"))
         png, pdf = save_figure(drawn.figure, folder, "errors")

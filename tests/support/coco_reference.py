@@ -16,9 +16,12 @@ CLASSES = ClassMap((0, 3, 4, 9, 20), ("hole", "NORMAL", "scratch", "dent", "neve
 TOLERANCE = 1e-9
 
 
-def random_case(seed: int, *, num_images: int = 12, crowds: float = 0.2) -> tuple[GroundTruth, Predictions]:
+def random_case(
+    seed: int, *, num_images: int = 12, crowds: float = 0.2, classes: ClassMap = CLASSES, unseen: int = 1
+) -> tuple[GroundTruth, Predictions]:
     """Boxes of all sizes, some crowds; detections near them and anywhere, with ties in score; some images are
-    without boxes, some without detections; the last class has no ground truth but detections."""
+    without boxes, some without detections; the last `unseen` classes have no ground truth but detections."""
+    ids = classes.category_ids
     rng = np.random.default_rng(seed)
     images = {int(image_id): f"{image_id}.jpg" for image_id in rng.permutation(100)[:num_images]}
     boxes: list[dict[str, Any]] = []
@@ -27,7 +30,7 @@ def random_case(seed: int, *, num_images: int = 12, crowds: float = 0.2) -> tupl
         for _ in range(int(rng.integers(0, 6))):
             size = rng.uniform(4, 150, 2)
             corner = rng.uniform(0, 300, 2)
-            category_id = int(rng.choice(CLASSES.category_ids[:-1]))
+            category_id = int(rng.choice(ids[: len(ids) - unseen]))
             boxes.append(
                 {
                     "image_id": image_id,
@@ -38,16 +41,16 @@ def random_case(seed: int, *, num_images: int = 12, crowds: float = 0.2) -> tupl
                 }
             )
             for _ in range(int(rng.integers(0, 4))):
-                label = category_id if rng.random() < 0.7 else int(rng.choice(CLASSES.category_ids))
+                label = category_id if rng.random() < 0.7 else int(rng.choice(ids))
                 near = np.concatenate([corner, corner + size]) + rng.normal(0, 6, 4)
                 rows.append([image_id, label, round(rng.random(), 2), *near])
         for _ in range(int(rng.integers(0, 3))):
-            rows.append([image_id, int(rng.choice(CLASSES.category_ids)), rng.random(), 5, 5, 60, 90])
+            rows.append([image_id, int(rng.choice(ids)), rng.random(), 5, 5, 60, 90])
     table = np.array(rows).reshape(-1, 7)
     rng.shuffle(table)
     scores, corners = table[:, 2].astype(np.float32), table[:, 3:].astype(np.float32)
     detections = Predictions.from_xyxy(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), scores, corners)
-    return GroundTruth(images, boxes, CLASSES), detections
+    return GroundTruth(images, boxes, classes), detections
 
 
 def reference_stats(
