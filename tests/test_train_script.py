@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,8 +15,8 @@ import torch
 import yaml
 
 from engine.run_folder import FolderLock
-from tests.support.scripts import Outcome, start_script
-from tests.support.tiny_run import ROOT, command, script_environment, write_tiny_config, write_tiny_data
+from tests.support.scripts import Outcome, start_beside, start_script
+from tests.support.tiny_run import ROOT, script_environment, write_tiny_config, write_tiny_data
 from tests.support.training import assert_same_state, keep_early
 
 pytestmark = pytest.mark.usefixtures("no_training_pictures")
@@ -155,15 +154,10 @@ def test_a_killed_run_continues_exactly(tmp_path: Path) -> None:
     assert yaml.safe_load(planned.out) == yaml.safe_load(used)
     derived = [[line[9:] for line in one.err.splitlines() if " derived: " in line] for one in (whole, planned)]
     assert derived[0] == derived[1] and any("ema.decay" in line for line in derived[0])
-    process = subprocess.Popen(
-        command("train_deimv2.py", [*arguments, "killed"]),
-        cwd=tmp_path,
-        env=script_environment(),
-        stderr=subprocess.DEVNULL,
-    )
+    process, _ = start_beside("train_deimv2.py", *arguments, "killed", cwd=tmp_path, environment=script_environment())
     wait_for_step(tmp_path / "killed" / "log.jsonl", 5)  # 4 steps an epoch
     process.kill()
-    process.wait()
+    process.join()
     state = torch.load(tmp_path / "killed" / "last.pth", weights_only=True)
     assert state["last_epoch"] == 0, "it was not killed midway"
     resumed = run_here(*arguments, "killed", "-r", "killed/last.pth", cwd=tmp_path)

@@ -96,7 +96,7 @@ def test_modes_are_restored_and_evaluation_is_float32(split: CocoSplit) -> None:
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     alone = judge(make_split(tmp_path))
     divisions = [([0, 2, 4, 6], [1, 3, 5]), ([0, 2, 4, 6], [1, 3, 5, 0]), (list(range(NUM_IMAGES)), [])]
-    other = mp.get_context("spawn").Process(target=judge_as_one_of_two, args=(1, tmp_path, divisions), daemon=True)
+    other = mp.get_context("forkserver").Process(target=judge_as_one_of_two, args=(1, tmp_path, divisions), daemon=True)
     other.start()
     judge_as_one_of_two(0, tmp_path, divisions)
     other.join()

@@ -1,16 +1,18 @@
 """Two gloo processes through the command line, as torchrun starts them."""
 
 import json
-import subprocess
+import os
+import signal
 import sys
 import time
+from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.scripts import ranks, start_two_processes
-from tests.support.tiny_run import command, script_environment, write_tiny_config, write_tiny_data
+from tests.support.scripts import start_two_processes
+from tests.support.tiny_run import write_tiny_config, write_tiny_data
 from tests.support.training import checkpoint, log_records
 
 
@@ -42,33 +44,19 @@ def test_sigterm_to_the_processes_of_torchrun_saves_and_is_143(tmp_path: Path) -
     config = write_tiny_config(tmp_path)
     single_size = "train_dataloader.collate_fn.base_size_repeat=null"
     arguments = ("-c", config, "--output-dir", tmp_path / "run", "-d", "cpu", "-u", "epoches=200", single_size)
-    processes = [
-        subprocess.Popen(
-            command("train_deimv2.py", arguments),
-            cwd=tmp_path,
-            env=script_environment() | variables,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
-        for variables in ranks()
-    ]
     log = tmp_path / "run" / "log.jsonl"
-    deadline = time.monotonic() + 240
-    try:
-        while not (log.is_file() and '"step": 1,' in log.read_text(encoding="utf-8")):
-            assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+
+    def ask_to_stop(other: Process) -> None:
+        deadline = time.monotonic() + 120
+        while not (log.is_file() and '"step": 3,' in log.read_text(encoding="utf-8")):
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         asked = time.monotonic()
-        while any(process.poll() is None for process in processes):
-            assert time.monotonic() < deadline
-            for process in processes if time.monotonic() - asked < 0.8 else ():  # later ones would mean: at once
-                process.terminate()
+        os.kill(os.getpid(), signal.SIGTERM)
+        while other.is_alive() and time.monotonic() - asked < 0.8:  # later ones would mean: at once
+            other.terminate()
             time.sleep(0.05)
-    finally:
-        for process in processes:
-            process.kill()
-    outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [143, 143], outputs
-    assert all("Traceback" not in error for _, error in outputs)
-    assert checkpoint(tmp_path / "run" / "last.pth")["step"] >= 1
+
+    outcomes = start_two_processes("train_deimv2.py", *arguments, cwd=tmp_path, code=143, meanwhile=ask_to_stop)
+    assert all("Traceback" not in one.err for one in outcomes)
+    assert checkpoint(tmp_path / "run" / "last.pth")["step"] >= 3

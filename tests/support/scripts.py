@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import multiprocessing
 import os
 import runpy
+import signal
 import socket
-import subprocess
 import sys
+import threading
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from tests.support.tiny_run import ROOT, command, script_environment
+from tests.support.tiny_run import ROOT, script_environment
 
 
 class Outcome(NamedTuple):
@@ -59,24 +63,53 @@ def ranks() -> list[dict[str, str]]:
     return [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
 
 
-def start_two_processes(name: str, *arguments: str | Path, cwd: Path, timeout_s: float = 240) -> list[Outcome]:
-    """Run the script as torchrun does: rank 0 in this process, rank 1 in one of its own. Both must end well."""
+def start_beside(name: str, *arguments: str | Path, cwd: Path, environment: Mapping[str, str]) -> tuple[Process, Any]:
+    """Run the script in a process of its own; returns it, and the connection on which its `Outcome` comes.
+
+    It is forked from a server that has imported everything once, which takes seconds.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["analysis.evaluate", "engine.train", "engine.multimodal", __name__])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_outcome, args=(sender, name, arguments, cwd, dict(environment)))
+    process.start()
+    sender.close()
+    return process, receiver
+
+
+def _send_outcome(
+    sender: Any, name: str, arguments: tuple[str | Path, ...], cwd: Path, environment: dict[str, str]
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    sender.send(start_script(name, *arguments, cwd=cwd))
+
+
+def start_two_processes(
+    name: str,
+    *arguments: str | Path,
+    cwd: Path,
+    timeout_s: float = 240,
+    code: int = 0,
+    meanwhile: Callable[[Process], None] = lambda other: None,
+) -> list[Outcome]:
+    """Run the script as torchrun does: rank 0 in this process, rank 1 in one of its own. Both must end with `code`.
+
+    `meanwhile` runs in a thread and gets the other process.
+    """
     here, there = ranks()
-    other = subprocess.Popen(
-        command(name, arguments),
-        cwd=cwd,
-        env=script_environment() | there,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    )
+    before = signal.getsignal(signal.SIGTERM)
+    other, receiver = start_beside(name, *arguments, cwd=cwd, environment=script_environment() | there)
+    thread = threading.Thread(target=meanwhile, args=(other,))
+    thread.start()
     try:
         with patch.dict(os.environ, here):
             outcome = start_script(name, *arguments, cwd=cwd)
-        out, err = other.communicate(timeout=timeout_s)
+        assert receiver.poll(timeout_s), f"the other process does not end; this one: {outcome}"
+        outcomes = [outcome, receiver.recv()]
     finally:
         other.kill()
-    outcomes = [outcome, Outcome(other.returncode, out, err)]
-    assert [one.code for one in outcomes] == [0, 0], [one.err[-3000:] for one in outcomes]
+        thread.join()
+        signal.signal(signal.SIGTERM, before)  # a script that was asked to stop hears of it no more
+    assert [one.code for one in outcomes] == [code, code], [one.err[-3000:] for one in outcomes]
     return outcomes
