@@ -41,9 +41,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ensure_dataset(tiny(tmp_path_factory.mktemp("synthetic") / "quickstart"))
 
 
-# ---------------------------------------------------------------------------------------- the pictures
-
-
 @pytest.mark.parametrize("name", DEFECTS)
 def test_box_holds_nearly_all_that_was_changed(name: str) -> None:
     """Independent of the generator's mask: the same image with and without its defects."""
@@ -87,6 +84,7 @@ def test_sizes_contrasts_and_places_keep_to_the_config(drawn: list[DrawnImage]) 
     assert np.quantile(contrasts, 0.1) < 0.18 and np.quantile(contrasts, 0.9) > 0.45
     side = draw_image(SyntheticConfig(image_size=97), "train", 0, normal=False).image.shape[0]
     assert side == 97 and boxes.min() >= 0 and boxes.max() <= 160
+    assert not np.array_equal(drawn[7].image, draw_image(config, "val", 7, normal=False).image), "by split"
 
 
 def test_counts_follow_the_weights(drawn: list[DrawnImage]) -> None:
@@ -113,9 +111,6 @@ def test_an_impossible_request_is_a_clear_error() -> None:
     config = SyntheticConfig(contrast_range=(0.9, 0.9), contrast_floor={}, texture_weights={"cast_metal": 1})
     with pytest.raises(UserError, match=r"contrast_range \[0.9, 0.9\]; widen them"):
         draw_image(config, "train", 0, normal=False)
-
-
-# ------------------------------------------------------------------------------------------- the files
 
 
 def test_same_seed_same_bytes_and_another_seed_others(written: Path, tmp_path: Path) -> None:
@@ -242,9 +237,6 @@ def test_of_several_processes_one_draws_and_all_use_its_files(tmp_path: Path) ->
     processes = [_start(tmp_path / "q", 20) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     assert list(tmp_path.iterdir()) == [tmp_path / "q"]
-
-
-# ------------------------------------------------------------------------------------------ the config
 
 
 @pytest.mark.parametrize(

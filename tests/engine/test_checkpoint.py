@@ -131,9 +131,6 @@ def test_unwritable_places_are_user_errors(tmp_path: Path, monkeypatch: pytest.M
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-# Reading
-
-
 def test_truncated_files_are_refused(tmp_path: Path) -> None:
     whole = tmp_path / "whole.pth"
     save_checkpoint(whole, state())
@@ -239,9 +236,6 @@ def test_official_files_and_hub_files_load(tmp_path: Path) -> None:
     hub.write_bytes(hub.read_bytes()[:20])
     with pytest.raises(UserError, match=r"model\.safetensors: damaged or not a safetensors file"):
         load_checkpoint(hub)
-
-
-# Its parts
 
 
 HUGE_ID = {"category_ids": [float("inf")], "names": ["a"]}

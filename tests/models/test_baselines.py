@@ -163,9 +163,6 @@ def test_the_default_anchors_follow_the_input_size() -> None:
     assert anchor_sizes(small_section(NAMES[0], anchor_sizes=(4, 8, 16, 32, 64)), (640, 640))[0] == 4
 
 
-# Criterion
-
-
 def test_losses_pass_through_and_shares_of_a_window_add_up() -> None:
     outputs = {"a": torch.tensor(2.0, dtype=torch.bfloat16), "b": torch.tensor(3.0)}
     criterion = OwnLosses()
@@ -173,9 +170,6 @@ def test_losses_pass_through_and_shares_of_a_window_add_up() -> None:
     assert criterion(outputs, [], epoch=0)["a"].dtype == torch.float32
     shares = [criterion(outputs, [], epoch=0, share=WindowShare(num_boxes=1.0, image_share=s)) for s in (0.75, 0.25)]
     assert sum(share["a"] for share in shares) == 2.0
-
-
-# Config
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -222,9 +216,6 @@ def test_rules(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         quickstart(**change)
     assert message in str(error.value)
-
-
-# Weights
 
 
 NETWORKS = [(NAMES[0], resnet18, "conv1.weight"), (NAMES[1], efficientnet_b0, "features.0.0.weight")]

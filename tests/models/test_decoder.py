@@ -40,9 +40,6 @@ def selection(decoder: DEIMTransformer, x: list[Tensor]) -> SelectedQueries:
     return decoder.select_queries(memory, decoder._anchors_for(shapes, memory.device))
 
 
-# --- parts ------------------------------------------------------------------------------------------------------
-
-
 def unit(module: nn.Module, name: str) -> dict[str, Tensor]:
     """Fill `module` with the golden parameters of this unit; its golden inputs and outputs."""
     golden = {k.removeprefix(f"{name}."): v for k, v in golden_tensors("units").items() if k.startswith(f"{name}.")}
@@ -74,9 +71,6 @@ def test_location_quality_and_integral_equal_the_original() -> None:
 def test_rms_norm_works_in_float32() -> None:
     big = torch.full((1, 4), 300.0, dtype=torch.float16)  # the square does not fit into float16
     assert torch.equal(RmsNorm(4)(big), torch.ones(1, 4))
-
-
-# --- anchors ----------------------------------------------------------------------------------------------------
 
 
 def shapes_of(height: int, width: int) -> tuple[tuple[int, int], ...]:
@@ -112,9 +106,6 @@ def test_stored_anchors_count_in_evaluation_at_their_size_only() -> None:
     assert torch.equal(outputs[False, True, (64, 64)], outputs[True, True, (64, 64)])
 
 
-# --- selection --------------------------------------------------------------------------------------------------
-
-
 def test_tokens_without_a_valid_anchor_may_be_chosen_and_give_the_whole_image() -> None:
     decoder = tiny(eps=0.3).eval()  # most anchors are not valid
     shake(decoder)
@@ -139,9 +130,6 @@ def test_no_more_queries_than_tokens() -> None:
     assert outputs["pred_logits"].shape == (2, 21, NUM_CLASSES) and outputs["dn_meta"]["dn_num_split"][1] == 21
 
 
-# --- outputs ----------------------------------------------------------------------------------------------------
-
-
 def test_denoising_queries_do_not_change_the_others() -> None:
     decoder = tiny()
     shake(decoder)
@@ -156,9 +144,6 @@ def test_another_layer_may_count_in_evaluation() -> None:
     training, evaluation = decoder(maps(), None), decoder.eval()(maps())
     torch.testing.assert_close(evaluation["pred_logits"], training["aux_outputs"][0]["pred_logits"])
     torch.testing.assert_close(evaluation["pred_boxes"], training["aux_outputs"][0]["pred_boxes"])
-
-
-# --- initial weights --------------------------------------------------------------------------------------------
 
 
 def test_initial_weights() -> None:

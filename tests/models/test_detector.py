@@ -42,9 +42,6 @@ def selected(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return indices
 
 
-# --- parity -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "case",
     [
@@ -95,9 +92,6 @@ def test_official_sizes(size: str, parameters: int, entries: int) -> None:
     assert len(model.state_dict()) == entries
 
 
-# --- input sizes ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("height", "width"), [(32, 64), (96, 32), (160, 160)])
 @pytest.mark.parametrize("training", [False, True])
 def test_any_multiple_of_32(height: int, width: int, training: bool) -> None:
@@ -110,9 +104,6 @@ def test_any_multiple_of_32(height: int, width: int, training: bool) -> None:
 def test_other_sizes_are_refused(height: int, width: int) -> None:
     with pytest.raises(ValueError, match=f"{height} x {width} .* must be multiples of 32"):
         tiny_model()(images(1, height, width))
-
-
-# --- behaviour --------------------------------------------------------------------------------------------------
 
 
 def test_batched_equals_single() -> None:

@@ -111,7 +111,7 @@ def test_a_network_that_does_not_answer_is_given_up_soon(monkeypatch: pytest.Mon
 
 
 def test_without_download_the_message_says_how_to_fetch_and_where_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", never)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", never)
     for config, may_download in ((TextEncoderConfig(allow_download=False), True), (TextEncoderConfig(), False)):
         with pytest.raises(UserError) as caught:
             find_encoder(config, may_download=may_download)

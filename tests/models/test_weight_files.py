@@ -88,9 +88,6 @@ def test_metadata(tmp_path: Path) -> None:
         read_metadata(path)
 
 
-# --- files made to crash or to fill the memory ---------------------------------------------------------------------
-
-
 def rewritten(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
     """A .pth file with other bytes in its records."""
     with zipfile.ZipFile(path) as archive:

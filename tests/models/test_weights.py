@@ -41,9 +41,6 @@ def assert_same(model: DEIM, expected: dict[str, Tensor]) -> None:
     assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
 
 
-# --- detectors --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "absent", [("decoder.up", "decoder.reg_scale"), ("decoder.decoder.up", "decoder.decoder.reg_scale")]
 )
@@ -165,9 +162,6 @@ def test_class_count_of_weights() -> None:
     assert num_classes_of(state(other(num_classes=9))) == 9 and num_classes_of({}) is None
     assert num_classes_of(small_baseline("fcos_resnet18").state_dict()) == 3
     assert num_classes_of(small_baseline("fasterrcnn_efficientnet_b0").state_dict()) == 3
-
-
-# --- backbones --------------------------------------------------------------------------------------------------
 
 
 def backbone_config(path: Path | None, name: str = "vit_custom") -> Any:
