@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from analysis.bootstrap import DEFECTS
 from analysis.compare import Comparison, GroupResult, Results, Row, identity
 from analysis.differences import Difference, Effect, Estimate, mean_of
-from analysis.style import AxisNumbers, class_line, figure_style, new_figure, remove_figure, save_figure, tidy
+from analysis.style import class_line, figure_style, in_language, new_figure, remove_figure, save_figure, tidy
 from analysis.tables import Cell, Number, Table, bullets, escape_markdown, format_number, p_value, write_tables
 from texts import Language, Texts, texts_of
 
@@ -250,8 +250,7 @@ def _plot(points: Sequence[tuple[int, GroupResult, float]], title: str, texts: T
         error = None if interval is None else [[max(ap - interval.low, 0.0)], [max(interval.high - ap, 0.0)]]
         handles.append(axes.errorbar([x], [ap], yerr=error, **(class_line(number) | look)))
     axes.set(xlabel=title, ylabel=texts["axis_ap"], xlim=(0, max(right, 1.05 * max(places))))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(AxisNumbers(lang))
+    in_language(lang, axes.xaxis, axes.yaxis)
     legend = figure.legend(handles, ["-"] * len(handles), loc="outside lower center", ncols=2)
     # Set afterwards: matplotlib would hide a name that begins with an underscore.
     for text, (_, one, _) in zip(legend.get_texts(), points, strict=True):

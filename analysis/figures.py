@@ -29,11 +29,11 @@ from analysis.style import (
     MAX_NAMED_CLASSES,
     NAME_CHARACTERS,
     TRUTH_COLOUR,
-    AxisNumbers,
     FigureFiles,
     class_line,
     decimal_mark,
     figure_style,
+    in_language,
     new_figure,
     save_figure,
     shaded_table,
@@ -175,7 +175,7 @@ def draw_errors(analysis: Analysis, texts: Texts) -> DrawnFigure:
         bars = axis.barh(range(len(values)), values, color="white", edgecolor=colour, linewidth=0.9, hatch=HATCHES)
         axis.bar_label(bars, written[-1], padding=3, fontsize=7)
         axis.set(xlabel=title, xlim=(0, max(max(values) * 1.25, least)))  # room for the numbers beside the bars
-        _in_language(texts, axis.xaxis)
+        in_language(texts.language, axis.xaxis)
         axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
     left.set_yticks(range(len(ERROR_KINDS)), [kinds[kind] for kind in ERROR_KINDS])
     left.invert_yaxis()
@@ -242,7 +242,7 @@ def draw_reliability(analysis: Analysis, texts: Texts) -> DrawnFigure:
         _say(left, texts["no_ground_truth"])
     right.set(xlim=(0, 1), xlabel=own["score"], title=own["detections"])
     right.set_yscale("symlog", linthresh=1)
-    _in_language(texts, right.xaxis, right.yaxis)
+    in_language(texts.language, right.xaxis, right.yaxis)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     ece = " → ".join(texts.number(measured[key]["ece"]) for key in ("before", "after") if measured[key] is not None)
     return DrawnFigure(figure, own("reliability_title", ece=ece), own("reliability_alt", ece=ece))
@@ -264,7 +264,7 @@ def draw_sizes(analysis: Analysis, texts: Texts) -> DrawnFigure:
     shown = np.arange(0, len(edges), max(-(-len(edges) // _MAX_SIZE_LABELS), 1))
     bottom.set_xticks(shown, [texts.number(edge, 0) for edge in edges[shown]])
     bottom.set_xlim(0, max(len(bins), 1))
-    _in_language(texts, top.yaxis, bottom.yaxis)
+    in_language(texts.language, top.yaxis, bottom.yaxis)
     for axis in (top, bottom):
         for size in _COCO_SIZES_PX:
             if edges[0] < size < edges[-1]:
@@ -297,7 +297,7 @@ def draw_class_ap(analysis: Analysis, texts: Texts) -> DrawnFigure:
     names = [tidy(name, NAME_CHARACTERS) for name in classes]
     axis.set_yticks(range(len(classes)), names, fontsize=7 if len(classes) <= 30 else 5)
     axis.set(xlim=(0, 1), ylim=(len(classes) - 0.4, -0.6), xlabel=texts["class_ap_axis"])
-    _in_language(texts, axis.xaxis)
+    in_language(texts.language, axis.xaxis)
     items = []
     for place, (name, one) in enumerate(zip(names, classes.values(), strict=True)):
         if one["AP"] is None:
@@ -345,12 +345,7 @@ def _class_lines(
 def _fraction_axes(axis: Any, texts: Texts, x: str, y: str) -> None:
     """Both axes from 0 to 1."""
     axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=x, ylabel=y)
-    _in_language(texts, axis.xaxis, axis.yaxis)
-
-
-def _in_language(texts: Texts, *sides: Any) -> None:
-    for side in sides:
-        side.set_major_formatter(AxisNumbers(texts.language))
+    in_language(texts.language, axis.xaxis, axis.yaxis)
 
 
 def _say(axis: Any, text: str) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis.ablation_report import Answer, Task, answer_to_json, judged_cells, sentences_of, subset_title
 from analysis.compare_report import metric_name, spread_cell
-from analysis.style import AxisNumbers, class_line, figure_style, new_figure, remove_figure, save_figure
+from analysis.style import class_line, figure_style, in_language, new_figure, remove_figure, save_figure
 from analysis.tables import Cell, Number, Table, bullets, write_tables
 from texts import Language, Texts, texts_of
 
@@ -80,6 +80,6 @@ def _curve(curve: Sequence[Part], texts: Texts) -> Figure:
     axis.set(xscale="log", xlabel=texts["training_images"], ylabel="AP")
     axis.set_xticks(images, [f"{count:.0f}" for count in images])
     axis.minorticks_off()
-    axis.yaxis.set_major_formatter(AxisNumbers(texts.language))
+    in_language(texts.language, axis.yaxis)
     axis.legend()
     return figure

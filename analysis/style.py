@@ -271,3 +271,9 @@ class AxisNumbers(ScalarFormatter):
         if abs(value) >= 1000 and value == round(value):
             return number(value, 0, self._language)  # grouped as the numbers beside the axis are
         return decimal_mark(str(super().__call__(value, pos)), self._language)
+
+
+def in_language(language: Language, *sides: Any) -> None:
+    """Write the numbers along axes, `axes.xaxis` say, as the language does."""
+    for side in sides:
+        side.set_major_formatter(AxisNumbers(language))

@@ -115,7 +115,10 @@ class Table:
         with accents stay as they are (pdfLaTeX reads UTF-8); names in other scripts need XeLaTeX or LuaLaTeX.
         """
         for layout in _LAYOUTS:
-            columns = [self._latex_column(number, layout, lang) for number in range(len(self.columns))]
+            columns = [
+                _latex_column(name, [row[k] for row in self.rows], "r" if self._is_numeric(k) else "l", layout, lang)
+                for k, name in enumerate(self.columns)
+            ]
             if sum(column.width_pt for column in columns) <= _LINE_PT:
                 break
         tabulars = [_tabular(group) for group in _side_by_side(columns)]
@@ -124,26 +127,10 @@ class Table:
             r"\centering",
             *([rf"\caption{{{escape_latex(self.caption)}}}"] if self.caption else []),
             *([rf"\label{{{self.label}}}"] if self.label else []),
-            *([r"\footnotesize\setlength{\tabcolsep}{3pt}"] if layout.small else []),
+            *([r"\footnotesize\setlength{\tabcolsep}{3pt}"] if layout[1] else []),
             "\\par\\medskip\n".join(tabulars) + r"\end{table}",
         ]
         return "\n".join(lines)
-
-    def _latex_column(self, number: int, layout: _Layout, lang: Language) -> _LatexColumn:
-        name, cells = self.columns[number], [row[number] for row in self.rows]
-        lines = [layout.lines(cell, lang) for cell in cells]
-        # A head is about as wide as what stands below it.
-        longest = max(8, *(len(line) for cell in lines for line in cell), *map(len, name.split()))
-        head = _broken(name, min(longest, layout.longest or longest))
-        return _LatexColumn(
-            head=[escape_latex(line) for line in head],
-            cells=[
-                [escape_latex(line) if isinstance(cell, str) else _latex_number(line) for line in own]
-                for cell, own in zip(cells, lines, strict=True)
-            ],
-            alignment="r" if self._is_numeric(number) else "l",
-            width_pt=layout.width_pt([line for cell in [head, *lines] for line in cell]),
-        )
 
     def _is_numeric(self, column: int) -> bool:
         """Right-aligned: no text in it. A column of missing cells is one of numbers."""
@@ -159,32 +146,40 @@ class _LatexColumn(NamedTuple):
     width_pt: float
 
 
-class _Layout(NamedTuple):
-    """A way to set a table in LaTeX."""
-
-    intervals_below: bool = False
-    small: bool = False
-    longest: int | None = None
-    """Characters of a line of text; None: it is not broken."""
-
-    def lines(self, cell: Cell, lang: Language) -> list[str]:
-        text = format_cell(cell, lang)
-        if isinstance(cell, str):
-            return _broken(text, self.longest) if self.longest else [text]
-        return text.replace(" [", "\n[").split("\n") if self.intervals_below else [text]
-
-    def width_pt(self, lines: Sequence[str]) -> float:
-        """Return the width of a column in Computer Modern, rather too much than too little."""
-        size_pt, between_pt = (9.0, 6.0) if self.small else (10.95, 12.0)
-        return between_pt + size_pt * max(sum(map(_width_em, line)) for line in lines)
-
-
-_LAYOUTS = (_Layout(), _Layout(True), _Layout(True, small=True), _Layout(True, small=True, longest=18))
+_LAYOUTS = ((False, False, 0), (True, False, 0), (True, True, 0), (True, True, 18))
+"""Intervals below their values; small letters; characters of a line of text, 0: it is not broken."""
 _LINE_PT = 360.0
 """Of LaTeX's article on A4 at 11 pt; the lines of most other classes are longer."""
 
 
 _WIDTHS_EM = {" .,:;!'[]ilfj-": 0.34, "()Irst": 0.4, "0123456789acegoz/": 0.51, "bdhknpquvxy": 0.57, "MW": 1.03}
+
+
+def _latex_column(
+    name: str, cells: Sequence[Cell], alignment: str, layout: tuple[bool, bool, int], lang: Language
+) -> _LatexColumn:
+    below, small, longest = layout
+
+    def lines(cell: Cell) -> list[str]:
+        text = format_cell(cell, lang)
+        if isinstance(cell, str):
+            return _broken(text, longest) if longest else [text]
+        return text.replace(" [", "\n[").split("\n") if below else [text]
+
+    rows = [lines(cell) for cell in cells]
+    # A head is about as wide as what stands below it.
+    head_width = max(8, *(len(line) for row in rows for line in row), *map(len, name.split()))
+    head = _broken(name, min(head_width, longest or head_width))
+    escapes = [escape_latex if isinstance(cell, str) else _latex_number for cell in cells]
+    # In Computer Modern, rather too much than too little.
+    size_pt, between_pt = (9.0, 6.0) if small else (10.95, 12.0)
+    widest_em = max(sum(map(_width_em, line)) for row in (head, *rows) for line in row)
+    return _LatexColumn(
+        head=[escape_latex(line) for line in head],
+        cells=[[escape(line) for line in row] for escape, row in zip(escapes, rows, strict=True)],
+        alignment=alignment,
+        width_pt=between_pt + size_pt * widest_em,
+    )
 
 
 def _width_em(char: str) -> float:

@@ -28,7 +28,7 @@ from pydantic import ConfigDict, Field
 from scipy import stats
 from torch import Tensor, nn
 
-from analysis.bootstrap import Interval, draw_weights, percentiles
+from analysis.bootstrap import Interval, Resampled, percentiles, resampled
 from attention.capture import Predictions, all_objects, choose_objects
 from attention.evidence import DrawMap
 from attention.maps import enlarge
@@ -163,26 +163,23 @@ class Scores:
         values, names, row_of = self.values, self.names, {image_id: row for row, image_id in enumerate(self.image_ids)}
         if reference is not None:
             values, names = values - values[self.methods.index(reference)], METRICS
-        weights = np.empty((len(row_of), 0))
-        if self.options.samples:  # images without an object are drawn too, and count for nothing
-            weights = draw_weights(np.random.default_rng(self.options.seed), len(row_of), self.options.samples)
-        weights = weights[[row_of[one.image_id] for one in self.objects]]
+        rows, known = [row_of[one.image_id] for one in self.objects], ~np.isnan(values[:, :, : len(names)])
+        values = np.where(known, values[:, :, : len(names)], 0.0)
+
+        def means(weights: FloatArray) -> FloatArray:  # [M, V, n]; images without an object count for nothing
+            sums, counts = (np.einsum("mnv,ns->mvs", one, weights[rows], optimize=True) for one in (values, known))
+            shares: FloatArray = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+            return shares
+
+        drawn = resampled(means, len(row_of), self.options.samples, self.options.seed)
         return {
-            method: {name: _estimate(values[m, :, k], weights) for k, name in enumerate(names)}
+            method: {
+                name: Estimate(one.value, percentiles(one.samples), int(known[m, :, v].sum()))
+                for v, (name, one) in enumerate(zip(names, map(Resampled.of, drawn[m]), strict=True))
+            }
             for m, method in enumerate(self.methods)
             if method != reference
         }
-
-
-def _estimate(values: FloatArray, weights: FloatArray) -> Estimate:
-    """Of [N] values, drawn so often [N, samples]."""
-    known = ~np.isnan(values)
-    values, weights = values[known], weights[known]
-    if not len(values):
-        return Estimate(None, None, 0)
-    drawn = weights.sum(axis=0)
-    means = np.divide(values @ weights, drawn, out=np.full(len(drawn), np.nan), where=drawn > 0)
-    return Estimate(float(values.mean()), percentiles(means), len(values))
 
 
 def score_maps(

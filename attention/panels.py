@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from analysis.style import FAINT, FOUND_COLOUR, INK, TRUTH_COLOUR, AxisNumbers, BoxNames, frame, tidy
+from analysis.style import FAINT, FOUND_COLOUR, INK, TRUTH_COLOUR, BoxNames, frame, in_language, tidy
 from attention.capture import PredictedObject
 from attention.maps import STRIDES, EdgeDistribution, MapArray, SamplingPoints
 from data.images import as_pixels
@@ -279,7 +279,6 @@ def draw_edge(axes: Any, scene: Scene, side: str, edge: EdgeDistribution, truth_
     axes.set_xlabel(texts[f"edge_axis_{axis}"], fontsize=6)
     value, spread = texts.number(expected, 1), texts.number(edge.spread * length, 1)
     axes.set_title(texts("edge_title", edge=texts[side], value=value, spread=spread), fontsize=6.5)
-    for one in (axes.xaxis, axes.yaxis):
-        one.set_major_formatter(AxisNumbers(texts.language))
+    in_language(texts.language, axes.xaxis, axes.yaxis)
     axes.locator_params(nbins=4)
     axes.tick_params(labelsize=5.5)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from analysis.style import FOUND_COLOUR, HATCHES, INK, MAX_HEIGHT_CM, TRUTH_COLOUR, AxisNumbers, new_figure
+from analysis.style import FOUND_COLOUR, HATCHES, INK, MAX_HEIGHT_CM, TRUTH_COLOUR, in_language, new_figure
 from analysis.tables import Cell, Number, Table
 from attention.capture import PredictedObject
 from attention.figures import Drawn, View, add_caption
@@ -76,8 +76,8 @@ def draw_text_share(view: View) -> Iterator[Drawn]:
         _bars(by_layer, one.visual[:, own], one.text[:, own], one.share[:, own], texts)
         by_layer.set_xticks(range(len(one.visual)), [str(k + 1) for k in range(len(one.visual))])
         by_layer.set_title(texts("by_layer", name=name))
+        in_language(texts.language, by_class.yaxis, by_layer.yaxis)
         for axis in (by_class, by_layer):
-            axis.yaxis.set_major_formatter(AxisNumbers(texts.language))
             axis.axhline(0, color=INK, linewidth=0.8)
     axes[-1, 1].set_xlabel(texts["layer"])
     figure.legend(handles=handles, loc="outside upper center", ncols=3)
