@@ -165,11 +165,8 @@ class Comparison:
 def compare_runs(
     folders: Sequence[Path], *, labels: Sequence[str] = (), samples: int = 1000, seed: int = 0
 ) -> Comparison:
-    """Compare evaluated models on the same images, see `CompareOptions`.
-
-    Raises:
-        UserError: Bad input; everything wrong with the options and the folders at once.
-    """
+    """Compare evaluated models on the same images, see `CompareOptions`; all that is wrong with options and folders is
+    said at once."""
     problems: list[str] = []
     with collecting(problems):
         CompareOptions(runs=folders, labels=labels, samples=samples, seed=seed)
@@ -209,12 +206,7 @@ def _pooled(runs: Sequence[EvaluatedRun]) -> tuple[GroundTruth, Predictions]:
 def read_runs(
     folders: Sequence[Path], other_problems: Sequence[str] = (), *, may_be_folds: bool = False
 ) -> list[EvaluatedRun]:
-    """Read run folders or evaluation folders and make sure that they can be compared.
-
-    Raises:
-        UserError: Listing every fault: folders that are missing, no results, damaged or given twice, and results that
-            were judged on different splits, images or boxes.
-    """
+    """Read run folders or evaluation folders and make sure that they can be compared; every fault is said at once."""
     problems = [*other_problems]
     seen: dict[Path, Path] = {}
     for folder in folders:

@@ -83,11 +83,6 @@ def measure_cost(detector: Detector, *, eval_batch: int, budget_seconds: float =
       lies on the device is not in it. Read from torch.cuda's statistics, on a CPU from torch's profiler.
     - Memory of a training step, on a GPU alone: forward, losses, backward, AdamW step, EMA, on one process's
       micro-batch with 8 boxes an image, in the precision of the config. None if it does not fit.
-
-    Args:
-        detector: Its config says image size, training batch, optimiser, EMA and losses.
-        eval_batch: Images per batch of the second latency.
-        budget_seconds: Upper bound of the time, kept as far as single runs allow.
     """
     deadline = time.perf_counter() + budget_seconds
     model, config, device = detector.model, detector.config, detector.device

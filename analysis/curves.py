@@ -54,12 +54,7 @@ def precision_at_recall(matches: Matches, label: int) -> FloatArray:
 
 
 def interpolated_precision(hits: BoolArray, num_gt: int) -> FloatArray:
-    """Compute precision [R] at COCO's recall points; its mean is AP.
-
-    Args:
-        hits: [M], best detection first: is it a true positive?
-        num_gt: Boxes there are; NaN for 0.
-    """
+    """Compute precision [R] at COCO's recall points, whose mean is AP, from hits [M], best first; NaN without boxes."""
     if num_gt == 0:
         return np.full(len(RECALL_POINTS), np.nan)
     hit_rows = np.flatnonzero(hits)

@@ -150,11 +150,8 @@ def _evaluate(truth: Boxes, found: Boxes, num_images: int, num_classes: int, **h
 
 
 def take(matches: Matches, truth: Boxes, found: Boxes, *, iou: float, any_class: bool = False) -> IntArray:
-    """Match some boxes and detections of a split at one IoU, within classes or whatever the class.
-
-    Returns:
-        Row of `truth` for each detection; NO_BOX, or DOES_NOT_COUNT in a crowd box or of an impossible size.
-    """
+    """Match some boxes and detections of a split at one IoU, within classes or whatever the class: row of `truth` for
+    each detection; NO_BOX, or DOES_NOT_COUNT in a crowd box or of an impossible size."""
     size = (len(matches.image_ids), len(matches.names))
     taken = np.full(len(found.labels), NO_BOX, dtype=np.int64)
     for cell in _evaluate(truth, found, *size, ious=np.array([iou]), any_class=any_class):
