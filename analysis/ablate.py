@@ -48,6 +48,7 @@ from engine.options import Options
 from engine.results import PREDICTIONS_NAME
 from engine.text_embeddings import class_text_embeddings
 from engine.train import train
+from models.hub import hub_weights
 from models.text_encoder import TextEmbeddings, has_image_tower
 from texts import Language
 
@@ -221,8 +222,10 @@ def _start_problems(base: ExperimentConfig, options: Mapping[str, Any], parts: b
     if base.tuning is not None and (from_start or not parts):
         return [
             f"tuning: {base.tuning}: phase 1 on parts of the training set starts there, and here none is trained; "
-            "leave it out"
+            "leave it out, or give -u tuning=null"
         ]
+    if base.tuning is not None:
+        load_checkpoint(base.tuning, allow_backbone=True)  # refused before anything is written
     if phase_1 is None:
         if from_start or base.MultimodalFusion is None:
             start_of_phase_2(base, None)
@@ -278,10 +281,9 @@ def _subset_tasks(asked: AblationOptions, base: ExperimentConfig, subset: Subset
         return Task(mode, seed, own, _in_folder(config, own), start, subset)
 
     phase_1 = None if section.from_start else phase_1_config(asked.config)
+    start = base.tuning and hub_weights(checkpoint_of(base.tuning))
     of_phase_1 = [one for one in asked.update if not one.startswith(("MultimodalFusion.", "texts."))]
-    first = [
-        task(_PHASE_1, seed, phase_1, [*of_phase_1, f"seed={seed}"], base.tuning) for seed in asked.seeds if phase_1
-    ]
+    first = [task(_PHASE_1, seed, phase_1, [*of_phase_1, f"seed={seed}"], start) for seed in asked.seeds if phase_1]
     starts = {one.seed: one.folder / "best.pth" for one in first}
     return first + [
         task(mode, seed, asked.config, [*asked.update, *_decided(mode, seed), *decided], starts.get(seed))

@@ -306,7 +306,9 @@ def phases(tiny: Path) -> Path:
 def test_parts_train_a_phase_1_each_as_many_steps(phases: Path, tiny: Path, tmp_path: Path) -> None:
     wanted = {"config": phases, "resume": None, "fractions": [0.25, 1.0], "rare": ["bar=2"], "held_out": ["bar"]}
     weights = tiny / "phase_1" / "best.pth"
-    update = [*SHORT, f"tuning={weights.as_posix()}"]
+    update = [*SHORT, f"tuning={weights.parent.as_posix()}"]
+    with pytest.raises(UserError, match=r"Checkpoint nowhere\.pth"):
+        plan(options(tiny, tmp_path / "out", update=["tuning=nowhere.pth"], **wanted))
     _, tasks = plan(options(tiny, tmp_path / "out", modes=["cosine", "learned", "none"], update=update, **wanted))
     assert {task.start for task in tasks if task.mode == "phase_1"} == {weights}
     assert [task.name for task in tasks] == [
