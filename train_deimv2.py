@@ -34,10 +34,12 @@ def main(report: Report, description: str | None = __doc__, *, phase: int = 1) -
     config = load_config(arguments.config, overrides)
     if arguments.dry_run:
         say(planned(config, arguments.lang, verbose=arguments.verbose))
+        if arguments.test_only:
+            return 0  # no training would start
     dist = init_distributed(arguments.device or config.device)
     setup_logging(is_main=dist.is_main)
     try:
-        if arguments.test_only and not arguments.dry_run:
+        if arguments.test_only:
             evaluation = evaluate_checkpoint(arguments.resume, dist, config_path=arguments.config, overrides=overrides)
             if evaluation.analysis is not None:
                 numbers = format_results(evaluation.analysis.results, arguments.lang)
