@@ -21,10 +21,10 @@ def main(report: Report, description: str | None = __doc__, *, phase: int = 1) -
         from engine.nonfinite import replay
         from engine.run import planned_config
         from engine.train import train_as_asked
-    if not arguments.explain:
+    if arguments.explain is None:
         setup_logging()
     say, overrides = sys.stdout.write, training_overrides(arguments)
-    if arguments.explain:
+    if arguments.explain is not None:
         config = load_config(arguments.config, overrides)
         say(f"{explain(arguments.explain, planned_config(config) if arguments.explain in LENGTH_KEYS else config)}\n")
         return 0
