@@ -272,7 +272,7 @@ def _parse(text: str, source: str) -> Any:
         raise UserError(f"{source}: bad YAML:{where} {'; '.join(parts) or str(error).splitlines()[0]}") from None
     except RecursionError:
         raise UserError(f"{source}: bad YAML: nested too deeply") from None
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, KeyError) as error:  # KeyError: a tag !!bool of what is none
         raise UserError(f"{source}: bad YAML: a value cannot be read ({error})") from None
 
 

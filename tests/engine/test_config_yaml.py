@@ -138,6 +138,7 @@ MERGE_BOMB = "a: &a {x: 1}\n" + "".join(
         ("a: 1\n---\nb: 1", ["line 2", "single document"]),
         ("a: !!python/object/apply:os.system ['echo hi']", ["line 1, column 4", "python/object/apply:os.system"]),
         ("a: !!float abc", ["a value cannot be read", "abc"]),
+        ("a: !!bool abc", ["a value cannot be read", "abc"]),
         ("a: " + "9" * 5000, ["a value cannot be read"]),
         ("a: \x00", ["bad YAML", "#x0000"]),
         ("a: &x [*x]", ["an alias (*name) contains itself"]),
