@@ -29,7 +29,7 @@ from data.progress import progress_bar
 from engine.metrics import GroundTruth, Predictions
 from engine.options import Options
 from engine.results import RESULTS_NAME, read_evaluation
-from engine.yaml_dialect import read_yaml, require_few_values
+from engine.yaml_dialect import leaves, read_yaml, require_few_values
 
 _EVALUATE = "evaluate the checkpoint again with evaluate_deimv2.py"
 _SAME_AP = 1e-4
@@ -391,16 +391,9 @@ def _without(value: Any, gone: Collection[str], path: str = "") -> Any:
 
 def config_differences(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return the dotted keys in which configs differ."""
-    flat = [_flat(config) for config in configs]
-    keys = sorted({key for leaves in flat for key in leaves})
-    return tuple(key for key in keys if len({leaves.get(key, "absent") for leaves in flat}) > 1)
-
-
-def _flat(value: object, path: str = "") -> dict[str, str]:
-    if isinstance(value, Mapping) and value:
-        parts = (_flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items())
-        return {key: leaf for part in parts for key, leaf in part.items()}
-    return {path: json.dumps(value, sort_keys=True, default=str)}
+    flat = [{key: json.dumps(value, sort_keys=True, default=str) for key, value in leaves(one)} for one in configs]
+    keys = sorted({key for one in flat for key in one})
+    return tuple(key for key in keys if len({one.get(key, "absent") for one in flat}) > 1)
 
 
 def _default_labels(groups: Sequence[Sequence[EvaluatedRun]]) -> list[str]:
