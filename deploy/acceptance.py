@@ -45,6 +45,8 @@ class Judge:
         score = float(defects.max(initial=0.0).round(SCORE_DECIMALS))
         self._seen.add(score, self._detector.prepare(pixels))
         verdict = self.decision.verdict(score)
+        if verdict == "pass" and not found.is_whole:
+            verdict = "look"  # what was not finite may have been a defect
         self.verdicts[verdict] += 1
         return verdict, score
 

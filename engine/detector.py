@@ -152,7 +152,9 @@ class Detector:
             strange,
             sum(map(len, detections)),
         )
-        return [one.rows(rows) for one, rows in zip(detections, finite, strict=True)]
+        return [
+            replace(one.rows(rows), is_whole=bool(rows.all())) for one, rows in zip(detections, finite, strict=True)
+        ]
 
 
 def load_detector(

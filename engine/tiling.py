@@ -13,6 +13,7 @@ Legend: N detections, T tiles.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def merge_tiles(parts: Sequence[Detections], tiles: Sequence[Window], size_wh: t
     groups = [list(rows) for rows in sorted({tuple(sorted(rows)) for rows in objects})]
     boxes = np.array([_box(found.boxes_xyxy[rows], np.array(tiles)[tile_of[rows]]) for rows in groups]).reshape(-1, 4)
     best = np.array([rows[0] for rows in groups], dtype=np.int64)
-    merged = Detections(boxes, found.scores[best], found.labels[best])
+    merged = replace(found.rows(best), boxes_xyxy=boxes)
     fragments = np.array([cut[rows].all() for rows in groups], dtype=bool)
     return _without_leftovers(merged, fragments, [{*tile_of[rows].tolist()} for rows in groups])
 
@@ -71,7 +72,7 @@ def _in_the_image(found: Detections, seen_in: IntArray, size_wh: tuple[int, int]
     near = np.concatenate([boxes[:, :2] <= margin, boxes[:, 2:] >= size - margin], axis=1)
     inner = seen_in != np.array([0, 0, *size_wh])
     boxes += np.tile(seen_in[:, :2], 2)
-    return Detections(boxes, found.scores, found.labels), (near & inner).any(axis=1)
+    return replace(found, boxes_xyxy=boxes), (near & inner).any(axis=1)
 
 
 def _pairs(found: Detections, cut: BoolArray, tile_of: IntArray, tiles: Sequence[Window]) -> list[tuple[int, int]]:

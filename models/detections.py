@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,12 +25,16 @@ class Detections:
     """[N], in [0, 1]."""
     labels: IntArray
     """[N], contiguous labels 0..C-1."""
+    is_whole: bool = True
+    """False: some were not finite, and are left out."""
 
     @classmethod
     def of(cls, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor) -> Detections:
         """Take tensors of any device and type."""
-        arrays = (tensor.detach().cpu().numpy() for tensor in (boxes_xyxy.double(), scores.double(), labels.long()))
-        return cls(*arrays)
+        boxes, values, classes = (
+            tensor.detach().cpu().numpy() for tensor in (boxes_xyxy.double(), scores.double(), labels.long())
+        )
+        return cls(boxes, values, classes)
 
     @classmethod
     def empty(cls) -> Detections:
@@ -42,14 +46,15 @@ class Detections:
         """Put several in one, in the given order."""
         whole = [cls.empty(), *parts]
         columns = ([getattr(part, name) for part in whole] for name in ("boxes_xyxy", "scores", "labels"))
-        return cls(*(np.concatenate(column) for column in columns))
+        boxes, scores, labels = map(np.concatenate, columns)
+        return cls(boxes, scores, labels, all(part.is_whole for part in parts))
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def rows(self, rows: IntArray | BoolArray | slice) -> Detections:
         """Pick some, in the order of `rows`."""
-        return Detections(self.boxes_xyxy[rows], self.scores[rows], self.labels[rows])
+        return replace(self, boxes_xyxy=self.boxes_xyxy[rows], scores=self.scores[rows], labels=self.labels[rows])
 
     def above(self, thresholds: FloatArray) -> Detections:
         """Keep those whose score reaches their class's threshold [C]. Scores are judged and written with nine
@@ -68,10 +73,10 @@ class Detections:
 
     def rescored(self, scores: FloatArray) -> Detections:
         """Give them other scores [N], best first again; equal ones keep their order."""
-        return Detections(self.boxes_xyxy, scores, self.labels).rows(np.argsort(-scores, kind="stable"))
+        return replace(self, scores=scores).rows(np.argsort(-scores, kind="stable"))
 
     def clipped(self, size_wh: tuple[int, int]) -> Detections:
         """Cut boxes off at the edges of an image of this size; those wholly outside are dropped."""
         boxes = np.clip(self.boxes_xyxy, 0, np.array([*size_wh, *size_wh], dtype=np.float64))
         inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        return Detections(boxes, self.scores, self.labels).rows(inside)
+        return replace(self, boxes_xyxy=boxes).rows(inside)

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ import torch
 from PIL import Image
 
 from data.classes import ClassMap
+from deploy.acceptance import Judge
 from engine.checkpoint import save_checkpoint
 from engine.config import apply_overrides, config_from_dict
 from engine.decision import LEAST_IMAGES, Traits, settings_of, shift
 from engine.detector import Detector
+from models.detections import Detections
 from tests.support.scripts import Outcome, start_script
 from tests.support.tiny_run import ROOT, write_tiny_data
 
@@ -210,3 +213,14 @@ def test_a_decision_that_cannot_be_obeyed_is_refused(tiny: Path, tmp_path: Path)
     shutil.copy(tiny / "val/0.png", tmp_path / "clip.mp4")
     outcome = predict(tiny, tmp_path / "clip.mp4", "--decision", DECISION, "--output-dir", tmp_path / "never")
     assert outcome.code == 2 and "without --decision" in outcome.err and not (tmp_path / "never").exists()
+
+
+def test_what_is_not_finite_never_passes() -> None:
+    """A network whose numbers overflow on one image says nothing of it."""
+    decision: Any = SimpleNamespace(verdict=lambda score: "pass")
+    detector: Any = SimpleNamespace(
+        classes=SimpleNamespace(normal_label=None), prepare=lambda pixels: torch.zeros(3, 2, 2)
+    )
+    judge, none = Judge(decision, detector), Detections.empty()
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    assert [judge(one, pixels)[0] for one in (none, replace(none, is_whole=False))] == ["pass", "look"]

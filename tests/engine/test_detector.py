@@ -13,6 +13,7 @@ from data.images import resize_antialiased
 from engine.checkpoint import save_checkpoint
 from engine.config import ExperimentConfig, apply_overrides, config_to_dict, load_config
 from engine.detector import Detector, load_detector
+from models.detections import Detections
 from models.detector import build_detector, normalize_images
 from models.postprocess import build_postprocessor
 from tests.support.baselines import write_tiny_baseline
@@ -76,3 +77,5 @@ def test_memory_and_numbers(caplog: pytest.LogCaptureFixture) -> None:
     diverged = Detector(_Broken(float("nan")), tiny_config(), CLASSES)
     (found,) = diverged.detect([diverged.prepare(pixels)], [(20, 20)])
     assert len(found) == 12 and "6 of 18 detections are not finite" in caplog.text
+    kept = Detections.joined([found, Detections.empty()]).clipped((20, 20)).without_repeats(0.5).above(np.full(6, 0.1))
+    assert len(kept) and not kept.is_whole and Detections.empty().is_whole
