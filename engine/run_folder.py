@@ -73,10 +73,17 @@ def require_unlocked(folder: Path) -> None:
     """Check that no other training is running in `folder`; the lock that a killed one left is removed.
 
     Raises:
-        UserError: One is.
+        UserError: One is, or nobody can tell.
     """
-    if (folder / LOCK_NAME).exists():
+    if not (folder / LOCK_NAME).exists():
+        return
+    try:
         FolderLock(folder).release(folder)
+    except OSError as error:
+        raise UserError(
+            f"Output folder {folder}: {LOCK_NAME} cannot be opened ({error.strerror}), it may be another user's; "
+            "choose another folder with --output-dir."
+        ) from error
 
 
 def _try_lock(descriptor: int) -> bool:

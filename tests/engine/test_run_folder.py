@@ -8,7 +8,7 @@ import pytest
 
 from data.errors import UserError
 from data.files import GrowingFile
-from engine.run_folder import JsonLines, prepare_run_folder
+from engine.run_folder import JsonLines, prepare_run_folder, require_unlocked
 from tests.support.full_disk import full_disk
 from tests.support.tiny_run import ROOT, script_environment
 
@@ -30,6 +30,11 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=told):
             prepare_run_folder(tmp_path / name, keep_existing=False)
+    (tmp_path / "mine" / "run.lock").mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r"mine: run.lock cannot be opened \(.*\), it may be another user's; .*--output-dir"
+    ):
+        require_unlocked(tmp_path / "mine")
 
 
 def test_a_resumed_log_holds_every_step_once(tmp_path: Path) -> None:
