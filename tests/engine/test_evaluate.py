@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from data.coco import CocoSplit
 from engine.metrics import GroundTruth
@@ -20,6 +19,7 @@ from tests.support.evaluation import (
     make_config,
     make_split,
 )
+from tests.support.scripts import start_process
 
 
 @pytest.fixture
@@ -96,8 +96,7 @@ def test_modes_are_restored_and_evaluation_is_float32(split: CocoSplit) -> None:
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     alone = judge(make_split(tmp_path))
     divisions = [([0, 2, 4, 6], [1, 3, 5]), ([0, 2, 4, 6], [1, 3, 5, 0]), (list(range(NUM_IMAGES)), [])]
-    other = mp.get_context("forkserver").Process(target=judge_as_one_of_two, args=(1, tmp_path, divisions), daemon=True)
-    other.start()
+    other = start_process(judge_as_one_of_two, 1, tmp_path, divisions, daemon=True)
     judge_as_one_of_two(0, tmp_path, divisions)
     other.join()
     by_rank = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]

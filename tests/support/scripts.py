@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,16 +64,25 @@ def ranks() -> list[dict[str, str]]:
     return [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
 
 
-def start_beside(name: str, *arguments: str | Path, cwd: Path, environment: Mapping[str, str]) -> tuple[Process, Any]:
-    """Run the script in a process of its own; returns it, and the connection on which its `Outcome` comes.
+_SERVER = forkserver.ForkServer()
+_SERVER.set_forkserver_preload(["analysis.evaluate", "engine.train", "engine.multimodal", __name__])
 
-    It is forked from a server that has imported everything once, which takes seconds.
+
+def start_process(target: Callable[..., object], *arguments: object, daemon: bool = False) -> Process:
+    """Start a process, forked from a server that has imported everything once, which takes seconds.
+
+    The server is our own: that of multiprocessing is for data workers, which import as little as they can.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["analysis.evaluate", "engine.train", "engine.multimodal", __name__])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_outcome, args=(sender, name, arguments, cwd, dict(environment)))
-    process.start()
+    process = multiprocessing.get_context("forkserver").Process(target=target, args=arguments, daemon=daemon)
+    with patch.object(forkserver, "connect_to_new_process", _SERVER.connect_to_new_process):
+        process.start()
+    return process
+
+
+def start_beside(name: str, *arguments: str | Path, cwd: Path, environment: Mapping[str, str]) -> tuple[Process, Any]:
+    """Run the script in a process of its own; returns it, and the connection on which its `Outcome` comes."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = start_process(_send_outcome, sender, name, arguments, cwd, dict(environment))
     sender.close()
     return process, receiver
 
