@@ -165,7 +165,11 @@ def _write(asked: AblationOptions, tasks: Sequence[Task], facts: TextFacts | Non
 
 
 def plan(options: Mapping[str, Any]) -> tuple[AblationOptions, list[Task]]:
-    """Return the options checked and the runs, mode by mode; nothing is written."""
+    """Return the options checked and the runs, mode by mode; nothing is written.
+
+    Raises:
+        UserError: All faults of the options, the config and the checkpoint at once.
+    """
     subsets, problems = _asked_subsets(options)
     problems += _option_problems(options.get("modes", MODES), options.get("seeds", (0,)), options.get("update", ()))
     split = None
@@ -293,8 +297,11 @@ def _subset_tasks(asked: AblationOptions, base: ExperimentConfig, subset: Subset
 
 
 def write_subsets(tasks: Sequence[Task], split: CocoSplit) -> None:
-    """Write the annotation files of the parts that the tasks are trained on; another one in a file's place is an
-    error."""
+    """Write the annotation files of the parts that the tasks are trained on.
+
+    Raises:
+        UserError: There is another one in a file's place.
+    """
     problems = []
     files = {task.config.train_dataloader.dataset.ann_file: task for task in tasks}
     for path, task in files.items():
@@ -395,7 +402,11 @@ def _training(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def states_of(tasks: Sequence[Task], records: Sequence[Record], manifest: Manifest) -> list[State]:
-    """Return which of the runs are missing, interrupted or finished."""
+    """Return which of the runs are missing, interrupted or finished.
+
+    Raises:
+        UserError: Run folders that were made from something else, all of them.
+    """
     problems: list[str] = []
     states: list[State] = []
     for task, wanted in zip(tasks, records, strict=True):
@@ -437,6 +448,10 @@ def run_all(
 ) -> None:
     """Do what is not finished, in order, and say how long the rest will take. Processes that only take part have no
     `manifest`.
+
+    Raises:
+        SystemExit, KeyboardInterrupt: Interrupted; the same command goes on.
+        UserError: A run failed; the finished ones are kept.
     """
     counts = {state: states.count(state) for state in get_args(State)}
     left = len(tasks) - counts["finished"]

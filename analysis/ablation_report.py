@@ -172,7 +172,11 @@ class Answer:
 
 
 def answer(tasks: Sequence[Task], texts: TextFacts | None, *, samples: int, margin: float = MARGIN_AP) -> Answer:
-    """Compare finished runs, all modes with the same seeds, mode by mode."""
+    """Compare finished runs, all modes with the same seeds, mode by mode.
+
+    Raises:
+        UserError: Results are missing, damaged, or were judged on different data.
+    """
     runs = read_runs([task.folder for task in tasks])
     drawn = resample(runs, samples=samples, seed=BOOTSTRAP_SEED)
     subset, section = tasks[0].subset, tasks[0].config.MultimodalFusion

@@ -1,7 +1,7 @@
 """From scores to a decision: are scores chances, which threshold costs least, and which keeps a promise about misses.
 
-An image is rejected if its best detection of a defect reaches the threshold, and passes else (`image_level` says which
-images are defective). A miss is a defective image that passes; the larger the threshold, the more.
+An image is rejected if its best detection of a defect reaches the threshold, and passes else (`curves.image_scores`
+says which images are defective). A miss is a defective image that passes; the larger the threshold, the more.
 
 Legend: I images, K classes, M detections, N bootstrap samples, B bins of scores.
 """

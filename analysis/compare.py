@@ -165,8 +165,11 @@ class Comparison:
 def compare_runs(
     folders: Sequence[Path], *, labels: Sequence[str] = (), samples: int = 1000, seed: int = 0
 ) -> Comparison:
-    """Compare evaluated models on the same images, see `CompareOptions`; all that is wrong with options and folders is
-    said at once."""
+    """Compare evaluated models on the same images, see `CompareOptions`.
+
+    Raises:
+        UserError: Bad input; everything wrong with the options and the folders at once.
+    """
     problems: list[str] = []
     with collecting(problems):
         CompareOptions(runs=folders, labels=labels, samples=samples, seed=seed)
@@ -206,7 +209,12 @@ def _pooled(runs: Sequence[EvaluatedRun]) -> tuple[GroundTruth, Predictions]:
 def read_runs(
     folders: Sequence[Path], other_problems: Sequence[str] = (), *, may_be_folds: bool = False
 ) -> list[EvaluatedRun]:
-    """Read run folders or evaluation folders and make sure that they can be compared; every fault is said at once."""
+    """Read run folders or evaluation folders and make sure that they can be compared.
+
+    Raises:
+        UserError: Listing every fault: folders that are missing, no results, damaged or given twice, and results that
+            were judged on different splits, images or boxes.
+    """
     problems = [*other_problems]
     seen: dict[Path, Path] = {}
     for folder in folders:
@@ -316,6 +324,10 @@ def group_runs(runs: Sequence[EvaluatedRun], labels: Sequence[str] = ()) -> list
 
     One label per run joins those of the same label, whatever their configs are; one per group names the groups as they
     are found without labels.
+
+    Raises:
+        UserError: Another number of labels, an empty one, two groups of one name, or a group without a run on every
+            fold.
     """
     names, found = [tidy(label) for label in labels], _seeds_of_one_config(runs)
     if labels and len(labels) not in (len(runs), len(found)):
@@ -416,7 +428,11 @@ def _folder_label(group: Sequence[EvaluatedRun], depth: int) -> str:
 
 
 def resample(runs: Sequence[EvaluatedRun], *, samples: int, seed: int) -> list[BootstrapResult]:
-    """Draw the same images for every run: the same seed draws them, run by run, so that the bar can show how far."""
+    """Draw the same images for every run: the same seed draws them, run by run, so that the bar can show how far.
+
+    Raises:
+        UserError: AP of the predictions is not the AP in results.json; naming all folders.
+    """
     problems = []
     for run in runs:
         stated, point = run.results.metrics.get("AP"), bootstrap(run.matches, samples=0).metrics["AP"].point
@@ -443,7 +459,8 @@ def estimates(
     """Return the `estimate` of every metric, and of every class."""
 
     def of(label: str | None) -> dict[str, Estimate]:
-        own, single = ([run.metrics if label is None else run.per_class[label] for run in of] for of in (runs, parts))
+        both = (runs, parts)
+        own, single = ([run.metrics if label is None else run.per_class[label] for run in some] for some in both)
         return {name: estimate([run[name] for run in own], [run[name] for run in single]) for name in own[0]}
 
     return of(None), {label: of(label) for label in runs[0].per_class}

@@ -115,6 +115,9 @@ def paired_difference(runs: Sequence[Resampled], reference: Sequence[Resampled])
     The p-value belongs to the percentile interval: twice the smaller share of resamples on one side of 0 (0 itself
     counts for both sides), so p < 0.05 where the interval leaves 0 out. One resample more is counted on either side
     (Davison & Hinkley 1997, section 4.2): p is never 0, and at least 2 / (N + 1).
+
+    Raises:
+        ValueError: The samples differ in number, so they cannot be of the same images.
     """
     if len({len(run.samples) for run in (*runs, *reference)}) != 1:
         raise ValueError("paired samples must be of the same resampled images")
@@ -141,6 +144,9 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def effect(runs: Sequence[Resampled], reference: Sequence[Resampled], num_images: int) -> Effect:
     """Subtract `reference` from `runs`, seed by seed and resample by resample: both have the same seeds in one order
     and the same resamples of `num_images` images.
+
+    Raises:
+        ValueError: Seeds or samples differ in number, so they cannot be paired.
     """
     if len(runs) != len(reference) or len({len(run.samples) for run in (*runs, *reference)}) != 1:
         raise ValueError("paired runs must be of the same seeds and of the same resampled images")

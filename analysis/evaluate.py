@@ -87,7 +87,7 @@ def evaluate_checkpoint(
     options: AnalysisOptions | None = None,
 ) -> Evaluation:
     """Judge the EMA weights of a checkpoint on one split; write results.json, predictions.json, ground_truth.json and,
-    if wanted, figures, gallery and report.html. Bad input of any kind is an error before anything is written.
+    if wanted, figures, gallery and report.html.
 
     Args:
         dist: This process's place; all processes of a torchrun call together.
@@ -97,6 +97,9 @@ def evaluate_checkpoint(
         use_amp: Mixed precision; default is float32 (docs/deimv2.md, AMP, EMA).
         compiled: Compute with torch.compile, where it can be.
         options: What to analyse and draw; None: everything.
+
+    Raises:
+        UserError: Bad input of any kind; nothing has been written then.
     """
     options, path = options or AnalysisOptions(), checkpoint_of(path)
     detector = load_detector(

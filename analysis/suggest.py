@@ -139,6 +139,9 @@ def suggest_errors(
 def accept(folder: Path | None, entries: Sequence[str], lang: Language, report: Report) -> list[str]:
     """Follow the suggestions of the given numbers: writes `corrected.json` beside suggestions.json; the annotation
     file itself stays.
+
+    Raises:
+        UserError: Bad numbers, all at once; no suggestions; or annotations that changed since.
     """
     if folder is None:
         raise UserError("--accept: name the folder of the suggestions with --output-dir.")

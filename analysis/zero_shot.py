@@ -51,6 +51,9 @@ def zero_shot(texts: TextEmbeddings, encoder: TextEncoderConfig, split: CocoSpli
     """Classify the cropped boxes of `split` by their nearest class text; None if it has no boxes.
 
     Crowd boxes are left out.
+
+    Raises:
+        UserError: The encoder is not to be had or encodes text only, or an image cannot be read.
     """
     rows = np.flatnonzero(~split.crowd)
     if not len(rows):

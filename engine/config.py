@@ -296,7 +296,11 @@ class ExperimentConfig(DataConfig, ModelConfig):
 
 
 def merge_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a config file with its includes merged, before anything is checked or derived."""
+    """Read a config file with its includes merged, before anything is checked or derived.
+
+    Raises:
+        UserError: A file is missing, damaged or includes itself.
+    """
     return read_with_includes(Path(path))[0]
 
 
@@ -304,7 +308,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     """Load the experiment that `path` describes, with `overrides` (as "a.b=c") on top and everything derived.
 
     Reads YAML files and environment variables named in paths; no data and no weights, but for the training
-    annotations where `num_classes` is `auto`. A UserError lists every fault, with dotted keys and how to mend it.
+    annotations where `num_classes` is `auto`.
+
+    Raises:
+        UserError: listing every fault, with dotted keys, what was found and how to mend it.
     """
     path = Path(path)
     merged, said = read_with_includes(path)
@@ -334,6 +341,9 @@ def apply_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> Exper
     """Put `overrides` on top of a finished config, such as a checkpoint's.
 
     Nothing is derived again, except that an overridden `eval_spatial_size` is the input size everywhere.
+
+    Raises:
+        UserError: as `load_config`.
     """
     values = config_to_dict(config)
     changes = parse_overrides(overrides, values)
@@ -388,7 +398,11 @@ def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
-    """Build a config from what `config_to_dict` gave: nothing is derived or filled in from the environment."""
+    """Build a config from what `config_to_dict` gave: nothing is derived or filled in from the environment.
+
+    Raises:
+        UserError: listing every fault.
+    """
     return _checked(drop_inactive(merge({}, values), ExperimentConfig), "the stored config", Provenance())
 
 

@@ -29,7 +29,7 @@ def every_field(model: type[Section], prefix: str = "") -> Iterator[tuple[str, t
 
 
 def locate(location: Sequence[int | str], values: Any, model: type[Section]) -> tuple[str, type[Section] | None, str]:
-    """Follow names and positions in lists; of pydantic's, which also names what it tried, those that users know.
+    """Follow names and positions in lists through a config, skipping what pydantic adds for the types it tried.
 
     Returns:
         The path as users write it, the section of its last name (None: in no section), and that name.
@@ -184,15 +184,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def suggestion(path: str, owner: type[Section], model: type[Section]) -> str:
-    """Name the nearest key of the same section, else of another unless it stands in a list's item, else the section's
-    keys if they are few."""
+def suggestion(path: str, owner: type[Section], model: type[Section], *, dotted: bool = False) -> str:
+    """Name the nearest key of the same section (`dotted`: with its path), else of another unless it stands in a list's
+    item, else the section's keys if they are few."""
     parent, _, name = path.rpartition(".")
     siblings = {key.lower(): key for key in [*owner.model_fields, *owner.only]}
     if path in MOVED_KEYS:
         return f"; did you mean {MOVED_KEYS[path]}?"
     if near := difflib.get_close_matches(name.lower(), siblings, n=1, cutoff=0.65):
-        return f"; did you mean {siblings[near[0]]}?"
+        return f"; did you mean {f'{parent}.' * (dotted and bool(parent))}{siblings[near[0]]}?"
     elsewhere: dict[str, list[str]] = {}
     for key, *_ in every_field(model):
         if "[" not in key + parent and not key.startswith(LOADERS[1:]):

@@ -88,7 +88,11 @@ _MAY_BE_NULL = ("ema", "flat_epoch", "no_aug_epoch", "output_dir")
 
 
 def explain(key: str, config: ExperimentConfig) -> str:
-    """Say type, default and meaning of a dotted key, its value in `config` and who stated it."""
+    """Say type, default and meaning of a dotted key, its value in `config` and who stated it.
+
+    Raises:
+        UserError: There is no such key; the nearest ones are named.
+    """
     key, values = SPELLINGS.get(key, key), config_to_dict(config)
     shown, owner, name = locate(steps(key), values, ExperimentConfig)
     if shown != key or owner is None or name not in owner.model_fields:
@@ -96,13 +100,11 @@ def explain(key: str, config: ExperimentConfig) -> str:
             return f"{key}: {_INACTIVE}"
         if owner and name in owner.only:
             return f"{key}: {_FIXED.lower()}\n  type:    {owner.only[name]}"
-        near = suggestion(key, owner or ExperimentConfig, ExperimentConfig)
+        near = suggestion(key, owner or ExperimentConfig, ExperimentConfig, dotted=True)
         raise UserError(f"{key}: unknown key{near} (docs/reference/config.md lists them all)")
     kind, default, meaning = describe_key(owner, name)
-    inner, here = (
-        list(sections_in(owner.model_fields[name].annotation)),
-        json.dumps(get_path(values, key), ensure_ascii=False),
-    )
+    inner = list(sections_in(owner.model_fields[name].annotation))
+    here = json.dumps(get_path(values, key), ensure_ascii=False)
     stated_nowhere = "the default" if default == f"`{here}`" else "taken from another key"
     lines = [f"{key}: {meaning}", f"  type:    {kind}"]
     if len(inner) == 1:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -207,6 +208,8 @@ def shift(known: Traits, new: Traits) -> Shift | None:
     if min(len(known.score), len(new.score)) < LEAST_IMAGES:
         return None
     pairs = {name: (getattr(known, name), getattr(new, name)) for name in Traits.model_fields}
-    p_values = {name: min(1.0, len(pairs) * float(ks_2samp(*pair).pvalue)) for name, pair in pairs.items()}
+    with warnings.catch_warnings():  # where the exact value is out of reach, the asymptotic one is as good
+        warnings.simplefilter("ignore", RuntimeWarning)
+        p_values = {name: min(1.0, len(pairs) * float(ks_2samp(*pair).pvalue)) for name, pair in pairs.items()}
     medians = {name: (float(np.median(pair[0])), float(np.median(pair[1]))) for name, pair in pairs.items()}
     return Shift(p_values, medians)

@@ -54,7 +54,11 @@ def _first_comment(config: Path) -> str:
 
 
 def checkpoint_of(path: Path, name: str = "best.pth") -> Path:
-    """Return the checkpoint that `path` stands for: itself, or a run folder's `name`, which is said in the log."""
+    """Return the checkpoint that `path` stands for: itself, or a run folder's `name`, which is said in the log.
+
+    Raises:
+        UserError: A run folder without it; says what is there.
+    """
     if not path.is_dir() or (path / "model.safetensors").is_file():  # a hub folder
         return path
     if not (path / name).is_file():

@@ -248,8 +248,7 @@ def rehearse(
         UserError: As the training.
     """
     _require_places(config, folder)
-    if dist.is_main:
-        require_unlocked(folder)
+    dist.from_main(lambda: require_unlocked(folder))
     if config.synthetic is None or is_filled(config.synthetic.root):
         build_run(config, dist, folder, resume=resume, tuning=tuning, dry=True).close()
 

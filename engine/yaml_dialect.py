@@ -87,7 +87,11 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one file, includes not yet followed, spellings made official. An empty file is an empty dict."""
+    """Read one file, includes not yet followed, spellings made official. An empty file is an empty dict.
+
+    Raises:
+        UserError: file missing, too large, not UTF-8, not YAML, an alias bomb, or not a mapping.
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
@@ -111,7 +115,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_with_includes(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the merged config of `path` and its includes, and the same tree with a `Statement` at every leaf."""
+    """Read the merged config of `path` and its includes, and the same tree with a `Statement` at every leaf.
+
+    Raises:
+        UserError: as `read_yaml`, and for a bad or circular `__include__`.
+    """
     merged = itertools.count(1)
 
     def read(path: Path, parents: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -163,6 +171,9 @@ def parse_overrides(overrides: Sequence[str], config: Mapping[str, Any]) -> dict
 
     A number, truth value, null, quoted text, or list or mapping in brackets is read as in a file; every other value is
     text, taken whole whatever it holds.
+
+    Raises:
+        UserError: listing every override that is not `key=value` or that steps into a list.
     """
     result: dict[str, Any] = {}
     problems = []

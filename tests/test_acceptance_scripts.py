@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +113,12 @@ def test_a_shift_is_seldom_seen_where_there_is_none() -> None:
     assert sum(bool(one and one.suspects) for one in found) <= 9
     few = Traits(**{k: [0.0] * (LEAST_IMAGES - 1) for k in Traits.model_fields})
     assert shift(few, drawn[0][0]) is None and shift(drawn[0][0], few) is None
+    nearly = [Traits(**{k: rng.random(300).round(3).tolist() for k in Traits.model_fields})]
+    nearly.append(Traits(**{k: [*getattr(nearly[0], k)[2:], 5.0, 5.0] for k in Traits.model_fields}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # scipy's own words are nothing for a console
+        found_near = shift(*nearly)
+    assert found_near is not None and not found_near.suspects
 
 
 def test_calibration_is_applied_when_asked(tiny: Path) -> None:

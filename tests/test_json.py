@@ -59,6 +59,7 @@ DONE: list[tuple[str, str, int, str, str]] = [
     ("check_data.py", "-c tiny.yml", 0, "", ""),
     ("train_deimv2.py", "-c tiny.yml --dry-run", 0, "", ""),
     ("train_deimv2.py", f"-c tiny.yml --test-only {BEST} --dry-run", 0, "", ""),
+    ("train_deimv2.py", f"-c tiny.yml --test-only {BEST} -d cpu", 0, "folder results", "AP AP50"),
     ("train_deimv2.py", f"-c tiny.yml {SHORT} --output-dir new", 0, "folder best last results", "AP AP50"),
     ("evaluate_deimv2.py", f"{EVALUATION} --output-dir one", 0, "folder results", "AP AP50"),
     ("evaluate_deimv2.py", f"{EVALUATION} --max-miss-rate 0.01", 3, "folder results", "AP"),

@@ -88,7 +88,7 @@ def test_a_key_is_explained(key: str, lines: list[str]) -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("ema.deca", "ema.deca: unknown key; did you mean decay?"),
+        ("ema.deca", "ema.deca: unknown key; did you mean ema.decay?"),
         ("num_query", "did you mean DEIMTransformer.num_queries"),
         ("lr", "did you mean optimizer.lr?"),
         ("train_dataloader.dataset.transforms.ops[0].sigma", "unknown key"),
