@@ -2,7 +2,7 @@
 
 Everything here works on plain dicts, knows nothing of the config's fields and returns fresh objects: reading one
 config never changes what the next one sees. Differences from the original, all on purpose: the loader is safe,
-`1e-4` is a number, duplicate keys are errors, dates stay strings, `__include__` is not in the result.
+`1e-4` is a number, duplicate keys are errors, dates, 010 and 1:30 stay strings, `__include__` is not in the result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +66,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_ODD_NUMBER = re.compile(r"[-+]?0[0-7_]+$|.*:")
+"""What YAML 1.1 reads as another number than is meant: 010 as 8, 1:30 as 90."""
+
+
+def _number(kind: str) -> Callable[[Any, Any], Any]:
+    construct = yaml.SafeLoader.yaml_constructors[f"{_TAG}{kind}"]
+    return lambda loader, node: node.value if _ODD_NUMBER.match(node.value) else construct(loader, node)
+
+
 _Loader.add_constructor(f"{_TAG}timestamp", lambda _, node: node.value)
+_Loader.add_constructor(f"{_TAG}int", _number("int"))
+_Loader.add_constructor(f"{_TAG}float", _number("float"))
 _Loader.add_implicit_resolver(
     f"{_TAG}float",
     re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),

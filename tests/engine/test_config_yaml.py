@@ -67,7 +67,8 @@ def test_lists_and_null_replace() -> None:
     [
         ("1e-4", 1e-4), ("2.5E-5", 2.5e-5), ("-1e+3", -1000.0), (".5e2", 50.0), ("1.e3", 1000.0), ("0.0001", 1e-4),
         ("1.0e-4", 1e-4), ("12", 12), ("1e", "1e"), ("e4", "e4"), ("yes", True), ("~", None), ("'1e-4'", "1e-4"),
-        ("2024-01-01", "2024-01-01"), ("[1, 2]", [1, 2]),
+        ("2024-01-01", "2024-01-01"), ("[1, 2]", [1, 2]), ("010", "010"), ("1:30", "1:30"), ("-1:30.5", "-1:30.5"),
+        ("0", 0), ("-00.5", -0.5), ("0x1F", 31),
     ],
 )  # fmt: skip
 def test_scalars(tmp_path: Path, text: str, value: object) -> None:
@@ -155,7 +156,6 @@ MERGE_BOMB = "a: &a {x: 1}\n" + "".join(
         (f"__include__: [{'a' * 300}]", ["there is no file"]),
         ("__include__: [~nobody-of-that-name/a.yml]", ["there is no file"]),
         ("? " * 3000, ["nested too deeply"]),
-        ("a: 1" + ":10" * 400 + ".5", ["a value cannot be read"]),
         (MERGE_BOMB, ["aliases (*name) expand to more than 100,000 values"]),
         ("__include__: [a.yml]", ["goes in a circle: a.yml -> a.yml"]),
     ],
