@@ -240,9 +240,10 @@ def as_override(key: str, text: str) -> str:
 def _official_spelling(content: dict[str, Any], source: str) -> dict[str, Any]:
     """`content`, which is changed, with the right spellings of `SPELLINGS` renamed to the official ones."""
     for right, official in SPELLINGS.items():
-        if right in content and (value := content.pop(right)) != content.setdefault(official, value):
-            other = f"{official}, its other spelling, is {content[official]!r}"
-            raise UserError(f"{source}: {right} is {value!r} but {other}; keep one")
+        if right in content and [value := content.pop(right)] != [other := content.setdefault(official, value)]:
+            # Lists, since NaN differs from itself: the check of its field is to refuse it.
+            text = f"{right} is {value!r} but {official}, its other spelling, is {other!r}"
+            raise UserError(f"{source}: {text}; keep one")
     return content
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def test_includes_in_order_then_the_file_itself(tmp_path: Path) -> None:
         (["\ufeffa: ä"], {"a": "ä"}),
         (["epochs: 3\nepoches: 3\nlrscheduler: flatcosine"], {"epoches": 3, "lrsheduler": "flatcosine"}),
         (["__include__: [1.yml]\nepochs: 5", "epoches: 132"], {"epoches": 5}),
+        (["epochs: .nan"], {"epoches": pytest.approx(math.nan, nan_ok=True)}),  # which the check of its field refuses
     ],
 )
 def test_what_is_merged(files: list[str], expected: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
