@@ -37,6 +37,7 @@ from analysis.differences import (
     RankCorrelation,
     Verdict,
     effect,
+    mean_of,
     rank_correlation,
     tost,
     verdict,
@@ -56,10 +57,12 @@ from analysis.tables import (
 )
 from analysis.zero_shot import Accuracy, ZeroShot
 from data.subsets import Subset
+from engine.checkpoint import load_checkpoint, model_state
 from engine.config import ExperimentConfig
 from engine.text_embeddings import alike_pairs, class_similarity
 from models.config import FusionConfig
 from models.text_encoder import TextEmbeddings
+from models.text_fusion import largest_say
 from texts import Language, Texts, percent, texts_of
 
 MODES: tuple[str, ...] = get_args(FusionConfig.model_fields["mode"].annotation)
@@ -74,6 +77,8 @@ _LABEL = "tab:ablation"
 BOOTSTRAP_SEED = 0
 _TABLES = ("modes", "differences", "classes", "similarity", "zero_shot")
 _FALSE_ALARM = 0.05
+_HARDLY_LOGITS = 0.2
+"""Less than this moves a score of 0.5 by less than 0.05."""
 
 Reason = Literal["reference", "control", "random_weights", "few_seeds", "no_reference", "no_boxes"]
 
@@ -121,6 +126,8 @@ class ModeResult(Row):
     against: Mapping[str, Mapping[str, Effect]]
     """Reference -> metric -> effect; a mode is not compared with itself, the first reference with nothing."""
     judgement: Judgement
+    say_logits: float | None = None
+    """`largest_say` of its text head, mean over the seeds; None without one, or without all checkpoints."""
 
 
 class TextFacts(NamedTuple):
@@ -207,7 +214,8 @@ def answer(tasks: Sequence[Task], texts: TextFacts | None, *, samples: int, marg
             margin=margin,
         )
         numbers = estimates([drawn[i] for i in own])
-        results.append(ModeResult(mode, [runs[i] for i in own], *numbers, against, judgement))
+        say = _say([tasks[i] for i in own])
+        results.append(ModeResult(mode, [runs[i] for i in own], *numbers, against, judgement, say))
     confused = None
     if texts is not None and references[0] in rows:
         confused = _confused(texts.similarity.numpy(), [runs[i] for i in rows[references[0]]])
@@ -215,6 +223,11 @@ def answer(tasks: Sequence[Task], texts: TextFacts | None, *, samples: int, marg
     return Answer(
         results, seeds, samples, references, judged, control_head, texts, subset, from_start, margin, confused
     )
+
+
+def _say(tasks: Sequence[Task]) -> float | None:
+    paths = [task.folder / "best.pth" for task in tasks]
+    return mean_of([largest_say(model_state(load_checkpoint(path))) if path.is_file() else None for path in paths])
 
 
 def _confused(similarity: np.ndarray[Any, Any], runs: Sequence[EvaluatedRun]) -> RankCorrelation | None:
@@ -410,6 +423,7 @@ def _mode_to_json(one: ModeResult) -> dict[str, Any]:
         "verdict": one.judgement.verdict,
         "no_verdict": one.judgement.reason,
         "against_control": one.judgement.texts,
+        "largest_say_logits": one.say_logits,
         "equivalence": one.judgement.equivalence and one.judgement.equivalence._asdict(),
     }
 
@@ -478,6 +492,9 @@ def notes_of(answer: Answer, lang: Language) -> list[str]:
     notes.append(texts("note_selection", split=answer.judged_on.split))
     if modes & {"random", "shuffled", "waffle"}:
         notes.append(texts["note_controls"])
+    if say := {one.label: one.say_logits for one in answer.modes if one.say_logits is not None}:
+        values = ", ".join(f"{mode} {format_number(most, 2, lang)}" for mode, most in say.items())
+        notes.append(texts("note_say", values=values))
     if facts is None:
         return [*notes, texts["note_no_texts"]]
     if answer.confused is not None:
@@ -495,6 +512,14 @@ def _cautions(answer: Answer, modes: set[str], texts: Texts) -> list[str]:
         notes.append(texts("note_random_weights", source=facts.embeddings.source))
     if len(answer.seeds) < LEAST_SEEDS:
         notes.append(texts("note_few_seeds", count=len(answer.seeds)))
+    says = [(one.label, one.say_logits) for one in answer.modes if one.label in TEXT_MODES]
+    if closed := [mode for mode, say in says if say is not None and say < _HARDLY_LOGITS]:
+        most = format_number(_HARDLY_LOGITS, 1, texts.language)
+        notes.append(texts("note_closed", modes=", ".join(closed), most=most))
+    values = [one.metrics[answer.judged].value for one in answer.modes]
+    if answer.judged != "AP" and all(value is not None and value < answer.margin for value in values):
+        margin = format_number(answer.margin, 3, texts.language)
+        notes.append(texts("note_not_found", metric=metric_name(answer.judged, texts), margin=margin))
     if "none" in answer.references and "none" not in modes:
         notes.append(texts["note_no_none"])
     if "learned" in answer.references and "learned" not in modes and modes & set(TEXT_MODES):

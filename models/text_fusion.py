@@ -11,6 +11,7 @@ Legend: C classes, P prompts of the class with most, D text width, V feature wid
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -246,6 +247,26 @@ def build_text_fusion(config: ModelConfig) -> TextFusion | None:
     if section is None or section.head is None:
         return None
     return TextFusion(section, section.head, config.deimv2.decoder, config.num_classes)
+
+
+def largest_say(state: Mapping[str, Tensor]) -> float | None:
+    """The most by which a query's features can move a class score by way of the texts, over all layers, in logits.
+
+    A cosine lies between -1 and 1, so gate x scale bounds it, and in `concat` gate x length of a class's row. None
+    without text fusion, and for `cross_attention`, which changes what the score head reads, too.
+    """
+    gates = state.get(f"{PREFIX}gates")
+    if gates is None or f"{PREFIX}head.attentions.0.out.weight" in state:
+        return None
+    most = 0.0
+    for place, gate in enumerate(gates):
+        readout = f"{PREFIX}head.readouts.{place}."
+        if f"{readout}log_scale" in state:
+            length = state[f"{readout}log_scale"].exp().clamp(max=_LARGEST_SCALE)
+        else:
+            length = state[f"{readout}linear.weight"].chunk(2, dim=1)[0].norm(dim=1).max()
+        most = max(most, float(gate.abs() * length))
+    return most
 
 
 class TextContributions(NamedTuple):

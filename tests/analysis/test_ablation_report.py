@@ -233,6 +233,23 @@ def test_notes(found: Answer) -> None:
     assert no_boxes[-1] == "No text-only scores: the split has no boxes."
 
 
+@pytest.mark.parametrize(
+    ("say", "caution"), [(0.0, True), (0.19, True), (0.21, False), (None, False)], ids=["0", "0.19", "0.21", "unknown"]
+)
+def test_closed_gates_are_said(found: Answer, say: float | None, caution: bool) -> None:
+    modes = [dataclasses.replace(one, say_logits=say if one.label == "cosine" else None) for one in found.modes]
+    notes = "\n".join(notes_of(dataclasses.replace(found, modes=modes), "en"))
+    assert ("CAUTION: cosine: after this training" in notes) is caution
+    assert ("by its gates (mean over the seeds): cosine 0." in notes) is (say is not None)
+
+
+def test_a_class_that_nobody_finds_is_said(runs: Path, config: ExperimentConfig) -> None:
+    tasks = [task._replace(subset=Subset(rare=("scratch", 3))) for task in tasks_of(runs, config, ["cosine", "none"])]
+    for margin, said in ((0.005, False), (0.99, True)):
+        notes = "\n".join(notes_of(answer(tasks, facts(), samples=SAMPLES, margin=margin), "en"))
+        assert ("no mode finds the class (AP scratch below 0.990 in all)" in notes) is said
+
+
 def test_tables(found: Answer) -> None:
     tables = answer_tables(dataclasses.replace(found, texts=facts(zero_shot=ZERO_SHOT, no_zero_shot=None)), "en")
     assert list(tables) == ["modes", "differences", "classes", "similarity", "zero_shot"]

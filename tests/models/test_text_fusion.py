@@ -24,6 +24,7 @@ from models.text_fusion import (
     MultimodalFusion,
     TextCrossAttention,
     derangement,
+    largest_say,
 )
 from models.weights import load_phase_1, load_state_dict_strict
 from tests.support.configs import changed, industrial
@@ -122,6 +123,26 @@ def test_an_open_gate_moves_every_output_of_training_and_evaluation() -> None:
     assert len(outputs[0]) == 3 + 3 + 4  # matching and denoising queries of 3 layers; pre, enc, dn pre, evaluation
     for closed, open_ in zip(*outputs, strict=True):
         assert not torch.allclose(closed, open_, atol=1e-3)
+
+
+@pytest.mark.parametrize(("mode", "gate"), [("cosine", -0.5), ("learned", 2.0), ("concat", 0.5), ("cosine", 0.0)])
+def test_the_largest_say_bounds_what_features_can_do(mode: str, gate: float) -> None:
+    fusion = fused_model(mode=mode, gate_init=gate).text_fusion
+    assert fusion is not None
+    say = largest_say({f"{PREFIX}{name}": value for name, value in fusion.state_dict().items()})
+    assert say is not None
+    if mode != "concat":
+        assert say == pytest.approx(10 * abs(gate))
+    with torch.no_grad():
+        features = 5 * torch.randn(4000, fusion.head.readouts[0].visual_projection.in_features)
+        moved = fusion.gates[0] * fusion.head(features, fusion.texts(), 0)
+    spread = float((moved.amax(dim=0) - moved.amin(dim=0)).max())
+    assert 0.1 * say <= spread <= 2 * say
+
+
+def test_of_cross_attention_and_of_no_text_no_say_is_known() -> None:
+    assert largest_say(fused_model(mode="cross_attention", gate_init=1.0).state_dict()) is None
+    assert largest_say(tiny_model().state_dict()) is None
 
 
 @pytest.mark.parametrize("mode", [*HEADS, *CONTROLS])
