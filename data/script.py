@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import select
 import signal
 import sys
 import time
@@ -147,13 +148,12 @@ def _run(main: Callable[[Report], int | None], report: Report) -> int:
             raise
         return _explain(explained, report)
     except BrokenPipeError:
-        code = _explain(UserError("Nobody reads the output any more: the program behind | has ended."), report)
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except OSError:  # nor shall Python complain at its end, when it tries once more
-                os.dup2(_nowhere(), stream.fileno())
-        return code
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
+        if not unread:
+            raise  # of a socket, say
+        for stream in unread:  # nor shall Python complain at its end, when it writes what is left
+            os.dup2(_nowhere(), stream.fileno())
+        return _explain(UserError("Nobody reads the output any more: the program behind | has ended."), report)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             name = str(error.filename)[:60]
@@ -171,6 +171,18 @@ def _run(main: Callable[[Report], int | None], report: Report) -> int:
             # torchrun sends one more to whoever takes long to leave; it must not change the exit code.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Tell whether the program that read a pipe has ended."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    try:
+        poll.register(stream, select.POLLOUT)
+    except (OSError, ValueError):  # no file, as in a notebook
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _nowhere() -> int:

@@ -104,9 +104,13 @@ def test_a_full_disk_under_the_output_is_exit_2(monkeypatch: pytest.MonkeyPatch)
             full.close()
 
 
-def test_faults_of_the_program_keep_their_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        run_script(_fail(ZeroDivisionError()))
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="asks the system who reads a pipe")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), pytest.param(BrokenPipeError("a socket's"), marks=POSIX)])
+def test_faults_of_the_program_keep_their_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run_script(_fail(error))
 
 
 KEYS = ["script", "exit_code", "outputs", "metrics", "warnings", "error", "problems"]
