@@ -14,6 +14,7 @@ from typing import Any
 from data.coco_reader import finite
 from data.convert.common import AnnotationFile, ForeignBox, Gathered, around, read_file_per_image
 from data.names import composed
+from data.problems import shorten
 
 _LEAST_POINTS = {"rectangle": 2, "polygon": 3, "mask": 2, "circle": 2, "rotation": 4, "oriented_rectangle": 4}
 _NO_CLASSES = frozenset(("__ignore__", "_background_"))
@@ -80,12 +81,12 @@ def _joined(one: ForeignBox, other: ForeignBox) -> ForeignBox:
 
 def _box(gathered: Gathered, file: Path, number: int, shape: dict[str, Any]) -> ForeignBox | None:
     label, form = shape.get("label"), str(shape.get("shape_type") or "polygon")
-    named = isinstance(label, str) and bool(label.strip())
-    where, kind = f"shape {number}{f' ({label})' if named else ''}", "malformed shape"
-    if not named:
-        gathered.error(file, where, "it has no label", "Name the class", kind)
+    name = str(label).strip() if type(label) in (str, int) else ""  # some scripts write numbers
+    where, kind = f"shape {number}{f' ({name})' if name else ''}", "malformed shape"
+    if not name:
+        gathered.error(file, where, f"label is {shorten(repr(label))}, expected text", "Name the class", kind)
     if form not in _LEAST_POINTS:
-        found = f"is a {form}, which has no area; expected one of {', '.join(list(_LEAST_POINTS)[:4])}"
+        found = f"shape_type is {form!r}, expected one that has an area: {', '.join(list(_LEAST_POINTS)[:4])}"
         gathered.error(file, where, found, "Draw a rectangle or polygon", "shape without area")
         return None
     points, least = _points(shape.get("points")), _LEAST_POINTS[form]
@@ -99,7 +100,7 @@ def _box(gathered: Gathered, file: Path, number: int, shape: dict[str, Any]) -> 
     if form == "mask":  # whose corners are its first and last pixels
         _, _, right, bottom = around(points)
         points.append((right + 1, bottom + 1))
-    return ForeignBox(str(label).strip(), around(points), where, may_leave=form == "circle") if named else None
+    return ForeignBox(name, around(points), where, may_leave=form == "circle") if name else None
 
 
 def _points(values: Any) -> list[tuple[float, float]] | None:

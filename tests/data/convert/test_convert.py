@@ -204,7 +204,9 @@ def test_all_faults_of_labelme_at_once(files: CocoFiles, tmp_path: Path, capsys:
         {"label": "holes", "shape_type": "rectangle", "points": [[1, 2], [3, 10**400]]},
         {"label": " ", "shape_type": "rectangle", "points": [[1, 2], [3, 4]]},
         "nonsense",
+        {"label": True, "shape_type": "ellipse", "points": [[1, 2], [3, 4]]},
         {"label": "holes", "shape_type": "circle", "points": [[20, 20], [23, 24]]},
+        {"label": 3, "shape_type": "rectangle", "points": [[1, 2], [3, 4]]},
     ]
     path = source / "json/train_1.json"
     content = json.loads(path.read_text(encoding="utf-8")) | {"shapes": shapes}
@@ -216,12 +218,14 @@ def test_all_faults_of_labelme_at_once(files: CocoFiles, tmp_path: Path, capsys:
     code, _, err = run(capsys, "labelme", source, tmp_path / "new")
     assert code == 2 and not (tmp_path / "new").exists()
     for message in (
-        "shape 1 (holes): is a point, which has no area",
+        "shape 1 (holes): shape_type is 'point', expected one that has an area: rectangle, polygon, mask, circle. Draw",
         "shape 2 (holes): points of a polygon: expected 3 or more pairs",
         "shape 3 (holes): points of a rectangle: expected 2 or more pairs of finite numbers",
         "shape 4 (holes): points of a rectangle: expected 2 or more pairs of finite numbers",
-        "shape 5: it has no label",
-        "shape 6: it has no label",
+        "shape 5: label is ' ', expected text",
+        "shape 6: label is None, expected text",
+        "shape 7: label is True, expected text",
+        "shape 7: shape_type is 'ellipse', expected one that has an area",
         "settings.json: file: has no list `shapes`",
         "broken.json: file: cannot be read as JSON",
         "the image 'gone.png' is not below the folder; the JSON file embeds a copy of it",
@@ -229,10 +233,10 @@ def test_all_faults_of_labelme_at_once(files: CocoFiles, tmp_path: Path, capsys:
         assert message in err, (message, err)
     for name in ("settings", "broken", "gone"):
         (source / f"json/{name}.json").unlink()
-    path.write_text(json.dumps(content | {"shapes": shapes[-1:]}), encoding="utf-8")
+    path.write_text(json.dumps(content | {"shapes": shapes[-2:]}), encoding="utf-8")
     assert run(capsys, "labelme", source, tmp_path / "new")[0] == 0
     made = json.loads((tmp_path / "new/annotations/instances.json").read_text(encoding="utf-8"))
-    assert boxes_of(made)["train_1.png"] == [("holes", [15.0, 15.0, 10.0, 10.0])]
+    assert boxes_of(made)["train_1.png"] == [("holes", [15.0, 15.0, 10.0, 10.0]), ("3", [1.0, 2.0, 2.0, 2.0])]
 
 
 def test_boxes_on_a_rotated_image(files: CocoFiles, tmp_path: Path, capsys: Capture) -> None:
