@@ -24,6 +24,8 @@ _OUTSIDE_TOLERANCE_PX = 0.5
 """Boxes may leave the image by this much: coordinates are rounded in many exports. They are clipped."""
 _LARGEST_ID = 2**53
 _KEYS = ("images", "annotations", "categories")
+NO_AREA = ("It marks nothing and is left out", "box without area")
+"""What happens to a box of no width or height, and the kind: a slip of the mouse is no reason to stop."""
 _MISSING: Any = object()
 
 
@@ -225,13 +227,14 @@ class AnnotationReader:
             image = None if image_id is None else images.get(image_id)
             faults, id_faults = _faults(entry, image, categories), _id_faults(entry, annotation_id, seen)
             for fault in (*id_faults, *faults):
-                where = f"annotations[{index}]" if annotation_id is None else f"annotation {annotation_id}"
-                where += "" if image is None else f" (image {image.id}, {shorten(image.file_name)})"
-                self.error(where, *fault, skippable=True)
+                self.error(_where(index, annotation_id, image), *fault, skippable=True)
             label = None if faults else label_of.get(int(entry["category_id"]))
             if label is None or image is None:
                 continue
             box_xywh = entry["bbox"]
+            if 0 in box_xywh[2:]:
+                self.warn(_where(index, annotation_id, image), f"bbox {_show(box_xywh)} has no area", *NO_AREA)
+                continue
             area = finite(entry.get("area"))
             if area is None or area <= 0:
                 num_without_area += 1
@@ -274,6 +277,11 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
+def _where(index: int, annotation_id: int | None, image: ImageRecord | None) -> str:
+    of_image = "" if image is None else f" (image {image.id}, {shorten(image.file_name)})"
+    return (f"annotations[{index}]" if annotation_id is None else f"annotation {annotation_id}") + of_image
+
+
 def _id_faults(entry: Any, annotation_id: int | None, seen: set[int]) -> list[_Fault]:
     """Wrong in itself, but its box can be used."""
     if annotation_id is None:
@@ -311,10 +319,10 @@ def _box_faults(raw: Any, image: ImageRecord | None) -> list[_Fault]:
     if x is None or y is None or width is None or height is None:
         text = f"bbox is {_show(raw)}, expected four finite numbers [x, y, width, height] in pixels"
         return [(text, "Correct or remove the annotation", "malformed box")]
-    if width <= 0 or height <= 0:
-        text = f"bbox {_show(raw)} has no area (width {width:g}, height {height:g})"
-        return [(text, "Expected [x, y, width, height]; correct or remove the annotation", "box without area")]
-    if image is not None:
+    if width < 0 or height < 0:
+        text = f"bbox {_show(raw)} has a negative side (width {width:g}, height {height:g})"
+        return [(text, "Expected [x, y, width, height]; correct or remove the annotation", "malformed box")]
+    if image is not None and width and height:
         right, bottom = x + width - image.width, y + height - image.height
         outside = max(-x, -y, right, bottom) > _OUTSIDE_TOLERANCE_PX
         if outside or x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:

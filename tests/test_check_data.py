@@ -68,7 +68,7 @@ def test_everything_is_reported_at_once(tmp_path: Path, train: CocoFiles, val: C
     code, out, _ = run_here("-c", _config(tmp_path, num_classes=3))
     assert code == 3
     for text in (
-        "error: " + str(train.ann_file) + ": annotation 1 (image 1, train_1.png): bbox [1, 1, -1, 5] has no area",
+        "error: " + str(train.ann_file) + ": annotation 1 (image 1, train_1.png): bbox [1, 1, -1, 5] has a negative",
         "image 5 (train_5.png): the image is 48 x 40 pixels, but the annotation file says 48 x 400",
         "image 3 (train_3.png): ",
         "cannot be read as an image",
@@ -84,13 +84,13 @@ def test_everything_is_reported_at_once(tmp_path: Path, train: CocoFiles, val: C
 
 def test_long_lists_are_cut_unless_asked(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
     for _ in range(60):
-        train.add_box(1, [0, 0, 0, 5], 1)
+        train.add_box(1, [0, 0, -1, 5], 1)
     train.save()
     _, out, _ = run_here("-c", _config(tmp_path), "-u", "on_bad_data=skip")
-    assert out.count("has no area") == 50 and "... and 10 more of the kind: box without area" in out
+    assert out.count("has a negative side") == 50 and "... and 10 more of the kind: malformed box" in out
     assert "on_bad_data: skip: training will leave the faulty entries out." in out
     _, out, _ = run_here("-c", _config(tmp_path), "--all")
-    assert out.count("has no area") == 60
+    assert out.count("has a negative side") == 60
 
 
 def test_pictures_of_every_stage(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from data.coco import check_annotations, check_overlap, read_split
+from data.coco_reader import NO_AREA
 from data.errors import UserError
 from data.files import write_json
 from data.image_checks import check_images
@@ -56,6 +57,8 @@ _SIDE_BY_SIDE = _IMAGE_FOLDERS | frozenset(
 """Folders that stand for each other: images/train/a.jpg belongs to labels/train/a.json."""
 _OUTSIDE_FRACTION = 0.01
 """Of an image's side: boxes this far outside are cut off, those further out are errors."""
+_DECIMALS = 4
+"""Of the pixels that are written."""
 _ROUNDING_PX = 0.01
 """What is cut off is counted above this."""
 
@@ -444,8 +447,8 @@ def _check_images(gathered: Gathered) -> dict[Path, ImageFacts]:
             gathered.error(file, "image", found, UNREADABLE_FIX, "unreadable image")
             continue
         _check_size(gathered, image, facts[image.path])
-        boxes = tuple(_fitted(gathered, file, box, facts[image.path].upright_wh, cut) for box in image.boxes)
-        gathered.images[number] = replace(image, boxes=boxes)
+        boxes = (_fitted(gathered, file, box, facts[image.path].upright_wh, cut) for box in image.boxes)
+        gathered.images[number] = replace(image, boxes=tuple(filter(None, boxes)))
     if cut:
         most_px, where = max(cut)
         found = f"{len(cut)} reach outside of their images, by up to {most_px:.3g} pixels ({where})"
@@ -473,8 +476,9 @@ def _check_size(gathered: Gathered, image: ForeignImage, facts: ImageFacts) -> N
 
 def _fitted(
     gathered: Gathered, file: Path, box: ForeignBox, size_wh: tuple[int, int], cut: list[tuple[float, str]]
-) -> ForeignBox:
-    """Return the box inside its image, its class in NFC; what is cut off goes to `cut`, faults to `gathered`."""
+) -> ForeignBox | None:
+    """Return the box inside its image, its class in NFC, or None for one without area; what is cut off goes to `cut`,
+    faults to `gathered`."""
     left, top, right, bottom = box.corners_xyxy
     width, height = size_wh
     inside = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
@@ -483,8 +487,11 @@ def _fitted(
     is_near = box.may_leave or all(one <= limit for one, limit in zip(outside_px, allowed_px, strict=True))
     shown = f"the box from corner to corner ({', '.join(f'{value:g}' for value in box.corners_xyxy)})"
     fix = "Correct or remove it"
-    if not (right > left and bottom > top):
-        gathered.error(file, box.where, f"{shown} has no area", fix, "box without area")
+    if right < left or bottom < top:
+        gathered.error(file, box.where, f"{shown} has its corners exchanged", fix, "malformed box")
+    elif round(right - left, _DECIMALS) == 0 or round(bottom - top, _DECIMALS) == 0:
+        gathered.warn(file, box.where, f"{shown} has no area", *NO_AREA)
+        return None
     elif not is_near or inside[2] <= inside[0] or inside[3] <= inside[1]:
         found = f"{shown} leaves the image of {width} x {height} pixels"
         gathered.error(file, box.where, found, fix, "box outside the image")
@@ -525,9 +532,9 @@ def _coco(
         records.append({"id": number, "file_name": name, "width": width, "height": height})
         for box in image.boxes:
             left, top, right, bottom = box.corners_xyxy
-            bbox = [round(value, 4) for value in (left, top, right - left, bottom - top)]
+            bbox = [round(value, _DECIMALS) for value in (left, top, right - left, bottom - top)]
             entry = {"id": len(annotations) + 1, "image_id": number, "category_id": ids[box.name], "bbox": bbox}
             area = min(bbox[2] * bbox[3], box.area_px or math.inf)
-            annotations.append({**entry, "area": round(area, 4), "iscrowd": int(box.crowd)})
+            annotations.append({**entry, "area": round(area, _DECIMALS), "iscrowd": int(box.crowd)})
     categories = [{"id": number, "name": name} for name, number in ids.items()]
     return {"images": records, "annotations": annotations, "categories": categories}

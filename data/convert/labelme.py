@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.coco_reader import finite
+from data.coco_reader import NO_AREA, finite
 from data.convert.common import AnnotationFile, ForeignBox, Gathered, around, read_file_per_image
 from data.names import composed
 from data.problems import shorten
@@ -90,9 +90,12 @@ def _box(gathered: Gathered, file: Path, number: int, shape: dict[str, Any]) -> 
         gathered.error(file, where, found, "Draw a rectangle or polygon", "shape without area")
         return None
     points, least = _points(shape.get("points")), _LEAST_POINTS[form]
-    if points is None or len(points) < least:
+    if points is None:
         found = f"points of a {form}: expected {least} or more pairs of finite numbers"
         gathered.error(file, where, found, "Correct or remove the shape", kind)
+        return None
+    if len(points) < least:
+        gathered.warn(file, where, f"a {form} of {len(points)} points has no area", *NO_AREA)
         return None
     if form == "circle":
         (x, y), radius = points[0], math.dist(*points[:2])

@@ -60,8 +60,7 @@ MALFORMED_BOXES: list[tuple[Any, str]] = [
     ("1 1 5 5", "bbox is '1 1 5 5', expected four finite numbers"),
     (None, "bbox is None, expected four finite numbers"),
     ([10**400, 1, 5, 5], "expected four finite numbers"),
-    ([1, 1, 0, 5], "bbox [1, 1, 0, 5] has no area (width 0, height 5)"),
-    ([1, 1, 5, -3], "bbox [1, 1, 5, -3] has no area (width 5, height -3)"),
+    ([1, 1, 5, -3], "bbox [1, 1, 5, -3] has a negative side (width 5, height -3)"),
     ([-1, 1, 5, 5], "bbox [-1, 1, 5, 5] reaches outside the image of 48 x 40 pixels"),
     ([44, 1, 5, 5], "reaches outside the image of 48 x 40 pixels"),
     ([1, 36, 5, 5], "reaches outside the image of 48 x 40 pixels"),
@@ -78,6 +77,15 @@ def test_bad_boxes(files: CocoFiles, bbox: Any, message: str) -> None:
     assert text.startswith(f"{files.ann_file}: annotation 4 (image 2, train_2.png): ")
     assert message in text
     assert 4 not in split.annotation_ids and len(split.labels) == 7
+
+
+@pytest.mark.parametrize("bbox", [[1, 1, 0, 5], [1, 1, 5, 0.0], [90, 90, 0, 0]])
+def test_a_box_without_area_is_left_out_with_a_warning(files: CocoFiles, bbox: list[float]) -> None:
+    files.content["annotations"][3]["bbox"] = bbox
+    split, problems = _read(files)
+    (problem,) = (problem for problem in problems if problem.kind == "box without area")
+    assert not errors_of(problems) and 4 not in split.annotation_ids and len(split.labels) == 7
+    assert f"annotation 4 (image 2, train_2.png): bbox {bbox} has no area. It marks nothing and is left" in str(problem)
 
 
 @pytest.mark.parametrize("bbox", [[0, 0, 48, 40], [-0.3, 0.2, 48.4, 40.1], [47.5, 39, 0.5, 1], [0.0, 1.0, 1e-3, 5.0]])

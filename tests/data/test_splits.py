@@ -27,7 +27,7 @@ def val(tmp_path: Path) -> CocoFiles:
 
 
 def test_all_errors_of_all_splits_come_at_once(tmp_path: Path, train: CocoFiles, val: CocoFiles) -> None:
-    train.content["annotations"][0]["bbox"] = [1, 1, 0, 0]
+    train.content["annotations"][0]["bbox"] = [1, 1, -5, 5]
     train.save()
     val.content["annotations"][1]["category_id"] = 9
     val.save()
@@ -37,7 +37,7 @@ def test_all_errors_of_all_splits_come_at_once(tmp_path: Path, train: CocoFiles,
     text = str(caught.value)
     assert text.startswith("The data set has 5 errors (`python check_data.py -c CONFIG` looks at the images as well")
     for part in (
-        "train.json: annotation 1 (image 1, train_1.png): bbox [1, 1, 0, 0] has no area",
+        "train.json: annotation 1 (image 1, train_1.png): bbox [1, 1, -5, 5] has a negative side",
         "val.json: annotation 2 (image 1, val_1.png): category_id is 9",
         "val.json: image 3 (val_3.png): there is no file",
         "train.json: categories: the file has 2 categories (1=holes, 2=scratches), but the config says num_classes: 6",
@@ -50,7 +50,7 @@ def test_all_errors_of_all_splits_come_at_once(tmp_path: Path, train: CocoFiles,
 def test_skip_leaves_faulty_entries_out(
     tmp_path: Path, train: CocoFiles, val: CocoFiles, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train.content["annotations"][0]["bbox"] = [1, 1, 0, 0]
+    train.content["annotations"][0]["bbox"] = [1, 1, -5, 5]
     train.content["images"][3]["width"] = 49  # only the opened image tells
     train.save()
     (train.img_folder / "train_2.png").write_bytes(b"no image")
@@ -61,7 +61,7 @@ def test_skip_leaves_faulty_entries_out(
     assert [image.id for image in data.splits["val"].images] == [1, 2, 4]
     assert 1 not in data.splits["train"].annotation_ids and len(data.splits["train"].labels) == 3
     heads = [record.getMessage().split(" (check_data.py lists them); e.g. ")[0] for record in caplog.records]
-    kinds = ("box without area", "missing image", "unreadable image", "size mismatch")
+    kinds = ("malformed box", "missing image", "unreadable image", "size mismatch")
     assert [f"on_bad_data: skip left out faulty entries: 1 x {kind}" for kind in kinds] == heads[:4]
     assert "annotation 1 (image 1" in caplog.text
 

@@ -221,7 +221,6 @@ def test_all_faults_at_once(tmp_path: Path, capsys: Capture) -> None:
         "annotation 105: bbox is [1, 2, 3, nan]",
         "annotation 106: bbox is None",
         "annotation 107: bbox is [1, 2, 3, 1000",
-        "annotation 108: the box from corner to corner (1, 2, 1, 6) has no area",
         "annotation 109: the box from corner to corner (50, 2, 110, 6) leaves the image",
         "annotation 110: bbox is None",
         "is 'text', expected an object",

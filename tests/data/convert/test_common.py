@@ -100,6 +100,15 @@ def test_what_is_slightly_outside_is_cut_off_and_counted(
     assert all("1 reach outside of their images" in line for line in said)
 
 
+@pytest.mark.parametrize("corners", [(9, 4, 9, 20), (9, 4, 30, 4), (200, 4, 200, 4), (9, 4, 9.00002, 20)])
+def test_a_box_without_area_is_left_out_with_a_warning(corners: Corners, tmp_path: Path) -> None:
+    boxes = [ForeignBox("dent", (1, 1, 2, 2), "line 1"), ForeignBox("dent", corners, "line 2")]
+    converted = convert(tmp_path, boxes)
+    (problem,) = (problem for problem in converted.warnings if problem.kind == "box without area")
+    assert converted.num_boxes == 1 and "line 2: the box from corner to corner (" in str(problem)
+    assert str(problem).endswith("has no area. It marks nothing and is left out")
+
+
 @pytest.mark.parametrize("given", [(), ("daño", "dent"), (unicodedata.normalize("NFD", "daño"), "dent")])
 def test_spellings_of_one_name_are_one_class(given: tuple[str, ...], tmp_path: Path) -> None:
     names = ("daño", unicodedata.normalize("NFD", "daño"), "dent")

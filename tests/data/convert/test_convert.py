@@ -143,7 +143,7 @@ def test_all_faults_of_voc_at_once(files: CocoFiles, tmp_path: Path, capsys: Cap
         "train_1.xml: object 1 (holes): the box from corner to corner (4, 4, 60, 20) leaves the image of 48 x 40",
         "train_1.xml: object 2: it has no <name>",
         "train_1.xml: object 2: ymin, xmax of <bndbox>: expected finite numbers",
-        "train_1.xml: object 3 (Holes): the box from corner to corner (8, 4, 5, 9) has no area",
+        "train_1.xml: object 3 (Holes): the box from corner to corner (8, 4, 5, 9) has its corners exchanged",
         "train_1.xml: size: says 480 x 40 pixels, but train_1.png has 48 x 40",
         "'Holes' (1 boxes), 'holes' (",
         "train_2.png: cannot be read as an image",
@@ -174,9 +174,8 @@ def test_all_faults_of_yolo_at_once(files: CocoFiles, tmp_path: Path, capsys: Ca
         "line 4: '0 .5 .5 48 .1' is not in fractions",
         "line 5: the class index is 1.5",
         "line 6: the box from corner to corner (33.6, 18, 52.8, 22) leaves the image",
-        "line 7: the box from corner to corner (24, 18, 24, 22) has no area",
         "gone.txt: file: there is no image gone.* for it",
-        "8 errors",
+        "7 errors",  # without the last line, whose box has no area
     ):
         assert message in err, (message, err)
     (source / "data.yaml").unlink()
@@ -219,7 +218,6 @@ def test_all_faults_of_labelme_at_once(files: CocoFiles, tmp_path: Path, capsys:
     assert code == 2 and not (tmp_path / "new").exists()
     for message in (
         "shape 1 (holes): shape_type is 'point', expected one that has an area: rectangle, polygon, mask, circle. Draw",
-        "shape 2 (holes): points of a polygon: expected 3 or more pairs",
         "shape 3 (holes): points of a rectangle: expected 2 or more pairs of finite numbers",
         "shape 4 (holes): points of a rectangle: expected 2 or more pairs of finite numbers",
         "shape 5: label is ' ', expected text",

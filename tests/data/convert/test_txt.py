@@ -61,7 +61,7 @@ def test_names_that_differ_from_their_images(tmp_path: Path, capsys: Capture) ->
             {"a.txt": "0 0 9 9 b\n1 2 3 c\n5 5 4 9 b\n5 x 9 9 b\n5 5 900 9 b\n", "gone.txt": "0 0 9 9 b\n"},
             [
                 "a.txt: line 2: is '1 2 3 c', of 4 fields; expected 5: x1 y1 x2 y2 class",
-                "line 3: the box from corner to corner (5, 5, 4, 9) has no area",
+                "line 3: the box from corner to corner (5, 5, 4, 9) has its corners exchanged",
                 "line 4: is '5 x 9 9 b', expected: x1 y1 x2 y2 class",
                 "line 5: the box from corner to corner (5, 5, 900, 9) leaves the image of 100 x 50",
                 "gone.txt: file: there is no image gone.* for it",
