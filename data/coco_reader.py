@@ -9,6 +9,7 @@ import contextlib
 import gc
 import json
 import math
+import re
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,10 @@ _LARGEST_ID = 2**53
 _KEYS = ("images", "annotations", "categories")
 NO_AREA = ("It marks nothing and is left out", "box without area")
 """What happens to a box of no width or height, and the kind: a slip of the mouse is no reason to stop."""
+_LEAST_NUMBERS = 6
+"""Of three points."""
+_COUNTS = re.compile(r"(?:[P-o]{0,6}[0-O])+")
+"""Complete numbers of a compressed mask: C code would read on behind half a one."""
 _MISSING: Any = object()
 
 
@@ -92,7 +97,7 @@ class AnnotationReader:
         raw: Any = {}
         try:
             require_regular_file(self.ann_file)
-            raw = json.loads(self.ann_file.read_bytes(), object_hook=_without_outline)
+            raw = json.loads(self.ann_file.read_bytes(), object_hook=_box_for_outline)
         except FileNotFoundError:
             key = f"{self.name}_dataloader.dataset.ann_file"
             self.error("file", "does not exist", f"Correct the path, or set {key}", kind)
@@ -271,10 +276,42 @@ def garbage_collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
-    """Outlines are not used, and would often be most of what is in memory."""
-    entry.pop("segmentation", None)
+def _box_for_outline(entry: dict[str, Any]) -> dict[str, Any]:
+    """Outlines would often be most of what is in memory; they are used where a box is missing."""
+    outline, box = entry.pop("segmentation", None), entry.get("bbox")
+    is_missing = not box or (isinstance(box, list) and 0 in box[2:])
+    if is_missing and outline and (around := box_around(outline)) is not None:
+        entry["bbox"] = [*around]
     return entry
+
+
+def box_around(outline: Any) -> tuple[float, float, float, float] | None:
+    """Return x, y, width, height around all polygons, or a mask (RLE, compressed or not); None for anything else."""
+    if isinstance(outline, dict):
+        return _box_around_mask(outline.get("size"), outline.get("counts"))
+    if not isinstance(outline, list):
+        return None
+    parts = outline if all(isinstance(part, list) for part in outline) else [outline]
+    numbers = [number for part in parts for value in part if (number := finite(value)) is not None]
+    are_pairs = len(numbers) == sum(map(len, parts)) and not any(len(part) % 2 for part in parts)
+    if not are_pairs or len(numbers) < _LEAST_NUMBERS:
+        return None
+    left, top = min(numbers[::2]), min(numbers[1::2])
+    return left, top, max(numbers[::2]) - left, max(numbers[1::2]) - top
+
+
+def _box_around_mask(size_hw: Any, counts: Any) -> tuple[float, float, float, float] | None:
+    from pycocotools import mask  # here, or every script would load it
+
+    is_size = isinstance(size_hw, list) and len(size_hw) == 2 and all(type(n) is int and 0 < n < 2**15 for n in size_hw)
+    if not is_size or (isinstance(counts, str) and not _COUNTS.fullmatch(counts)):
+        return None
+    try:
+        runs = {"size": size_hw, "counts": counts}
+        x, y, width, height = mask.toBbox(runs if isinstance(counts, str) else mask.frPyObjects(runs, *size_hw))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return float(x), float(y), float(width), float(height)
 
 
 def _where(index: int, annotation_id: int | None, image: ImageRecord | None) -> str:

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 from urllib.parse import unquote
 
-from data.coco_reader import finite, is_turned
+from data.coco_reader import box_around, finite, is_turned
 from data.convert.common import (
     Corners,
     ForeignBox,
     ForeignImage,
     Gathered,
     ImageIndex,
-    around,
     files_below,
     split_of,
     split_of_path,
@@ -37,7 +36,6 @@ _SLACK_PX = 1.0
 """Boxes whose pixels are counted from another corner leave the image by one."""
 _LEAST_FRACTIONS = 2
 """A single box within 0..1 may be a pixel."""
-_LEAST_POINTS = 3
 _NO_GROUP = ("", "none", None)
 """Supercategories that say nothing."""
 _WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}(\.0{0,18})?")
@@ -54,9 +52,9 @@ class _Shape:
     """Of its image."""
     name: str
     numbers: Corners
-    """In the file's form; of polygons: x, y, width, height around them."""
+    """In the file's form; of outlines: x, y, width, height around them."""
     is_bbox: bool
-    """Else made from polygons."""
+    """Else made from an outline."""
     area: float | None
     crowd: bool
     where: str
@@ -243,11 +241,11 @@ class _CocoFile:
             self._error(where, f"the category {category} is not in the file", fix, "unknown category")
         crowd, numbers = self._crowd(entry, where), self._numbers(entry.get("bbox"))
         is_bbox = numbers is not None and 0 not in numbers[2:]
-        if not is_bbox and (bounds := _bounds(entry.get("segmentation"))) is not None:
+        if not is_bbox and (bounds := box_around(entry.get("segmentation"))) is not None:
             numbers = bounds
-            self._repairs["annotations had no box: made from their polygons"] += 1
+            self._repairs["annotations had no box: made from their outlines"] += 1
         if numbers is None:
-            expected, fix = "x, y, width, height; and there is no polygon", "Correct or remove the annotation"
+            expected, fix = "x, y, width, height; and there is no outline", "Correct or remove the annotation"
             self._expected(where, "bbox", entry.get("bbox"), expected, fix, "malformed box")
         path, name = self._paths.get(image), self.categories.get(category)
         if path is None or name is None or crowd is None or numbers is None:
@@ -325,19 +323,6 @@ def _form(shapes: Sequence[_Shape]) -> _Form:
     by_corners = [math.isclose(area, (c - a) * (d - b), rel_tol=0.01) and c > a for area, a, b, c, d in areas]
     by_sides = [math.isclose(area, c * d, rel_tol=0.01) for area, a, b, c, d in areas]
     return "xyxy" if len(areas) == len(shapes) and all(by_corners) and not all(by_sides) else "xywh"
-
-
-def _bounds(segmentation: Any) -> Corners | None:
-    """Return x, y, width, height around all polygons; None for anything else."""
-    if not isinstance(segmentation, list):
-        return None
-    parts = segmentation if all(isinstance(part, list) for part in segmentation) else [segmentation]
-    numbers = [[finite(value) for value in part] for part in parts]
-    points = [(x, y) for part in numbers for x, y in zip(part[::2], part[1::2], strict=False) if None not in (x, y)]
-    if len(points) < _LEAST_POINTS or 2 * len(points) != sum(map(len, numbers)):
-        return None
-    left, top, right, bottom = around([(x or 0.0, y or 0.0) for x, y in points])
-    return left, top, right - left, bottom - top
 
 
 def _plain(name: str) -> str:

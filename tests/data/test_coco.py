@@ -79,6 +79,16 @@ def test_bad_boxes(files: CocoFiles, bbox: Any, message: str) -> None:
     assert 4 not in split.annotation_ids and len(split.labels) == 7
 
 
+@pytest.mark.parametrize("bbox", [None, [], [0, 0, 0, 0]])
+@pytest.mark.parametrize(
+    "outline", [[[5, 6, 15, 6, 15, 26]], [5, 6, 15.0, 26, 5, 8], {"size": [40, 48], "counts": [206, 20, 380, 1, 1313]}]
+)
+def test_a_box_that_is_missing_is_made_from_the_outline(files: CocoFiles, bbox: Any, outline: Any) -> None:
+    files.content["annotations"][3] |= {"bbox": bbox, "segmentation": outline}
+    split, problems = _read(files)
+    assert not errors_of(problems) and split.boxes_xywh[3].tolist() == [5, 6, 10 + isinstance(outline, dict), 20]
+
+
 @pytest.mark.parametrize("bbox", [[1, 1, 0, 5], [1, 1, 5, 0.0], [90, 90, 0, 0]])
 def test_a_box_without_area_is_left_out_with_a_warning(files: CocoFiles, bbox: list[float]) -> None:
     files.content["annotations"][3]["bbox"] = bbox

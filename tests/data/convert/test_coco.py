@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pycocotools.mask
 import pytest
 
 from data.convert.coco import read_coco
@@ -43,6 +45,17 @@ def each(key: str, change: Callable[[Content], object]) -> Callable[[Content], N
 def polygon(entry: Content) -> None:
     x, y, width, height = entry.pop("bbox")
     entry["segmentation"] = [[x, y, x + width, y], [x + width, y + height, x, y + height / 2]]
+
+
+def mask(entry: Content) -> None:
+    """Compressed for crowds; in both forms a run is of a column, as COCO has it."""
+    x, y, width, height = map(int, entry.pop("bbox"))
+    pixels = np.zeros((50, 100), np.uint8, order="F")
+    pixels[y : y + height, x : x + width] = 1
+    starts = np.flatnonzero(np.diff(pixels.ravel("F"), prepend=0, append=0))
+    runs = np.diff(starts, prepend=0, append=pixels.size).tolist()
+    counts = pycocotools.mask.encode(pixels)["counts"].decode() if entry["iscrowd"] else runs
+    entry["segmentation"] = {"size": [50, 100], "counts": counts}
 
 
 def corners(entry: Content) -> None:
@@ -100,11 +113,12 @@ REPAIRS: dict[str, tuple[Callable[[Content], object], str]] = {
     ),
     "boxes text": (each("annotations", lambda e: e.update(bbox=[str(v) for v in e["bbox"]])), "16 numbers were text"),
     "no size": (each("images", lambda e: (e.pop("width"), e.update(height=0))), "2 images had no width and height"),
-    "polygons": (each("annotations", polygon), "4 annotations had no box: made from their polygons"),
+    "polygons": (each("annotations", polygon), "4 annotations had no box: made from their outlines"),
     "empty box": (
         each("annotations", lambda e: (polygon(e), e.update(bbox=[0, 0, 0, 0]))),
-        "4 annotations had no box: made from their polygons",
+        "4 annotations had no box: made from their outlines",
     ),
+    "masks": (each("annotations", mask), "4 annotations had no box: made from their outlines"),
     "corners": (lambda whole: (each("annotations", corners)(whole),), "4 boxes were two corners"),
     "fractions": (each("annotations", fractions), "4 boxes were in fractions of the image"),
     "drawn backwards": (
@@ -192,6 +206,9 @@ def test_all_faults_at_once(tmp_path: Path, capsys: Capture) -> None:
         {"bbox": [1, 2, 3, float("nan")]}, {"bbox": None, "segmentation": [[1, 2, 3, 4]]},
         {"bbox": [1, 2, 3, 10**400]}, {"bbox": [1, 2, 0, 4]}, {"bbox": [50, 2, 60, 4]},
         {"bbox": None, "segmentation": {"counts": "abc", "size": [50, 100]}},
+        {"bbox": None, "segmentation": {"counts": [3, -1], "size": [50, 100]}},
+        {"bbox": None, "segmentation": {"counts": [30], "size": [0, 100]}},
+        {"bbox": None, "segmentation": [[1, 2, 3, 4, 5], [6]]},
     ]  # fmt: skip
     whole["annotations"] += [{**sound, "id": 100 + k, **change} for k, change in enumerate(changes)] + ["text"]
     whole["categories"] += [
@@ -217,12 +234,12 @@ def test_all_faults_at_once(tmp_path: Path, capsys: Capture) -> None:
         "annotation 101: the category 56 is not in the file",
         "category_id is None, expected a whole number",
         "annotation 103: iscrowd is 2, expected 0 or 1",
-        "annotation 104: bbox is [], expected x, y, width, height; and there is no polygon",
+        "annotation 104: bbox is [], expected x, y, width, height; and there is no outline",
         "annotation 105: bbox is [1, 2, 3, nan]",
         "annotation 106: bbox is None",
         "annotation 107: bbox is [1, 2, 3, 1000",
         "annotation 109: the box from corner to corner (50, 2, 110, 6) leaves the image",
-        "annotation 110: bbox is None",
+        *(f"annotation {number}: bbox is None" for number in (110, 111, 112, 113)),
         "is 'text', expected an object",
         "categories[2]: the id 5 is used twice",
         "categories[3]: name is None, expected text",
