@@ -179,8 +179,7 @@ def _synchronize(device: torch.device) -> None:
 
 def _training_bytes(model: nn.Module, config: ExperimentConfig, device: torch.device) -> int | None:
     """Peak of one step on a single process's micro-batch."""
-    loader = config.train_dataloader
-    batch_size = loader.batch_size or max(1, (loader.images_per_step or 1) // config.micro_batches)
+    batch_size = config.train_dataloader.images_per_batch(config.micro_batches)
     try:
         return _peak_bytes(lambda: train_steps(model, config, _noise(config, batch_size, device)), device)
     except torch.OutOfMemoryError as error:

@@ -197,7 +197,7 @@ def _folder_for(wanted: Path, facts: Mapping[str, Any]) -> Path:
 def _cost(detector: Detector, split: SplitName) -> Cost:
     loader = loaders(detector.config)["val_dataloader" if split == "train" else f"{split}_dataloader"]
     log.info("measuring the cost of the model (--no-cost skips this)")
-    return measure_cost(detector, eval_batch=loader.batch_size or loader.images_per_step or 1)
+    return measure_cost(detector, eval_batch=loader.images_per_batch())
 
 
 def _write_decision(

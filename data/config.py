@@ -279,6 +279,11 @@ class LoaderConfig(Section):
         """`total_batch_size`, None while it is `auto`."""
         return self.total_batch_size if isinstance(self.total_batch_size, int) else None
 
+    def images_per_batch(self, parts: int = 1) -> int:
+        """Return the images that a process takes at once; `total_batch_size` is for so many parts: processes times, in
+        training, accumulation steps."""
+        return self.batch_size or max(1, (self.images_per_step or 1) // parts)
+
 
 DefectName = Literal["PERFORACIONES", "RAYONES", "ROTURA", "DEFORMACIONES", "CONTAMINACION"]
 TextureName = Literal[

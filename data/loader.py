@@ -144,7 +144,7 @@ def build_eval_loader(
     _require_same_classes(split, classes)
     split, sections = tiled(split, config.tiles), loaders(config)
     loader = sections["val_dataloader" if which == "train" else f"{which}_dataloader"]
-    batch_size = loader.batch_size or max(1, (loader.images_per_step or 1) // world_size)
+    batch_size = loader.images_per_batch(world_size)
     batches = _Batches(IndustrialDataset(split, loader, training=False))
     mine = np.flatnonzero(image_numbers(split) % world_size == rank).tolist()  # an image goes with all its tiles
     starts = enumerate(range(0, len(mine), batch_size))
@@ -400,18 +400,15 @@ def explain_worker_error(error: Exception, workers: Sequence[BaseProcess] = ()) 
 
 
 def _micro_batch_size(loader: LoaderConfig, world_size: int, accumulation_steps: int) -> int:
-    if loader.batch_size is not None:
-        return loader.batch_size
     if loader.total_batch_size == "auto":
         raise UserError("train_dataloader.total_batch_size: auto becomes a number when the training starts")
-    total = loader.total_batch_size or 1
     parts = world_size * accumulation_steps
-    if total % parts:
+    if (loader.images_per_step or 0) % parts:
         raise UserError(
-            f"train_dataloader.total_batch_size: {total} cannot be shared by {world_size} processes x "
-            f"{accumulation_steps} accumulation steps. Choose a multiple of {parts}."
+            f"train_dataloader.total_batch_size: {loader.total_batch_size} cannot be shared by {world_size} processes "
+            f"x {accumulation_steps} accumulation steps. Choose a multiple of {parts}."
         )
-    return total // parts
+    return loader.images_per_batch(parts)
 
 
 def _require_same_classes(split: CocoSplit, classes: ClassMap) -> None:

@@ -96,7 +96,7 @@ class Run:
     @property
     def images_per_batch(self) -> int:
         """Images of one micro-batch, over all processes."""
-        return _images_per_batch(config_to_dict(self.config), self.dist.world_size)
+        return _images_per_batch(self.config, self.dist.world_size)
 
     @property
     def is_over(self) -> bool:
@@ -268,11 +268,8 @@ def _is_over(config: ExperimentConfig, position: Position) -> bool:
     return position.epoch >= config.epoches or is_stuck
 
 
-def _images_per_batch(config: Mapping[str, Any], world_size: int) -> int:
-    loader = config["train_dataloader"]
-    if loader["batch_size"] is not None:
-        return int(loader["batch_size"]) * world_size
-    return int(loader["total_batch_size"] or 1) // int(config["accumulation_steps"])
+def _images_per_batch(config: ExperimentConfig, world_size: int) -> int:
+    return config.train_dataloader.images_per_batch(world_size * config.micro_batches) * world_size
 
 
 def _changes_since(checkpoint: Mapping[str, Any], path: Path, config: ExperimentConfig, world_size: int) -> list[str]:
@@ -290,12 +287,8 @@ def _changes_since(checkpoint: Mapping[str, Any], path: Path, config: Experiment
     changed = {key: f"{key}: {then[key]} -> {now[key]}" for key in now if key in then and now[key] != then[key]}
     if checkpoint.get("batch_in_epoch"):
         problems = [line for key, line in changed.items() if key in _ORDER_KEYS]
-        try:
-            before = checkpoint.get("images_per_batch", _images_per_batch(stored, world_size))
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
-            before = None  # of another version; the state itself is checked elsewhere
-        images = _images_per_batch(ours, world_size)
-        if before not in (None, images):
+        images = _images_per_batch(config, world_size)
+        if (before := checkpoint.get("images_per_batch", images)) != images:
             problems.append(f"images of a batch (over all processes): {before} -> {images}")
         if problems:
             raise UserError(
