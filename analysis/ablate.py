@@ -37,7 +37,6 @@ from data.errors import UserError, collecting
 from data.files import file_sha256, write_json
 from data.splits import DataBundle, build_datasets
 from data.subsets import Subset
-from data.synthetic import ensure_dataset
 from engine.checkpoint import check_classes, load_checkpoint
 from engine.cli import require_output_folder
 from engine.config import ExperimentConfig, config_to_dict, load_config
@@ -124,9 +123,6 @@ def ablate(options: Mapping[str, Any], dist: Distributed, *, runner: Runner | No
     phase_1 = options.get("resume")
     asked, tasks = plan({**options, "resume": None if phase_1 is None else checkpoint_of(phase_1)})
     config, folder = load_config(asked.config, asked.update), asked.output_dir
-    if config.synthetic is not None and dist.is_main:
-        ensure_dataset(config.synthetic)
-    dist.barrier()
     data = build_datasets(config)
     if asked.resume is not None:
         check_classes(load_checkpoint(asked.resume), data.classes, asked.resume)

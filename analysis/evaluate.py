@@ -24,7 +24,6 @@ from data.errors import UserError
 from data.loader import build_eval_loader
 from data.problems import shorten
 from data.splits import build_datasets
-from data.synthetic import ensure_dataset
 from engine.checkpoint import checkpoint_config
 from engine.cli import require_output_folder
 from engine.config import ExperimentConfig, config_to_dict
@@ -109,7 +108,7 @@ def evaluate_checkpoint(
     wanted = output_dir or (usual if options.nms is None else usual.with_name(f"{usual.name}_nms"))
     require_output_folder(wanted)
     _require_fitting_split(split, detector.config, options)
-    detector, images = _with_images(detector, split, dist)
+    detector, images = _with_images(detector, split)
     truth, facts = GroundTruth.of(images), _facts(detector, split, use_amp=use_amp, nms_iou=options.nms)
     # With the config a comparison knows which evaluations are seeds of one model, wherever their folders are.
     extra = {"config": json.loads(json.dumps(config_to_dict(detector.config)))}
@@ -164,12 +163,9 @@ def _require_fitting_split(split: SplitName, config: ExperimentConfig, options: 
         )
 
 
-def _with_images(detector: Detector, split: SplitName, dist: Distributed) -> tuple[Detector, CocoSplit]:
+def _with_images(detector: Detector, split: SplitName) -> tuple[Detector, CocoSplit]:
     """The split's images, and the detector with the data's classes; warns where it sees them at another scale."""
     config = detector.config
-    if config.synthetic is not None and dist.is_main:
-        ensure_dataset(config.synthetic)
-    dist.barrier()
     data = build_datasets(config, splits=(split,), classes=detector.classes if detector.names_classes else None)
     images = data.splits[split]
     sizes_wh = images.image_sizes_wh

@@ -18,7 +18,7 @@ from data.errors import UserError
 from data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, steps_per_epoch
 from data.section import require_variables
 from data.splits import DataBundle, build_datasets
-from data.synthetic import ensure_dataset, is_filled
+from data.synthetic import is_filled
 from data.tiles import tiled
 from engine.acceleration import choose_amp_dtype, compiler
 from engine.batch_size import decide_batch
@@ -305,9 +305,6 @@ def _build_data(
 ) -> tuple[ExperimentConfig, DataBundle, TrainLoader, EvalLoader]:
     folders = {"output_dir": config.output_dir, "summary_dir": config.summary_dir or config.output_dir}
     require_variables(folders)
-    if config.synthetic is not None and dist.is_main:
-        ensure_dataset(config.synthetic)  # one process draws, the others find it drawn
-    dist.barrier()
     data = build_datasets(config)
     is_open = "auto" in (config.train_dataloader.total_batch_size, config.accumulation_steps)
     stored = checkpoint_config(checkpoint, resume) if is_open and resume is not None else None
