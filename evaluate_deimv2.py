@@ -23,7 +23,7 @@ def main(report: Report) -> int:
     with leaving_quietly():
         from analysis.evaluate import AnalysisOptions, evaluate_checkpoint, format_results
         from engine.distributed import cleanup, init_distributed
-    options, dist = AnalysisOptions(**vars(arguments)), init_distributed(arguments.device)
+    options, dist = AnalysisOptions.of(vars(arguments)), init_distributed(arguments.device)
     cli.setup_logging(is_main=dist.is_main)
     try:
         evaluation = evaluate_checkpoint(

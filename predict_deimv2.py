@@ -42,7 +42,7 @@ def main(report: Report) -> int:
         arguments.resume,
         arguments.sources,
         cli.resolve_device(arguments.device),
-        PredictOptions(**vars(arguments)),
+        PredictOptions.of(vars(arguments)),
         config_path=arguments.config,
         overrides=arguments.update,
         output_dir=arguments.output_dir,

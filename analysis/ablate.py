@@ -170,7 +170,7 @@ def plan(options: Mapping[str, Any]) -> tuple[AblationOptions, list[Task]]:
     problems += _option_problems(options.get("modes", MODES), options.get("seeds", (0,)), options.get("update", ()))
     split = None
     with collecting(problems):
-        asked = AblationOptions(**options)
+        asked = AblationOptions.of(options)
     with collecting(problems):
         require_output_folder(options["output_dir"])
     with collecting(problems, whole=True):

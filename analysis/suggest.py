@@ -94,7 +94,7 @@ def suggest_errors(
     `report` gets what is written. The folder is by default `labels_<checkpoint>` beside the checkpoint, or
     `<run>_labels` beside the config's run.
     """
-    options = ErrorOptions(**given)
+    options = ErrorOptions.of(given)
     if options.accept:
         return accept(output_dir, options.accept, options.lang, report)
     name = options.split or ("val" if options.folds is None else "train")

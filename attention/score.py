@@ -58,8 +58,8 @@ def look(options: Mapping[str, Any], command: Sequence[str], say: Callable[[str]
         UserError: Bad input of any kind.
     """
     count, path = options["score"], checkpoint_of(options["resume"])
-    seen = ViewOptions(**options)
-    judged = None if count is None else ScoreOptions(**options, score_threshold=options["min_score"])
+    seen = ViewOptions.of(options)
+    judged = None if count is None else ScoreOptions.of({**options, "score_threshold": options["min_score"]})
     folder = options["output_dir"] or output_folder(path, "attention")
     require_output_folder(folder)
     device, config = resolve_device(options["device"]), options["config"]

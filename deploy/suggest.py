@@ -100,7 +100,7 @@ def suggest_images(
     Raises:
         UserError: Bad input of any kind.
     """
-    options = SuggestOptions(**given)
+    options = SuggestOptions.of(given)
     if checkpoint is None or not options.images:
         raise UserError(f"{kind} looks at unlabelled images with a checkpoint: {kind} -r CKPT --images FOLDER")
     checkpoint = checkpoint_of(checkpoint)

@@ -334,7 +334,7 @@ def adapt(
         UserError: Bad input of any kind.
         SystemExit: SIGINT (130), SIGTERM (143) or SIGHUP (129), after saving.
     """
-    options, config = AdaptOptions(**given), load_config(config_path, overrides)
+    options, config = AdaptOptions.of(given), load_config(config_path, overrides)
     if config.Baseline is not None:
         raise UserError(f"{config_path}: a baseline has no ViT to adapt; use a DEIMv2 config.")
     folder = output_dir or config.output_dir.with_name(f"{config.output_dir.name}_backbone")

@@ -228,10 +228,12 @@ def test_options_out_of_range_are_all_named() -> None:
     with pytest.raises(UserError, match="--score out of range") as caught:
         ScoreOptions(
             steps=1, baseline="x", batch_size=0, score_threshold=1, iou_threshold=0, samples=-1, seed=-1,
-            on=(), drise_masks=-1  # type: ignore[arg-type]
+            on=(), drise_masks=-1, sample=5  # type: ignore[arg-type]
         )  # fmt: skip
-    assert len(caught.value.problems) == 9
+    assert len(caught.value.problems) == 10
     assert caught.value.problems[3] == "--min-score 1: expected 0 to below 1, e.g. 0.3"
+    assert caught.value.problems[9] == "sample: no such option; did you mean samples?"
+    assert ScoreOptions.of({"sample": 5, "steps": 3}) == ScoreOptions(steps=3), "a script has options of others, too"
 
 
 @given(st.integers(0, 30), st.integers(1, 40), st.integers(0, 5))
