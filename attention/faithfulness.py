@@ -97,6 +97,9 @@ class ScoreImage(NamedTuple):
     """float32 [G, 4], xyxy in [0, 1], within the image."""
     labels: Tensor
     """int64 [G], contiguous."""
+    crowd_boxes: Tensor = torch.zeros(0, 4)
+    """The same of regions of many objects: what lies in them is no false alarm."""
+    crowd_labels: Tensor = torch.zeros(0, dtype=torch.int64)
 
 
 class MatchedObject(NamedTuple):
@@ -238,9 +241,10 @@ def find_objects(predictions: Predictions, truth: ScoreImage, options: ScoreOpti
     """Return what `options.on` asks for.
 
     Annotated boxes are hit by predictions of their class: the best scores choose first, each once. A false alarm is a
-    prediction with the least score at least that overlaps no annotated box of its class enough; of several in one place
-    the best. A miss is an annotated box that no prediction hits, explained through the one with the best IoU x class
-    score; where none overlaps it there is nothing to explain.
+    prediction with the least score at least that overlaps no annotated box of its class enough and, as COCO has it,
+    does not lie in a crowd box of its class; of several in one place the best. A miss is an annotated box that no
+    prediction hits, explained through the one with the best IoU x class score; where none overlaps it there is nothing
+    to explain.
     """
     boxes, least = predictions.boxes, options.score_threshold
     ious, scores = paired_iou(boxes[:, None], truth.boxes[None]), predictions.scores[:, truth.labels]  # [K, G]
@@ -261,7 +265,9 @@ def find_objects(predictions: Predictions, truth: ScoreImage, options: ScoreOpti
         for one in choose_objects(all_objects(predictions), top=len(boxes), min_score=least):
             box = boxes[one.query]
             iou = max(paired_iou(truth.boxes[truth.labels == one.label], box).tolist(), default=0.0)
-            if iou < options.iou_threshold and one.score > 0:
+            crowds = truth.crowd_boxes[truth.crowd_labels == one.label]
+            in_crowd = max(_shares_inside(box, crowds).tolist(), default=0.0)
+            if max(iou, in_crowd) < options.iou_threshold and one.score > 0:
                 objects.append(MatchedObject(truth.image_id, one.label, one.query, one.score, iou, box, box, "fp"))
     if "fn" in options.on and len(boxes):
         best = (ious * scores).max(dim=0)
@@ -269,6 +275,12 @@ def find_objects(predictions: Predictions, truth: ScoreImage, options: ScoreOpti
             if row not in hits and fit > 0:
                 objects.append(explained(query, row, "fn"))
     return objects
+
+
+def _shares_inside(box: Tensor, regions: Tensor) -> Tensor:
+    """[4] and [G, 4] xyxy -> [G]: share of the box that lies in each region."""
+    sides = (torch.minimum(box[2:], regions[:, 2:]) - torch.maximum(box[:2], regions[:, :2])).clamp(min=0)
+    return sides.prod(dim=1) / (box[2:] - box[:2]).prod().clamp(min=1e-12)
 
 
 def _judged(

@@ -165,14 +165,18 @@ def _captured(read: Callable[[Captured, int], MapArray]) -> DrawMap:
 
 
 def _images(detector: Detector, split: CocoSplit, rows: list[int]) -> Iterator[ScoreImage]:
-    """Prepared as in evaluation, one at a time; crowd boxes are left out."""
+    """Prepared as in evaluation, one at a time."""
     for row in rows:
         record = split.images[row]
-        boxes = split.training_rows(record)
         pixels, image = open_image(record.path, detector)
         size = np.array([pixels.shape[1], pixels.shape[0]] * 2, dtype=np.float32)
-        truth, labels = torch.from_numpy(split.boxes_xyxy[boxes] / size), torch.from_numpy(split.labels[boxes])
-        yield ScoreImage(record.id, image, truth, labels)
+        truths = split.training_rows(record)
+        crowds = np.setdiff1d(np.arange(record.rows.start, record.rows.stop), truths)
+        (boxes, labels), (crowd_boxes, crowd_labels) = (
+            (torch.from_numpy(split.boxes_xyxy[rows] / size), torch.from_numpy(split.labels[rows]))
+            for rows in (truths, crowds)
+        )
+        yield ScoreImage(record.id, image, boxes, labels, crowd_boxes, crowd_labels)
 
 
 def _tables(scores: Scores, kind: Kind, lang: Language) -> dict[str, Table]:

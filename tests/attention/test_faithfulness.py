@@ -137,6 +137,9 @@ def test_false_alarms_and_misses_are_found_and_explained_through_the_best_query(
     assert find_objects(nothing, truth, every) == []
     clean = ScoreImage(7, toy_image(), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     assert [one.query for one in find_objects(Predictions(boxes, scores), clean, every)] == [2, 0], "best first"
+    crowd = clean._replace(crowd_boxes=torch.tensor([[0.0, 0.0, 1.0, 1.0]]), crowd_labels=torch.tensor([0]))
+    found = [(one.query, one.label) for one in find_objects(Predictions(boxes, scores), crowd, every)]
+    assert found == [(0, 1)], "nothing in a crowd of its class is a false alarm"
     far = Predictions(torch.tensor([[0.9, 0.0, 1.0, 0.1]]), torch.tensor([[0.1, 0.1]]))
     assert find_objects(far, truth, every) == [], "nothing overlaps the missed boxes: nothing to explain"
 
