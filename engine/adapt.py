@@ -110,11 +110,15 @@ def find_images(folders: Sequence[Path], at_least: int = 2) -> list[Path]:
     names = sorted(path for path in below if not path.name.startswith(".") and not path.is_dir())
     images = [path for path in names if is_image(path)]
     for path in sorted(set(names) - set(images)):
-        log.warning("%s: left out, it cannot be read as an image", path)
+        _say_left_out(path)
     if absent or len(images) < at_least:
         few = f"{', '.join(map(str, folders))}: {len(images)} images that can be read; {at_least} or more are needed"
         raise UserError("--images:", absent or [few])
     return images
+
+
+def _say_left_out(path: Path) -> None:
+    log.warning("%s: left out, it cannot be read as an image", path)
 
 
 class _Adaptation:
@@ -156,7 +160,7 @@ class _Adaptation:
                 v2.RandomApply([v2.GaussianBlur(5, (0.1, 2.0))], p=0.3),
             ]
         )
-        self._kept: dict[int, Tensor] = {}
+        self._kept: dict[int, Tensor | None] = {}
         self._pool = ThreadPoolExecutor(4)
         self.step, self.seconds = 0, 0.0
         self.loss = self.first_variance = math.nan
@@ -170,19 +174,32 @@ class _Adaptation:
         """Of the whole, by one clock: processes that end at different steps would wait for one another for ever."""
         return self.dist.from_main(lambda: self.options.share_done(self.seconds, self.epochs))
 
-    def _image(self, row: int) -> Tensor:
-        """uint8 [3, H, W], from memory if it is among those kept there."""
-        kept = self._kept.get(row)
-        if kept is None:
-            kept = torch.from_numpy(resize_antialiased(read_image(self.paths[row])[0], self.size_hw)).permute(2, 0, 1)
-            if len(self._kept) < _CACHE_BYTES // (3 * math.prod(self.size_hw)):
-                self._kept[row] = kept
-        return kept
+    def _images(self, rows: Sequence[int]) -> dict[int, Tensor]:
+        """Return images by number, uint8 [3, H, W]; those that turn out to be damaged are left out."""
+        images = zip(rows, self._pool.map(self._image, rows), strict=True)
+        sound = {row: image for row, image in images if image is not None}
+        if not sound:
+            raise UserError(f"--images: {len(rows)} images in a row cannot be read, e.g. {self.paths[rows[0]]}.")
+        return sound
+
+    def _image(self, row: int) -> Tensor | None:
+        """From memory if it is among those kept there; None for a damaged one."""
+        if row in self._kept:
+            return self._kept[row]
+        try:
+            pixels = read_image(self.paths[row])[0]
+        except UserError:  # a file that begins as an image, such as one that was cut short
+            _say_left_out(self.paths[row])
+            return self._kept.setdefault(row, None)
+        image = torch.from_numpy(resize_antialiased(pixels, self.size_hw)).permute(2, 0, 1)
+        if len(self._kept) < _CACHE_BYTES // (3 * math.prod(self.size_hw)):
+            self._kept[row] = image
+        return image
 
     def feature_variance(self) -> float:
         """How much the averaged weights tell images apart: 1 - |mean of unit features|^2; 0: all alike, collapsed."""
         rows = np.linspace(0, len(self.paths) - 1, min(len(self.paths), _JUDGED_IMAGES)).astype(int).tolist()
-        images = torch.stack(list(self._pool.map(self._image, rows))).to(self.dist.device)
+        images = torch.stack(list(self._images(rows).values())).to(self.dist.device)
         with torch.no_grad():
             parts = [self.ema.module(part)[1] for part in normalize_images(images, *self.mean_std).split(32)]
         features = F.normalize(torch.cat(parts).double(), dim=1)
@@ -194,10 +211,10 @@ class _Adaptation:
         epoch, place = divmod(self.step, len(self.paths) // every)
         order = np.random.default_rng([self.options.seed, epoch]).permutation(len(self.paths))
         start = place * every + self.dist.rank * self.batch_size
-        rows = order[start : start + self.batch_size].tolist()
+        images = self._images(order[start : start + self.batch_size].tolist())
         torch.manual_seed(step_seed(self.options.seed, self.step, self.dist.rank))
-        views = torch.stack([self.augment(image) for image in self._pool.map(self._image, rows)])
-        return normalize_images(views.to(self.dist.device), *self.mean_std), torch.tensor(rows, device=self.dist.device)
+        views, rows = torch.stack([self.augment(image) for image in images.values()]), torch.tensor([*images])
+        return normalize_images(views.to(self.dist.device), *self.mean_std), rows.to(self.dist.device)
 
     def train_step(self, rate: float) -> None:
         """Forward, loss, backward, clip, step, EMA.

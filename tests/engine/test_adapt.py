@@ -36,6 +36,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "same").mkdir()
     for number in range(3):
         shutil.copy(folder / "train" / "0.png", folder / "same" / f"{number}.png")
+    whole = (folder / "train" / "0.png").read_bytes()
+    (folder / "same" / "cut.png").write_bytes(whole[: len(whole) // 2])
     return folder
 
 
@@ -88,6 +90,7 @@ def test_mixed_precision(tiny: Path, dtype: torch.dtype) -> None:
 def test_collapse_is_said(tiny: Path) -> None:
     outcome = adapt(tiny, "--images", "same", "--epochs", "1", "--output-dir", "collapsed")
     assert outcome.code == 0 and "have collapsed" in outcome.out
+    assert outcome.err.count("cut.png: left out, it cannot be read as an image") == 1, outcome.err
     assert json.loads((tiny / "collapsed" / "backbone.json").read_text(encoding="utf-8"))["collapsed"]
 
 
