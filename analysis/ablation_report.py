@@ -62,7 +62,7 @@ from engine.config import ExperimentConfig
 from engine.text_embeddings import alike_pairs, class_similarity
 from models.config import FusionConfig
 from models.text_encoder import TextEmbeddings
-from models.text_fusion import largest_say
+from models.text_fusion import HARDLY_LOGITS, largest_say
 from texts import Language, Texts, percent, texts_of
 
 MODES: tuple[str, ...] = get_args(FusionConfig.model_fields["mode"].annotation)
@@ -77,8 +77,6 @@ _LABEL = "tab:ablation"
 BOOTSTRAP_SEED = 0
 _TABLES = ("modes", "differences", "classes", "similarity", "zero_shot")
 _FALSE_ALARM = 0.05
-_HARDLY_LOGITS = 0.2
-"""Less than this moves a score of 0.5 by less than 0.05."""
 
 Reason = Literal["reference", "control", "random_weights", "few_seeds", "no_reference", "no_boxes"]
 
@@ -513,8 +511,8 @@ def _cautions(answer: Answer, modes: set[str], texts: Texts) -> list[str]:
     if len(answer.seeds) < LEAST_SEEDS:
         notes.append(texts("note_few_seeds", count=len(answer.seeds)))
     says = [(one.label, one.say_logits) for one in answer.modes if one.label in TEXT_MODES]
-    if closed := [mode for mode, say in says if say is not None and say < _HARDLY_LOGITS]:
-        most = format_number(_HARDLY_LOGITS, 1, texts.language)
+    if closed := [mode for mode, say in says if say is not None and say < HARDLY_LOGITS]:
+        most = format_number(HARDLY_LOGITS, 1, texts.language)
         notes.append(texts("note_closed", modes=", ".join(closed), most=most))
     values = [one.metrics[answer.judged].value for one in answer.modes]
     if answer.judged != "AP" and all(value is not None and value < answer.margin for value in values):

@@ -19,6 +19,7 @@ from engine.config import ExperimentConfig, config_to_dict
 from engine.results import RESULTS_NAME, read_results
 from engine.resume import Position
 from engine.run import Run, planned_config
+from models.text_fusion import HARDLY_LOGITS, largest_say
 from texts import Language, Texts, plain_table, texts_of
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,9 @@ def say_end(run: Run) -> None:
         where = best if best.is_file() else text["elsewhere"]
         ap, of = text.number(selection.top_ap, 4), max(run.config.epoches, run.position.epoch)
         lines.append("  " + text("best", epoch=selection.top_epoch + 1, of=of, ap=ap, where=where))
+    say = largest_say(run.detector.model.state_dict())
+    if say is not None:
+        lines.append("  " + text("say" if say >= HARDLY_LOGITS else "say_hardly", say=text.number(say, 2)))
     checkpoint = best if best.is_file() else run.folder / "last.pth"
     if checkpoint.is_file():
         split = ["--split", "test"] if run.config.test_dataloader is not None else []

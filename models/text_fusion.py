@@ -29,6 +29,8 @@ PREFIX = "text_fusion."
 """Start of the names of all parameters and buffers that phase 2 adds to the detector."""
 _INITIAL_SCALE = 10.0
 _LARGEST_SCALE = 100.0
+HARDLY_LOGITS = 0.2
+"""A `largest_say` below this moves a score of 0.5 by less than 0.05."""
 _NO_LOSS = -1e4
 """A logit whose sigmoid is 0: as a negative it has neither loss nor gradient."""
 

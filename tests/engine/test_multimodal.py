@@ -16,6 +16,7 @@ from analysis.evaluate import AnalysisOptions, evaluate_checkpoint
 from data.errors import UserError
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.config import config_to_dict, load_config
+from engine.console import say_end
 from engine.evaluate import EvalResult, evaluate
 from engine.multimodal import Start, start_of_phase_2
 from engine.run import Run, build_run
@@ -217,6 +218,19 @@ def test_text_from_the_first_step(tiny: Path, tmp_path: Path) -> None:
     fused.close()
     with pytest.raises(UserError, match="MultimodalFusion.trainable: heads would leave random weights as they are"):
         load_config(tiny / "fused.yml", ["MultimodalFusion.from_start=True", "MultimodalFusion.trainable=heads"])
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [(0, "at most 0.00 logits: its gates, which begin at 0, have hardly opened"), (1, "at most 10.00 logits, by its")],
+)
+def test_the_end_says_what_the_texts_can_do(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, gate: int, said: str
+) -> None:
+    run = build(tiny, tmp_path / "run", f"MultimodalFusion.gate_init={gate}")
+    with caplog.at_level("INFO"):
+        say_end(run)
+    assert f"the text head can move a score by {said}" in caplog.text
 
 
 def test_resuming_with_other_settings_lists_them(tiny: Path, tmp_path: Path) -> None:
