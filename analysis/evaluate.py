@@ -27,7 +27,7 @@ from data.splits import build_datasets
 from engine.checkpoint import checkpoint_config
 from engine.cli import require_output_folder
 from engine.config import ExperimentConfig, config_to_dict
-from engine.decision import DECISION_NAME, Decision, promise_text, settings_of, tile_of, traits_of, write_decision
+from engine.decision import DECISION_NAME, Decision, promise_text, settings_of, traits_of, write_decision
 from engine.detector import Detector, load_detector
 from engine.distributed import Distributed
 from engine.evaluate import EvalResult, evaluate
@@ -225,7 +225,7 @@ def _write_decision(
         reject_from=_SAFER * max(made["threshold"], best),
         classes=unique_names(classes),
         input_size_hw=detector.input_size_hw,
-        tile=tile_of(detector),
+        tile=detector.tile,
         settings=settings_of(detector),
         validation=traits_of(detector, split, scores),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ from engine.options import Options
 from models.detector import DEIM
 from models.vit import PATCH_SIZE
 from texts import Language, texts_of
+
+log = logging.getLogger(__name__)
 
 Part = Literal["backbone", "decoder", "evidence"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -185,6 +188,8 @@ class Visualisation:
     """One sentence an image that could not be drawn."""
     without_object: list[str] = field(default_factory=list)
     """Subfolders of the images in which nothing reaches `ViewOptions.min_score`."""
+    other_scale: str | None = None
+    """Of the first image at another scale than the training's; images are always seen whole here."""
 
     def summary(self) -> str:
         """Say what was done, in lines."""
@@ -221,6 +226,10 @@ class Visualisation:
         detector, options, texts = self.detector, self.options, texts_of(self.options.lang, "attention")
         pixels, image = open_image(source.path, detector)
         size_wh = (pixels.shape[1], pixels.shape[0])
+        if self.other_scale is None:
+            self.other_scale = detector.with_tiles(None).other_scale(size_wh)
+            if self.other_scale is not None:
+                log.warning("%s: %s", source.path, self.other_scale)
         names, overlay = detector.classes.names, options.overlay
         scene = Scene(shrunk(pixels), size_wh, source.truth, names, texts, overlay)
         captured = capture(detector.model, image) if isinstance(detector.model, DEIM) else None

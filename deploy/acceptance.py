@@ -20,11 +20,10 @@ from engine.decision import (
     read_decision,
     settings_of,
     shift,
-    tile_of,
 )
 from engine.detector import Detector
 from engine.metrics import unique_names
-from engine.results import evaluation_of
+from engine.results import evaluation_of, tiling_text
 from models.detections import SCORE_DECIMALS, Detections
 from texts import Texts, texts_of
 
@@ -95,9 +94,8 @@ def judge_of(path: Path, detector: Detector, options: Any, *, videos: bool) -> J
         problems.append(f"its classes are {', '.join(decision.classes)}; the checkpoint's are {', '.join(names)}")
     if decision.input_size_hw != detector.input_size_hw:
         problems.append(f"its images have {size(*decision.input_size_hw)} px, here {size(*detector.input_size_hw)}")
-    tiles = tile_of(detector)
-    if tiles != decision.tile:
-        problems.append(f"--tile: it was made with {_tiling(decision.tile)}, here are {_tiling(tiles)}")
+    if detector.tile != decision.tile:
+        problems.append(f"--tile: it was made with {tiling_text(decision.tile)}, here are {tiling_text(detector.tile)}")
     now = settings_of(detector)
     problems += [
         f"{key}: it was made with {decision.settings.get(key)}, here is {now.get(key)} (-c or -u)"
@@ -119,10 +117,6 @@ def judge_of(path: Path, detector: Detector, options: Any, *, videos: bool) -> J
     if problems:
         raise UserError(f"--decision {path} cannot be obeyed:", problems)
     return Judge(decision, detector)
-
-
-def _tiling(tile: tuple[int, float] | None) -> str:
-    return "whole images" if tile is None else f"tiles of {tile[0]} px, overlap {tile[1]:g}"
 
 
 def stored_calibration(detector: Detector, *, required: bool = False) -> Calibration | None:

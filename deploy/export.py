@@ -20,7 +20,7 @@ from data.errors import UserError
 from data.files import write_atomically, write_json, write_text
 from deploy import graph
 from deploy.thresholds import Nms, Thresholds, choose_thresholds
-from engine.checkpoint import save_checkpoint
+from engine.checkpoint import METADATA_KEYS, save_checkpoint
 from engine.cli import command_line, ending, require_output_folder
 from engine.config import ExperimentConfig, config_to_dict
 from engine.detector import Detector, load_detector
@@ -39,7 +39,9 @@ TOLERANCE = 1e-3
 ACCELERATED_TOLERANCE = 1e-2
 """Where TF32 or float16 round: 40 times what float16 changed in a trained network, and less than any wrong box."""
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
-_OWN_BACKBONE_KEYS = {"depth", "mlp_ratio"}
+_OWN_SIZES = {"depth", "mlp_ratio"}
+_OF_TRAINING = {"freeze", "backbone_lr_factor"}
+_OWN_DECODER_KEYS = {"distinct_iou", "relation_bias", "ordered_last"}
 _DINOV3_LICENCE: dict[str, Any] = {
     "license": "other",
     "license_name": "dinov3-license",
@@ -233,7 +235,8 @@ def write_safetensors(detector: Detector, path: Path) -> Path:
 def _metadata(detector: Detector) -> dict[str, Any]:
     """What our own readers find beside the weights."""
     classes = {"classes": detector.classes.to_dict()} if detector.names_classes else {}
-    return {"config": config_to_dict(detector.config), **classes}
+    trained = {key: detector.checkpoint[key] for key in METADATA_KEYS if key in detector.checkpoint}
+    return trained | {"config": config_to_dict(detector.config)} | classes
 
 
 def write_hub_folder(detector: Detector, folder: Path) -> Path:
@@ -266,6 +269,7 @@ def model_card(detector: Detector) -> str:
         backbone=config.deimv2.backbone.name,
         millions=f"{sum(parameter.numel() for parameter in detector.model.parameters()) / 1e6:.2f}",
         size=f"{height} x {width}",
+        tile=detector.tile,
         classes=detector.classes.names,
         metrics=_SHOWN_METRICS,
         results=evaluated and evaluated[1],
@@ -290,12 +294,12 @@ def derived_from_dinov3(detector: Detector) -> bool:
 def official_model_config(config: ExperimentConfig) -> dict[str, Any]:
     """Return the arguments of the official classes, as the official hub models store them."""
     backbone, encoder, decoder, _ = config.deimv2
-    unknown = set() if backbone.name == "vit_custom" else _OWN_BACKBONE_KEYS
+    unknown = _OF_TRAINING if backbone.name == "vit_custom" else _OF_TRAINING | _OWN_SIZES
     size = list(config.eval_spatial_size)
     return {
         "DINOv3STAs": backbone.model_dump(mode="json", exclude=unknown) | {"weights_path": None},
         "HybridEncoder": encoder.model_dump(mode="json") | {"eval_spatial_size": size, "csp_type": "csp2"},
-        "DEIMTransformer": decoder.model_dump(mode="json")
+        "DEIMTransformer": decoder.model_dump(mode="json", exclude=_OWN_DECODER_KEYS)
         | {"num_classes": config.num_classes, "eval_spatial_size": size},
         "PostProcessor": {
             "num_classes": config.num_classes,
@@ -307,11 +311,18 @@ def official_model_config(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def _require_official(detector: Detector, name: str) -> None:
+    others = "Export it with --format safetensors, onnx, torch_export or openvino"
     if graph.require_deim(detector, f"the official layout (--format {name})").text_fusion is not None:
         raise UserError(
             f"{detector.path}: has class texts in its scores (MultimodalFusion), which the official DEIMv2 does not "
-            "know. Export it with --format safetensors, onnx, torch_export or openvino, or export the checkpoint of "
-            "phase 1."
+            f"know. {others}, or export the checkpoint of phase 1."
+        )
+    decoder = detector.config.deimv2.decoder
+    own = [f"DEIMTransformer.{key}" for key in sorted(_OWN_DECODER_KEYS) if getattr(decoder, key)]
+    if own:
+        raise UserError(
+            f"{detector.path}: was trained with {', '.join(own)}, which the official DEIMv2 does not know: it would "
+            f"detect something else. {others}."
         )
     if detector.config.deimv2.backbone.name == "vit_custom":
         log.warning(

@@ -205,6 +205,7 @@ def graph_metadata(detector: Detector, options: GraphOptions, thresholds: Thresh
         "std": std,
         "score_thresholds": thresholds.scores.tolist(),
         "nms_iou": thresholds.nms_iou,
+        "tile": detector.tile,
         "checkpoint": detector.path.name,
     }
     return {key: json.dumps(value, ensure_ascii=False) for key, value in facts.items()}

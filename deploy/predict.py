@@ -215,7 +215,7 @@ def _made(folder: Path, checkpoint: Path, output_dir: Path | None) -> Path:
 def _info(prediction: Prediction) -> dict[str, object]:
     """Where detections come from, for those who find the file later."""
     detector, thresholds, options = prediction.detector, prediction.thresholds, prediction.options
-    tiles, source = detector.config.tiles, thresholds.source
+    source = thresholds.source
     origins = {"given": "--score", "default": "the default", "evaluated": f"the best F1 of {source}"}
     return {
         "checkpoint": printable(str(detector.path)),
@@ -223,7 +223,7 @@ def _info(prediction: Prediction) -> dict[str, object]:
         "score_thresholds": dict(zip(unique_names(detector.classes), thresholds.scores.tolist(), strict=True)),
         "score_thresholds_from": printable(origins.get(thresholds.origin, str(source))),
         "score_per_class": list(options.score_per_class),
-        "tile": None if tiles is None else [tiles.size, tiles.overlap],
+        "tile": detector.tile,
         "nms": thresholds.nms_iou,
         "calibrated": detector.calibration is not None,
     }

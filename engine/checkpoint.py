@@ -39,7 +39,7 @@ from models.weights import (
 
 log = logging.getLogger(__name__)
 
-METADATA_KEYS = ("config", "classes")
+METADATA_KEYS = ("config", "classes", "object_scale")
 """What our safetensors files carry as JSON in their metadata."""
 _SHOWN_NAMES = 12
 
@@ -79,7 +79,7 @@ def load_checkpoint(path: Path, *, allow_backbone: bool = False) -> dict[str, An
     Args:
         path: A file, a run folder (its best.pth), a folder with the hub's layout, or a name on the hub (`models.hub`).
             What stands in a safetensors file's metadata or in `config.json` beside it comes along (`config`,
-            `classes`, `hub_config`).
+            `classes`, `object_scale`, `hub_config`).
         allow_backbone: Return the weights of a bare ViT too, as `backbone`.
 
     Raises:
@@ -99,7 +99,7 @@ def load_checkpoint(path: Path, *, allow_backbone: bool = False) -> dict[str, An
 
 
 def _stored_beside(file: Path) -> dict[str, Any]:
-    """Config and classes out of a safetensors file's metadata, and a hub folder's config.json."""
+    """`METADATA_KEYS` out of a safetensors file's metadata, and a hub folder's config.json."""
     metadata = read_metadata(file)
     try:
         stored: dict[str, Any] = {key: parse_json(metadata[key]) for key in METADATA_KEYS if key in metadata}

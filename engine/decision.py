@@ -180,12 +180,6 @@ def settings_of(detector: Detector) -> dict[str, Any]:
     return found
 
 
-def tile_of(detector: Detector) -> tuple[int, float] | None:
-    """Return size and overlap of the tiles in which a detector sees images; None: whole."""
-    tiles = detector.config.tiles
-    return None if tiles is None else (tiles.size, tiles.overlap)
-
-
 class Shift(NamedTuple):
     """How far new images differ from those of validation."""
 

@@ -84,6 +84,12 @@ class Detector:
         """Of the network's input, pixels, as evaluation resizes to it."""
         return output_size_hw(self.config.val_dataloader.dataset.transforms)
 
+    @property
+    def tile(self) -> tuple[int, float] | None:
+        """Size, in pixels, and overlap of the tiles in which it sees images; None: whole."""
+        tiles = self.config.tiles
+        return None if tiles is None else (tiles.size, tiles.overlap)
+
     def with_tiles(self, tiles: TilesConfig | None) -> Detector:
         """Return the same detector for images that are cut so; None: they are whole."""
         return replace(self, config=self.config.model_copy(update={"tiles": tiles}))
@@ -98,13 +104,19 @@ class Detector:
         now = float(scales_of(size_wh, self.input_size_hw, self.config.tiles))
         if not before > 0 or 1 / _OTHER_SCALE < now / before < _OTHER_SCALE:
             return None
-        tiles = f"tiles of {self.config.tiles.size} pixels" if self.config.tiles else "no tiles"
-        ratio = now / before
+        tiles, ratio = self.config.tiles, now / before
+        seen = round(math.sqrt(math.prod(self.input_size_hw)) / before)  # pixels at once, in training
+        can_cut = now < before or (tiles is not None and tiles.size < seen)
+        cut = f"tiles of {tiles.size} pixels" if tiles else "no tiles"
+        advice = (
+            f"Unless the objects are larger or smaller in these images, cut tiles of {seen} pixels"
+            if can_cut
+            else f"Images of less than the {seen} x {seen} pixels that it saw at once there are enlarged"
+        )
         return (
-            f"{size_wh[0]:g} x {size_wh[1]:g} pixels with {tiles} reach the network at {now:.3g} pixels per image "
+            f"{size_wh[0]:g} x {size_wh[1]:g} pixels with {cut} reach the network at {now:.3g} pixels per image "
             f"pixel, in training it was {before:.3g}: what had a side of {low:.0f} to {high:.0f} pixels there has "
-            f"{low * ratio:.3g} to {high * ratio:.3g} here. Unless the objects are larger or smaller in these images, "
-            f"cut tiles of {math.sqrt(math.prod(self.input_size_hw)) / before:.0f} pixels"
+            f"{low * ratio:.3g} to {high * ratio:.3g} here. {advice}"
         )
 
     def prepare(self, pixels: PixelArray) -> Tensor:

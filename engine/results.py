@@ -91,12 +91,13 @@ def evaluation_of(
 
     Only a file that names the checkpoint counts. One of the test split, on which nothing may be chosen, or under
     another suppression is none; one of other data, weights, tiles or input size (`size_hw`, else the config's) is
-    passed over with a warning.
+    passed over, with a warning where no other serves.
     """
     usual = output_folder(detector.path, "eval_val") / RESULTS_NAME
     folder = usual.parent.parent
     own_hash = read_results(folder / RESULTS_NAME).get("gt_hash")
     found = sorted(folder.glob(f"eval_val_*/{RESULTS_NAME}"))
+    faults: dict[Path, tuple[str, str]] = {}
     for path in sorted(found, key=lambda path: path != usual) + [folder / RESULTS_NAME]:
         results = read_results(path)
         if results.get("checkpoint") != detector.path.name or not isinstance(results.get(section), dict):
@@ -106,34 +107,48 @@ def evaluation_of(
         fault = _unlike(results, own_hash, detector, size_hw or detector.input_size_hw)
         if fault is None:
             return path, results
-        log.warning("%s: not used, it judged %s. Run evaluate_deimv2.py again", path, fault)
+        faults[path] = fault
+    for path, (judged, cure) in faults.items():
+        log.warning("%s: not used, it judged %s. Run evaluate_deimv2.py %s", path, judged, cure)
     return None
 
 
-def _unlike(results: Mapping[str, Any], own_hash: object, detector: Detector, size_hw: tuple[int, int]) -> str | None:
-    """What keeps an evaluation from speaking of the detector on its run's own validation data; None: nothing.
+def _unlike(
+    results: Mapping[str, Any], own_hash: object, detector: Detector, size_hw: tuple[int, int]
+) -> tuple[str, str] | None:
+    """What keeps an evaluation from speaking of the detector on its run's own validation data, and how to run one that
+    does; None: nothing.
 
     `own_hash` is the fingerprint of those data; None where the run's results are not there.
     """
     if results.get("gt_hash") != own_hash if own_hash is not None else not results.get("own_val_data"):
-        return "other data than the run's own validation split"
+        return "other data than the run's own validation split", "again"
     name, judged = detector.path.name, results.get("epoch")
     if detector.epoch is not None and judged is not None and judged != detector.epoch:
-        return f"epoch {judged} of {name}, which now holds epoch {detector.epoch}"
+        return f"epoch {judged} of {name}, which now holds epoch {detector.epoch}", "again"
     sha256 = results.get("checkpoint_sha256")
     if sha256 is not None and sha256 != detector.sha256:
-        return f"other weights of the name {name}"
+        return f"other weights of the name {name}", "again"
     size, tiles, now = results.get("input_size_hw"), results.get("tiles"), tile_facts(detector.config.tiles)
+    tiles = tiles if isinstance(tiles, dict) else None
     if size is not None and size != list(size_hw):
-        return f"images of {size[0]} x {size[1]} pixels, now they have {size_hw[0]} x {size_hw[1]}"
+        cure = f"-u eval_spatial_size=[{size_hw[0]},{size_hw[1]}]"
+        return f"images of {size[0]} x {size[1]} pixels, now they have {size_hw[0]} x {size_hw[1]}", cure
     if tiles != now:
-        return "{}, now it is {}".format(*(f"tiles {one}" if one else "whole images" for one in (tiles, now)))
+        cure = " ".join(f"tiles.{key}={value:g}" for key, value in now.items()) if now else "tiles=null"
+        then, here = (tiling_text((one.get("size"), one.get("overlap")) if one else None) for one in (tiles, now))
+        return f"{then}, now it is {here}", f"-u {cure}"
     return None
 
 
 def tile_facts(tiles: TilesConfig | None) -> dict[str, float] | None:
     """What results.json says of the tiles that were judged."""
     return None if tiles is None else {"size": tiles.size, "overlap": tiles.overlap}
+
+
+def tiling_text(tile: tuple[object, object] | None) -> str:
+    """Write size and overlap of tiles in words."""
+    return "whole images" if tile is None else f"tiles of {tile[0]} px, overlap {tile[1]}"
 
 
 def read_results(path: Path) -> Mapping[str, Any]:

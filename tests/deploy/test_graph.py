@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.config import TilesConfig
 from data.errors import UserError
 from data.industrial_dataset import pixel_mean_std
 from data.loader import build_eval_loader
@@ -147,7 +148,9 @@ def test_validation_prediction_and_the_exported_recipe_resize_alike(source: Dete
     detector = load_detector(source.path)
     facts = {key: json.loads(text) for key, text in graph_metadata(source, GraphOptions((64, 64)), DEFAULTS).items()}
     assert facts["names"] == list(NAMES) and facts["category_ids"] == [0, 1, 2, 3, 4, 5]
-    assert facts["colour"] == "RGB" and "bilinear" in facts["resize"]
+    assert facts["colour"] == "RGB" and "bilinear" in facts["resize"] and facts["tile"] is None
+    tiled = graph_metadata(source.with_tiles(TilesConfig(size=64)), GraphOptions((64, 64)), DEFAULTS)
+    assert json.loads(tiled["tile"]) == [64, 0.2]
     height, width = facts["input_size_hw"]
     for number in range(len(sizes_wh)):
         image = Image.open(tmp_path / f"{number}.png")

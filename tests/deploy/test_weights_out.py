@@ -22,7 +22,7 @@ from deploy.export import (
 from engine.checkpoint import checkpoint_classes, checkpoint_config, load_checkpoint, model_state
 from engine.config import config_to_dict, load_config
 from engine.detector import Detector, load_detector
-from models.detector import build_detector
+from models.detector import build_deim, build_detector
 from tests.support.baselines import small_baseline
 from tests.support.configs import CONFIGS, official
 from tests.support.export import CLASSES, NAMES, write_tiny_checkpoint
@@ -68,6 +68,7 @@ def test_everything_comes_back(exported: Path, name: str) -> None:
     checkpoint = load_checkpoint(exported / name)
     assert checkpoint_classes(checkpoint, exported).names == NAMES and detector.classes.names == NAMES  # type: ignore[union-attr]
     assert checkpoint_config(checkpoint, exported) == load_detector(exported.parent / "best.pth").config
+    assert detector.other_scale((9, 9)) is not None, "it knows the scale of its training"
 
 
 def test_the_hubs_own_reader_takes_the_file(exported: Path) -> None:
@@ -79,7 +80,10 @@ def test_the_hubs_own_reader_takes_the_file(exported: Path) -> None:
 
 
 def test_hub_config(exported: Path) -> None:
+    """The official classes take its sections as their arguments: nothing of our own is among them."""
     content = json.loads((exported / "hub" / "config.json").read_text(encoding="utf-8"))
+    keys = {key for section in content.values() for key in section}
+    assert not keys & {"freeze", "backbone_lr_factor", "distinct_iou", "relation_bias", "ordered_last"}
     assert content == json.loads(json.dumps(official_model_config(tiny_config())))
     assert content["DINOv3STAs"]["interaction_indexes"] == [0, 1, 2]
     assert content["DEIMTransformer"]["num_classes"] == 6 and content["HybridEncoder"]["eval_spatial_size"] == [64, 64]
@@ -119,6 +123,12 @@ def test_what_the_official_code_does_not_know(tmp_path: Path, caplog: pytest.Log
     config, path = tiny_config(), tmp_path / "best.pth"
     with pytest.raises(UserError, match=r"has class texts in its scores .* --format safetensors, onnx"):
         write_official(Detector(fused_model(), config, CLASSES, path=path), tmp_path / "x.pth")
+    for key, value in (("distinct_iou", 0.8), ("relation_bias", True), ("ordered_last", True)):
+        own = tiny_config(**{f"DEIMTransformer__{key}": value})
+        with pytest.raises(
+            UserError, match=rf"was trained with DEIMTransformer\.{key}, which the official DEIMv2 does"
+        ):
+            write_hub_folder(Detector(build_deim(own), own, CLASSES, path=path), tmp_path / "hub")
     baseline = small_baseline("fasterrcnn_resnet18")
     detector = Detector(baseline, load_config(CONFIGS / "baselines" / "quickstart_resnet18.yml"), CLASSES, path=path)
     with pytest.raises(

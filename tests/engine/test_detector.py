@@ -1,5 +1,6 @@
 """Every kind of detector, loaded from its checkpoint alone."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from data.classes import ClassMap
+from data.config import TilesConfig
 from data.errors import UserError
 from data.images import resize_antialiased
 from engine.checkpoint import save_checkpoint
@@ -79,3 +81,34 @@ def test_memory_and_numbers(caplog: pytest.LogCaptureFixture) -> None:
     assert len(found) == 12 and "6 of 18 detections are not finite" in caplog.text
     kept = Detections.joined([found, Detections.empty()]).clipped((20, 20)).without_repeats(0.5).above(np.full(6, 0.1))
     assert len(kept) and not kept.is_whole and Detections.empty().is_whole
+
+
+@pytest.mark.parametrize(
+    ("tiles", "size_wh", "expected"),
+    [  # trained on tiles of 128 pixels on an input of 64: 0.5 network pixels per image pixel
+        (128, (1000, 1000), None),
+        (128, (90, 120), None),  # near enough
+        (
+            None,
+            (1000, 1000),
+            "with no tiles reach the network at 0.064 .* 0.5: .* 8 to 40 pixels there .* 1.02 to 5.12 ",
+        ),
+        (None, (1000, 1000), "cut tiles of 128 pixels$"),
+        (256, (1000, 1000), "with tiles of 256 pixels .* cut tiles of 128 pixels$"),
+        (64, (1000, 1000), "cut tiles of 128 pixels$"),
+        (128, (60, 40), "less than the 128 x 128 pixels that it saw at once there are enlarged$"),
+        (None, (60, 40), "are enlarged$"),
+    ],
+)
+def test_another_scale(tiles: int | None, size_wh: tuple[int, int], expected: str | None) -> None:
+    scale = {"scale": 0.5, "sides_px": [8.0, 20.0, 40.0]}
+    config = apply_overrides(tiny_config(), ["eval_spatial_size=[64,64]"])
+    detector = Detector(nn.Identity(), config, CLASSES, checkpoint={"object_scale": scale})
+    said = detector.with_tiles(None if tiles is None else TilesConfig(size=tiles)).other_scale(size_wh)
+    assert said is None if expected is None else re.search(expected, said or ""), said
+
+
+@pytest.mark.parametrize("stored", [None, {}, {"scale": None, "sides_px": None}, {"scale": 1, "sides_px": [2]}, "x"])
+def test_no_scale_no_warning(stored: object) -> None:
+    detector = Detector(nn.Identity(), tiny_config(), CLASSES, checkpoint={"object_scale": stored})
+    assert detector.other_scale((9, 9)) is None

@@ -75,10 +75,21 @@ def test_judged_in_whole_images_as_predicted(trained: Path) -> None:
 
 
 def test_another_scale_is_said_with_both_numbers(trained: Path) -> None:
+    """By the checkpoint and by what is exported; thresholds of other tiles are not used."""
+    exported = start_script("export_deimv2.py", "-r", "run", "--format", "hub", "--output-dir", "out", cwd=trained)
+    assert exported.code == 0, exported.err
+    assert "input 64 x 64 (height x width) pixels of image tiles of 32 x 32 pixels (overlap 0.2), 2 classes" in (
+        trained / "out/hub/README.md"
+    ).read_text(encoding="utf-8")
     judge = ("evaluate_deimv2.py", "-r", "run/best.pth", "-d", "cpu", "--no-report", "--no-cost", "-u", "tiles=null")
     predict = ("predict_deimv2.py", "-r", "run/best.pth", "-d", "cpu", "val/0.png", "--tile", "64", "--save", "csv")
-    for arguments in (judge, predict):
+    shared = (predict[0], "-r", "out/hub", *predict[3:])
+    for arguments in (judge, predict, shared):
         outcome = start_script(*arguments, cwd=trained)
         assert outcome.code == 0, outcome.err
         assert "reach the network at 1 pixels per image pixel, in training it was 2:" in outcome.err
-    assert "it judged tiles" in outcome.err or "it judged whole images" in outcome.err, "thresholds of other tiles"
+        if arguments is predict:
+            assert (
+                "now it is tiles of 64 px, overlap 0.2. Run evaluate_deimv2.py -u tiles.size=64 tiles.over"
+                in outcome.err
+            )

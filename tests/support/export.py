@@ -34,6 +34,7 @@ def write_tiny_checkpoint(folder: Path, model: DEIM | None = None, **sections: A
             "ema": {"module": ema.state_dict(), "updates": 9},
             "config": config_to_dict(config),
             "classes": CLASSES.to_dict(),
+            "object_scale": {"scale": 0.5, "sides_px": [8.0, 20.0, 40.0]},
         },
     )
     results = {
