@@ -44,7 +44,12 @@ class AnalysisOptions(AcceptanceOptions):
     """Write figures, gallery and report.html."""
     cost: bool = True
     """Measure FLOPs, time and memory."""
-    nms: float | None = Field(None, gt=0, lt=1, description="an IoU between 0 and 1, e.g. 0.7")
+    nms: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="an IoU between 0 and 1, e.g. 0.7; without --nms all are judged, and several tried",
+    )
     """Of boxes of one class that overlap more, only the best is judged; None judges all, as DEIMv2 is."""
 
 

@@ -76,8 +76,11 @@ def choose_thresholds(
     if score is None or nms == "auto":
         nms_iou, table, source = _evaluated(detector, nms, size_hw or detector.input_size_hw)
     scores = np.full(len(names), DEFAULT_SCORE if score is None else score)
-    if table is not None and score is None:
-        scores = np.array([_best(table, name) for name in names], dtype=np.float64)
+    best = np.array([_best(table, name) for name in names] if table is not None else [], dtype=np.float64)
+    if not np.isfinite(best).any():
+        table = source = None  # nothing was hit
+    elif score is None:
+        scores = np.where(np.isfinite(best), best, DEFAULT_SCORE)
         if detector.calibration is not None:  # what is given is a chance already
             scores = detector.calibration(scores, np.arange(len(names)))
     for label, value in own.items():
@@ -142,11 +145,11 @@ def _parse(entries: Sequence[str], names: Sequence[str]) -> dict[int, float]:
 
 
 def _best(thresholds: Mapping[str, Any], name: str) -> float:
-    """Of the class, of all classes together where it was never hit, or 0.5."""
+    """Of the class, of all classes together where it was never hit, or NaN."""
     per_class = thresholds.get("per_class")
     own = per_class.get(name) if isinstance(per_class, dict) else None
     for entry in (own, thresholds.get("overall")):
         value = entry.get("score") if isinstance(entry, dict) else None
         if isinstance(value, int | float) and 0 <= value <= 1:
             return float(value)
-    return DEFAULT_SCORE
+    return math.nan

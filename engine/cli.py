@@ -179,7 +179,7 @@ def add_analysis_arguments(parser: argparse.ArgumentParser) -> None:
     what = "least score of the confusion matrix (default: the threshold with the best F1)"
     add("--confusion-score", type=float, metavar="SCORE", help=what)
     what = "of boxes of one class that overlap more, judge only the best (default: judge all, as DEIMv2 does)"
-    add("--nms", type=float, metavar="IOU", help=what)
+    add("--nms", metavar="IOU", help=what)
     add("--no-report", dest="report", action="store_false", help="no figures, gallery and report.html")
     add("--no-cost", dest="cost", action="store_false", help="do not measure FLOPs, time and memory")
     add = parser.add_argument_group("acceptance (docs/guide/acceptance.md)").add_argument

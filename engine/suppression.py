@@ -5,14 +5,17 @@ DEIMv2's one-to-one training is to make suppression superfluous; after few epoch
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pycocotools import mask
 
+from data.files import write_json
 from data.types import BoolArray
 from engine.metrics import CocoNumbers, GroundTruth, Predictions, best_thresholds, coco_numbers
+from engine.results import RESULTS_NAME, read_evaluation, read_results
 
 TRIED_IOUS = (0.9, 0.8, 0.7, 0.6, 0.5)
 REPEAT_IOU = 0.5
@@ -49,6 +52,20 @@ def try_suppression(
     shown = detections.rows(_reach(truth, detections, thresholds))
     repeats = int(_is_repeat(shown).sum())
     return {"iou": best["iou"], "tried": tried, "repeats": repeats, "detections": len(shown)}
+
+
+def add_suppression(folder: Path) -> None:
+    """Add to the results.json of a run what `try_suppression` says of its detections.
+
+    Raises:
+        UserError: The files beside it are damaged, or the folder cannot be written.
+    """
+    results = read_results(folder / RESULTS_NAME)
+    if not results:
+        return  # the best epoch is in the folder of an earlier part of the run
+    numbers = CocoNumbers(*(results[key] for key in CocoNumbers._fields))
+    tried = try_suppression(*read_evaluation(folder), numbers, results["thresholds"])
+    write_json(folder / RESULTS_NAME, {**results, "suppression": tried}, what="results", indent=2)
 
 
 def _judged(iou: float | None, numbers: CocoNumbers, thresholds: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from engine.results import RESULTS_NAME, tile_facts, write_results
 from engine.resume import Position, decide, restore
 from engine.run import Run, build_run, rehearse, save
 from engine.step import Step, batch_losses, window_shares, windows
+from engine.suppression import add_suppression
 from models.weights import load_state_dict_strict
 from texts import Language, texts_of
 
@@ -115,6 +116,7 @@ def train(
 
 def fit(run: Run, stop: StopSignal) -> None:
     """All epochs: train, evaluate, choose, save; what only stage 2 needs goes at the end."""
+    trains = not run.is_over
     while not run.is_over:
         epoch = run.position.epoch
         if epoch == run.stop_epoch and run.position.batch_in_epoch == 0:
@@ -133,7 +135,19 @@ def fit(run: Run, stop: StopSignal) -> None:
     if run.dist.is_main:
         with suppress(OSError):  # it is only larger than it need be
             (run.folder / "best_stg1.pth").unlink(missing_ok=True)
+        if trains:
+            with stop.at_once():
+                _try_suppression(run)
     console.say_end(run)
+
+
+def _try_suppression(run: Run) -> None:
+    """Leave in results.json which repeats prediction is to suppress."""
+    log.info("%s", run.text["suppression"])
+    try:
+        add_suppression(run.folder)
+    except UserError as error:  # evaluate_deimv2.py measures it, too
+        log.warning("%s", error)
 
 
 def train_one_epoch(run: Run, epoch: int, stop: StopSignal) -> None:

@@ -193,6 +193,10 @@ BAD_INPUTS: list[tuple[list[str], str]] = [
     (["-r", "run/best.pth", "--confusion-iou", "nan"], "--confusion-iou nan: expected 0.1 to below 1"),
     (["-r", "run/best.pth", "--confusion-score", "2"], "--confusion-score 2: expected 0 to 1"),
     (["-r", "run/best.pth", "--nms", "1"], "--nms 1: expected an IoU between 0 and 1"),
+    (
+        ["-r", "run/best.pth", "--nms", "auto"],
+        "--nms auto: expected an IoU between 0 and 1, e.g. 0.7; without --nms all",
+    ),
     (["-r", "run/best.pth", "--output-dir", "tiny.yml"], "tiny.yml is a file; rename it or choose another"),
 ]
 

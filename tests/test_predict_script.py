@@ -278,7 +278,7 @@ def test_a_damaged_suppression_is_passed_over(run: Detector, suppression: object
         assert (chosen.scores.tolist(), chosen.nms_iou) == expected
 
 
-def test_thresholds_come_from_the_evaluation_beside(run: Detector) -> None:
+def test_thresholds_come_from_the_evaluation_beside(run: Detector, caplog: pytest.LogCaptureFixture) -> None:
     def thresholds(*per_class: str, score: float | None = None) -> list[float]:
         return choose_thresholds(run, score, per_class).scores.tolist()
 
@@ -305,8 +305,12 @@ def test_thresholds_come_from_the_evaluation_beside(run: Detector) -> None:
         judged(best, 0.4, **{key: other})
         assert thresholds() == [0.5, 0.5], key
         judged(folder / "eval_val_best_1a2b3c4d", 0.6)
-        assert thresholds() == [0.6, 0.2], "another folder holds the right one"
+        caplog.clear()
+        assert thresholds() == [0.6, 0.2] and not caplog.text, "another folder holds the right one"
         shutil.rmtree(folder / "eval_val_best_1a2b3c4d")
+    judged(best, None, thresholds={"overall": None, "per_class": {"square": None, "bar": None}})
+    found = choose_thresholds(run, None, ())
+    assert found.scores.tolist() == [0.5, 0.5] and found.origin == "default" and found.source is None, "nothing was hit"
     (folder / "results.json").unlink()
     for own in (False, True):
         judged(best, 0.4, own_val_data=own)

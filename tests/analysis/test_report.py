@@ -86,7 +86,7 @@ def table(analysis: Analysis, title: str, lang: Language = "en") -> list[list[Ce
         content = write(Path(folder), analysis, lang)
     tables = re.findall(r"<caption>(.*?)</caption>(.*?)</table>", content, re.DOTALL)
     (inside,) = (rows for caption, rows in tables if html.unescape(caption) == title)
-    rows = [re.findall(r"<t[hd]([^>]*)>(.*?)</t[hd]>", row, re.DOTALL) for row in inside.split("<tr>")[1:]]
+    rows = [re.findall(r"<t[hd]([^>]*)>(.*?)</t[hd]>", row, re.DOTALL) for row in inside.split("<tr")[1:]]
 
     def cell(attributes: str, content: str) -> Cell:
         value = re.search(r'data-value="(.*?)"', attributes)
@@ -210,6 +210,10 @@ def test_repeats_are_counted_and_what_suppression_gives_is_shown() -> None:
     _, *rows = table(analysis, "Repeated detections")
     assert [row[0].text for row in rows] == ["not suppressed", "0.9", "0.8", "0.7", "0.6", "0.5"]
     assert [cell.value for cell in rows[4][1:4]] == [suppression["tried"][4][key] for key in ("AP", "AP50", "f1")]
+    best = [one["iou"] for one in suppression["tried"]].index(suppression["iou"])
+    with tempfile.TemporaryDirectory() as folder:
+        (chosen,) = re.findall('class="chosen"><th scope="row">(.*?)<', write(Path(folder), analysis, "en"))
+    assert chosen == rows[best][0].text, "what prediction takes"
 
 
 def test_confusions_are_listed_most_frequent_first() -> None:

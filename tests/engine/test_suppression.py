@@ -1,10 +1,13 @@
 """Repeats: counted, suppressed, and what that gives on validation data."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from engine.metrics import best_thresholds, coco_numbers
-from engine.suppression import TRIED_IOUS, suppressed, try_suppression
+from engine.results import RESULTS_NAME, read_results, write_results
+from engine.suppression import TRIED_IOUS, add_suppression, suppressed, try_suppression
 from tests.support.coco_reference import random_case
 from tests.support.scenes import scene
 
@@ -39,7 +42,7 @@ def test_what_suppression_gives() -> None:
     assert (result["repeats"], result["detections"]) == ((2, 4) if thresholds["overall"]["score"] == 0.6 else (0, 1))
 
 
-def test_numbers_are_those_of_the_suppressed_detections() -> None:
+def test_numbers_are_those_of_the_suppressed_detections(tmp_path: Path) -> None:
     truth, detections = random_case(3, num_images=20)
     numbers, thresholds = coco_numbers(truth, detections), best_thresholds(truth, detections)
     result = try_suppression(truth, detections, numbers, thresholds)
@@ -47,6 +50,9 @@ def test_numbers_are_those_of_the_suppressed_detections() -> None:
     alone = suppressed(detections, 0.5)
     assert result["tried"][-1]["AP"] == coco_numbers(truth, alone).metrics["AP"]
     assert result["tried"][-1]["thresholds"] == best_thresholds(truth, alone)
+    write_results(tmp_path, truth, detections, {**numbers._asdict(), "thresholds": thresholds})
+    add_suppression(tmp_path)
+    assert read_results(tmp_path / RESULTS_NAME)["suppression"] == result, "of the files that a run leaves"
     nothing = suppressed(detections, 0.5)
     nothing = type(nothing)(*(np.empty((0, *column.shape[1:])) for column in vars(nothing).values()))
     empty = try_suppression(truth, nothing, coco_numbers(truth, nothing), best_thresholds(truth, nothing))

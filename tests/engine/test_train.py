@@ -72,7 +72,7 @@ def test_a_stopped_run_continues_exactly(
     assert_same_state(folder / "last.pth", tmp_path / "run" / "last.pth")
     assert [r["step"] for r in log_records(tmp_path / "run") if "loss" in r] == list(range(1, 7))
     results = [json.loads((f / "results.json").read_text(encoding="utf-8")) for f in (folder, tmp_path / "run")]
-    assert results[0]["metrics"] == results[1]["metrics"]
+    assert all(results[0][key] == results[1][key] for key in ("metrics", "thresholds", "suppression"))
 
 
 def test_resuming_in_another_folder_says_what_stays_behind(
