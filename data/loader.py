@@ -118,10 +118,16 @@ def _train_order(
     order = _EpochOrder(factors, micro_batch, window, loader.shuffle, seed, rank, world_size)
     if not len(order):
         total = micro_batch * world_size * config.micro_batches
+        count, what = epoch_length(factors), "images" if config.tiles is None else "tiles"
+        if config.tiles is not None and not count:
+            raise UserError(
+                f"{loader.dataset.ann_file}: none of its {len(factors)} tiles has an object, and with tiles.keep_empty: "
+                f"{config.tiles.keep_empty:g} an epoch shows none of those. Raise it, or correct the annotations."
+            )
         raise UserError(
-            f"{loader.dataset.ann_file}: {len(factors)} images are fewer than one step of {total} (processes x "
+            f"{loader.dataset.ann_file}: an epoch has {count} {what}, fewer than one step of {total} (processes x "
             f"micro-batch x accumulation steps), and drop_last leaves nothing. Set train_dataloader.total_batch_size "
-            f"to at most {len(factors)}, or train_dataloader.drop_last: False."
+            f"to at most {count}, or train_dataloader.drop_last: False."
         )
     return order
 
@@ -276,6 +282,11 @@ class TrainLoader(_Loader):
     def steps_per_epoch(self) -> int:
         """Optimiser steps of a whole epoch; the last one may have fewer micro-batches."""
         return math.ceil(len(self) / self._accumulation_steps)
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Images, or tiles, that an epoch chooses from the `dataset`, over all processes."""
+        return epoch_length(self._order.factors)
 
 
 class EvalLoader(_Loader):

@@ -107,8 +107,12 @@ def explain(key: str, config: ExperimentConfig) -> str:
     here = json.dumps(get_path(values, key), ensure_ascii=False)
     stated_nowhere = "the default" if default == f"`{here}`" else "taken from another key"
     lines = [f"{key}: {meaning}", f"  type:    {kind}"]
+    section = key.rpartition(".")[0]
     if len(inner) == 1:
         lines.append(f"  keys:    {', '.join(inner[0].model_fields)}")
+        lines += ["  here:    null"] if here == "null" else []
+    elif section and get_path(values, section) is None:
+        lines += [f"  default: {default}", f"  here:    nothing, {section} is null"]
     else:
         lines += [f"  default: {default}", f"  here:    {here}, {config.origin(key) or stated_nowhere}"]
     return "\n".join(lines).replace("`", "")

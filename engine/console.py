@@ -44,6 +44,7 @@ def say_start(run: Run, *, resume: Path | None, tuning: Path | None) -> None:
         *([("frozen", frozen)] if (frozen := _frozen(run)) else []),
         ("weights", _weights(text, config, resume, tuning)),
         *((name, _split(text, split)) for name, split in run.data.splits.items()),
+        *([("tiles", tiles)] if (tiles := _tiles(run)) else []),
         ("batch", text("batch_plain" if plain else "batch_parts", **batch, micro=images // run.dist.world_size)),
         ("length", text("length_value", **length, total=text.number(length["epochs"] * length["steps"], 0))),
         ("rates", _rates(run)),
@@ -208,6 +209,14 @@ def _split(text: Texts, split: CocoSplit) -> str:
     counts = split.boxes_per_class()
     classes = ", ".join(f"{shorten(name)} {count}" for name, count in zip(split.classes.names, counts, strict=True))
     return text("images", images=len(split), boxes=sum(counts), classes=classes)
+
+
+def _tiles(run: Run) -> str | None:
+    tiles, loader, text = run.config.tiles, run.train_loader, run.text
+    if tiles is None:
+        return None
+    counts = {"all": text.number(len(loader.dataset), 0), "shown": text.number(loader.images_per_epoch, 0)}
+    return text("tiles_value", size=tiles.size, overlap=text.percent(tiles.overlap, 0), **counts)
 
 
 def _rates(run: Run) -> str:

@@ -97,7 +97,9 @@ class TestOrder:
     def test_a_batch_size_that_cannot_be_shared_or_filled(self, root: Path) -> None:
         with pytest.raises(UserError, match="4 cannot be shared by 3 processes x 1 accumulation steps.*multiple of 3"):
             _train(root, world_size=3, train_dataloader__total_batch_size=4)
-        with pytest.raises(UserError, match="11 images are fewer than one step of 12.*total_batch_size to at most 11"):
+        with pytest.raises(
+            UserError, match="an epoch has 11 images, fewer than one step of 12.*total_batch_size to at most 11"
+        ):
             _train(root, train_dataloader__total_batch_size=12)
 
     @pytest.mark.parametrize("drop_last", [True, False])

@@ -14,6 +14,7 @@ from data.classes import ClassMap
 from data.coco import CocoSplit, read_split
 from data.coco_reader import ImageRecord
 from data.config import TilesConfig
+from data.errors import UserError
 from data.images import REDUCTIONS, reduced
 from data.industrial_dataset import IndustrialDataset, SampleKey, SplitImage, build_cache
 from data.loader import build_eval_loader, build_train_loader
@@ -132,6 +133,16 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(files: Path) -> None:
         loader.set_epoch(epoch, first_batch=1)
         assert [key.index for keys in loader._order for key in keys] == orders[0][2:], "resumed"
     assert set(shown) == set(range(len(cut))), "empty tiles take turns"
+
+
+def test_an_epoch_without_a_step(files: Path) -> None:
+    config = data_config(files, tiles=TILES.model_dump() | {"keep_empty": 0}, train_dataloader__total_batch_size=99)
+    with pytest.raises(UserError, match=r"an epoch has \d tiles, fewer than one step of 99 .* to at most \d, or"):
+        build_train_loader(config, read(files), CLASSES, seed=0)
+    with pytest.raises(
+        UserError, match="none of its 48 tiles has an object, and with tiles.keep_empty: 0 an epoch shows"
+    ):
+        build_train_loader(config, split_of((200, 150), []), CLASSES, seed=0)
 
 
 def test_tiles_are_cut_from_the_decoded_image(files: Path) -> None:

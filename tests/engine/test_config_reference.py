@@ -75,6 +75,8 @@ def _like_a_file(text: str) -> dict[str, Any]:
         ("test_dataloader.num_workers", ["here:    4, taken from another key"]),
         ("DINOv3STAs.patch_size", ["only this value is built here", "type:    16"]),
         ("ema", ["keys:    decay, warmups, start"]),
+        ("tiles", ["keys:    size, overlap, keep_empty, min_visible", "here:    null"]),
+        ("tiles.overlap", ["default: 0.2", "here:    nothing, tiles is null"]),
         ("HybridEncoder.csp_type", ["without effect here"]),
     ],
 )

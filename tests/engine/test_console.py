@@ -55,6 +55,7 @@ def tiny(finished: tuple[Path, Path]) -> Path:
             [
                 r"derivados: \d+ valores",
                 r"Entrenamiento\n  dispositivo +CPU, \d+ hilos?",
+                r"\n  teselas +32 × 32 px, solapamiento 20.%: 72 teselas de las imágenes .*, \d\d en cada época\n",
                 r"época 1: AP 0,\d{4}, AP50 0,\d{4} \(mejor AP 0,\d{4}\)",
                 r"  todas +6 +0,\d{4} +0,\d{4}\n  mejor época 1 de 1: AP 0,\d{4}; ",
             ],
@@ -70,7 +71,7 @@ def test_start_and_end(
     said: list[str],
 ) -> None:
     with caplog.at_level("INFO"):
-        length = [] if lang == "en" else ["epoches=1", "flat_epoch=1", "no_aug_epoch=0"]
+        length = [] if lang == "en" else ["epoches=1", "flat_epoch=1", "no_aug_epoch=0", "tiles.size=32"]
         train(load_config(tiny, ["accumulation_steps=2", *length]), alone(), tmp_path / "run", lang=lang)
     for pattern in said:
         assert re.search(pattern, caplog.text), pattern
