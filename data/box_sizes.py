@@ -21,6 +21,7 @@ from data.types import BoolArray, FloatArray, IntArray
 from texts import Texts
 
 SIDE_EDGES_PX = (0, 8, 16, 32, 64, 128)
+_SMALL_EDGES_PX = (8, 16, 32)
 _LEAST_SIDE_PX = 16
 _LARGEST_INPUT_PX = 1280
 _SMALL_PX = 4
@@ -54,20 +55,27 @@ def object_sides(split: CocoSplit, input_hw: tuple[int, int], tiles: TilesConfig
     return scaled
 
 
-def size_advice(split: CocoSplit, input_hw: tuple[int, int], tiles: TilesConfig | None, texts: Texts) -> list[str]:
-    """Say how large the network sees the objects of a split, and what to set where many are too small for it.
+def size_advice(
+    split: CocoSplit, input_hw: tuple[int, int], tiles: TilesConfig | None, texts: Texts
+) -> tuple[list[str], dict[str, Any]]:
+    """Say how large the network sees the objects of a split, and what to set where many are too small for it, or do not
+    fit into the tiles.
 
     A tenth of the objects may be smaller than `_LEAST_SIDE_PX`; nothing is enlarged beyond an image's own pixels.
+
+    Returns:
+        Lines for people; for programs `object_sides_px`, which 10, 50 and 90 % do not exceed, the shares `below_8_px`,
+        `below_16_px` and `below_32_px`, and as `advice` lines of a config, any one of which will do.
     """
     sides = object_sides(split, input_hw, tiles)
     if not len(sides):
-        return []
+        return [], {}
 
     def px(side: float) -> str:
         return texts.number(side, 0 if side >= 10 else 1)
 
     seen = f"eval_spatial_size {list(input_hw)}" + (texts("in_tiles", size=tiles.size) if tiles else "")
-    smallest, half, largest = np.quantile(sides, (0.1, 0.5, 0.9))
+    smallest, half, largest = np.quantile(sides, (0.1, 0.5, 0.9)).tolist()
     quantiles = {"low": px(smallest), "half": px(half), "high": px(largest)}
     lines = [texts("object_sides", split=split.name, seen=seen, **quantiles)]
     for low, high in pairwise([*SIDE_EDGES_PX, np.inf]):
@@ -75,24 +83,41 @@ def size_advice(split: CocoSplit, input_hw: tuple[int, int], tiles: TilesConfig 
         below = texts("below", high=f"{high:g}", share=texts.percent((sides < high).mean(), 0))
         row = texts("sides_from" if high == np.inf else "sides_between", low=low, high=f"{high:g}")
         bar = f"{'#' * round(40 * share):40} {texts.percent(share, 0)}"
-        lines.append(f"  {row:>15}  {bar}{below if high in (8, 16, 32) else ''}")
+        lines.append(f"  {row:>15}  {bar}{below if high in _SMALL_EDGES_PX else ''}")
     sizes_wh = split.image_sizes_wh[~split.crowd]
     now = float(np.median(scales_of(sizes_wh, input_hw, tiles)))
-    wanted = min(now * _LEAST_SIDE_PX / smallest, 1.0)
-    if smallest >= _LEAST_SIDE_PX or wanted <= 1.05 * now:
-        return lines
+    wanted = min(now * _LEAST_SIDE_PX / max(smallest, 1e-6), 1.0)
+    choices: dict[str, str] = {}
+    if smallest < _LEAST_SIDE_PX and wanted > 1.05 * now:
+        choices = _larger(input_hw, now, wanted, largest, np.median(sizes_wh, axis=0), texts)
+    elif smallest < _LEAST_SIDE_PX:
+        lines.append("  " + texts["no_more_pixels"])
+    if choices:
+        lines.append("  " + texts("so_that", side=px(smallest * wanted / now)))
+    longest = split.boxes_xywh[~split.crowd, 2:].max(axis=1)
+    fitting = 32 * math.ceil(np.quantile(longest, 0.9) / 32)
+    if tiles is not None and fitting > tiles.size and not choices:
+        lines.append("  " + texts("longer_than_tiles", share=texts.percent((longest > tiles.size).mean(), 0)))
+        choices = {f"tiles: {{size: {fitting}}}": ""}
+    lines += [f"    {line}" for line in f"\n# {texts['or']}\n".join(map("".join, choices.items())).splitlines()]
+    shares = {f"below_{edge}_px": float((sides < edge).mean()) for edge in _SMALL_EDGES_PX}
+    return lines, {"object_sides_px": [smallest, half, largest], **shares, "advice": [*choices]}
+
+
+def _larger(
+    input_hw: tuple[int, int], now: float, wanted: float, largest: float, image_wh: FloatArray, texts: Texts
+) -> dict[str, str]:
+    """What shows objects at the scale `wanted`, network pixels per image pixel, instead of `now`, where 90 % have sides
+    of up to `largest` network pixels: lines of a config, and what is to be said behind each."""
     enlarged = [32 * math.ceil(side * wanted / now / 32) for side in input_hw]
-    choices = [f"eval_spatial_size: {enlarged}"] if max(enlarged) <= _LARGEST_INPUT_PX else []
+    choices = {f"eval_spatial_size: {enlarged}": ""} if max(enlarged) <= _LARGEST_INPUT_PX else {}
     size = round(math.sqrt(math.prod(input_hw)) / wanted)
-    width, height = np.median(sizes_wh, axis=0).round().astype(int).tolist()
+    width, height = image_wh.round().astype(int).tolist()
     if size < 0.75 * min(width, height):
         overlap = min(max(math.ceil(20 * largest / now / size) / 20, 0.1), 0.5)
         count = len(windows((width, height), TilesConfig(size=max(size, 32), overlap=overlap)))
-        choices.append(f"tiles: {{size: {max(size, 32)}, overlap: {overlap:g}}}  # {texts('passes', count=count)}")
-    if choices:
-        lines.append("  " + texts("so_that", side=px(smallest * wanted / now)))
-    lines += [f"    {line}" for line in f"\n# {texts['or']}\n".join(choices).splitlines()]
-    return lines
+        choices[f"tiles: {{size: {max(size, 32)}, overlap: {overlap:g}}}"] = f"  # {texts('passes', count=count)}"
+    return choices
 
 
 def check_box_sizes(

@@ -121,8 +121,9 @@ def _train_order(
         count, what = epoch_length(factors), "images" if config.tiles is None else "tiles"
         if config.tiles is not None and not count:
             raise UserError(
-                f"{loader.dataset.ann_file}: none of its {len(factors)} tiles has an object, and with tiles.keep_empty: "
-                f"{config.tiles.keep_empty:g} an epoch shows none of those. Raise it, or correct the annotations."
+                f"{loader.dataset.ann_file}: none of its {len(factors)} tiles has an object, and with "
+                f"tiles.keep_empty: {config.tiles.keep_empty:g} an epoch shows none of those. Raise it, or correct the "
+                "annotations."
             )
         raise UserError(
             f"{loader.dataset.ann_file}: an epoch has {count} {what}, fewer than one step of {total} (processes x "

@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 
 def check_data(config: ExperimentConfig, report: Report, *, limit_per_kind: int | None, lang: Language = "en") -> str:
-    """Check every split of the config, images included: what the console says; `report` gets the problems.
+    """Check every split of the config, images included: what the console says; `report` gets the problems, and the
+    sizes of the training objects.
 
     `limit_per_kind` problems of one kind are listed, None: all; they are in English, whatever the console's language.
 
@@ -42,7 +43,8 @@ def check_data(config: ExperimentConfig, report: Report, *, limit_per_kind: int 
     report.problems += problem_lines(errors, limit_per_kind)
     report.warnings += problem_lines(warnings, limit_per_kind)
     lines = [_summary(split, texts) for split in splits]
-    lines += size_advice(splits[0], config.eval_spatial_size, config.tiles, texts)
+    advice, report.metrics = size_advice(splits[0], config.eval_spatial_size, config.tiles, texts)
+    lines += advice
     for kind, found in (("error", errors), ("warning", warnings)):
         lines += _section(kind, found, limit_per_kind, texts)
     if errors:
@@ -94,10 +96,11 @@ def _histogram(sides_px: FloatArray, texts: Texts) -> PixelArray:
 
     figure = Figure(figsize=(6, 3.5), dpi=150, layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
-    axes.hist(sides_px, bins=list(2.0 ** np.arange(0, 10.25, 0.25)))
+    edges = 2.0 ** np.arange(0, 10.25, 0.25)
+    axes.hist(sides_px.clip(edges[0], edges[-1]), bins=edges.tolist())
     axes.set(xscale="log", xlabel=texts["side_axis"], ylabel=texts["objects_axis"])
     ticks = [1, 2, 4, *SIDE_EDGES_PX[1:], 256, 512, 1024]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xticks(ticks, ["≤ 1", *map(str, ticks[1:-1]), "≥ 1024"])
     axes.minorticks_off()
     for edge in (8, 16, 32):
         axes.axvline(edge, color="0.3", linestyle=":")

@@ -56,7 +56,7 @@ BEST, SHORT = "-r run/best.pth", "-u epoches=1 flat_epoch=0 no_aug_epoch=0"
 EVALUATION = f"{BEST} -d cpu --bootstrap 0 --no-report --no-cost"
 # Arguments; exit code; some of the outputs and metrics.
 DONE: list[tuple[str, str, int, str, str]] = [
-    ("check_data.py", "-c tiny.yml", 0, "", ""),
+    ("check_data.py", "-c tiny.yml", 0, "", "object_sides_px below_16_px advice"),
     ("train_deimv2.py", "-c tiny.yml --dry-run", 0, "", ""),
     ("train_deimv2.py", f"-c tiny.yml --test-only {BEST} --dry-run", 0, "", ""),
     ("train_deimv2.py", f"-c tiny.yml --test-only {BEST} -d cpu", 0, "folder results", "AP AP50"),

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,14 @@ def _advice(root: Path, sides: list[int], size_wh: tuple[int, int], tiles: Tiles
     for side in sides:
         files.add_box(1, [0, 0, side, side], 1)
     split, _ = read_split("train", files.save().ann_file, files.img_folder)
-    return "\n".join(size_advice(split, (640, 640), tiles, texts_of("en", "data_check")))
+    lines, numbers = size_advice(split, (640, 640), tiles, texts_of("en", "data_check"))
+    to_paste = [line.partition("  #")[0].strip() for line in lines if re.match(r"    \w+: ", line)]
+    assert numbers.get("advice", []) == to_paste, "programs are told the same"
+    assert (
+        numbers.get("below_16_px", 0) == sum(side < 16 * size_wh[0] / 640 for side in sides) / max(len(sides), 1)
+        or tiles
+    )
+    return "\n".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +119,17 @@ def _advice(root: Path, sides: list[int], size_wh: tuple[int, int], tiles: Tiles
         ([20] * 9 + [90], (1280, 1280), None, "eval_spatial_size: [1024, 1024]", "99 px"),
         ([8] * 10, (1280, 1280), None, "10 % at most are below 8.0 px", "99 px"),  # no more than all the image's pixels
         ([4] * 10, (640, 640), None, "below 8 px 100\u00a0%", "in the config"),
+        ([4] * 10, (640, 640), None, "every pixel of the images already", "in the config"),
+        ([4] * 10, (640, 640), TilesConfig(size=320), "every pixel of the images already", "in the config"),
+        (
+            [200] * 9 + [100],
+            (640, 640),
+            TilesConfig(size=128),
+            "90\u00a0% of the objects are longer",
+            "eval_spatial_size:",
+        ),
+        ([200] * 9 + [100], (640, 640), TilesConfig(size=128), "    tiles: {size: 224}", "99 px"),
+        ([200] + [100] * 19, (640, 640), TilesConfig(size=128), "in tiles of 128 px", "in the config"),  # one in 20
     ],
 )
 def test_what_small_objects_need(
