@@ -7,6 +7,7 @@ Whole batches are made in one place (a worker, or this process), from keys that 
 from __future__ import annotations
 
 import atexit
+import hashlib
 import math
 import multiprocessing
 import os
@@ -84,8 +85,8 @@ def build_train_loader(
     return TrainLoader(batches, order, workers, pin_memory, config.micro_batches)
 
 
-def steps_per_epoch(config: DataConfig) -> int:
-    """Count the optimiser steps of an epoch in one process.
+def steps_per_epoch(config: DataConfig, split: CocoSplit | None = None) -> int:
+    """Count the optimiser steps of an epoch in one process; `split`: the training images, instead of the config's.
 
     Nothing is drawn, and no image opened but for `on_bad_data: skip`.
 
@@ -94,11 +95,11 @@ def steps_per_epoch(config: DataConfig) -> int:
     """
     synthetic, ann_file = config.synthetic, config.train_dataloader.dataset.ann_file
     is_drawn = synthetic is None or not ann_file.is_relative_to(synthetic.root) or ann_file.exists()
-    if synthetic is not None and not is_drawn and config.tiles is None:
+    if split is None and synthetic is not None and not is_drawn and config.tiles is None:
         factors = np.ones(synthetic.num_train)
     else:
-        data = build_datasets(config.model_copy(update={"synthetic": None}), ("train",))
-        _, factors = _tiles_and_factors(config, data.splits["train"])
+        config = config.model_copy(update={"synthetic": None})
+        _, factors = _tiles_and_factors(config, split or build_datasets(config, ("train",)).splits["train"])
     return math.ceil(len(_train_order(config, factors)) / config.micro_batches)
 
 
@@ -278,6 +279,13 @@ class TrainLoader(_Loader):
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the epoch of the next iteration, and how many of its micro-batches are passed over (resuming)."""
         self._order.epoch, self._order.first_batch = epoch, first_batch
+
+    @property
+    def epoch_images(self) -> str:
+        """Hash of the images, or tiles, of an epoch and how often each comes: what the rest of one must find again."""
+        images, order = self.dataset.split.images, self._order
+        names = "\n".join(f"{image.file_name} {often}" for image, often in zip(images, order.factors, strict=True))
+        return hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()
 
     @property
     def steps_per_epoch(self) -> int:

@@ -31,7 +31,7 @@ def say_start(run: Run, *, resume: Path | None, tuning: Path | None) -> None:
         return
     text, config = run.text, run.config
     if resume is not None:
-        _say_resumed(run, resume)
+        say_resumed(run, resume)
         if run.is_over:
             return
     steps, images = run.config.micro_batches, run.images_per_batch
@@ -52,6 +52,21 @@ def say_start(run: Run, *, resume: Path | None, tuning: Path | None) -> None:
     ]
     width = max(len(text[key]) for key, _ in rows)
     log.info("%s", "\n".join([text["start"], *(f"  {text[key]:{width}}  {value}" for key, value in rows)]))
+
+
+def say_resumed(run: Run, resume: Path) -> None:
+    """Log where a resumed run continues, or that nothing is left, and what changed since its checkpoint."""
+    if not run.dist.is_main:
+        return
+    text, position, config = run.text, run.position, run.config
+    if run.is_over:
+        reason = "over_patience" if position.epoch < config.epoches else "over"
+        values = {"patience": config.early_stopping_patience, "epochs": position.epoch, "asked": config.epoches}
+        log.info("%s", text(reason, path=resume, **values))
+    else:
+        log.info("%s", text("resumed", path=resume, where=_where(run, position)))
+    for line in run.changed:
+        log.info("%s", text("changed", what=line))
 
 
 def say_epoch(run: Run, epoch: int, metrics: Mapping[str, float | None]) -> None:
@@ -134,18 +149,6 @@ def planned(config: ExperimentConfig, lang: Language, *, verbose: bool) -> str:
     config = planned_config(config)
     say_derived(config, texts_of(lang, "training"), verbose=verbose)
     return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
-
-
-def _say_resumed(run: Run, resume: Path) -> None:
-    text, position, config = run.text, run.position, run.config
-    if run.is_over:
-        reason = "over_patience" if position.epoch < config.epoches else "over"
-        values = {"patience": config.early_stopping_patience, "epochs": position.epoch, "asked": config.epoches}
-        log.info("%s", text(reason, path=resume, **values))
-    else:
-        log.info("%s", text("resumed", path=resume, where=_where(run, position)))
-    for line in run.changed:
-        log.info("%s", text("changed", what=line))
 
 
 def _where(run: Run, position: Position) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -125,8 +125,10 @@ def restore(
     ema: ModelEma | None,
     scaler: torch.amp.GradScaler,
     train_loader: TrainLoader,
+    changed: Sequence[str] = (),
 ) -> Position:
     """Optimiser, EMA and scaler from a checkpoint, and the position it was written at; everything or nothing.
+    `changed` settings are said beside a state that does not fit.
 
     An official checkpoint may lack what the reference does not store: the EMA starts from the weights then, the step
     follows from the epoch.
@@ -152,6 +154,7 @@ def restore(
     trained = loop is not None and loop.last_epoch >= 0
     moments = _optimizer_faults(checkpoint["optimizer"], optimizer, trained=trained)
     problems += [f"optimizer: {line}" for line in moments]
+    problems += [f"changed since the checkpoint: {line}" for line in changed if problems]
     if problems or loop is None:
         raise UserError(
             f"{path}: its training state does not fit this run. Resume with the config the run was started with, or "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -34,7 +34,6 @@ from engine.optim import FlatCosine, ModelEma, build_optimizer
 from engine.resume import Position, restore
 from engine.run_folder import FolderLock, prepare_run_folder, require_unlocked, write_yaml
 from engine.text_embeddings import store_embeddings
-from engine.yaml_dialect import leaves
 from models.criterion import build_criterion
 from models.detector import DEIM, build_detector
 from models.text_encoder import TextEmbeddings
@@ -150,8 +149,9 @@ def build_run(
     ema = ModelEma(model, **config.ema.model_dump()) if config.use_ema else None
     position, changed = Position(), []
     if resume is not None:
-        changed = _changes_since(checkpoint, resume, config, dist.world_size)
-        position = restore(checkpoint, resume, optimizer=optimizer, ema=ema, scaler=scaler, train_loader=train_loader)
+        changed = _changes_since(checkpoint, resume, config, train_loader, dist.world_size)
+        parts: dict[str, Any] = {"optimizer": optimizer, "ema": ema, "scaler": scaler, "train_loader": train_loader}
+        position = restore(checkpoint, resume, **parts, changed=changed)
 
     lock, earlier_log = (None, None) if dry else _open_folder(config, dist, folder, position, resume)
     if dist.is_main and texts is not None and not dry:
@@ -238,19 +238,28 @@ def _require_places(config: ExperimentConfig, folder: Path) -> None:
 
 
 def rehearse(
-    config: ExperimentConfig, dist: Distributed, folder: Path, *, resume: Path | None, tuning: Path | None
-) -> None:
-    """Refuse what a training would refuse before its first step, without writing anything.
+    config: ExperimentConfig,
+    dist: Distributed,
+    folder: Path,
+    *,
+    resume: Path | None,
+    tuning: Path | None,
+    lang: Language = "en",
+) -> Run | None:
+    """Refuse what a training would refuse before its first step, without writing anything; return the run, closed.
 
-    Generated data that are not drawn yet leave what needs data for the start to check.
+    Generated data that are not drawn yet leave what needs data for the start to check, and no run.
 
     Raises:
         UserError: As the training.
     """
     _require_places(config, folder)
     dist.from_main(lambda: require_unlocked(folder))
-    if config.synthetic is None or is_filled(config.synthetic.root):
-        build_run(config, dist, folder, resume=resume, tuning=tuning, dry=True).close()
+    if config.synthetic is not None and not is_filled(config.synthetic.root):
+        return None
+    run = build_run(config, dist, folder, resume=resume, tuning=tuning, lang=lang, dry=True)
+    run.close()
+    return run
 
 
 def planned_config(config: ExperimentConfig) -> ExperimentConfig:
@@ -272,7 +281,9 @@ def _images_per_batch(config: ExperimentConfig, world_size: int) -> int:
     return config.train_dataloader.images_per_batch(world_size * config.micro_batches) * world_size
 
 
-def _changes_since(checkpoint: Mapping[str, Any], path: Path, config: ExperimentConfig, world_size: int) -> list[str]:
+def _changes_since(
+    checkpoint: Mapping[str, Any], path: Path, config: ExperimentConfig, train_loader: TrainLoader, world_size: int
+) -> list[str]:
     """List what is set otherwise than in the checkpoint's own config, where it has one.
 
     Raises:
@@ -282,14 +293,15 @@ def _changes_since(checkpoint: Mapping[str, Any], path: Path, config: Experiment
     if not isinstance(stored, dict):
         return []
     ours = config_to_dict(config)
-    # The tiles as one value: there are none, or several keys.
-    now, then = (dict(leaves(one | {"tiles": str(one.get("tiles"))})) for one in (ours, stored))
-    changed = {key: f"{key}: {then[key]} -> {now[key]}" for key in now if key in then and now[key] != then[key]}
+    changed = list(_changes(stored, ours))
     if checkpoint.get("batch_in_epoch"):
-        problems = [line for key, line in changed.items() if key in _ORDER_KEYS]
-        images = _images_per_batch(config, world_size)
+        problems = [line for key, line in changed if key in _ORDER_KEYS or key.startswith("tiles.")]
+        images, epoch_images = _images_per_batch(config, world_size), train_loader.epoch_images
         if (before := checkpoint.get("images_per_batch", images)) != images:
             problems.append(f"images of a batch (over all processes): {before} -> {images}")
+        if not problems and checkpoint.get("epoch_images", epoch_images) != epoch_images:
+            ann_file = config.train_dataloader.dataset.ann_file
+            problems.append(f"{ann_file}: other training images than then, or in another order")
         if problems:
             raise UserError(
                 f"{path}: was written in the middle of an epoch, and these settings decide which of its images are "
@@ -297,7 +309,29 @@ def _changes_since(checkpoint: Mapping[str, Any], path: Path, config: Experiment
                 f"a new run from its weights with -t {path}:",
                 problems,
             )
-    return [line for key, line in changed.items() if key.partition(".")[0] not in _BOOKKEEPING]
+    return [line for key, line in changed if key.partition(".")[0] not in _BOOKKEEPING]
+
+
+def _changes(then: Any, now: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted keys whose values differ and what to say of them; of lists, such as the ops, their elements.
+    Keys that only one version of the program knows are passed over.
+    """
+    if isinstance(then, dict) and isinstance(now, dict) and then.get("type") == now.get("type"):
+        for name in now:
+            if name in then:
+                yield from _changes(then[name], now[name], f"{key}.{name}".lstrip("."))
+    elif isinstance(then, list) and isinstance(now, list) and any(isinstance(one, dict) for one in (*then, *now)):
+        kinds = [[one.get("type") for one in side if isinstance(one, dict)] for side in (then, now)]
+        gone, new = ([one for one in side if one not in other] for side, other in ((then, now), (now, then)))
+        if kinds[0] == kinds[1]:
+            for index, (one, other) in enumerate(zip(then, now, strict=True)):
+                yield from _changes(one, other, f"{key}[{index}]")
+        elif gone or new:
+            yield key, f"{key}: {', '.join([*(f'- {one}' for one in gone), *(f'+ {one}' for one in new)])}"
+        else:
+            yield key, f"{key}: {kinds[0]} -> {kinds[1]}"
+    elif then != now:
+        yield key, f"{key}: {then} -> {now}"
 
 
 def _build_data(
@@ -340,6 +374,7 @@ def save(run: Run, name: str, *, finished_epoch: int | None = None) -> None:
         "seed": run.config.seed,
         **position.model_dump(),
         "images_per_batch": run.images_per_batch,
+        "epoch_images": run.train_loader.epoch_images,
         "object_scale": object_scale(
             run.data.splits["train"], run.config.val_dataloader.dataset.transforms, run.config.tiles
         ),

@@ -59,7 +59,9 @@ def train_as_asked(
     named = any(override.partition("=")[0].strip() == "output_dir" for override in overrides)
     folder = config.output_dir if start.resume is None or named else start.resume.parent
     if asked.dry_run:
-        rehearse(config, dist, folder, **vars(start))
+        run = rehearse(config, dist, folder, **vars(start), lang=asked.lang)
+        if run is not None and start.resume is not None:
+            console.say_resumed(run, start.resume)
         return
     results = folder / RESULTS_NAME
     report.wrote(folder=folder, best=folder / "best.pth", last=folder / "last.pth", results=results)

@@ -115,12 +115,22 @@ def test_ctrl_c_says_where_it_saved_and_the_whole_command(
     assert config_to_dict(load_config(words[3])) == yaml.safe_load(Path(words[3]).read_text(encoding="utf-8"))
 
 
+OPS = (
+    "train_dataloader.dataset.transforms.ops=[{{type: Resize, size: [64, 64]}}, {{type: RandomRotate90, p: {}}}, "
+    "{{type: ConvertPILImage, dtype: float32, scale: True}}, "
+    "{{type: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}]"
+)
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
         ([], "last.pth: nothing is left to do, it has 3 epochs and the config asks for 3; more with -u epoches=N"),
         (["epoches=2"], "changed since the checkpoint: epoches: 3 -> 2"),
         (["train_dataloader.total_batch_size=2"], "total_batch_size: 4 -> 2"),
+        (["tiles.size=32"], "changed since the checkpoint: tiles: None -> {'size': 32,"),
+        ([OPS.format(0.3)], "transforms.ops: - {'type': 'Mosaic', 'output_size': 32, "),
+        ([OPS.format(0.3)], ", + {'type': 'RandomRotate90', 'p': 0.3}"),
         (
             ["epoches=9", "early_stopping_patience=1", "no_aug_epoch=1", "flat_epoch=1"],
             "no better AP for 1 epoch (early_stopping_patience), after 3 of 9 epochs",
@@ -145,6 +155,12 @@ def test_a_finished_run_has_nothing_left_to_do(
         ["accumulation_steps=2"],
         ["seed=1"],
         ["train_dataloader.repeat_factor_threshold=0.9"],
+        ["tiles.size=64"],
+        [
+            "allow_split_overlap=True",
+            "train_dataloader.dataset.ann_file=DATA/val.json",
+            "train_dataloader.dataset.img_folder=DATA/val",
+        ],
     ],
 )
 def test_within_an_epoch_nothing_may_change_which_images_are_left(
@@ -153,5 +169,6 @@ def test_within_an_epoch_nothing_may_change_which_images_are_left(
     state = checkpoint(tiny.parent / "run" / "last.pth") | {"last_epoch": 1, "step": 5, "batch_in_epoch": 1}
     torch.save(state, tmp_path / "within.pth")
     with pytest.raises(UserError, match="written in the middle of an epoch") as error:
+        overrides = [one.replace("DATA", tiny.parent.as_posix()) for one in overrides]
         train_here(tiny, tmp_path / "run", overrides, resume=tmp_path / "within.pth")
     assert len(error.value.problems) >= 1 and not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data.errors import UserError
 from engine.config import load_config
 from engine.run import build_run
 from tests.support.tiny_run import write_tiny_config, write_tiny_data
@@ -58,6 +59,9 @@ def test_nothing_frozen_moves_and_a_resumed_run_is_the_same(
     early = (tmp_path / "resumed" / "early.pth").rename(tmp_path / "resumed" / "best_stg1.pth")
     train_here(start, tmp_path / "resumed", options, resume=early)
     assert_same_state(whole / "last.pth", tmp_path / "resumed" / "last.pth")
+    with pytest.raises(UserError, match="its training state does not fit this run") as error:
+        train_here(start, tmp_path / "resumed", ["DINOv3STAs.freeze=1"], resume=whole / "last.pth")
+    assert "changed since the checkpoint: DINOv3STAs.freeze: 2 -> 1" in error.value.problems
 
 
 @pytest.mark.parametrize(
