@@ -52,7 +52,9 @@ def main(report: Report) -> None:
     finally:
         cleanup()
     if markdown is not None:
-        sys.stdout.write(say_tables(markdown, arguments.output_dir, "ablation", arguments.lang, report))
+        of_parts = arguments.fractions or arguments.rare or arguments.held_out
+        tables = "labels" if of_parts else "ablation"
+        sys.stdout.write(say_tables(markdown, arguments.output_dir, tables, arguments.lang, report))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from analysis.zero_shot import zero_shot
 from data.coco import CocoSplit
 from data.errors import UserError, collecting
 from data.files import file_sha256, write_json
+from data.loader import steps_per_epoch
 from data.splits import DataBundle, build_datasets
 from data.subsets import Subset
 from engine.checkpoint import check_classes, load_checkpoint
@@ -47,6 +48,7 @@ from engine.options import Options
 from engine.results import PREDICTIONS_NAME
 from engine.text_embeddings import class_text_embeddings
 from engine.train import train
+from engine.yaml_dialect import get_path
 from models.hub import hub_weights
 from models.text_encoder import TextEmbeddings, has_image_tower
 from texts import Language
@@ -167,7 +169,7 @@ def plan(options: Mapping[str, Any]) -> tuple[AblationOptions, list[Task]]:
         UserError: All faults of the options, the config and the checkpoint at once.
     """
     subsets, problems = _asked_subsets(options)
-    problems += _option_problems(options.get("modes", MODES), options.get("seeds", (0,)), options.get("update", ()))
+    problems += _option_problems(options, subsets)
     split = None
     with collecting(problems):
         asked = AblationOptions.of(options)
@@ -175,15 +177,20 @@ def plan(options: Mapping[str, Any]) -> tuple[AblationOptions, list[Task]]:
         require_output_folder(options["output_dir"])
     with collecting(problems, whole=True):
         base = load_config(options["config"], options.get("update", ()))
-        problems += _start_problems(base, options, bool(subsets))
+        problems += _start_problems(base, options, subsets)
         if subsets:
             split = build_datasets(base, ("train",)).splits["train"]
             problems += [line for subset in subsets for line in subset.problems(split)]
+    tasks: list[Task] = []
+    if not problems and split is None:
+        tasks = [_task(asked, mode, seed) for mode in asked.modes for seed in asked.seeds]
+    for subset in subsets if not problems else ():
+        assert split is not None
+        with collecting(problems):
+            tasks += _subset_tasks(asked, base, subset, split)
     if problems:
         raise UserError("The ablation cannot start:", problems)
-    if split is None:
-        return asked, [_task(asked, mode, seed) for mode in asked.modes for seed in asked.seeds]
-    return asked, [task for subset in subsets for task in _subset_tasks(asked, base, subset, split)]
+    return asked, tasks
 
 
 def _asked_subsets(options: Mapping[str, Any]) -> tuple[list[Subset], list[str]]:
@@ -202,21 +209,26 @@ def _asked_subsets(options: Mapping[str, Any]) -> tuple[list[Subset], list[str]]
     return subsets, problems + _given_twice("--fractions, --rare, --held-out", names)
 
 
-def _option_problems(modes: Sequence[str], seeds: Sequence[int], update: Sequence[str]) -> Iterator[str]:
+def _option_problems(options: Mapping[str, Any], subsets: Sequence[Subset]) -> Iterator[str]:
+    modes, seeds, update = options.get("modes", MODES), options.get("seeds", (0,)), options.get("update", ())
     if unknown := [mode for mode in modes if mode not in MODES]:
         yield f"--modes: there is no {', '.join(unknown)}; the modes are {', '.join(MODES)}"
     yield from _given_twice("--modes", modes)
     yield from _given_twice("--seeds", list(map(str, seeds)))
     if any(seed < 0 for seed in seeds):
         yield f"--seeds: {min(seeds)}; expected 0 or more"
-    if len(modes) * len(seeds) < 2:
+    held_out = [subset for subset in subsets if subset.held_out is not None]
+    if len(modes) * len(seeds) < 2 and (not subsets or len(held_out) < len(subsets)):
         yield "--modes and --seeds give one run, which cannot be compared; give two modes or more"
+    if held_out and not unknown and not set(modes) & set(TEXT_MODES):
+        given = " or ".join(TEXT_MODES)
+        yield f"--modes: --held-out finds a class by its text, and none of these modes has one; give {given}"
     for override in update:
         if (key := override.partition("=")[0].strip()) in _DECIDED:
             yield f"-u {override}: {_DECIDED[key]} decides {key}; leave it out"
 
 
-def _start_problems(base: ExperimentConfig, options: Mapping[str, Any], parts: bool) -> list[str]:
+def _start_problems(base: ExperimentConfig, options: Mapping[str, Any], parts: Sequence[Subset]) -> list[str]:
     phase_1 = options.get("resume")
     from_start = base.MultimodalFusion is not None and base.MultimodalFusion.from_start
     if base.tuning is not None and (from_start or not parts):
@@ -224,8 +236,8 @@ def _start_problems(base: ExperimentConfig, options: Mapping[str, Any], parts: b
             f"tuning: {base.tuning}: phase 1 on parts of the training set starts there, and here none is trained; "
             "leave it out, or give -u tuning=null"
         ]
-    if base.tuning is not None:
-        load_checkpoint(base.tuning, allow_backbone=True)  # refused before anything is written
+    if base.tuning is not None and (known := [*_known_labels(base, base.tuning, parts)]):
+        return known
     if phase_1 is None:
         if from_start or base.MultimodalFusion is None:
             start_of_phase_2(base, None)
@@ -243,6 +255,20 @@ def _start_problems(base: ExperimentConfig, options: Mapping[str, Any], parts: b
             "checkpoint of phase 1, such as best.pth of a run of train_deimv2.py"
         ]
     return []
+
+
+def _known_labels(base: ExperimentConfig, weights: Path, parts: Sequence[Subset]) -> Iterator[str]:
+    """Say which labels that the parts leave out the weights that phase 1 starts from have seen."""
+    content = load_checkpoint(weights, allow_backbone=True)
+    classes = get_path(content, "classes.names", ())
+    seen, ann_file = (
+        get_path(one, "train_dataloader.dataset.ann_file") for one in (content.get("config"), config_to_dict(base))
+    )
+    for name in (subset.held_out for subset in parts):
+        if name is not None and name in classes:
+            yield f"tuning: {weights}: knows the class {name}, which --held-out leaves out; start from other weights"
+    if seen is not None and Path(seen).resolve() == Path(ann_file).resolve():
+        yield f"tuning: {weights}: has seen all labels ({seen}); start from other weights, or give -u tuning=null"
 
 
 def _task(asked: AblationOptions, mode: str, seed: int) -> Task:
@@ -265,19 +291,19 @@ def _subset_tasks(asked: AblationOptions, base: ExperimentConfig, subset: Subset
     section = base.MultimodalFusion
     assert section is not None, "checked before"
     folder, modes, decided = asked.output_dir / subset.name, asked.modes, []
+    parts = {seed: subset.of(split, seed) for seed in asked.seeds}
     if subset.held_out is not None:
         modes = (*(mode for mode in modes if mode in (*TEXT_MODES, "waffle")), *HELD_OUT_REFERENCES)
         decided = [f"MultimodalFusion.held_out={split.classes.names.index(subset.held_out)}"]
 
     def task(mode: str, seed: int, file: Path, overrides: Sequence[str], start: Path | None) -> Task:
         own, ann_file = folder / f"{mode}_seed{seed}", folder / f"train_seed{seed}.json"
-        config = load_config(file, overrides)
+        config = _trained_on(load_config(file, overrides), ann_file)
+        whole, part = (_length_of_epoch(config, images) for images in (split, parts[seed]))
         # As many steps as on the whole set: what differs is what there is to see.
-        epochs = [f"{key}={round(getattr(config, key) / subset.fraction)}" for key in _EPOCHS]
-        config = load_config(file, [*overrides, *epochs])
-        loader = config.train_dataloader
-        dataset = loader.dataset.model_copy(update={"ann_file": ann_file})
-        config = config.model_copy(update={"train_dataloader": loader.model_copy(update={"dataset": dataset})})
+        times = whole / part if subset.judged_class is None else 1
+        epochs = [f"{key}={round(getattr(config, key) * times)}" for key in _EPOCHS]
+        config = _trained_on(load_config(file, [*overrides, *epochs]), ann_file)
         return Task(mode, seed, own, _in_folder(config, own), start, subset)
 
     phase_1 = None if section.from_start else phase_1_config(asked.config)
@@ -290,6 +316,18 @@ def _subset_tasks(asked: AblationOptions, base: ExperimentConfig, subset: Subset
         for mode in modes
         for seed in asked.seeds
     ]
+
+
+def _length_of_epoch(config: ExperimentConfig, split: CocoSplit) -> int:
+    """In steps, or in images where the batch is not known yet."""
+    is_open = "auto" in (config.train_dataloader.total_batch_size, config.accumulation_steps)
+    return len(split) if is_open else steps_per_epoch(config, split)
+
+
+def _trained_on(config: ExperimentConfig, ann_file: Path) -> ExperimentConfig:
+    loader = config.train_dataloader
+    dataset = loader.dataset.model_copy(update={"ann_file": ann_file})
+    return config.model_copy(update={"train_dataloader": loader.model_copy(update={"dataset": dataset})})
 
 
 def write_subsets(tasks: Sequence[Task], split: CocoSplit) -> None:

@@ -47,11 +47,11 @@ class Subset:
         names = split.classes.names
         if self.judged_class not in names:
             return [f"{option} {self.judged_class}: no class of the data set; the classes are {', '.join(names)}"]
-        holding = int(kinds_held(split)[:, names.index(self.judged_class)].sum())
-        if self.rare is not None and self.rare[1] > holding:
-            return [f"--rare {self.rare[0]}={self.rare[1]}: only {holding} training images hold the class"]
-        if self.held_out is not None and holding == len(split):
-            return [f"--held-out {self.held_out}: every training image holds the class, nothing would be left"]
+        holding = kinds_held(split)[:, names.index(self.judged_class)]
+        if self.rare is not None and self.rare[1] > holding.sum():
+            return [f"--rare {self.rare[0]}={self.rare[1]}: only {holding.sum()} training images hold the class"]
+        if self.held_out is not None and not kinds_held(split)[~holding, :-1].any():
+            return [f"--held-out {self.held_out}: no training image with another class would be left"]
         return []
 
     def of(self, split: CocoSplit, seed: int) -> CocoSplit:

@@ -52,12 +52,21 @@ SHORT = ("epoches=1", "flat_epoch=1", "no_aug_epoch=0")
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, configs of both phases, an encoder of random weights, and phase 1."""
+    """Data, configs of both phases, an encoder of random weights, phase 1, and weights from elsewhere; two images hold
+    no bar, and all that hold one a square, too."""
     folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_data(folder)
+    write_tiny_data(folder, num_train=16)
+    content = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 3 or a["image_id"] > 2]
+    (folder / "train.json").write_text(json.dumps(content), encoding="utf-8")
     write_tiny_config(folder)
     write_tiny_config(folder, name="fused", extra=FUSION.format(encoder=write_bert(folder / "bert").as_posix()))
     train_here(folder / "tiny.yml", folder / "phase_1", SHORT)
+    weights = load_checkpoint(folder / "phase_1" / "best.pth")
+    weights["classes"]["names"] = ["dog", "cat"]
+    weights["config"]["train_dataloader"]["dataset"]["ann_file"] = "elsewhere.json"
+    (folder / "elsewhere").mkdir()
+    save_checkpoint(folder / "elsewhere" / "best.pth", weights)
     return folder
 
 
@@ -258,7 +267,7 @@ def test_a_damaged_list_of_runs(tmp_path: Path, text: str) -> None:
 def test_every_fault_of_the_parts_at_once(tiny: Path, tmp_path: Path) -> None:
     wrong: dict[str, Any] = {
         "fractions": [0.5, 0, 1.5, 0.5],
-        "rare": ["square", "=3", "square=0", "round=2", "square=7"],
+        "rare": ["square", "=3", "square=0", "round=2", "square=13"],
         "held_out": ["triangle"],
         "margin": 0,
         "update": [*SHORT, "MultimodalFusion.held_out=1"],
@@ -276,7 +285,7 @@ def test_every_fault_of_the_parts_at_once(tiny: Path, tmp_path: Path) -> None:
         "-u MultimodalFusion.held_out=1: --held-out decides MultimodalFusion.held_out; leave it out",
         "best.pth: has seen all labels; leave it out, phase 1 is trained anew on each part of the training set",
         "--rare round: no class of the data set; the classes are square, bar",
-        "--rare square=7: only 6 training images hold the class",
+        "--rare square=13: only 12 training images hold the class",
         "--held-out triangle: no class of the data set; the classes are square, bar",
     )
     problems = list(error.value.problems)
@@ -305,7 +314,7 @@ def phases(tiny: Path) -> Path:
 
 def test_parts_train_a_phase_1_each_as_many_steps(phases: Path, tiny: Path, tmp_path: Path) -> None:
     wanted = {"config": phases, "resume": None, "fractions": [0.25, 1.0], "rare": ["bar=2"], "held_out": ["bar"]}
-    weights = tiny / "phase_1" / "best.pth"
+    weights = tiny / "elsewhere" / "best.pth"
     update = [*SHORT, f"tuning={weights.parent.as_posix()}"]
     with pytest.raises(UserError, match=r"Checkpoint nowhere\.pth"):
         plan(options(tiny, tmp_path / "out", update=["tuning=nowhere.pth"], **wanted))
@@ -322,9 +331,45 @@ def test_parts_train_a_phase_1_each_as_many_steps(phases: Path, tiny: Path, tmp_
     assert fused.config.train_dataloader.dataset.ann_file == first.folder.parent / "train_seed0.json"
     section = tasks[-1].config.MultimodalFusion
     assert section is not None and section.held_out == 1 and section.mode == "shuffled"
+    one = {"config": phases, "resume": None, "held_out": ["bar"], "modes": ["cosine"]}
+    assert len(plan(options(tiny, tmp_path / "out", **one))[1]) == 4, "controls join a single mode"
     from_start = [*SHORT, "MultimodalFusion.from_start=True"]
     _, tasks = plan(options(tiny, tmp_path / "out", **{**wanted, "held_out": []}, update=from_start))
     assert {task.mode for task in tasks} == {"cosine", "none"} and all(task.start is None for task in tasks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        (
+            {"fractions": [0.1, 0.5], "rare": ["square=1"], "update": [*SHORT, "train_dataloader.total_batch_size=6"]},
+            [
+                "fraction_0.1/train_seed0.json: an epoch has 2 images, fewer than",
+                "rare_square_1/train_seed0.json: an epoch has 5 images",
+            ],
+        ),
+        (
+            {"held_out": ["square"], "modes": ["none", "learned"]},
+            [
+                "--modes: --held-out finds a class by its text",
+                "--held-out square: no training image with another class",
+            ],
+        ),
+        (
+            {"held_out": ["bar"], "update": ["tuning=phase_1"]},
+            ["phase_1: knows the class bar, which --held-out leaves out", "phase_1: has seen all labels ("],
+        ),
+    ],
+)
+def test_parts_that_would_not_answer(
+    phases: Path, tiny: Path, changes: dict[str, Any], messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny)
+    with pytest.raises(UserError, match="The ablation cannot start") as error:
+        plan(options(tiny, Path("out"), config=phases, resume=None, **changes))
+    assert len(error.value.problems) == len(messages)
+    assert all(one in problem for one, problem in zip(messages, error.value.problems, strict=True))
+    assert not Path("out").exists()
 
 
 def test_a_held_out_class_needs_an_encoder_that_learned(phases: Path, tiny: Path, tmp_path: Path) -> None:
@@ -352,7 +397,7 @@ def test_parts_from_the_question_to_the_curve(phases: Path, tiny: Path, tmp_path
         p.name for p in out.iterdir()
     }
     content = json.loads((out / "labels.json").read_text(encoding="utf-8"))
-    assert [part["images"] for part in content["parts"]] == [4, 8]
+    assert [part["images"] for part in content["parts"]] == [8, 16]
     files = [out / name / "train_seed1.json" for name in ("fraction_0.5", "fraction_1")]
     small, whole = ({i["id"] for i in json.loads(file.read_text(encoding="utf-8"))["images"]} for file in files)
     assert small < whole
@@ -367,7 +412,7 @@ def test_parts_from_the_question_to_the_curve(phases: Path, tiny: Path, tmp_path
 @pytest.mark.slow
 def test_two_fractions_are_trained(phases: Path, tiny: Path, tmp_path: Path) -> None:
     wanted = {"config": phases, "resume": None, "fractions": [0.5, 1.0]}
-    tuned = (*SHORT, f"tuning={(tiny / 'phase_1' / 'best.pth').as_posix()}")
+    tuned = (*SHORT, f"tuning={(tiny / 'elsewhere' / 'best.pth').as_posix()}")
     for name, update in (("phases", tuned), ("from_start", (*SHORT, "MultimodalFusion.from_start=True"))):
         out = tmp_path / name
         assert ablate(options(tiny, out, update=list(update), **wanted), alone()) is not None
