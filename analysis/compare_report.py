@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from analysis.compare import Comparison, GroupResult, Results, Row, identity
 from analysis.differences import Difference, Effect, Estimate, mean_of
 from analysis.style import class_line, figure_style, in_language, new_figure, remove_figure, save_figure, tidy
 from analysis.tables import Cell, Number, Table, bullets, escape_markdown, format_number, p_value, write_tables
+from engine.yaml_dialect import get_path
 from texts import Language, Texts, texts_of
 
 COSTS = {
@@ -144,6 +145,7 @@ def notes_of(comparison: Comparison, lang: Language) -> list[str]:
         notes.append(texts["note_seeds"])
     if comparison.num_folds > 1:
         notes.append(texts("note_folds", images=comparison.judged_on.num_images))
+        notes += [texts("note_fold_training", label=one.label, file=file) for one in groups for file in _shared(one)]
     if len(groups) > 1:
         smallest = format_number(2 / (comparison.samples + 1), 4, lang)
         notes.append(texts("note_differences", samples=comparison.samples, smallest=smallest))
@@ -163,6 +165,12 @@ def notes_of(comparison: Comparison, lang: Language) -> list[str]:
     if len(devices) > 1:
         notes.append(texts("note_devices", devices="; ".join(devices)))
     return notes
+
+
+def _shared(result: GroupResult) -> list[str]:
+    """Return the annotation files that several runs were trained with: those of folds have one each."""
+    files = Counter(get_path(run.config, "train_dataloader.dataset.ann_file") for run in result.runs)
+    return [file for file, runs in files.items() if file is not None and runs > 1]
 
 
 def comparison_to_json(comparison: Comparison, lang: Language = "en") -> dict[str, Any]:

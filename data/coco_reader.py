@@ -99,8 +99,9 @@ class AnnotationReader:
             require_regular_file(self.ann_file)
             raw = json.loads(self.ann_file.read_bytes(), object_hook=_box_for_outline)
         except FileNotFoundError:
-            key = f"{self.name}_dataloader.dataset.ann_file"
-            self.error("file", "does not exist", f"Correct the path, or set {key}", kind)
+            of_config = self.name in ("train", "val", "test")
+            key = f", or set {self.name}_dataloader.dataset.ann_file" if of_config else ""
+            self.error("file", "does not exist", f"Correct the path{key}", kind)
         except (OSError, UnicodeDecodeError) as error:
             self.error("file", f"cannot be read ({error})", "Expected a COCO JSON file in UTF-8", kind)
         except json.JSONDecodeError as error:

@@ -52,10 +52,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`base` and `ours` on all images, and in three folds each; `ours` another detector by its config."""
+    """`base` and `ours` on all images, and in three folds each; `ours` is another detector, trained with one file."""
     root = tmp_path_factory.mktemp("folds")
     write_folds(root / "base", 3, quality=0.3)
-    config = {"num_classes": 2, "epoches": 7}
+    config = {"num_classes": 2, "epoches": 7, "train_dataloader": {"dataset": {"ann_file": "all.json"}}}
     write_folds(root / "ours", 3, quality=0.8, seed=1, config=config)
     return root
 
@@ -84,6 +84,7 @@ def test_folds_are_judged_as_one_set(folds: Path, no_plots: None) -> None:
             assert found["per_run"] == pytest.approx(values) and found["sd"] == pytest.approx(np.std(values, ddof=1))
     markdown = (folds / "k" / "comparison.md").read_text(encoding="utf-8")
     assert "Validación cruzada de 3 pliegues: cada imagen la juzga una vez" in markdown and "Semillas" not in markdown
+    assert "ATENCIÓN: varias ejecuciones de ours se entrenaron con all.json" in markdown and "de base" not in markdown
     rows = (folds / "k" / "comparison_folds.csv").read_text(encoding="utf-8-sig").splitlines()
     assert float(rows[1].split(";")[1].replace(",", ".")) == pytest.approx(
         np.mean(pooled["models"][0]["metrics"]["AP"]["per_run"]), abs=1e-5

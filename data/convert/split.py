@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,24 @@ def split_set(
         counts = split.without_images({image.id for image in split.images} - ids).boxes_per_class()
         boxes = ", ".join(f"{label} {count}" for label, count in zip(split.classes.names, counts, strict=True))
         lines.append(f"{name}: {len(ids)} images; boxes: {boxes}; {targets[name].as_posix()}")
+    if folds:
+        warnings += _classes_of_one_fold(split, sets)
     sizes = np.bincount(groups)
     if sizes.max() > 1:
         size = f"up to {sizes.max()} images"
         lines.append(f"{(sizes > 1).sum()} groups of images that look alike ({size}) stayed together")
     lines.append(f"img_folder: {images.as_posix()}")
     return lines + (_training_of_folds(targets, images) if folds else []), warnings
+
+
+def _classes_of_one_fold(split: CocoSplit, sets: Mapping[str, set[int]]) -> Iterator[Problem]:
+    """Warn of classes that a fold is judged on and not trained with."""
+    holds, ids = kinds_held(split), np.array([image.id for image in split.images])
+    for name, label in zip(split.classes.names, holds.T, strict=False):
+        for fold, train in sets.items():
+            if fold.endswith("train") and label.any() and not np.isin(ids[label], list(train)).any():
+                found = f"{name}: all its {label.sum()} images validate in this fold, which trains without the class"
+                yield split.warning(fold, found, "Add images of it, or read its AP as 0 there", "class of one fold")
 
 
 def _training_of_folds(ann_files: Mapping[str, Path], img_folder: Path) -> list[str]:
@@ -126,10 +138,11 @@ def divide(split: CocoSplit, groups: IntArray, fractions: Mapping[str, float], s
     sets = {name: {split.images[i].id for i in np.flatnonzero(chosen[groups] == k)} for k, name in enumerate(names)}
     empty = [name for name, ids in sets.items() if not ids]
     if empty:
-        fix = f"Set --{empty[0]} 0" if empty[0] in _NAMES else "Use fewer --folds"
+        count = int(groups.max()) + 1
+        less = "Set --test 0, or add" if "test" in fractions else f"Give --folds {count}, or add"
         raise UserError(
-            f"{split.ann_file}: {len(split)} images in {groups.max() + 1} groups that look alike are too few: "
-            f"{', '.join(empty)} would be empty. {fix}, or add images."
+            f"{split.ann_file}: {len(split)} images, of which {count} do not look alike, are too few: "
+            f"{', '.join(empty)} would be empty. {less if count > 1 else 'Add'} images."
         )
     return sets
 

@@ -246,6 +246,8 @@ def tell_other_format(gathered: Gathered, files: TextFiles, is_box: IsBox, expec
         also = " or ".join(f'"{one}" in {one.units}' for one in others[:3])
         looks += f" ({also} would fit as well: look at some boxes with check_data.py --show)"
     options = f'--format "{likely}"' + (" --units fractions" if likely.units == "fractions" else "")
+    if "class" not in likely.fields:
+        options += " --classes FILE, a text file with the name of the one class"
     fix = f'Type: python -m data.convert txt "{gathered.root.as_posix()}" DST {options}'
     found = f"no line is {expected}; the first is {samples[0][0][:80]!r}, which {looks}"
     gathered.error(gathered.root, "labels", found, fix, "another format")
@@ -259,8 +261,9 @@ def _fitting(samples: Sequence[tuple[str, tuple[int, int]]]) -> list[LineFormat]
         width = counts.pop() if len(counts) == 1 else 0
         found: dict[LineFormat, int] = {}
         for units, box in _LIKELY:
-            for start in (("class", *box), (*box, "class"), ("class", "-", *box), (*box, "-", "class")):
-                form = LineFormat((*start, *["-"] * (width - len(start))), separator, units)
+            for start in (("class", *box), (*box, "class"), ("class", "-", *box), (*box, "-", "class"), box):
+                more = ["-"] * (width - len(start)) if "class" in start else []
+                form = LineFormat((*start, *more), separator, units)
                 if len(form.fields) == width and (classes := _classes_if_inside(form, samples)):
                     found[form] = len(classes)
         if found:

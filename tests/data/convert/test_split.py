@@ -1,6 +1,7 @@
 """`python -m data.convert split`."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,32 @@ def test_bad_input(files: CocoFiles, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.json", "images"], "nothing is left behind"
 
 
-def test_too_few_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = CocoFiles(tmp_path, "all", num_images=2).save()
-    assert main(["split", str(files.ann_file), "--images", str(files.img_folder)]) == 2
-    assert "2 images in 2 groups that look alike are too few" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("num_images", "copies", "options", "message"),
+    [
+        (2, 0, [], "2 images, of which 2 do not look alike, are too few: test would be empty. Set --test 0, or add"),
+        (3, 1, ["--folds", "3"], "3 images, of which 2 do not look alike, are too few: fold_3 would be empty. Give"),
+        (3, 1, ["--folds", "3"], "Give --folds 2, or add images."),
+        (2, 1, ["--folds", "2"], "2 images, of which 1 do not look alike, are too few: fold_2 would be empty. Add"),
+    ],
+)
+def test_too_few_groups(
+    tmp_path: Path, num_images: int, copies: int, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = CocoFiles(tmp_path, "all", num_images=num_images).save()
+    for copy in range(copies):
+        shutil.copy(files.img_folder / "all_1.png", files.img_folder / f"all_{num_images - copy}.png")
+    assert main(["split", str(files.ann_file), "--images", str(files.img_folder), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_class_of_one_fold_is_told(files: CocoFiles, capsys: pytest.CaptureFixture[str]) -> None:
+    files.content["categories"].append({"id": 3, "name": "rust"})
+    files.add_box(7, [1, 1, 9, 9], 3)
+    files.save()
+    assert main(["split", str(files.ann_file), "--images", str(files.img_folder), "--folds", "5"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("rust: all its 1 images validate in this fold, which trains without the class") == 1
 
 
 @given(st.integers(0, 10_000), st.integers(30, 120), st.integers(1, 5))

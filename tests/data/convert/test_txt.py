@@ -69,6 +69,11 @@ def test_names_that_differ_from_their_images(tmp_path: Path, capsys: Capture) ->
             ],
         ),
         ("x1 y1 x2 y2 class", {"a.txt": "4,4,60,9,b\n"}, ['looks like "x1,y1,x2,y2,class" in pixels']),
+        (
+            "x1 y1 x2 y2 class",
+            {"a.txt": "4 4 60 9\n"},
+            ['looks like "x1 y1 x2 y2" in pixels', '--format "x1 y1 x2 y2" --classes FILE, a text file'],
+        ),
         ("cx cy w h class", {"a.txt": ".5 .5 .9 .9 b\n"}, ["Type: python", '"cx cy w h class" --units fractions']),
         (
             "class x1 y1 x2 y2",
