@@ -493,12 +493,13 @@ def _run_cost(results: Results) -> dict[str, float | None]:
     cost = results.cost
     latencies = sorted(cost.latencies if cost else (), key=lambda latency: latency.batch_size)
     single = latencies[0] if latencies and latencies[0].batch_size == 1 else None
+    passes = cost.passes if cost else 1
     return {
         "parameters": cost.parameters if cost else results.parameters,
-        "gflops": cost.gflops if cost else None,
-        "latency_ms": single.median_ms if single else None,
-        "latency_p95_ms": single.p95_ms if single else None,
-        "images_per_s": latencies[-1].images_per_s if latencies else None,
+        "gflops": passes * cost.gflops if cost else None,
+        "latency_ms": passes * single.median_ms if single else None,
+        "latency_p95_ms": passes * single.p95_ms if single else None,
+        "images_per_s": latencies[-1].images_per_s / passes if latencies else None,
         "inference_memory_mb": cost.inference_memory_mb if cost else None,
         "training_memory_mb": cost.training_memory_mb if cost else None,
         "epochs": results.epoch,

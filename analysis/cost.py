@@ -67,10 +67,14 @@ class Cost:
     device: str
     dtype: str
     threads: int
+    passes: int = 1
+    """Of the network an image: its tiles. All other numbers are of one pass."""
 
 
-def measure_cost(detector: Detector, *, eval_batch: int, budget_seconds: float = BUDGET_SECONDS) -> Cost:
-    """Measure one detector on images of noise of `eval_spatial_size`.
+def measure_cost(
+    detector: Detector, *, eval_batch: int, passes: int = 1, budget_seconds: float = BUDGET_SECONDS
+) -> Cost:
+    """Measure one detector on images of noise of `eval_spatial_size`, of which an image takes as many as `passes`.
 
     - GFLOPs: one image through the network, counted by torch.utils.flop_counter (a multiply-add is two). It knows
       matrix products, convolutions and attention. Everything else counts nothing: normalisations, activations,
@@ -106,6 +110,7 @@ def measure_cost(detector: Detector, *, eval_batch: int, budget_seconds: float =
         device=device_name(device),
         dtype=str(detector.amp_dtype or torch.float32).removeprefix("torch.") + ", compiled" * bool(detector.compiled),
         threads=torch.get_num_threads(),
+        passes=passes,
     )
 
 

@@ -24,6 +24,7 @@ from data.errors import UserError
 from data.loader import build_eval_loader
 from data.problems import shorten
 from data.splits import build_datasets
+from data.tiles import windows
 from engine.checkpoint import checkpoint_config
 from engine.cli import require_output_folder
 from engine.config import ExperimentConfig, config_to_dict
@@ -120,7 +121,7 @@ def evaluate_checkpoint(
     result = evaluate(detector, loader, images, nms_iou=options.nms)
     if not dist.is_main:
         return Evaluation(result, folder, None, None)
-    cost = _cost(detector, split) if options.cost else None
+    cost = _cost(detector, split, images) if options.cost else None
     numbers = CocoNumbers(result.metrics, result.metrics_defects, result.per_class)
     analysis = analyse(truth, result.detections, split, options, cost=cost, facts=facts, numbers=numbers)
     replaces = (folder / RESULTS_NAME).exists()
@@ -190,10 +191,11 @@ def _folder_for(wanted: Path, facts: Mapping[str, Any]) -> Path:
     return own
 
 
-def _cost(detector: Detector, split: SplitName) -> Cost:
+def _cost(detector: Detector, split: SplitName, images: CocoSplit) -> Cost:
+    counts = [len(windows((image.width, image.height), detector.config.tiles)) for image in images.images]
     loader = loaders(detector.config)["val_dataloader" if split == "train" else f"{split}_dataloader"]
     log.info("measuring the cost of the model (--no-cost skips this)")
-    return measure_cost(detector, eval_batch=loader.images_per_batch())
+    return measure_cost(detector, eval_batch=loader.images_per_batch(), passes=round(np.mean(counts or [1])))
 
 
 def _write_decision(

@@ -102,6 +102,8 @@ def _evaluated(
         tried = [one for one in section.get("tried") or () if isinstance(one, dict)]
         by_iou = {one.get("iou"): one["thresholds"] for one in tried if isinstance(one.get("thresholds"), dict)}
         wanted = section.get("iou") if nms == "auto" else nms
+        if nms == "auto" and wanted not in by_iou:
+            log.warning("%s: does not say which repeats to suppress; evaluate_deimv2.py measures it", path)
         if wanted is None or (nms == "auto" and wanted not in by_iou):
             return None, results["thresholds"], path
         if wanted in by_iou:

@@ -276,6 +276,8 @@ class MatcherConfig(Section):
 
     def rules(self) -> Iterator[str]:
         yield from _missing_terms(self.weight_dict, CostName)
+        if self.repeat_in_last and self.repeat_targets == 1:
+            yield "repeat_in_last: has no effect without repeat_targets above 1"
 
 
 class CriterionConfig(Section):

@@ -197,14 +197,18 @@ def test_cautions_and_a_column_without_normal(tmp_path: Path, no_plots: None) ->
     truth = make_truth(classes=WITH_NORMAL)
     folders = [
         write_run(tmp_path / "a", truth=truth, config=CONFIG),
-        write_run(tmp_path / "b", truth=truth, config=CONFIG, cost=make_cost(device="NVIDIA H100")),
+        write_run(tmp_path / "b", truth=truth, config=CONFIG, cost=make_cost(device="NVIDIA H100", passes=16)),
         write_run(tmp_path / "c", truth=truth, seed=1, config={**CONFIG, "epoches": 5}),
     ]
     arguments = ("--samples", "100", "--output-dir", "out")
     notes = run_here(*folders, *arguments, cwd=tmp_path).out
     assert "measured under different conditions" in notes and "NVIDIA H100" in notes
     assert "kept apart because their seeds are not different" in notes and "AP without NORMAL" in notes
-    for model, folder in zip(read(tmp_path / "out")["models"], folders, strict=True):
+    models = read(tmp_path / "out")["models"]
+    whole, tiles = (models[place]["cost"] for place in (0, 1))
+    for key, factor in (("latency_ms", 16), ("gflops", 16), ("images_per_s", 1 / 16), ("parameters", 1)):
+        assert tiles[key] == pytest.approx(factor * whole[key]), "per image, which takes 16 passes in tiles"
+    for model, folder in zip(models, folders, strict=True):
         stated = json.loads((folder / "results.json").read_text(encoding="utf-8"))["metrics_defects"]["AP"]
         assert model["metrics"]["AP_defects"]["value"] == pytest.approx(stated)
     notes = run_here(*folders, "--labels", "x", "y", "x", *arguments, cwd=tmp_path).out

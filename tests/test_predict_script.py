@@ -271,11 +271,15 @@ def test_thresholds_and_suppression_belong_together(
     "suppression",
     ["0.6", {}, {"iou": 0.6}, {"iou": 0.6, "tried": None}, {"iou": 0.6, "tried": [1, {"iou": 0.6}, {"thresholds": 2}]}],
 )
-def test_a_damaged_suppression_is_passed_over(run: Detector, suppression: object) -> None:
+def test_a_damaged_suppression_is_passed_over(
+    run: Detector, suppression: object, caplog: pytest.LogCaptureFixture
+) -> None:
     judged(run.path.parent / "eval_val_best", None, suppression=suppression)
     for nms, expected in (("auto", ([0.2, 0.2], None)), (0.6, ([0.5, 0.5], 0.6))):
         chosen = choose_thresholds(run, None, (), nms)  # type: ignore[arg-type]
         assert (chosen.scores.tolist(), chosen.nms_iou) == expected
+        assert ("does not say which repeats to suppress" in caplog.text) == (nms == "auto")
+        caplog.clear()
 
 
 def test_thresholds_come_from_the_evaluation_beside(run: Detector, caplog: pytest.LogCaptureFixture) -> None:

@@ -216,6 +216,13 @@ def test_repeats_are_counted_and_what_suppression_gives_is_shown() -> None:
     assert chosen == rows[best][0].text, "what prediction takes"
 
 
+def test_an_image_in_tiles_takes_several_passes() -> None:
+    plain = make_analysis()
+    _, passes, *others = table(changed(plain, cost={"passes": 16}), "Cost")
+    assert passes[0].text.startswith("Passes of the network an image") and passes[1].text == "16"
+    assert others == table(plain, "Cost")[1:]
+
+
 def test_confusions_are_listed_most_frequent_first() -> None:
     counts = {"counts": [[9, 4, 1], [0, 9, 3], [2, 0, 0]]}
     _, *rows = table(changed(make_analysis(["a", "b"]), confusion=counts), "Most frequent confusions")

@@ -41,6 +41,13 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"DEIMCriterion__reg_max": 16}, "DEIMCriterion.reg_max: 16 must equal DEIMTransformer.reg_max 32"),
     ({"DEIMCriterion__losses": ["mal", "boxes"]}, "DEIMCriterion.losses: ['mal', 'boxes'] must be [mal, boxes, local]"),
     ({"DEIMCriterion__weight_dict": {"loss_mal": 1}}, "DEIMCriterion.weight_dict: missing loss_bbox, loss_ddf"),
+    ({"DEIMTransformer__ordered_last": True, "DEIMTransformer__num_layers": 1}, "ordered_last: needs num_layers of at"),
+    ({"DEIMTransformer__ordered_last": True, "DEIMTransformer__eval_idx": 1}, "ordered_last: needs num_layers of at"),
+    (
+        {"DEIMCriterion__matcher__repeat_targets": 4, "DEIMCriterion__use_uni_set": False},
+        "DEIMCriterion.matcher.repeat_targets: above 1 needs use_uni_set: True",
+    ),
+    ({"DEIMCriterion__matcher__repeat_in_last": True}, "repeat_in_last: has no effect without repeat_targets above 1"),
     ({"DEIMCriterion__matcher__weight_dict": {}}, "matcher.weight_dict: missing cost_bbox, cost_class, cost_giou"),
 ]
 
