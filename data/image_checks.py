@@ -8,13 +8,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import maximum_filter, minimum_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -29,14 +30,19 @@ from data.types import IntArray, PixelArray
 _HASH_SIDE = 16
 _HASH_BITS = _HASH_SIDE * _HASH_SIDE
 NEAR_DUPLICATE_BITS = 22
-"""Two images look alike when their difference hashes differ in at most so many of 256 bits. On NEU-DET
-recompression (JPEG quality 60) changes 3 bits, resizing 1, brightness 2 (medians), a shift by 1 % about 23; the
-most alike among 360 x 1440 different images differ in 24, the next in 39."""
-_UNDECIDED = 0.3
-"""Neighbours that differ by less than this share of the standard deviation have no bit: chance or rounding would
-decide it, and so it would be the same in all images that are blank but for a small thing."""
+"""Two images look alike when their difference hashes differ in at most so many of 256 bits, and nothing stands out of
+one of them alone. On NEU-DET recompression (JPEG quality 60) changes 3 bits, resizing 2, brightness 1 (medians), a
+shift by 1 % about 21; of 360 x 1440 images two that overlap differ in 22, the most alike of other scenes in 25, 43."""
+_UNDECIDED, _ROUNDING_LEVELS = 0.3, 0.3
+"""Neighbours that differ by less than this share of the standard deviation, or by fewer grey levels, have no bit:
+chance or rounding would decide it, and so it would be the same in all images that are blank but for a small thing."""
 _FLAT_LEVELS = 0.5
 """Standard deviation of the detail, in grey levels, below which an image has nothing to compare."""
+_SEEN_LEVELS, _SEEN_TEXTURES, _SEEN_SHARE = 6.0, 3.0, 1 / 3
+"""What is in one image only makes two images different if it stands out by so many grey levels, by so many times the
+range of 3 x 3 neighbours (median), and by this share of the strongest detail. So parts photographed in one light, or in
+one holder, are told apart by what is on them; on NEU-DET none of 150 recompressed, resized or brighter copies is."""
+_SIDE, _SEEN_SIDE = 64, 32
 _ORDINARY_MODES = ("RGB", "L", "1")
 _REMARKS = {
     "16-bit grey": ("16-bit grey images", "Nothing to do: they are divided by 257"),
@@ -54,6 +60,27 @@ _REMARKS = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What two images are compared by."""
+
+    bits: npt.NDArray[np.float32]
+    """[256] difference hash, see `_look`."""
+    detail: npt.NDArray[np.float16]
+    """[32, 32] grey levels without the light."""
+
+    @cached_property
+    def seen(self) -> tuple[npt.NDArray[np.float32], float]:
+        """[3, 1024] the detail, and the highest and lowest of each pixel's neighbours, in standard deviations; and by
+        how much something must stand out of them."""
+        deviation = float(self.detail.std(dtype=np.float32))
+        detail = self.detail.astype(np.float32) / deviation
+        highest, lowest = maximum_filter(detail, 3), minimum_filter(detail, 3)
+        texture, strongest = float(np.median(highest - lowest)), float(np.abs(detail).max())
+        least = max(_SEEN_LEVELS / deviation, _SEEN_TEXTURES * texture, _SEEN_SHARE * strongest)
+        return np.stack([detail, highest, lowest]).reshape(3, -1), least
+
+
 @dataclass(frozen=True)
 class _Inspection:
     """What one image file holds."""
@@ -61,8 +88,8 @@ class _Inspection:
     error: str = ""
     facts: ImageFacts | None = None
     pixel_hash: bytes = b""
-    look: npt.NDArray[np.float32] | None = None
-    """[256] difference hash, as `_difference_hash` gives it; None for a flat image."""
+    look: _Look | None = None
+    """None for a flat image."""
     transparent: bool = False
 
 
@@ -122,27 +149,41 @@ def _inspect(path: Path, *, pixels: bool) -> _Inspection:
     return _Inspection(
         facts=facts,
         pixel_hash=hashlib.blake2b(f"{width}x{height}".encode() + image.tobytes(), digest_size=16).digest(),
-        look=_difference_hash(image),
+        look=_look(image),
         transparent=facts.may_have_alpha and _is_transparent(path),
     )
 
 
-def _difference_hash(pixels: PixelArray) -> npt.NDArray[np.float32] | None:
+def _look(pixels: PixelArray) -> _Look | None:
     """Which neighbours on a 16 x 17 grid get brighter from left to right (dHash, N. Krawetz 2013): 1, else -1.
 
-    0 where they hardly differ; the length of the whole is 1. Uneven light is taken away first: on smooth surfaces it
-    would decide all bits.
+    0 where they hardly differ; the length of the whole is 1. Uneven light is taken away first, a cubic surface and what
+    is left of lamps: on smooth surfaces it would decide all bits.
     """
-    grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (64, 64), interpolation=cv2.INTER_AREA)
-    detail = grey.astype(np.float32)
+    # Not in whole grey levels, which would be steps in smooth light.
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    detail = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+    detail -= (_SURFACES @ (_SURFACES.T @ detail.ravel())).reshape(detail.shape)
     detail -= cv2.GaussianBlur(detail, (0, 0), 8)
     if float(detail.std()) < _FLAT_LEVELS:
         return None
     small = cv2.resize(detail, (_HASH_SIDE + 1, _HASH_SIDE), interpolation=cv2.INTER_AREA)
     steps = np.diff(small, axis=1).ravel()
-    signs = np.sign(steps) * (np.abs(steps) > _UNDECIDED * steps.std())
-    bits: npt.NDArray[np.float32] = signs / np.linalg.norm(signs)
-    return bits
+    signs = np.sign(steps) * (np.abs(steps) > max(_UNDECIDED * steps.std(), _ROUNDING_LEVELS))
+    seen = cv2.resize(detail, (_SEEN_SIDE, _SEEN_SIDE), interpolation=cv2.INTER_AREA).astype(np.float16)
+    if not signs.any() or not seen.any():
+        return None
+    return _Look((signs / np.linalg.norm(signs)).astype(np.float32), seen)
+
+
+def _cubic_surfaces() -> npt.NDArray[np.float32]:
+    """[64 x 64, 10] an orthonormal basis of the polynomials up to degree 3."""
+    y, x = np.mgrid[-1 : 1 : _SIDE * 1j, -1 : 1 : _SIDE * 1j]
+    terms = [(x**i * y**j).ravel() for i in range(4) for j in range(4 - i)]
+    return np.linalg.qr(np.stack(terms, axis=1))[0].astype(np.float32)
+
+
+_SURFACES = _cubic_surfaces()
 
 
 def _is_transparent(path: Path) -> bool:
@@ -246,16 +287,31 @@ def _near_duplicates(splits: Sequence[CocoSplit], inspections: Sequence[Sequence
 
 
 def _pairs_alike(a: Sequence[_Inspection], b: Sequence[_Inspection]) -> Iterator[tuple[int, int, int]]:
-    """Yield index in a, index in b and number of differing bits of all pairs within `NEAR_DUPLICATE_BITS`."""
-    (index_a, looks_a), (index_b, looks_b) = _looks(a), _looks(b)
+    """Yield index in a, index in b and number of differing bits of all pairs within `NEAR_DUPLICATE_BITS` that show the
+    same."""
+    (index_a, looks_a, bits_a), (index_b, looks_b, bits_b) = _looks(a), _looks(b)
     for start in range(0, len(index_a), 256):
         # If all 256 are decided, 256 x dot product is those that are equal less those that differ.
-        differing = _HASH_BITS * (1 - looks_a[start : start + 256] @ looks_b.T) / 2
-        for row, column in np.argwhere(differing <= NEAR_DUPLICATE_BITS).tolist():
-            yield index_a[start + row], index_b[column], round(float(differing[row, column]))
+        differing = _HASH_BITS * (1 - bits_a[start : start + 256] @ bits_b.T) / 2
+        for row in np.flatnonzero((differing <= NEAR_DUPLICATE_BITS).any(axis=1)).tolist():
+            columns = np.flatnonzero(differing[row] <= NEAR_DUPLICATE_BITS)
+            same = _show_the_same(looks_a[start + row], [looks_b[column] for column in columns])
+            for column in columns[same].tolist():
+                yield index_a[start + row], index_b[column], round(float(differing[row, column]))
 
 
-def _looks(inspections: Sequence[_Inspection]) -> tuple[list[int], npt.NDArray[np.float32]]:
-    """Return the indices of images that are not flat, and their hashes, [images, 256]."""
+def _show_the_same(one: _Look, others: Sequence[_Look]) -> npt.NDArray[np.bool_]:
+    """Tell of each of the others whether nothing stands out that only one of the two shows."""
+    (detail, highest, lowest), least = one.seen
+    seen, leasts = zip(*(other.seen for other in others), strict=True)
+    details, highests, lowests = np.stack(seen, axis=1)
+    outside = (details - highest, lowest - details, detail - highests, lowests - detail)
+    shown: npt.NDArray[np.bool_] = np.max([part.max(axis=1) for part in outside], axis=0) <= np.maximum(leasts, least)
+    return shown
+
+
+def _looks(inspections: Sequence[_Inspection]) -> tuple[list[int], list[_Look], npt.NDArray[np.float32]]:
+    """Return the indices of images that are not flat, their looks, and the bits of these, [images, 256]."""
     looks = {index: one.look for index, one in enumerate(inspections) if one.look is not None}
-    return list(looks), np.array([*looks.values()], dtype=np.float32).reshape(-1, _HASH_BITS)
+    bits = np.array([look.bits for look in looks.values()], dtype=np.float32).reshape(-1, _HASH_BITS)
+    return list(looks), list(looks.values()), bits

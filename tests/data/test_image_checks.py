@@ -3,6 +3,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data.coco import CocoSplit, check_annotations, check_overlap, read_split
-from data.image_checks import _difference_hash, _Inspection, _pairs_alike, check_images
+from data.image_checks import _Inspection, _look, _pairs_alike, check_images
 from data.problems import Problem, errors_of, warnings_of
 from data.types import PixelArray
 from tests.support.coco_files import CocoFiles
@@ -151,39 +152,63 @@ def test_near_duplicates_across_splits(look: str, tmp_path: Path) -> None:
 
 @pytest.mark.real_data
 @pytest.mark.skipif("NEU_DET_ROOT" not in os.environ, reason="NEU_DET_ROOT is not set")
-def test_neu_det_has_no_errors_and_one_known_copy() -> None:
+def test_neu_det_has_no_errors_and_two_known_copies() -> None:
     root = Path(os.environ["NEU_DET_ROOT"])
     train, problems = read_split("train", root / "annotations/instances_train.json", root / "images/train")
     val, more = read_split("val", root / "annotations/instances_val.json", root / "images/val", classes=train.classes)
     assert problems + more + check_annotations(train) + check_annotations(val) + check_overlap([train, val]) == []
-    (problem,) = check_images([train, val])
-    assert problem.severity == "warning"
-    assert "patches_105.jpg): has the same pixels as patches_101.jpg" in str(problem)
+    copy, crop = check_images([train, val])
+    assert copy.severity == crop.severity == "warning"
+    assert "patches_105.jpg): has the same pixels as patches_101.jpg" in str(copy)
+    assert "pitted_surface_292.jpg) of split val: looks like pitted_surface_171.jpg of split train (22 of" in str(crop)
     assert (len(train), len(val), len(train.labels) + len(val.labels)) == (1440, 360, 4186)
 
 
-def _blank(scratch: int | None, *, shift_px: int = 0, gain: float = 1.0, noise: float = 0.0) -> PixelArray:
+ROWS, COLUMNS = np.mgrid[0:256, 0:256]
+LIGHTS: dict[str, Any] = {
+    "even": 128.0,
+    "from a side": 60 + 60 * COLUMNS / 256 + 60 * ROWS / 256,
+    "dark corners": 200 - 120 * ((COLUMNS - 128) ** 2 + (ROWS - 128) ** 2) / 2 / 128**2,
+    "a lamp": 60 + 140 * np.exp(-((COLUMNS - 90) ** 2 + (ROWS - 110) ** 2) / 2 / 50**2),
+    "in a holder": np.where((np.minimum(ROWS, COLUMNS) < 16) | (np.maximum(ROWS, COLUMNS) > 240), 20.0, 128.0),
+    "stripes": 128 + 40 * np.sign(np.sin(ROWS / 9)),
+}
+
+
+def _blank(
+    scratch: int | None, *, light: str = "even", shift_px: int = 0, gain: float = 1.0, noise: float = 0.0
+) -> PixelArray:
     """A grey sheet, with a scratch that depends on its number, noise of its own."""
-    grey = np.full((256, 256), 128, np.float32)
+    grey = np.full((256, 256), LIGHTS[light], np.float32)
     if scratch is not None:
         (x, y), (dx, dy) = np.random.default_rng(scratch).integers(((60, 60), (-50, -50)), ((196, 196), (50, 50)))
-        cv2.line(grey, (int(x), int(y)), (int(x + dx), int(y + dy)), 60, 3)
+        cv2.line(grey, (int(x), int(y)), (int(x + dx), int(y + dy)), 20, 3)
     grey = np.roll(grey, shift_px, axis=1) * gain
     grey += noise * np.random.default_rng([scratch or 0, shift_px]).normal(size=grey.shape)
     return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "alike"),
-    [
-        (_blank(None, noise=3), _blank(None, noise=3, shift_px=1), False),
-        *((_blank(i), _blank(i + 1), False) for i in range(0, 20, 2)),
-        *((_blank(i, noise=2), _blank(i + 1, noise=2), False) for i in range(0, 20, 2)),
-        *((_blank(i), _blank(i, gain=0.9), True) for i in range(3)),
-        *((_blank(i), _blank(i, shift_px=1), True) for i in range(3)),
-        *((_blank(i), _blank(i, noise=0.5), True) for i in range(2)),  # shorter scratches drown in noise
-    ],
-)
-def test_nearly_blank_images_are_alike_by_what_is_on_them(one: PixelArray, other: PixelArray, alike: bool) -> None:
-    looks = [_Inspection(look=_difference_hash(pixels)) for pixels in (one, other)]
-    assert bool([*_pairs_alike(looks[:1], looks[1:])]) is alike
+def _are_alike(one: dict[str, Any], other: dict[str, Any], light: str) -> bool:
+    looks = [_Inspection(look=_look(_blank(light=light, **image))) for image in (one, other)]
+    return bool([*_pairs_alike(looks[:1], looks[1:])])
+
+
+@pytest.mark.parametrize("light", LIGHTS)
+def test_nearly_blank_images_are_alike_by_what_is_on_them(light: str) -> None:
+    others = [
+        ({"scratch": i, "noise": noise}, {"scratch": i + 1, "noise": noise}) for i in range(20) for noise in (0, 2)
+    ]
+    assert not [pair for pair in others if _are_alike(*pair, light)]
+    copies = [
+        ({"scratch": i}, {"scratch": i, **change}) for i in range(3) for change in ({"gain": 0.9}, {"noise": 0.5})
+    ]
+    assert not [pair for pair in copies[:5] if not _are_alike(*pair, light)], "shorter scratches drown in noise"
+
+
+@pytest.mark.parametrize("light", ["even", "from a side", "dark corners"])
+def test_nothing_but_noise_is_not_alike(light: str) -> None:
+    assert not _are_alike({"scratch": None, "noise": 3}, {"scratch": None, "noise": 3, "shift_px": 1}, light)
+
+
+def test_a_copy_that_is_shifted_a_little_is_alike() -> None:
+    assert all(_are_alike({"scratch": i}, {"scratch": i, "shift_px": 1}, "even") for i in range(3))
