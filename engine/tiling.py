@@ -57,11 +57,13 @@ def merge_tiles(parts: Sequence[Detections], tiles: Sequence[Window], size_wh: t
             for row in others:
                 objects[row] = ours
     groups = [list(rows) for rows in sorted({tuple(sorted(rows)) for rows in objects})]
-    boxes = np.array([_box(found.boxes_xyxy[rows], np.array(tiles)[tile_of[rows]]) for rows in groups]).reshape(-1, 4)
-    best = np.array([rows[0] for rows in groups], dtype=np.int64)
-    merged = replace(found.rows(best), boxes_xyxy=boxes)
+    merged = found.rows(np.array([rows[0] for rows in groups], dtype=np.int64))
+    windows = np.array(tiles)
+    for place, rows in enumerate(groups):
+        if len(rows) > 1:
+            merged.boxes_xyxy[place] = _box(found.boxes_xyxy[rows], windows[tile_of[rows]])
     fragments = np.array([cut[rows].all() for rows in groups], dtype=bool)
-    return _without_leftovers(merged, fragments, [{*tile_of[rows].tolist()} for rows in groups])
+    return _without_leftovers(merged, fragments, [{*tile_of[rows].tolist()} for rows in groups], size_wh)
 
 
 def _in_the_image(found: Detections, seen_in: IntArray, size_wh: tuple[int, int]) -> tuple[Detections, BoolArray]:
@@ -78,12 +80,12 @@ def _in_the_image(found: Detections, seen_in: IntArray, size_wh: tuple[int, int]
 def _pairs(found: Detections, cut: BoolArray, tile_of: IntArray, tiles: Sequence[Window]) -> list[tuple[int, int]]:
     """Detections of different tiles that are one object, the surest first."""
     pairs: list[tuple[float, int, int]] = []
-    seen = np.array(tiles)[used := np.unique(tile_of)]
-    low, high = np.maximum(seen[:, None, :2], seen[:, :2]), np.minimum(seen[:, None, 2:], seen[:, 2:])
-    shared = np.concatenate([low, high], axis=-1)
-    for a, b in np.argwhere(np.triu((low < high).all(axis=-1), k=1)):
-        rows_a, rows_b = (np.flatnonzero(tile_of == used[one]) for one in (a, b))
-        pairs += _pairs_within(found, cut, rows_a, rows_b, shared[a, b])
+    used, counts = np.unique(tile_of, return_counts=True)
+    rows, seen = np.split(np.argsort(tile_of, kind="stable"), counts.cumsum()[:-1]), np.array(tiles)[used]
+    for a, tile in enumerate(seen):
+        shared = np.concatenate([np.maximum(tile[:2], seen[:, :2]), np.minimum(tile[2:], seen[:, 2:])], axis=1)
+        for b in np.flatnonzero((shared[a + 1 :, :2] < shared[a + 1 :, 2:]).all(axis=1)) + a + 1:
+            pairs += _pairs_within(found, cut, rows[a], rows[b], shared[b])
     return [(i, j) for _, i, j in sorted(pairs)]
 
 
@@ -125,15 +127,23 @@ def _box(boxes: FloatArray, seen_in: IntArray) -> FloatArray:
     return best
 
 
-def _without_leftovers(objects: Detections, fragments: BoolArray, tiles: Sequence[set[int]]) -> Detections:
+def _without_leftovers(
+    objects: Detections, fragments: BoolArray, tiles: Sequence[set[int]], size_wh: tuple[int, int]
+) -> Detections:
     """Drop, class by class, repeats that found no partner left to join: non-maximum suppression between tiles.
 
     Objects of one tile are not compared, since the network told them apart, unless a border cut one of them.
     """
-    kept = np.zeros(len(objects), dtype=bool)
-    for row in range(len(objects)):
-        rivals = np.flatnonzero(kept & (objects.labels == objects.labels[row]))
-        iou, ios = _overlaps(objects.boxes_xyxy[row], objects.boxes_xyxy[rivals])
-        repeated = any(not tiles[row] & tiles[rival] for rival in rivals[iou >= SAME_IOU].tolist())
-        kept[row] = not repeated and not (fragments[row] and (ios >= SAME_IOS).any())
+    kept, boxes, axis = np.zeros(len(objects), dtype=bool), objects.boxes_xyxy, int(size_wh[1] > size_wh[0])
+    for label in np.unique(objects.labels):
+        own = np.flatnonzero(objects.labels == label)
+        by_start = own[boxes[own, axis].argsort()]
+        starts, longest = boxes[by_start, axis], (boxes[own, axis + 2] - boxes[own, axis]).max()
+        for row in own.tolist():
+            # Only those nearby, that reach it along the image's longer side: there may be 100,000 of them.
+            near = slice(*np.searchsorted(starts, [boxes[row, axis] - longest, boxes[row, axis + 2]]))
+            rivals = by_start[near][kept[by_start[near]]]
+            iou, ios = _overlaps(boxes[row], boxes[rivals])
+            repeated = any(not tiles[row] & tiles[rival] for rival in rivals[iou >= SAME_IOU].tolist())
+            kept[row] = not repeated and not (fragments[row] and (ios >= SAME_IOS).any())
     return objects.rows(kept)

@@ -1,6 +1,7 @@
 """Tiles and their merging, with a detector that knows the truth."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.config import TilesConfig
+from data.tiles import windows
 from data.types import PixelArray, Window
 from deploy.pipeline import make_frame, predict_frames
 from engine.tiling import merge_tiles
@@ -125,6 +127,24 @@ def test_repeats_within_a_tile_are_the_networks_own() -> None:
     twice = Detections(np.array([[10.0, 10, 50, 50], [12, 10, 50, 50]]), np.array([0.9, 0.8]), np.array([0, 0]))
     assert len(merge_tiles([twice, Detections.empty()], tiles, (180, 100))) == 2
     assert len(merge_tiles([Detections.empty(), Detections.empty()], tiles, (180, 100))) == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_tall_image_is_a_wide_one_on_its_side(seed: int) -> None:
+    """Of any detections, junk too: those nearby are sought along the longer side."""
+    rng = np.random.default_rng(seed)
+    size_wh = (int(rng.integers(50, 800)), int(rng.integers(50, 800)))
+    cut = windows(size_wh, TilesConfig(size=120, overlap=0.3))
+    parts = []
+    for tile in cut:
+        low, side = rng.uniform(0, 110, (30, 2)), rng.uniform(3, 90, (30, 2))
+        boxes = np.concatenate([low, low + side], axis=1).clip(0, np.tile(tile.size_wh, 2))
+        parts.append(Detections(boxes, np.sort(rng.random(30))[::-1], rng.integers(0, 2, 30)))
+    on_its_side = [replace(part, boxes_xyxy=part.boxes_xyxy[:, [1, 0, 3, 2]]) for part in parts]
+    turned = [Window(tile.top, tile.left, tile.bottom, tile.right) for tile in cut]
+    found, other = merge_tiles(parts, cut, size_wh), merge_tiles(on_its_side, turned, size_wh[::-1])
+    np.testing.assert_array_equal(other.boxes_xyxy[:, [1, 0, 3, 2]], found.boxes_xyxy)
+    np.testing.assert_array_equal(other.scores, found.scores)
 
 
 def test_repeats_go_where_asked_for() -> None:
