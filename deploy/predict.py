@@ -54,7 +54,8 @@ class PredictOptions(Options):
     )
     """None: as in training, else 0.2."""
     nms: Nms = "auto"
-    batch_size: int = Field(8, ge=1, description="1 or more")
+    batch_size: int | None = Field(None, ge=1, description="1 or more")
+    """Images or tiles at once; None: `Detector.usual_batch`."""
     use_amp: bool = False
     compile: bool = False
     lang: Language = "en"
@@ -253,6 +254,7 @@ def _images_to_read(
 
 def _predict_images(sources: Sources, prediction: Prediction) -> None:
     detector, options, judge = prediction.detector, prediction.options, prediction.judge
+    batch_size = options.batch_size or detector.usual_batch
     bar: tqdm[None] = progress_bar(
         None, "predict", total=len(sources.images), show=options.progress and bool(sources.images)
     )
@@ -266,7 +268,7 @@ def _predict_images(sources: Sources, prediction: Prediction) -> None:
     thresholds, nms_iou = prediction.thresholds.scores, prediction.thresholds.nms_iou
     least = thresholds if judge is None else np.zeros_like(thresholds)  # a judge compares the scores of all images
     with bar, ImageWriter(prediction.folder, options.save, detector.classes, options.lang, _info(prediction)) as writer:
-        for frame, everything in predict_frames(frames, detector, least, options.batch_size, nms_iou):
+        for frame, everything in predict_frames(frames, detector, least, batch_size, nms_iou):
             found = everything.above(thresholds)
             writer.add(frame.key, frame.pixels, found, None if judge is None else judge(everything, frame.pixels))
             prediction.count(found, frame.size_wh, frame.key.name)
@@ -277,7 +279,7 @@ def _predict_images(sources: Sources, prediction: Prediction) -> None:
 def _predict_video(source: VideoSource, prediction: Prediction) -> None:
     """Write the annotated video, same size and rate, and its table, frame by frame."""
     detector, options, stem = prediction.detector, prediction.options, prediction.folder / "videos" / source.stem
-    batch_size = 1 if source.is_live else options.batch_size
+    batch_size = 1 if source.is_live else options.batch_size or detector.usual_batch
     try:
         recording = Recording(source.source, source.name, options.max_frames)
         frames = (make_frame(number, pixels, detector) for number, pixels in enumerate(recording.frames()))

@@ -59,7 +59,8 @@ class SuggestOptions(Options):
     """Of the random order."""
     score: float | None = Field(None, ge=0, le=1, description="0 to 1")
     score_per_class: tuple[str, ...] = ()
-    batch_size: int = Field(8, ge=1, description="1 or more")
+    batch_size: int | None = Field(None, ge=1, description="1 or more")
+    """Images or tiles at once; None: `Detector.usual_batch`."""
     recursive: bool = False
     lang: Language = "en"
     progress: bool = True
@@ -164,7 +165,7 @@ def look(detector: Detector, options: SuggestOptions, folder: Path, least: Float
 
     images = ((source, partial(decode_image, source.path)) for source in sources.images)
     frames = read_frames(images, detector, lambda error: failures.append(printable(str(error))))
-    detected = predict_frames(frames, detector, least, options.batch_size, _SAME_OBJECT_IOU)
+    detected = predict_frames(frames, detector, least, options.batch_size or detector.usual_batch, _SAME_OBJECT_IOU)
     bar = progress_bar(detected, "look", total=len(sources.images), show=options.progress)
     found: list[tuple[ImageSource, tuple[int, int], Detections]] = []
     tiles: list[int] = []

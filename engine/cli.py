@@ -139,7 +139,7 @@ def add_detection_arguments(add: Callable[..., object], what: str) -> None:
     default = "(default: best F1 per class of the evaluation, else 0.5)"
     add("--score", type=float, metavar="S", help=f"least score {default}")
     add("--score-per-class", nargs="+", action="extend", default=[], metavar="NAME=S", help="least score of a class")
-    add("--batch-size", type=int, default=8, metavar="N", help=f"{what} at once (default: 8)")
+    add("--batch-size", type=int, metavar="N", help=f"{what} at once (default: 8, on a CPU 4)")
     add("--recursive", action="store_true", help="look into the folders' folders too")
 
 
