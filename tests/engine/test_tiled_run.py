@@ -45,8 +45,12 @@ def test_resumed_bit_for_bit_and_never_with_other_tiles(trained: Path) -> None:
     run = trained / "run"
     train_here(trained / "tiny.yml", trained / "again", _TILES, resume=run / "middle.pth")
     assert_same_state(run / "last.pth", trained / "again" / "last.pth")
-    for other in ("tiles.overlap=0.5", "tiles=null"):
-        with pytest.raises(UserError, match=r"tiles: \{'size': 32.* -> "):
+    for other, said in (
+        ("tiles.overlap=0.5", "tiles.overlap: 0.2 -> 0.5"),
+        ("tiles.keep_empty=1", "tiles.keep_empty: 0.1 -> 1.0"),
+        ("tiles=null", "tiles: "),
+    ):
+        with pytest.raises(UserError, match=f"  - {said}"):
             train_here(trained / "tiny.yml", trained / "other", [*_TILES, other], resume=run / "middle.pth")
 
 
