@@ -5,6 +5,7 @@ Figures are plain `matplotlib.figure.Figure` objects on an Agg canvas: no pyplot
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -174,19 +175,16 @@ class BoxNames(Artist):
         boxes += np.array([-1, -1, 1, 1]) * margin
         sizes = [(one.width + 2 * margin, one.height) for one in extents]
         (left, bottom), (right, top) = axes.bbox.get_points()
-        placed = place_labels(boxes, sizes, (left, -top, right, -bottom))
-        for text, place in zip(self.texts, placed, strict=True):
-            text.set_visible(place is not None)
-            if place is not None and place.leader is not None:
-                x1, y1, x2, y2 = place.leader
-                rim = [withStroke(linewidth=1.6, foreground="white")]
-                line = Line2D([x1, x2], [-y1, -y2], linewidth=0.6, color=text.get_color(), path_effects=rim)
-                line.set_figure(axes.figure)
-                line.draw(renderer)
-        for text, place in zip(self.texts, placed, strict=True):
-            if place is not None:
-                text.set_position((place.xyxy[0] + margin, -place.xyxy[3]))
-                text.draw(renderer)
+        areas, lines = place_labels(boxes, sizes, (left, -top, right, -bottom))
+        for text, (x1, y1, x2, y2) in zip(self.texts, lines.tolist(), strict=True):
+            rim = [withStroke(linewidth=1.6, foreground="white")]
+            line = Line2D([x1, x2], [-y1, -y2], linewidth=0.6, color=text.get_color(), path_effects=rim)
+            line.set_figure(axes.figure)
+            line.draw(renderer)
+        for text, (x1, _, _, y2) in zip(self.texts, areas.tolist(), strict=True):
+            text.set_visible(math.isfinite(x1))
+            text.set_position((x1 + margin, -y2))
+            text.draw(renderer)
 
 
 def shaded_table(

@@ -314,4 +314,4 @@ def _drawn(
         if x < right and y < bottom and x + w > left and y + h > top
     ]
     corners = np.array([box for box, _ in shown])
-    return draw_boxes(panel, corners, [label for _, label in shown], names, min_side_px=1)
+    return draw_boxes(panel, corners, [label for _, label in shown], names, factor=1)

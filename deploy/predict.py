@@ -292,7 +292,7 @@ def _predict_video(source: VideoSource, prediction: Prediction) -> None:
             for frame, found in predict_frames(frames, detector, thresholds, batch_size, nms_iou):
                 inside = found.clipped(frame.size_wh)
                 if "images" in options.save:
-                    video.add(drawn(frame.pixels, inside, detector.classes, options.lang, min_side_px=1))
+                    video.add(drawn(frame.pixels, inside, detector.classes, options.lang, same_size=True))
                 if "csv" in options.save:
                     seconds = round(frame.key / recording.rate, 3)
                     table.add([[frame.key, seconds, *cells] for cells in table_cells(inside, detector.classes)])

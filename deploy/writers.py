@@ -175,11 +175,11 @@ class Table(AbstractContextManager["Table"]):
 
 
 def drawn(
-    pixels: PixelArray, found: Detections, classes: ClassMap, lang: Language, *, min_side_px: int = 320
+    pixels: PixelArray, found: Detections, classes: ClassMap, lang: Language, *, same_size: bool = False
 ) -> PixelArray:
     """Draw boxes, names and scores; smaller images are enlarged so that they can be read."""
     labels, scores = found.labels.tolist(), found.scores.tolist()
-    return draw_boxes(pixels, found.boxes_xyxy, labels, classes.names, scores, min_side_px=min_side_px, lang=lang)
+    return draw_boxes(pixels, found.boxes_xyxy, labels, classes.names, scores, same_size=same_size, lang=lang)
 
 
 def coco_annotations(found: Detections, classes: ClassMap, image_id: int, first_id: int) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from data.errors import printable
 from data.files import write_atomically
 from data.images import decode_image
 from data.types import FloatArray, PixelArray
-from engine.labels import place_labels
+from engine.labels import place_around, place_labels
 from engine.metrics import Prediction
 from models.boxes import cxcywh_to_xyxy
 from texts import Language, number, texts_of
@@ -44,6 +44,7 @@ CLASS_COLOURS = (
 )
 """Okabe and Ito's palette, told apart by colour-blind readers; class k has colour k modulo 7."""
 SHEET_IMAGES = 12
+_LEGIBLE_SIDE_PX = 320
 
 _MARGIN = 6
 _FONT_PX = 13
@@ -72,18 +73,20 @@ def draw_boxes(
     names: Sequence[str],
     scores: Sequence[float] | None = None,
     *,
-    min_side_px: int = 320,
+    same_size: bool = False,
     factor: float | None = None,
     lang: Language = "en",
 ) -> PixelArray:
     """Draw boxes with class names and, if given, scores. Boxes may reach outside; what is not finite is left out.
 
-    Images whose shorter side is below `min_side_px` are enlarged by a whole factor so that text stays legible; with
-    `factor` the image is that much larger already than what the boxes are of.
+    Images whose shorter side is below 320 pixels are enlarged by a whole factor so that text stays legible; with
+    `factor` the image is that much larger already than what the boxes are of. Where not all names fit, numbers stand
+    at the boxes, some around the image, and a key below; with `same_size` such names are left out instead.
     """
     if factor is None:
         # A thin strip must not become a huge one.
-        factor = max(min(math.ceil(min_side_px / min(image.shape[:2])), 2048 // max(image.shape[:2])), 1)
+        fitting = min(math.ceil(_LEGIBLE_SIDE_PX / min(image.shape[:2])), 2048 // max(image.shape[:2]))
+        factor = 1 if same_size else max(fitting, 1)
         image = _zoomed(image, factor)
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4) * factor
     canvas = Image.fromarray(image)
@@ -96,27 +99,59 @@ def draw_boxes(
         drawn.sort(key=lambda k: -scores[k])
     for k in reversed(drawn):  # the best score last, on top
         _draw_box(draw, canvas.size, boxes[k], colours[k], line)
-    texts = []
-    for k in drawn:
-        name = class_name(labels[k], names, lang)
-        texts.append(printable(name if scores is None else f"{name} {number(scores[k], 2, lang)}"))
-    sizes = [(math.ceil(draw.textlength(text, font=font)) + 6, font_px + 5) for text in texts]
-    outer = np.round(boxes[drawn]) + np.array([-1, -1, 1, 1]) * (line + 1)
-    placed = place_labels(outer, sizes, (0, 0, *canvas.size))
-    named = [(colours[k], text, place) for k, text, place in zip(drawn, texts, placed, strict=True) if place]
-    for colour, _, (_, leader) in named:
-        if leader is not None:
+    named = [(colours[k], printable(class_name(labels[k], names, lang))) for k in drawn]
+    values = ["" if scores is None else number(scores[k], 2, lang) for k in drawn]
+    tags = [(colour, f"{name} {value}".rstrip()) for (colour, name), value in zip(named, values, strict=True)]
+
+    def sizes() -> list[tuple[int, int]]:
+        return [(math.ceil(font.getlength(text)) + 6, font_px + 5) for _, text in tags]
+
+    outer, frame = np.round(boxes[drawn]) + np.array([-1, -1, 1, 1]) * (line + 1), (0.0, 0.0, *canvas.size)
+    areas, lines = place_labels(outer, sizes(), frame, strict=not same_size)
+    if not same_size and np.isnan(areas).any():
+        key = [*dict.fromkeys(named)]
+        codes = [f"{key.index(one) + 1}: {value}".rstrip(": ") for one, value in zip(named, values, strict=True)]
+        tags = [(colour, code) for (colour, _), code in zip(named, codes, strict=True)]
+        areas, lines = place_labels(outer, sizes(), frame, strict=True)
+        areas, lines = place_around(outer, np.max(sizes(), axis=0), frame, areas, lines)
+        canvas, shift, key_areas = _with_key(canvas, [name for _, name in key], areas, font)
+        draw = ImageDraw.Draw(canvas)
+        areas, lines = np.vstack([areas + shift, key_areas]), lines + shift
+        tags += [(colour, f"{k}") for k, (colour, _) in enumerate(key, start=1)]
+    for (colour, _), leader in zip(tags, lines.tolist(), strict=False):
+        if math.isfinite(leader[0]):
             # White where edges of boxes are black, and with a head: no edge that it crosses is taken for its end.
             (x, y), radius = leader[2:], line + 2
             draw.line(leader, fill=(255, 255, 255), width=line + 2)
             draw.line(leader, fill=colour, width=line)
-            head = (x - radius, y - radius, x + radius, y + radius)
-            draw.ellipse(head, fill=colour, outline=(255, 255, 255))
-    for colour, text, ((left, top, right, bottom), _) in named:
-        draw.rectangle((round(left), round(top), round(right) - 1, round(bottom) - 1), fill=colour)
-        bright = np.dot((0.299, 0.587, 0.114), colour) > 125
-        draw.text((round(left) + 3, round(top) + 1), text, font=font, fill=(0, 0, 0) if bright else (255, 255, 255))
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=(255, 255, 255))
+    for (colour, text), area in zip(tags, areas, strict=True):
+        if math.isfinite(area[0]):
+            left, top, right, bottom = np.round(area).astype(int).tolist()
+            draw.rectangle((left, top, right - 1, bottom - 1), fill=colour)
+            bright = np.dot((0.299, 0.587, 0.114), colour) > 125
+            draw.text((left + 3, top + 1), text, font=font, fill=(0, 0, 0) if bright else (255, 255, 255))
     return np.asarray(canvas)
+
+
+def _with_key(canvas: Any, texts: Sequence[str], areas: FloatArray, font: Any) -> tuple[Any, FloatArray, FloatArray]:
+    """Put white around an image where areas [N, 4] lie outside, and texts below, in columns.
+
+    Returns it with the shift of what lies in the image and the areas [K, 4] of the numbers before the texts.
+    """
+    low = np.floor(areas[:, :2].min(axis=0).clip(max=0)).astype(int)
+    width, height = (np.ceil(areas[:, 2:].max(axis=0).clip(min=canvas.size)).astype(int) - low).tolist()
+    row, tag = font.size + 7, math.ceil(font.getlength(f"{len(texts)}")) + 6
+    column = tag + math.ceil(max(font.getlength(text) for text in texts)) + row
+    columns = max(width // column, 1)
+    rows = math.ceil(len(texts) / columns)
+    sheet = Image.new("RGB", (max(width, column), height + rows * row + 4), (255, 255, 255))
+    sheet.paste(canvas, (-low).tolist())
+    draw = ImageDraw.Draw(sheet)
+    places = [(k // rows * column + 2, height + k % rows * row + 4) for k in range(len(texts))]
+    for (x, y), text in zip(places, texts, strict=True):
+        draw.text((x + tag + font.size // 3, y + 1), text, font=font, fill=(0, 0, 0))
+    return sheet, np.tile(-low, 2), np.array([(x, y, x + tag, y + row - 2) for x, y in places], np.float64)
 
 
 def _draw_box(draw: Any, size_wh: tuple[int, int], box: FloatArray, colour: tuple[int, int, int], line: int) -> None:
@@ -146,7 +181,7 @@ def _zoomed(image: PixelArray, factor: float) -> PixelArray:
 def grid(images: Sequence[PixelArray], columns: int | None = None) -> PixelArray:
     """Put images side by side on white, in thin frames, in rows; by default about as many rows as columns.
 
-    Images of different sizes are centred in cells of the largest width and height.
+    Images of different sizes stand at the top of cells of the largest width and height, so that a row has one head.
     """
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
     height, width = np.max([image.shape[:2] for image in images], axis=0).tolist()
@@ -154,7 +189,7 @@ def grid(images: Sequence[PixelArray], columns: int | None = None) -> PixelArray
     rows = math.ceil(len(images) / columns)
     sheet = np.full((rows * step_y + _MARGIN, columns * step_x + _MARGIN, 3), 255, np.uint8)
     for k, image in enumerate(images):
-        y = _MARGIN + (k // columns) * step_y + (height - image.shape[0]) // 2
+        y = _MARGIN + (k // columns) * step_y
         x = _MARGIN + (k % columns) * step_x + (width - image.shape[1]) // 2
         sheet[y - 1 : y + image.shape[0] + 1, x - 1 : x + image.shape[1] + 1] = _FRAME_GREY
         sheet[y : y + image.shape[0], x : x + image.shape[1]] = image

@@ -71,6 +71,25 @@ def test_the_label_stays_inside_at_the_top_right_corner() -> None:
     assert tuple(picture[70, 10]) == class_colour(0), "the best is drawn on top"
 
 
+def test_a_crowd_has_numbers_and_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, labels = [[190 + k, 190 + k, 220 + 2 * k, 240 - k] for k in range(20)], [k % 2 for k in range(20)]
+    scores = [0.9 - k / 100 for k in range(20)]
+    picture = draw_boxes(grey(), boxes, labels, NAMES, scores, lang="es")
+    assert picture.shape[0] > 400 and (picture[-1] == 255).all(), "the key is below"
+    assert np.count_nonzero((picture == 128).all(-1)) > 0.8 * 400 * 400, "the image is not covered"
+    assert draw_boxes(grey(), boxes, labels, NAMES, scores, same_size=True).shape == (400, 400, 3)
+    strip = draw_boxes(grey(3000, 40), [[5, 5, 30, 30]], [0], NAMES)
+    assert strip.shape[1] > 40, "room for the name, which is wider than the image"
+    written: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, **how: written.append(text))
+    draw_boxes(grey(), boxes, labels, NAMES, scores, lang="es")
+    codes = [f"{1 + k % 2}: 0,{90 - k}" for k in range(20)]
+    assert sorted(written) == sorted([*codes, "1", "2", *NAMES[:2]])
+    written.clear()
+    draw_boxes(grey(), boxes, labels, NAMES)
+    assert sorted(written) == sorted([*(f"{1 + k % 2}" for k in range(20)), "1", "2", *NAMES[:2]])
+
+
 def test_grid_of_different_sizes() -> None:
     sheet = grid([grey(10, 20), grey(30, 10), grey(30, 20)])
     assert sheet.shape == (2 * 36 + 6, 2 * 26 + 6, 3)
