@@ -78,7 +78,7 @@ BOOTSTRAP_SEED = 0
 _TABLES = ("modes", "differences", "classes", "similarity", "zero_shot")
 _FALSE_ALARM = 0.05
 
-Reason = Literal["reference", "control", "random_weights", "few_seeds", "no_reference", "no_boxes"]
+Reason = Literal["reference", "control", "random_weights", "few_seeds", "no_reference", "no_boxes", "floor"]
 
 
 class Task(NamedTuple):
@@ -202,16 +202,17 @@ def answer(tasks: Sequence[Task], texts: TextFacts | None, *, samples: int, marg
     for mode, own in rows.items():
         there = [name for name in references if name in rows and name != mode != references[0]]
         against = {reference: effects(mode, reference) for reference in there}
+        numbers = estimates([drawn[i] for i in own])
         judgement = judge(
             mode,
             {reference: of_metrics[judged] for reference, of_metrics in against.items()},
+            reached=numbers[0][judged].value,
             num_seeds=len(own),
             real=texts is not None and texts.embeddings.has_real_weights,
             control_head=control_head,
             references=references,
             margin=margin,
         )
-        numbers = estimates([drawn[i] for i in own])
         say = _say([tasks[i] for i in own])
         results.append(ModeResult(mode, [runs[i] for i in own], *numbers, against, judgement, say))
     confused = None
@@ -247,14 +248,16 @@ def judge(
     mode: str,
     against: Mapping[str, Effect],
     *,
+    reached: float | None,
     num_seeds: int,
     real: bool,
     control_head: str,
     references: Sequence[str] = REFERENCES,
     margin: float = MARGIN_AP,
 ) -> Judgement:
-    """Say what may be said of a mode, given its effects in the judged metric by reference; `real`: the text encoder has
-    learned weights. Only a mode of the controls' head differs from them by its texts alone.
+    """Say what may be said of a mode, given what it has `reached` in the judged metric and its effects there by
+    reference; `real`: the text encoder has learned weights. Only a mode of the controls' head differs from them by its
+    texts alone. Two that detect nothing are no larger apart than any margin, which is no answer.
     """
     first, second = references
     if mode not in TEXT_MODES:
@@ -271,6 +274,8 @@ def judge(
     control = against[second].interval if second in against and mode == control_head else None
     found, equivalence = verdict(interval), tost(against[first], margin)
     if found == "no_difference" and equivalence is not None and equivalence.p_value < _FALSE_ALARM:
+        if max(reached or 0.0, (reached or 0.0) - (against[first].value or 0.0)) < margin:
+            return Judgement(None, "floor")
         found = "equivalent"
     return Judgement(found, None, None if control is None else verdict(control), equivalence)
 
@@ -457,6 +462,7 @@ def sentences_of(answer: Answer, lang: Language) -> list[str]:
 
 def _sentence(result: ModeResult, answer: Answer, texts: Texts) -> str:
     judgement, against, (none, learned) = result.judgement, {}, answer.references
+    margin = format_number(answer.margin, 3, texts.language)
     for reference, effects in result.against.items():
         difference, _, interval = format_cell(difference_cell(effects[answer.judged]), texts.language).partition(" ")
         facts = {"mode": result.label, "metric": metric_name(answer.judged, texts), "reference": reference}
@@ -464,8 +470,8 @@ def _sentence(result: ModeResult, answer: Answer, texts: Texts) -> str:
     if judgement.reason == "control":
         return texts("control_sentence", **against[none]) if none in against else ""
     if judgement.verdict is None:
-        return "" if judgement.reason == "reference" else texts(f"sentence_{judgement.reason}", mode=result.label)
-    margin = format_number(answer.margin, 3, texts.language)
+        facts = {"mode": result.label, "metric": metric_name(answer.judged, texts), "reference": none, "margin": margin}
+        return "" if judgement.reason == "reference" else texts(f"sentence_{judgement.reason}", **facts)
     p = format_cell(p_value(judgement.equivalence and judgement.equivalence.p_value), texts.language)
     first = texts(f"sentence_{judgement.verdict}", **against[none], margin=margin, p_value=p)
     if judgement.texts is not None:

@@ -98,6 +98,9 @@ def test_numbers_are_those_of_the_runs(found: Answer, runs: Path) -> None:
     assert set(result.per_class) == {"scratch", "dent & hole"}
 
 
+SMALL = Effect(0.001, (0.001,) * 3, 0.0, None, Interval(-0.002, 0.004), 0.001, 8.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -105,11 +108,18 @@ def test_numbers_are_those_of_the_runs(found: Answer, runs: Path) -> None:
         ({"num_seeds": 2}, "few_seeds"),
         ({"against": {}}, "no_reference"),
         ({"against": {"none": Effect(None, (), None, None, None)}}, "no_boxes"),
+        ({"against": {"none": SMALL}, "reached": 0.004}, "floor"),
     ],
 )
 def test_no_verdict_without_grounds(found: Answer, changes: dict[str, Any], reason: str) -> None:
     good = Effect(0.1, (0.1,) * 3, 0.0, Interval(0.05, 0.15), Interval(0.05, 0.15))
-    arguments: dict[str, Any] = {"against": {"none": good}, "num_seeds": 3, "real": True, "control_head": "cosine"}
+    arguments: dict[str, Any] = {
+        "against": {"none": good},
+        "reached": 0.3,
+        "num_seeds": 3,
+        "real": True,
+        "control_head": "cosine",
+    }
     assert judge("cosine", **arguments).verdict == "helps"
     judged = judge("cosine", **{**arguments, **changes})
     assert judged.verdict is None and judged.reason == reason
@@ -154,7 +164,7 @@ def test_a_gain_is_of_the_texts_only_if_learned_lacks_it(
     found: Answer, low: float | None, texts: str | None, sentence: str
 ) -> None:
     against = {"none": effect_of(0.05)} | ({} if low is None else {"learned": effect_of(low)})
-    judged = judge("cosine", against, num_seeds=3, real=True, control_head="cosine")
+    judged = judge("cosine", against, reached=0.3, num_seeds=3, real=True, control_head="cosine")
     assert (judged.verdict, judged.texts) == ("helps", texts)
     result = dataclasses.replace(
         mode(found, "cosine"), judgement=judged, against={name: {"AP": one} for name, one in against.items()}
@@ -169,13 +179,11 @@ def effect_of(low: float) -> Effect:
 
 
 def test_a_small_difference_is_said_to_be_no_larger(found: Answer) -> None:
-    small = Effect(0.001, (0.001,) * 3, 0.0, None, Interval(-0.002, 0.004), 0.001, 8.0)
-    judged = judge("cosine", {"none": small}, num_seeds=3, real=True, control_head="cosine")
+    arguments: dict[str, Any] = {"num_seeds": 3, "real": True, "control_head": "cosine"}
+    judged = judge("cosine", {"none": SMALL}, reached=0.006, **arguments)
     assert judged.verdict == "equivalent" and judged.equivalence is not None
-    assert judge("cosine", {"none": small}, num_seeds=3, real=True, control_head="cosine", margin=0.002).verdict == (
-        "no_difference"
-    )
-    result = dataclasses.replace(mode(found, "cosine"), judgement=judged, against={"none": {"AP": small}})
+    assert judge("cosine", {"none": SMALL}, reached=0.3, margin=0.002, **arguments).verdict == "no_difference"
+    result = dataclasses.replace(mode(found, "cosine"), judgement=judged, against={"none": {"AP": SMALL}})
     changed = dataclasses.replace(found, modes=[result])
     (english,), (spanish,) = (sentences_of(changed, lang) for lang in ("en", "es"))
     assert english.startswith("cosine: a difference, if any, is smaller than 0.005: AP +0.001 [-0.002, +0.004] against")
